@@ -1,0 +1,1 @@
+"""gmemd: a daemon that owns guest memory and speaks QMP."""

@@ -1,0 +1,31 @@
+"""The one error that reaches a client, and the one place where OSError becomes it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+GENERIC_ERROR = "GenericError"
+COMMAND_NOT_FOUND = "CommandNotFound"
+DEVICE_NOT_FOUND = "DeviceNotFound"
+DEVICE_NOT_ACTIVE = "DeviceNotActive"
+KVM_MISSING_CAP = "KVMMissingCap"
+
+
+class QmpError(Exception):
+    """A refusal as the client sees it: {"error": {"class": error_class, "desc": desc}}."""
+
+    def __init__(self, desc: str, error_class: str = GENERIC_ERROR) -> None:
+        super().__init__(desc)
+        self.desc = desc
+        self.error_class = error_class
+
+
+@contextmanager
+def os_errors(doing: str) -> Iterator[None]:
+    """Turn an OSError of the enclosed system call into QmpError "DOING: STRERROR"."""
+    try:
+        yield
+    except OSError as exc:
+        raise QmpError(f"{doing}: {os.strerror(exc.errno or 0)}") from exc

@@ -1,0 +1,1 @@
+"""Every system call that makes or measures memory, and nothing else."""

@@ -1,0 +1,1 @@
+"""The protocol: bytes to requests and back; nothing here knows memory."""

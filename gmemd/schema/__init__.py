@@ -1,0 +1,1 @@
+"""What exists and what is allowed: QAPI is the source, everything else derives from it."""
