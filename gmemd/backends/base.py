@@ -1,0 +1,207 @@
+"""What all memory backends share: properties, their checks, NUMA policy, preallocation.
+
+Life of a backend, in QEMU's order (host_memory_backend_* and user_creatable_complete):
+  1. `check()`: each property on its own, in the fixed order of the setters.
+  2. `allocate(kernel)`: the type's own rules, then the memory itself: `fd` is set and belongs to the backend.
+  3. `finish(kernel)`: policy against host-nodes, binding.
+  4. `populate(kernel)`: preallocation; long, may run in a worker thread.
+Each step raises QmpError in QEMU's words; `close()` then gives everything back.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from gmemd.errors import DEVICE_NOT_FOUND, QmpError
+from gmemd.kernel.base import Kernel
+from gmemd.qmp.encode import encode
+
+MAX_NODES = 128  # MAX_NODES of QEMU's include/sysemu/numa.h
+
+# Descriptions as qom-list-properties shows them; a property that is not here has none.
+DESCRIPTIONS = {
+    "share": "Mark the memory as private to QEMU or shared",
+    "size": "Size of the memory region (ex: 500M)",
+    "dump": "Set to 'off' to exclude from core dump",
+    "prealloc-threads": "Number of CPU threads to use for prealloc",
+    "policy": "Set the NUMA policy",
+    "prealloc": "Preallocate memory",
+    "prealloc-context": "Context to use for creating CPU threads for preallocation",
+    "reserve": "Reserve swap space (or huge pages) if applicable",
+    "host-nodes": "Binds memory to the list of NUMA host nodes",
+    "merge": "Mark memory as mergeable",
+    "hugetlb": "Use huge pages",
+    "hugetlbsize": "Huge pages size (ex: 2M, 1G)",
+    "seal": "Seal growing & shrinking",
+    "offset": "Offset into the target file (ex: 1G)",
+    "rom": "Whether to create Read Only Memory (ROM)",
+}
+
+# Order in which QOM lists the properties of the base class (the slot order of its hash table).
+BASE_ORDER = ("share", "size", "dump", "prealloc-threads", "x-use-canonical-path-for-ramblock-id", "policy",
+              "prealloc-context", "prealloc", "reserve", "host-nodes", "merge")
+
+_MEMDEV_MEMBERS = ("share", "reserve", "prealloc", "host-nodes", "size", "merge", "dump", "policy")
+
+
+class HostMemoryBackend:
+    """One piece of host memory; owns `fd` from `allocate` until `close`."""
+
+    qom_type: ClassVar[str]
+    own_order: ClassVar[tuple[str, ...]] = ()  # own properties in QOM's listing order
+    # Properties that a live object keeps: name -> the refusal; those of `unseen` whatever the value is.
+    fixed: ClassVar[dict[str, str]] = {
+        "size": "cannot change property size of {type} ",
+        "share": "cannot change property value",
+        "reserve": "cannot change property value",
+    }
+    unseen: ClassVar[frozenset[str]] = frozenset({"size"})
+
+    def __init__(self, object_id: str, properties: dict[str, Any]) -> None:
+        self.id = object_id
+        self.properties = properties
+        self.size: int = properties["size"]  # bytes, as asked
+        self.fd = -1
+        self.kind = "memfd"  # guest-memfd, memfd or file
+        self.guest_memfd_flags: int | None = None
+        self.memory_size = 0  # bytes of memory behind fd: size rounded up to pages
+        self.created = time.time()  # seconds since the epoch
+        self.owner = (-1, -1)  # uid and pid of the creator
+        self.handed_out = 0
+        self._memdev: bytes | None = None
+
+    # -- step 1 ----------------------------------------------------------------------------------
+
+    def check(self, find_context: Callable[[str], None]) -> None:
+        """Check each property on its own; `find_context` judges a prealloc-context by name."""
+        properties = self.properties
+        if properties.get("prealloc-context"):
+            find_context(properties["prealloc-context"])
+        if properties["prealloc"] and not properties["reserve"]:
+            raise QmpError("'prealloc=on' and 'reserve=off' are incompatible")
+        for name in ("hugetlbsize", "host-nodes", "prealloc-threads", "size"):
+            if name in properties:
+                self.check_value(name, properties[name])
+        nodes = properties["host-nodes"]
+        if nodes:
+            properties["host-nodes"] = sorted(set(nodes))
+
+    def check_value(self, name: str, value: Any) -> None:
+        """Raise the refusal of a value that is of the right type but not allowed."""
+        if value == 0 and name in ("prealloc-threads", "size"):
+            raise QmpError(f"property '{name}' of {self.qom_type} doesn't take value '0'")
+        if name == "host-nodes":
+            for node in value:
+                if node >= MAX_NODES:
+                    raise QmpError(f"Invalid host-nodes value: {node}")
+        elif name == "prealloc" and value and not self.properties["reserve"]:
+            raise QmpError("'prealloc=on' and 'reserve=off' are incompatible")
+
+    # -- step 2 ----------------------------------------------------------------------------------
+
+    def allocate(self, kernel: Kernel) -> None:
+        """Make the memory; `fd`, `kind` and `memory_size` are set afterwards."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> bool:
+        """Whether steps 2 to 4 can take so long that they must not run on the event loop."""
+        return bool(self.properties["prealloc"])
+
+    # -- steps 3 and 4 ---------------------------------------------------------------------------
+
+    def finish(self, kernel: Kernel) -> None:
+        """Apply the NUMA policy."""
+        policy, nodes = self.properties["policy"], self.properties["host-nodes"]
+        if policy == "default":
+            if nodes:
+                raise QmpError("host-nodes must be empty for policy default, or you should explicitly specify"
+                               " a policy other than default")
+            return
+        if not nodes:
+            raise QmpError(f"host-nodes must be set for policy {policy}")
+        try:
+            kernel.set_policy(self.fd, self.memory_size, policy, nodes)
+        except OSError as exc:
+            raise QmpError(f"cannot bind memory to host NUMA nodes: {os.strerror(exc.errno or 0)}") from exc
+
+    def populate(self, kernel: Kernel, progress: Callable[[int], None] | None = None,
+                 cancelled: Callable[[], bool] | None = None) -> None:
+        """Allocate every page; blocks. On failure nothing that it allocated stays."""
+        try:
+            kernel.populate(self.fd, 0, self.memory_size, self.properties["prealloc-threads"],
+                            policy=self.properties["policy"], nodes=self.properties["host-nodes"],
+                            progress=progress, cancelled=cancelled)
+        except OSError as exc:
+            raise QmpError("qemu_prealloc_mem: preallocating memory failed: "
+                           f"{os.strerror(exc.errno or 0)}") from exc
+
+    def close(self) -> None:
+        """Give the memory back, as far as this process holds it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    # -- as a QOM object -------------------------------------------------------------------------
+
+    @classmethod
+    def property_names(cls) -> tuple[str, ...]:
+        """Names of all properties but `type`, in QOM's order."""
+        return BASE_ORDER + cls.own_order
+
+    def get(self, name: str) -> Any:
+        """A property's value as qom-get gives it."""
+        if name == "hugetlbsize":
+            return self.properties.get(name, 0)
+        if name == "prealloc-context":
+            return self.properties.get(name) or ""
+        return self.properties[name]
+
+    def set(self, name: str, value: Any) -> None:
+        """Change the stored value of a property of a live object, after `refuse_set` and the type check."""
+        self.check_value(name, value)
+        if name == "prealloc" and not value:
+            return  # once true it stays
+        self.properties[name] = sorted(set(value)) if name == "host-nodes" else value
+        self._memdev = None
+
+    def refuse_set(self, name: str, *, seen: bool) -> None:
+        """Raise for a property that a live object keeps; called before (`seen` false) and after the value check."""
+        text = self.fixed.get(name)
+        if text is not None and (seen or name in self.unseen):
+            raise QmpError(text.format(type=self.qom_type, name=name))
+
+    @property
+    def memdev(self) -> bytes:
+        """The entry of query-memdev, encoded."""
+        if self._memdev is None:
+            entry = {name: self.properties[name] for name in _MEMDEV_MEMBERS}
+            entry["id"] = self.id
+            self._memdev = encode(entry)
+        return self._memdev
+
+    def round_up(self, page: int) -> int:
+        """`size` rounded up to pages; wraps to 0 as 64-bit arithmetic does."""
+        return (self.size + page - 1) // page * page % (1 << 64)
+
+    def check_backing(self, actual: int, offset: int = 0) -> None:
+        """Refuse a file of `actual` bytes that is shorter than the rounded size plus `offset`."""
+        if actual < self.memory_size + offset:
+            raise QmpError(f"{self.id} backing store size {actual:#x} is too small for 'size' option "
+                           f"{self.memory_size:#x} plus 'offset' option {offset:#x}")
+
+    def check_mappable(self, kernel: Kernel, **how: Any) -> None:
+        """Refuse what mmap(2) refuses, without touching a page."""
+        try:
+            kernel.try_map(self.fd, self.memory_size, reserve=self.properties["reserve"], **how)
+        except OSError as exc:
+            raise QmpError("unable to map backing store for guest RAM: "
+                           f"{os.strerror(exc.errno or 0)}") from exc
+
+
+def no_prealloc_context(name: str) -> None:
+    """The only answer as long as no type thread-context exists."""
+    raise QmpError(f"Device '{name}' not found", DEVICE_NOT_FOUND)

@@ -1,0 +1,89 @@
+"""memory-backend-memfd: a sealed memfd, huge pages on request, or a KVM guest_memfd with guest-memfd=on."""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.backends.guest_memfd import make_guest_memfd
+from gmemd.errors import QmpError
+from gmemd.kernel.base import Kernel
+
+# memfd_create(2) and fcntl(2), include/uapi/linux/{memfd,fcntl}.h
+MFD_CLOEXEC = 0x1
+MFD_ALLOW_SEALING = 0x2
+MFD_HUGETLB = 0x4
+MFD_HUGE_SHIFT = 26
+F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = 0x1, 0x2, 0x4
+SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW
+
+_SURELY_MAPPABLE = 1 << 40  # bytes; above this, and for huge pages, the kernel is asked
+
+
+def new_memfd(kernel: Kernel, name: str, size: int) -> int:
+    """A memfd of `size` bytes that nobody can resize any more; the caller owns it."""
+    fd = kernel.memfd_create(name[:200], MFD_CLOEXEC | MFD_ALLOW_SEALING)
+    try:
+        kernel.truncate(fd, size)
+        kernel.seal(fd, SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class MemfdBackend(HostMemoryBackend):
+    """Shared by default; seals growing and shrinking by default."""
+
+    qom_type = "memory-backend-memfd"
+    own_order = ("guest-memfd", "hugetlb", "seal", "hugetlbsize")
+    fixed: ClassVar[dict[str, str]] = {**HostMemoryBackend.fixed, "hugetlbsize": "cannot change property value"}
+    unseen = HostMemoryBackend.unseen | {"hugetlbsize"}
+
+    def check_value(self, name: str, value: object) -> None:
+        if name == "hugetlbsize" and value == 0:
+            raise QmpError(f"Property '{self.qom_type}.hugetlbsize' doesn't take value '0'")
+        super().check_value(name, value)
+
+    def allocate(self, kernel: Kernel) -> None:
+        properties = self.properties
+        if properties["guest-memfd"] == "on":
+            if not properties["share"]:
+                raise QmpError("guest-memfd=on must be used with share=on")
+            if properties["hugetlb"]:
+                raise QmpError("guest-memfd=on doesn't support hugetlb=on")
+            make_guest_memfd(self, kernel)
+            return
+        flags, page = self._creation_flags(kernel)
+        self.memory_size = self.round_up(page)
+        try:
+            self.fd = kernel.memfd_create(self.id[:200], flags)
+        except OSError as exc:
+            raise QmpError(f"failed to create memfd with flags {flags:#x}: {os.strerror(exc.errno or 0)}") from exc
+        try:
+            kernel.truncate(self.fd, self.size)
+        except OSError as exc:
+            raise QmpError(f"failed to resize memfd to {self.size}: {os.strerror(exc.errno or 0)}") from exc
+        if properties["seal"]:
+            try:
+                kernel.seal(self.fd, SEALS)
+            except OSError as exc:
+                raise QmpError(f"failed to add seals to memfd: {os.strerror(exc.errno or 0)}") from exc
+        if self.memory_size != self.size:
+            self.check_backing(self.size)
+        if flags & MFD_HUGETLB or self.size > _SURELY_MAPPABLE:
+            self.check_mappable(kernel)
+
+    def _creation_flags(self, kernel: Kernel) -> tuple[int, int]:
+        """memfd_create(2) flags, and the size of the pages they give."""
+        properties = self.properties
+        hugetlbsize = properties.get("hugetlbsize", 0)
+        if hugetlbsize and not hugetlbsize & 1 and hugetlbsize & (hugetlbsize - 1):
+            raise QmpError("Hugepage size must be a power of 2")
+        flags = MFD_CLOEXEC | (MFD_ALLOW_SEALING if properties["seal"] else 0)
+        if not properties["hugetlb"]:
+            return flags, kernel.page_size
+        if hugetlbsize and not hugetlbsize & 1:
+            return (flags | MFD_HUGETLB | (hugetlbsize.bit_length() - 1) << MFD_HUGE_SHIFT) & 0xFFFFFFFF, hugetlbsize
+        return flags | MFD_HUGETLB, kernel.hugepage_size

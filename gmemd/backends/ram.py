@@ -1,0 +1,24 @@
+"""memory-backend-ram: anonymous memory; here a sealed memfd, so that it can be handed out and kept."""
+
+from __future__ import annotations
+
+import os
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.backends.memfd import new_memfd
+from gmemd.errors import QmpError
+from gmemd.kernel.base import Kernel
+
+
+class RamBackend(HostMemoryBackend):
+    """Refuses what the kernel would refuse to map anonymously, then makes a memfd of the rounded size."""
+
+    qom_type = "memory-backend-ram"
+
+    def allocate(self, kernel: Kernel) -> None:
+        self.memory_size = self.round_up(kernel.page_size)
+        try:
+            kernel.try_map(None, self.memory_size or 1 << 64, reserve=self.properties["reserve"])
+            self.fd = new_memfd(kernel, self.id, self.memory_size)
+        except OSError as exc:
+            raise QmpError(f"cannot set up guest memory '{self.id}': {os.strerror(exc.errno or 0)}") from exc

@@ -1,0 +1,97 @@
+"""The /objects container of the QOM tree: add, delete, find, list.
+
+Adding is two decisions and one act: `begin` judges everything that needs no system call and takes the id;
+the backend then makes its memory; `commit` makes the object visible, or `cancel` frees the id and the memory.
+Follows QEMU's user_creatable_add_type/user_creatable_del (qmp.md section 8).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from gmemd.backends.base import HostMemoryBackend, no_prealloc_context
+from gmemd.backends.file import FileBackend
+from gmemd.backends.guest_memfd import GuestMemfdBackend
+from gmemd.backends.memfd import MemfdBackend
+from gmemd.backends.ram import RamBackend
+from gmemd.backends.shm import ShmBackend
+from gmemd.errors import QmpError
+from gmemd.ghashtable import GHashSet
+
+BACKENDS: dict[str, type[HostMemoryBackend]] = {
+    backend.qom_type: backend for backend in (RamBackend, FileBackend, MemfdBackend, ShmBackend, GuestMemfdBackend)
+}
+
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*")
+
+
+class Objects:
+    """The live objects by id, and the order in which QOM lists them."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, HostMemoryBackend] = {}
+        # The container's hash table of property names; QEMU 11.1 puts its own monitor in first, which shows
+        # in the order of everything that comes after it.
+        self._slots = GHashSet()
+        self._slots.add("compat_monitor0")
+        self._adding: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[HostMemoryBackend]:
+        """Live objects in QOM's listing order."""
+        live = self._live
+        return iter([live[name] for name in reversed(list(self._slots)) if name in live])
+
+    def get(self, object_id: str) -> HostMemoryBackend | None:
+        """The live object of that id, else None."""
+        return self._live.get(object_id)
+
+    def find(self, object_id: str) -> HostMemoryBackend:
+        """The live object of that id; QmpError if there is none."""
+        backend = self._live.get(object_id)
+        if backend is None:
+            raise QmpError(f"object '{object_id}' not found")
+        return backend
+
+    def begin(self, arguments: dict[str, Any], owner: tuple[int, int]) -> HostMemoryBackend:
+        """Judge complete object-add arguments and take the id; call `commit` or `cancel` afterwards."""
+        object_id = arguments["id"]
+        if not _IDENTIFIER.fullmatch(object_id):
+            raise QmpError("Parameter 'id' expects an identifier")
+        properties = {name: value for name, value in arguments.items() if name not in ("id", "qom-type")}
+        backend = BACKENDS[arguments["qom-type"]](object_id, properties)
+        backend.owner = owner
+        backend.check(no_prealloc_context)
+        if object_id in self._live or object_id in self._adding or object_id == "type":
+            raise QmpError(f"attempt to add duplicate property '{object_id}' to object (type 'container')")
+        self._adding.add(object_id)
+        self._slots.add(object_id)
+        return backend
+
+    def commit(self, backend: HostMemoryBackend) -> None:
+        """Make the object visible."""
+        self._adding.discard(backend.id)
+        self._live[backend.id] = backend
+
+    def cancel(self, backend: HostMemoryBackend) -> None:
+        """Undo `begin`: free the id and whatever memory there is."""
+        self._adding.discard(backend.id)
+        self._slots.discard(backend.id, rebuild=False)
+        backend.close()
+
+    def remove(self, object_id: str) -> HostMemoryBackend:
+        """Take an object out; its memory goes to the caller, who closes it or puts it back with `restore`."""
+        backend = self.find(object_id)
+        del self._live[object_id]
+        self._slots.discard(object_id, rebuild=False)
+        return backend
+
+    def restore(self, backends: Iterable[HostMemoryBackend]) -> None:
+        """Put objects in as they are: after a restart, or because a removal could not be made durable."""
+        for backend in backends:
+            self._slots.add(backend.id)
+            self._live[backend.id] = backend

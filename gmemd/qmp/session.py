@@ -1,0 +1,142 @@
+"""The protocol state of one QMP client, without I/O.
+
+States (qmp-spec, "Capabilities Negotiation"): NEGOTIATION, where only qmp_capabilities exists, then COMMAND.
+A session turns received bytes into `Request`s, each complete and judged as far as the envelope goes, and turns
+results into the bytes to send.  Who runs a request, and when, is the monitor's matter.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Final
+
+from gmemd.errors import COMMAND_NOT_FOUND, QmpError
+from gmemd.qmp.encode import encode, encode_pretty, member_order
+from gmemd.qmp.stream import NEED_DATA, Stream
+
+_NO_ID: Final = object()
+_NO_ARGUMENTS: Final[dict[str, Any]] = {}
+_OK: Final = b'{"return": {}}\r\n'
+
+
+class Request:
+    """One message of a client: a command to run, or the error that it is answered with."""
+
+    __slots__ = ("arguments", "error", "execute", "id", "oob")
+
+    def __init__(self, execute: str, arguments: dict[str, Any], request_id: Any, *, oob: bool = False,
+                 error: QmpError | None = None) -> None:
+        self.execute = execute
+        self.arguments = arguments
+        self.id = request_id
+        self.oob = oob
+        self.error = error
+
+
+class Session:
+    """Protocol state of one client: negotiation, capabilities, input stream, output dialect."""
+
+    def __init__(self, version: dict[str, Any], *, pretty: bool = False) -> None:
+        self.negotiated = False
+        self.oob = False
+        self._version = version
+        self._pretty = pretty
+        self._stream = Stream()
+        self.feed = self._stream.feed
+
+    def greeting(self) -> bytes:
+        """The first message of a connection."""
+        return self._line({"QMP": {"version": self._version, "capabilities": ["oob"]}})
+
+    def next_request(self) -> Request | None:
+        """Take the next complete message out of what was fed; None when more bytes are needed."""
+        value = self._stream.next()
+        if value is NEED_DATA:
+            return None
+        if type(value) is dict:
+            execute = value.get("execute")
+            arguments = value.get("arguments", _NO_ARGUMENTS)
+            request_id = value.get("id", _NO_ID)
+            known = 1 + ("arguments" in value) + ("id" in value)
+            if type(execute) is str and type(arguments) is dict and len(value) == known:
+                return Request(execute, arguments, request_id)
+            return self._judge_envelope(value)
+        if not isinstance(value, QmpError):
+            value = QmpError("QMP input must be a JSON object")
+        return Request("", _NO_ARGUMENTS, _NO_ID, error=value)
+
+    def _judge_envelope(self, value: dict[str, Any]) -> Request:
+        """A message that is not plainly a command: find what is wrong, in member order (qmp.md section 6)."""
+        oob = "exec-oob" in value and "execute" not in value
+        request = Request("", _NO_ARGUMENTS, value.get("id", _NO_ID), oob=oob)
+        try:
+            for name in member_order(value):
+                self._judge_member(request, name, value[name], value)
+            if not ("execute" in value or "exec-oob" in value):
+                raise QmpError("QMP input lacks member 'execute'")
+        except QmpError as exc:
+            request.error = exc
+        return request
+
+    def _judge_member(self, request: Request, name: str, member: Any, value: dict[str, Any]) -> None:
+        if name == "execute" or (name == "exec-oob" and self.oob):
+            if type(member) is not str:
+                raise QmpError(f"QMP input member '{name}' must be a string")
+            if name == "execute" and "exec-oob" in value:
+                raise QmpError("QMP input member 'execute' clashes with 'exec-oob'")
+            request.execute = member
+        elif name == "arguments":
+            if type(member) is not dict:
+                raise QmpError("QMP input member 'arguments' must be an object")
+            request.arguments = member
+        elif name != "id":
+            raise QmpError(f"QMP input member '{name}' is unexpected")
+
+    def refuse_mode(self, request: Request) -> QmpError | None:
+        """The error of a command that does not exist in the state the session is in, else None."""
+        if not self.negotiated and request.execute != "qmp_capabilities":
+            return QmpError("Expecting capabilities negotiation with 'qmp_capabilities'", COMMAND_NOT_FOUND)
+        return None
+
+    def negotiate(self, enable: list[str]) -> None:
+        """Leave negotiation mode with the capabilities of `enable`; CommandNotFound the second time."""
+        if self.negotiated:
+            raise QmpError("Capabilities negotiation is already complete, command ignored", COMMAND_NOT_FOUND)
+        self.negotiated = True
+        self.oob = "oob" in enable
+
+    def success(self, request: Request, value: Any) -> bytes:
+        """The reply to `request`; a `bytes` value is JSON that was encoded before."""
+        if self._pretty:
+            if type(value) is bytes:
+                value = json.loads(value)
+            reply = {"return": value}
+            if request.id is not _NO_ID:
+                reply["id"] = request.id
+            return self._line(reply)
+        if not value and type(value) is dict and request.id is _NO_ID:
+            return _OK
+        body = value if type(value) is bytes else encode(value)
+        if request.id is _NO_ID:
+            return b'{"return": %b}\r\n' % body
+        return b'{"return": %b, "id": %b}\r\n' % (body, encode(request.id))
+
+    def failure(self, request: Request, error: QmpError) -> bytes:
+        """The error reply to `request`."""
+        reply: dict[str, Any] = {"error": {"class": error.error_class, "desc": error.desc}}
+        if request.id is not _NO_ID:
+            reply["id"] = request.id
+        return self._line(reply)
+
+    def event(self, name: str, data: dict[str, Any], now: float | None = None) -> bytes:
+        """An event at wall-clock time `now` (seconds)."""
+        micros = int((time.time() if now is None else now) * 1_000_000)
+        event: dict[str, Any] = {"timestamp": {"seconds": micros // 1_000_000, "microseconds": micros % 1_000_000},
+                                 "event": name}
+        if data:
+            event["data"] = data
+        return self._line(event)
+
+    def _line(self, value: Any) -> bytes:
+        return (encode_pretty(value) if self._pretty else encode(value)) + b"\r\n"
