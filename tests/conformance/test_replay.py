@@ -1,0 +1,67 @@
+"""What QEMU answered, gmemd answers: every recorded case, byte for byte."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.cases import RECORDED, own_cases, replayed, unmet_need
+from tests.conformance.compare import differences
+from tests.conformance.replay import Case, Replay
+from tests.conformance.servers import Servers, start_gmemd
+from tests.daemon import Server
+
+DOC = Path(__file__).parents[2] / "docs" / "differences.md"
+CLOSED = 5.0  # seconds until the server has closed what a client left
+
+
+def _parameters() -> Iterator[object]:
+    """Each case on the kernel that gmemd chooses; the cases about guest_memfd also on the simulated one."""
+    for corpus in RECORDED:
+        for case in replayed(corpus):
+            marks = [pytest.mark.slow] if case.get("slow") else []
+            yield pytest.param(case, "auto", id=case["case"], marks=marks)
+            if case["profile"] == "11.2":
+                yield pytest.param(case, "simulated", id=f"{case['case']}-simulated", marks=marks)
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    servers = Servers(start_gmemd)
+    yield servers
+    servers.close()
+
+
+@pytest.mark.parametrize(("case", "kernel"), _parameters())
+def test_answers_as_recorded(case: Case, kernel: str, servers: Servers) -> None:
+    """The answers to a recorded dialogue are the recorded bytes, and no descriptor stays behind."""
+    lack = unmet_need(case)
+    if lack:
+        pytest.skip(lack)
+    server = servers.take(case, kernel)
+    try:
+        before = server.open_fds()
+        found = list(differences(case, Replay(server, case).run()))
+        assert not found, "\n".join([*found, server.log_text()[-2000:]])
+        if case["server"] == "any":
+            assert _settled_fds(server, before) <= before
+    finally:
+        servers.give_back(server)
+
+
+def _settled_fds(server: Server, most: int) -> int:
+    """Count the server's descriptors once it has closed its side of the connections, or has had the time."""
+    end = time.monotonic() + CLOSED
+    while (count := server.open_fds()) > most and time.monotonic() < end:
+        time.sleep(0.001)
+    return count
+
+
+def test_differences_are_documented() -> None:
+    """docs/differences.md names exactly the cases in which gmemd answers otherwise."""
+    named = set(re.findall(r"`([a-z0-9-]+/[a-z0-9-]+)`", DOC.read_text()))
+    assert named == set(own_cases())

@@ -1,0 +1,145 @@
+"""Real servers for tests: a gmemd of this tree, or another QMP server, on a socket in a private directory.
+
+    with Daemon() as daemon, daemon.client() as client:
+        client.execute("query-version")
+
+A server is ready when a connection gets its greeting.
+Leaving the `with` ends it by SIGTERM; a gmemd must then end with status 0 and without a traceback in its log.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from gmemd.qmp.client import Client
+
+START = 30.0  # seconds; a loaded machine, coverage on
+STOP = 20.0  # seconds
+
+
+class Server:
+    """One child process that speaks QMP on `sock`, its log in `log`, scratch files in `dir`."""
+
+    def __init__(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None,
+                 pass_fds: Sequence[int] = ()) -> None:
+        """Start `argv`; "{sock}" and "{dir}" in it are filled in."""
+        self.dir = Path(tempfile.mkdtemp(prefix="gmemd-"))
+        self.sock = self.dir / "qmp.sock"
+        self.log = self.dir / "log"
+        filled = [word.replace("{sock}", str(self.sock)).replace("{dir}", str(self.dir)) for word in argv]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                filled, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=pass_fds,
+                env=None if env is None else {**os.environ, **env})
+        self.pid = self.process.pid
+        try:
+            self._wait_ready()
+        except BaseException:
+            self.kill()
+            self.remove()
+            raise
+
+    def _wait_ready(self) -> None:
+        end = time.monotonic() + START
+        while not self._greets():
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"the server did not start: {self.log_text()}")
+            time.sleep(0.005)
+
+    def _greets(self) -> bool:
+        with self.connect() as sock:
+            try:
+                return bool(sock.recv(1))
+            except OSError:
+                return False
+
+    def connect(self, timeout: float = START) -> socket.socket:
+        """Give a socket to the server (not connected if the server does not listen), greeting unread."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(timeout)
+        with suppress(OSError):
+            sock.connect(str(self.sock))
+        return sock
+
+    def log_text(self) -> str:
+        """Give what the server has written to its standard output and error."""
+        return self.log.read_text(errors="replace")
+
+    def open_fds(self) -> int:
+        """Count the descriptors that the server holds."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def kill(self) -> None:
+        """End the server by SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+    def wait(self) -> int:
+        """Wait until the server has ended by itself; give its exit status."""
+        return self.process.wait(STOP)
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
+        """End the server by a signal (if it still runs) and give its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def remove(self) -> None:
+        """Remove the private directory."""
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _exc: BaseException | None,
+                 _trace: TracebackType | None) -> None:
+        alive = self.process.poll() is None
+        try:
+            status = self.stop()
+            if kind is None:
+                self.check_end(status if alive else 0)
+        finally:
+            self.remove()
+
+    def check_end(self, status: int) -> None:
+        """Assert that the server has ended as it should (`status` 0 also when the test itself ended it)."""
+
+
+class Daemon(Server):
+    """A gmemd of this tree. `arguments` go onto its command line behind socket, persistence and kernel."""
+
+    def __init__(self, *arguments: str, kernel: str = "auto", persist: str = "off", monitor: str = "",
+                 env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()) -> None:
+        """`monitor`: options of the monitor, as ",pretty=on"."""
+        super().__init__(
+            [sys.executable, "-m", "gmemd", "--qmp", "unix:{sock}" + monitor, "--persist", persist,
+             "--kernel", kernel, "--state-dir", "{dir}/state", *arguments],
+            env=env, pass_fds=pass_fds)
+
+    def client(self) -> Client:
+        """Give a connected, negotiated client."""
+        from gmemd.qmp.client import Client
+
+        return Client(str(self.sock))
+
+    def check_end(self, status: int) -> None:
+        log = self.log_text()
+        assert "Traceback" not in log, log
+        assert status == 0, log
