@@ -165,7 +165,11 @@ class HostMemoryBackend:
         self.check_value(name, value)
         if name == "prealloc" and not value:
             return  # once true it stays
-        self.properties[name] = sorted(set(value)) if name == "host-nodes" else value
+        self.reset(name, sorted(set(value)) if name == "host-nodes" else value)
+
+    def reset(self, name: str, value: Any) -> None:
+        """Store a value that was judged before."""
+        self.properties[name] = value
         self._memdev = None
 
     def refuse_set(self, name: str, *, seen: bool) -> None:

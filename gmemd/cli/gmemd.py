@@ -1,0 +1,144 @@
+"""gmemd: the daemon's command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+
+from gmemd.errors import QmpError
+
+DEFAULT_SOCKET = "qmp.sock"
+
+
+def runtime_directory() -> str:
+    """Where the socket and the state are by default: /run/gmemd as root, else below $XDG_RUNTIME_DIR."""
+    if os.getuid() == 0:
+        return "/run/gmemd"
+    base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
+    return os.path.join(base, "gmemd")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gmemd", description="Own guest memory and speak QMP.",
+                                     allow_abbrev=False)
+    add = parser.add_argument
+    add("--qmp", action="append", metavar="unix:PATH[,pretty=on]", help="listen for QMP there (repeatable)")
+    add("--object", action="append", metavar="SPEC", default=[],
+        help="make an object at start, as QEMU's -object; 'help' lists types, 'TYPE,help' properties")
+    add("--kernel", default="auto", metavar="auto|kvm|simulated[:PROFILE]", help="what makes guest_memfd")
+    add("--state-dir", metavar="DIR", help="where the registry lives (default: the runtime directory)")
+    add("--persist", choices=("auto", "on", "off"), default="auto", help="keep objects over restarts")
+    add("--name", help="the name that query-name answers")
+    add("--uuid", help="the UUID that query-uuid answers")
+    add("--compat", metavar="unstable-input=accept|reject", help="policy for unstable members and commands")
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="least level that is logged")
+    add("--version", action="store_true", help="print the version and end")
+    return parser
+
+
+def parse_qmp(text: str) -> tuple[str, bool]:
+    """unix:PATH[,pretty=on|off] and QEMU's server/wait options, which say what holds anyway: path and pretty."""
+    path, _, rest = text.removeprefix("unix:").partition(",")
+    pretty = False
+    if not text.startswith("unix:") or not path:
+        raise QmpError(f"'{text}' is not of the form unix:PATH[,pretty=on]")
+    for option in filter(None, rest.split(",")):
+        name, _, value = option.partition("=")
+        if name == "pretty" and value in ("on", "off", ""):
+            pretty = value != "off"
+        elif (name, value) not in (("server", "on"), ("server", ""), ("wait", "off"), ("nowait", "")):
+            raise QmpError(f"'{option}' is no option of --qmp")
+    return path, pretty
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon; the exit status: 0 after a clean end, 1 when it cannot start, 2 for a wrong command line."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["schema"]:
+        from gmemd.schema.compile import main as schema_main
+
+        return schema_main(arguments[1:])
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except QmpError as exc:
+        print(f"gmemd: {exc.desc}", file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    from gmemd.daemon import Daemon, Options, QmpSocket, package_version
+
+    if options.version:
+        print(f"gmemd {package_version()}")
+        return 0
+    from gmemd.schema.keyval import parse_object
+
+    for spec in options.object:
+        text = object_help(spec)
+        if text is not None:
+            print(text)
+            return 0
+    configure_log(options.log_level)
+    directory = runtime_directory()
+    if options.qmp:
+        sockets = tuple(QmpSocket(*parse_qmp(text)) for text in options.qmp)
+    else:
+        os.makedirs(directory, mode=0o750, exist_ok=True)
+        sockets = (QmpSocket(os.path.join(directory, DEFAULT_SOCKET)),)
+    import asyncio
+
+    asyncio.run(Daemon(Options(
+        qmp=sockets, objects=tuple(parse_object(spec) for spec in options.object), kernel=options.kernel,
+        state_dir=options.state_dir or directory, persist=options.persist, name=options.name,
+        uuid=None if options.uuid is None else _uuid(options.uuid), unstable_input=_unstable_input(options.compat),
+    )).run())
+    return 0
+
+
+def object_help(spec: str) -> str | None:
+    """The help text that an --object asks for ('help', 'TYPE,help'), else None."""
+    kind, _, rest = spec.partition(",")
+    if kind not in ("help", "?") and rest not in ("help", "?"):
+        return None
+    from gmemd.schema.help import object_types_help, object_properties_help
+
+    return object_types_help() if kind in ("help", "?") else object_properties_help(kind.removeprefix("qom-type="))
+
+
+def _uuid(text: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError as exc:
+        raise QmpError(f"'{text}' is not a UUID") from exc
+
+
+def _unstable_input(compat: str | None) -> str:
+    if compat is None:
+        return "accept"
+    name, _, value = compat.partition("=")
+    if name != "unstable-input" or value not in ("accept", "reject"):
+        raise QmpError(f"--compat takes unstable-input=accept|reject, not '{compat}'")
+    return value
+
+
+def configure_log(level: str) -> None:
+    """Log to standard error: for people on a terminal, JSON otherwise."""
+    import logging
+
+    import structlog
+
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer())
+    structlog.configure(
+        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"),
+                    structlog.processors.format_exc_info, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr), cache_logger_on_first_use=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""From a request to its command: the one table of schema commands and their functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import CoroutineType, ModuleType
+from typing import Any
+
+from gmemd.commands import control, fds, memdev, qom
+from gmemd.commands.context import Caller, Gmemd
+from gmemd.errors import COMMAND_NOT_FOUND, QmpError
+from gmemd.qmp.session import Request, Session
+
+MODULES: tuple[ModuleType, ...] = (control, fds, memdev, qom)
+
+
+def functions() -> dict[str, Callable[[Gmemd, Caller, dict[str, Any]], Any]]:
+    """Every command function by its Python name: the public functions of the command modules that take a caller."""
+    return {name: member for module in MODULES for name, member in vars(module).items()
+            if not name.startswith("_") and getattr(member, "__module__", None) == module.__name__
+            and "caller" in getattr(getattr(member, "__code__", None), "co_varnames", ())}
+
+
+class Dispatcher:
+    """Runs requests: mode, name, out-of-band, arguments, then the command, in QEMU's order of checks."""
+
+    def __init__(self, gmemd: Gmemd) -> None:
+        self.gmemd = gmemd
+        table = functions()
+        self._commands = {name: (command, table[name.replace("-", "_")])
+                          for name, command in gmemd.schema.commands.items()}
+
+    def run(self, request: Request, session: Session, caller: Caller) -> Any:
+        """The result of a request, or QmpError."""
+        if request.error is not None:
+            raise request.error
+        refusal = session.refuse_mode(request)
+        if refusal is not None:
+            raise refusal
+        found = self._commands.get(request.execute)
+        if found is None:
+            raise QmpError(f"The command {request.execute} has not been found", COMMAND_NOT_FOUND)
+        command, function = found
+        command.check_policy()
+        if request.oob and not command.allow_oob:
+            raise QmpError(f"The command {request.execute} does not support OOB")
+        return function(self.gmemd, caller, command.check(request.arguments))
+
+    async def at_start(self, name: str, arguments: dict[str, Any], caller: Caller) -> Any:
+        """The result of a command that comes from the command line, waited for until it is settled."""
+        command, function = self._commands[name]
+        result = function(self.gmemd, caller, command.check(arguments))
+        if isinstance(result, CoroutineType):
+            result = await result
+        return result

@@ -1,0 +1,220 @@
+"""Commands on the QOM tree: /objects, its memory backends and their memory regions (qmp.md section 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+from gmemd.backends.base import DESCRIPTIONS, HostMemoryBackend
+from gmemd.commands.context import Caller, Change, Gmemd
+from gmemd.errors import DEVICE_NOT_FOUND, QmpError
+from gmemd.objects import BACKENDS
+
+# Every QOM type there is: name -> parent (None for the root type), and those that cannot be instantiated.
+TYPES: dict[str, str | None] = {
+    "object": None,
+    "container": "object",
+    "memory-region": "object",
+    "memory-backend": "object",
+    **dict.fromkeys(BACKENDS, "memory-backend"),
+}
+ABSTRACT = frozenset({"object", "memory-backend"})
+INTERFACES = frozenset({"user-creatable", "interface"})
+
+_REGION = {"container": ("link<memory-region>", ""), "addr": ("uint64", 0), "size": ("uint64", None),
+           "priority": ("uint32", 0)}
+
+
+class Node:
+    """A place in the tree: a container, a backend, or a backend's memory region."""
+
+    def __init__(self, gmemd: Gmemd, path: str, backend: HostMemoryBackend | None = None, *,
+                 region: bool = False) -> None:
+        self.gmemd = gmemd
+        self.path = path
+        self.backend = backend
+        self.region = region
+
+    @property
+    def type_name(self) -> str:
+        if self.region:
+            return "memory-region"
+        return self.backend.qom_type if self.backend else "container"
+
+    def child(self, name: str) -> Node | None:
+        """The child of that name, else None."""
+        if self.region:
+            return None
+        if self.backend is not None:
+            return Node(self.gmemd, f"{self.path}/{name}", self.backend, region=True) \
+                if name == f"{self.backend.id}[0]" else None
+        if self.path == "":
+            return Node(self.gmemd, "/objects") if name == "objects" else None
+        backend = self.gmemd.objects.get(name)
+        return None if backend is None else Node(self.gmemd, f"{self.path}/{name}", backend)
+
+    def listing(self) -> list[dict[str, str]]:
+        """The answer of qom-list."""
+        rows = [("type", "string")]
+        if self.region:
+            rows += [(name, kind) for name, (kind, _) in _REGION.items()]
+        elif self.backend is not None:
+            rows += [(name, property_type(self.gmemd, self.backend.qom_type, name))
+                     for name in self.backend.property_names()]
+            rows.append((f"{self.backend.id}[0]", "child<memory-region>"))
+        elif self.path == "":
+            rows.append(("objects", "child<container>"))
+        else:
+            rows += [(backend.id, f"child<{backend.qom_type}>") for backend in self.gmemd.objects]
+        return [{"name": name, "type": kind} for name, kind in rows]
+
+    def get(self, name: str) -> Any:
+        """The value of a property; of a child its path."""
+        if name == "type":
+            return self.type_name
+        child = self.child(name)
+        if child is not None:
+            return child.path
+        if self.region and name in _REGION:
+            return self.backend.size if name == "size" and self.backend else _REGION[name][1]
+        if self.backend is not None and not self.region and name in self.backend.property_names():
+            return self.backend.get(name)
+        raise self.no_property(name)
+
+    def no_property(self, name: str) -> QmpError:
+        """The refusal of a property that is not there."""
+        return QmpError(f"Property '{self.type_name}.{name}' not found")
+
+
+def property_type(gmemd: Gmemd, qom_type: str, name: str) -> str:
+    """A property's type in QOM's words, derived from its QAPI type."""
+    if name == "prealloc-context":
+        return "link<thread-context>"
+    kind = gmemd.schema.properties(qom_type)[name].type
+    if kind in ("size", "uint32", "uint64", "int") or kind.startswith("["):
+        return "int"
+    return "string" if kind == "str" else kind
+
+
+def resolve(gmemd: Gmemd, path: str) -> Node:
+    """The place that a path names; a path without leading slash may begin anywhere in the tree."""
+    parts = [part for part in path.split("/") if part]
+    root = Node(gmemd, "")
+    if path.startswith("/"):
+        found = [_walk(root, parts)]
+    elif not parts:
+        raise QmpError(f"Path '{path}' is ambiguous")
+    else:
+        starts = [root, Node(gmemd, "/objects")]
+        owner = gmemd.objects.get(parts[0].removesuffix("[0]"))
+        if owner is not None:
+            starts.append(Node(gmemd, f"/objects/{owner.id}", owner))
+        found = [_walk(start, parts) for start in starts]
+    nodes = [node for node in found if node is not None]
+    if not nodes:
+        raise QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
+    return nodes[0]
+
+
+def _walk(node: Node | None, parts: list[str]) -> Node | None:
+    for part in parts:
+        if node is None:
+            break
+        node = node.child(part)
+    return node
+
+
+def qom_list(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
+    return resolve(gmemd, arguments["path"]).listing()
+
+
+def qom_list_get(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
+    rows = []
+    for path in arguments["paths"]:
+        node = resolve(gmemd, path)
+        rows.append({"properties": [{**row, "value": node.get(row["name"])} for row in node.listing()]})
+    return rows
+
+
+def qom_get(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    return resolve(gmemd, arguments["path"]).get(arguments["property"])
+
+
+def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    node, name, value = resolve(gmemd, arguments["path"]), arguments["property"], arguments["value"]
+    backend = node.backend
+    if backend is None or node.region or name not in backend.property_names():
+        node.get(name)
+        raise QmpError(f"Property '{node.type_name}.{name}' is not writable")
+    backend.refuse_set(name, seen=False)
+    value = gmemd.schema.check_property(backend.qom_type, name, value)
+    if name == "prealloc-context" and value:
+        raise QmpError(f"Device '{value}' not found", DEVICE_NOT_FOUND)
+    backend.refuse_set(name, seen=True)
+    backend.check_value(name, value)
+    if name == "prealloc" and value and not backend.properties["prealloc"]:
+        return _preallocate(gmemd, backend)
+    return _set(gmemd, backend, name, value)
+
+
+def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend) -> Coroutine[Any, Any, Any]:
+    from gmemd.commands.memdev import in_thread
+
+    async def work() -> Any:
+        await in_thread(backend.populate, gmemd.kernel)
+        return _set(gmemd, backend, "prealloc", True)
+
+    return work()
+
+
+def _set(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any:
+    before = backend.properties.get(name)
+    backend.set(name, value)
+    if gmemd.custody is None:
+        return {}
+    gmemd.custody.update(backend)
+    return Change({}, undo=lambda: backend.reset(name, before))
+
+
+def qom_list_types(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
+    implements, abstract = arguments.get("implements"), arguments.get("abstract", False)
+    rows = []
+    for name, parent in TYPES.items():
+        if name in ABSTRACT and not abstract:
+            continue
+        if implements is not None and not _is_a(name, implements):
+            continue
+        row: dict[str, Any] = {"name": name}
+        if name in ABSTRACT:
+            row["abstract"] = True
+        if parent is not None:
+            row["parent"] = parent
+        rows.append(row)
+    return rows
+
+
+def _is_a(name: str | None, ancestor: str) -> bool:
+    if ancestor == "user-creatable":
+        return name in BACKENDS
+    while name is not None:
+        if name == ancestor:
+            return True
+        name = TYPES[name]
+    return False
+
+
+def qom_list_properties(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
+    type_name = arguments["typename"]
+    if type_name in INTERFACES:
+        raise QmpError("Parameter 'typename' expects a QOM type")
+    if type_name not in TYPES:
+        raise QmpError(f"Class '{type_name}' not found", DEVICE_NOT_FOUND)
+    rows: list[dict[str, str]] = [{"name": "type", "type": "string"}]
+    backend = BACKENDS.get(type_name)
+    if backend is not None:
+        for name in backend.property_names():
+            row = {"name": name, "type": property_type(gmemd, type_name, name)}
+            if name in DESCRIPTIONS:
+                row["description"] = DESCRIPTIONS[name]
+            rows.append(row)
+    return rows

@@ -1,0 +1,156 @@
+"""The daemon: makes the parts, starts and stops them in order.
+
+Start: kernel, schema, objects (restored, then those of the command line), sockets, READY=1.
+Stop: SHUTDOWN to the clients, sockets closed, what waits for custody settled, objects left to custody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import structlog
+
+from gmemd.commands.context import Gmemd
+from gmemd.commands.dispatch import Dispatcher
+from gmemd.errors import QmpError
+from gmemd.kernel.choose import choose_kernel
+from gmemd.qmp.listener import Listener, bind_unix
+from gmemd.qmp.monitor import Monitor
+from gmemd.schema.validate import Schema
+
+# The dialect that is spoken: QEMU 11.1.
+QEMU_VERSION = {"major": 11, "minor": 1, "micro": 0}
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class QmpSocket:
+    """One --qmp option."""
+
+    path: str
+    pretty: bool = False
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    qmp: tuple[QmpSocket, ...]
+    objects: tuple[dict[str, Any], ...] = ()  # properties, as object-add takes them
+    kernel: str = "auto"
+    state_dir: str = ""
+    persist: str = "auto"
+    name: str | None = None
+    uuid: str | None = None
+    unstable_input: str = "accept"
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def package_version() -> str:
+    """The installed package's version."""
+    try:
+        return version("gmemd")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class _AtStart:
+    """The caller of commands that come from the command line."""
+
+    def __init__(self, uid: int, pid: int) -> None:
+        self.uid = uid
+        self.pid = pid
+
+    def take_fd(self) -> int:
+        raise QmpError("No file descriptor supplied via SCM_RIGHTS")
+
+
+class Daemon:
+    """One running gmemd."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._monitors: set[Monitor] = set()
+        self._listeners: list[Listener] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped: asyncio.Event
+
+    async def run(self) -> None:
+        """Serve until `quit`, SIGTERM or SIGINT; QmpError when it cannot start."""
+        self._loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+        gmemd = self._gmemd = self._make_gmemd()
+        try:
+            dispatcher = Dispatcher(gmemd)
+            await self._make_objects(dispatcher)
+            self._listen(dispatcher)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")
+            log.info("ready", sockets=[listener.path for listener in self._listeners], kernel=gmemd.kernel.name,
+                     why=gmemd.kernel.why)
+            await self._stopped.wait()
+        finally:
+            await self._close()
+
+    def _make_gmemd(self) -> Gmemd:
+        options = self._options
+        kernel = choose_kernel(options.kernel)
+        gmemd = Gmemd(schema=Schema.load(unstable_input=options.unstable_input), kernel=kernel,
+                      version={"qemu": QEMU_VERSION, "package": f"gmemd {package_version()}"},
+                      name=options.name, uuid=options.uuid)
+        gmemd.emit = self._emit
+        gmemd.stop = self._stop
+        gmemd.spawn = self._spawn
+        gmemd.settle = self._settle
+        return gmemd
+
+    async def _make_objects(self, dispatcher: Dispatcher) -> None:
+        import os
+
+        caller = _AtStart(os.getuid(), os.getpid())
+        for properties in self._options.objects:
+            await dispatcher.at_start("object-add", properties, caller)
+
+    def _listen(self, dispatcher: Dispatcher) -> None:
+        def accepted(client: socket.socket, pretty: bool) -> None:
+            try:
+                self._monitors.add(Monitor(self._loop, client, dispatcher, pretty=pretty,
+                                           closed=self._monitors.discard))
+            except OSError:
+                client.close()
+
+        for option in self._options.qmp:
+            self._listeners.append(Listener(self._loop, bind_unix(option.path), pretty=option.pretty,
+                                            accepted=accepted, remove=True))
+
+    def _emit(self, name: str, data: dict[str, Any]) -> None:
+        for monitor in list(self._monitors):
+            monitor.emit(name, data)
+
+    def _stop(self) -> None:
+        self._loop.call_soon(self._stopped.set)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _settle(self, settled: Callable[[QmpError | None], None]) -> None:
+        raise NotImplementedError
+
+    async def _close(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+        for monitor in list(self._monitors):
+            monitor.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._gmemd.close()
