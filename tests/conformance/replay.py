@@ -92,7 +92,7 @@ class Connection:
                     view = view[self.sock.send(view[:1 << 16]):]
 
     def read(self, want: int, wait: float = WAIT) -> list[str]:
-        """Take the next lines: what is there once there are `want`, or after `wait` seconds, or at the end."""
+        """Take the next lines: what is there once there are `want`, or `wait` seconds on, or at the end."""
         lines: list[str] = []
         end = time.monotonic() + (wait if want else SILENCE)
         while True:
