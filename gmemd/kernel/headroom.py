@@ -1,0 +1,135 @@
+"""How much memory can still be allocated: the machine's and each memory cgroup's above this process.
+
+guest_memfd has no ENOMEM at creation, and over a cgroup's limit the answer is an OOM kill of the largest
+process (reference, section 6), so gmemd looks before it allocates. What the file cache could give back is
+not counted as used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .base import Headroom, HugePool
+
+PROC = Path("/proc")
+
+# Kernel memory for each resident GiB is 2.4 MiB without and 4.4 MiB with page tables: one part in 256 is
+# set aside.
+OVERHEAD_SHIFT = 8
+
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+_V2 = ("memory.max", "memory.current", "")
+
+
+def with_overhead(size: int) -> int:
+    """Return the bytes that allocating size bytes takes, the kernel's own included."""
+    return size + (size >> OVERHEAD_SHIFT)
+
+
+def pool_headroom(pool: HugePool) -> Headroom:
+    """Return what a pool of huge pages can still give, surplus pages included."""
+    surplus = max(0, pool.overcommit - pool.surplus)
+    pages = max(0, pool.free - pool.reserved + surplus)
+    limit = f"the pool of {pool.page_size >> 10} KiB pages"
+    return Headroom(pages * pool.page_size, (pool.total + surplus) * pool.page_size, limit)
+
+
+class HeadroomReader:
+    """Finds the memory cgroups of this process once, then reads their figures as often as asked."""
+
+    def __init__(self, proc: Path = PROC) -> None:
+        self._meminfo = proc / "meminfo"
+        self._cgroups = find_cgroups(proc)
+
+    def read(self) -> Headroom:
+        """Return the tightest head-room of all that apply."""
+        found = [self._machine()]
+        for cgroup in self._cgroups:
+            headroom = cgroup.read()
+            if headroom is not None:
+                found.append(headroom)
+        return min(found, key=lambda headroom: headroom.available)
+
+    def _machine(self) -> Headroom:
+        figures = _table(self._meminfo.read_text())
+        return Headroom(figures["MemAvailable:"] << 10, figures["MemTotal:"] << 10, "the machine")
+
+
+class Cgroup:
+    """One memory cgroup, version 1 or 2, that may have a limit."""
+
+    def __init__(self, directory: Path, path: str, names: tuple[str, str, str]) -> None:
+        self._path = path
+        self._limit, self._usage = directory / names[0], directory / names[1]
+        self._stat, self._prefix = directory / "memory.stat", names[2]
+
+    def read(self) -> Headroom | None:
+        """Return its head-room; None when it has no limit (or is gone: then it limits nothing)."""
+        try:
+            limit = self._limit.read_text().strip()
+            if limit == "max" or int(limit) >= 1 << 62:  # v1 writes "none" as the last page below 2^63
+                return None
+            used = int(self._usage.read_text()) - self._reclaimable()
+        except FileNotFoundError:
+            return None
+        return Headroom(max(0, int(limit) - used), int(limit), f"the cgroup {self._path}")
+
+    def _reclaimable(self) -> int:
+        """Return the bytes of clean file cache, which goes before anything is killed (no memfd is in it)."""
+        stat = _table(self._stat.read_text())
+        names = {"inactive_file": 1, "active_file": 1, self._dirty: -1, self._writeback: -1}
+        return max(0, sum(sign * stat.get(self._prefix + name, 0) for name, sign in names.items()))
+
+    @property
+    def _dirty(self) -> str:
+        return "dirty" if self._prefix else "file_dirty"
+
+    @property
+    def _writeback(self) -> str:
+        return "writeback" if self._prefix else "file_writeback"
+
+
+def find_cgroups(proc: Path) -> list[Cgroup]:
+    """Return the memory cgroups of this process, its own first, up to the highest that is mounted here."""
+    found: list[Cgroup] = []
+    mounts = _mounts((proc / "self/mountinfo").read_text())
+    for line in (proc / "self/cgroup").read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            found += _ancestry(mounts.get("v1"), path, _V1)
+        elif number == "0":
+            found += _ancestry(mounts.get("v2"), path, _V2)
+    return found
+
+
+def _mounts(mountinfo: str) -> dict[str, tuple[str, Path]]:
+    """Return {"v1": (root, mount point), "v2": ...} of the memory hierarchies (proc(5), mountinfo)."""
+    found: dict[str, tuple[str, Path]] = {}
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, options = right.split(" ", 2)
+        root, point = left.split(" ")[3:5]
+        if kind == "cgroup2":
+            found["v2"] = (root, Path(point))
+        elif kind == "cgroup" and "memory" in options.split(","):
+            found["v1"] = (root, Path(point))
+    return found
+
+
+def _ancestry(mount: tuple[str, Path] | None, path: str, names: tuple[str, str, str]) -> list[Cgroup]:
+    if mount is None:
+        return []
+    root, point = mount
+    below = path.removeprefix(root if root != "/" else "").strip("/")
+    parts = [part for part in below.split("/") if part not in ("", "..")]
+    found = []
+    for depth in range(len(parts), -1, -1):
+        directory = point.joinpath(*parts[:depth])
+        if (directory / names[0]).exists():
+            found.append(Cgroup(directory, "/" + "/".join(parts[:depth]), names))
+    return found
+
+
+def _table(text: str) -> dict[str, int]:
+    """Return {first word: second word as a number} of each line."""
+    return {words[0]: int(words[1]) for words in map(str.split, text.splitlines()) if len(words) > 1}

@@ -1,0 +1,163 @@
+"""Real guest_memfd: one long-lived VM of this process, on which every guest_memfd is made.
+
+VM ioctls answer only in the process that made the VM (EIO after a fork), so a LinuxKernel is made after any
+fork. A guest_memfd pins its VM, not the reverse: what was made lives on with its holders (reference,
+sections 1 and 5).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import platform
+from struct import Struct
+
+from . import syscalls, uapi
+from .base import PAGE_SIZE, refuse
+from .memory import OrdinaryMemory
+from .probe import attempt, outcome
+from .profiles import DEFAULT, PROFILES
+
+SHARED = uapi.GUEST_MEMFD_FLAG_MMAP | uapi.GUEST_MEMFD_FLAG_INIT_SHARED  # what another process's VM can use
+
+_pack_create = Struct(uapi.KVM_CREATE_GUEST_MEMFD_FORMAT).pack
+_U64 = 1 << 64
+
+
+class Unsupported(Exception):
+    """This host cannot make a shared guest_memfd; the text is the reason, one clause for people."""
+
+
+class LinuxKernel(OrdinaryMemory):
+    """guest_memfd by KVM; see base.Kernel. Raises Unsupported when a first page cannot be made and used."""
+
+    name = "kvm"
+    kvm_present = True
+    kvm_enabled = True
+    guest_memfd_flags: int | None
+    conversion: bool
+
+    def __init__(self, device: str = "/dev/kvm") -> None:
+        self._kvm, self._vm = _open_vm(device)
+        try:
+            self.guest_memfd_flags = _legal_flags(self._vm)
+            self.conversion, self.shared_policy = self._use_one_page()
+        except BaseException:
+            self.close()
+            raise
+        self.why = "a shared guest_memfd was made, mapped, written, punched and measured"
+
+    def create_guest_memfd(self, size: int, flags: int) -> int:
+        if not (0 <= size < _U64 and 0 <= flags < _U64):
+            raise refuse(errno.EINVAL)
+        request = bytearray(_pack_create(size, flags))
+        fd = fcntl.ioctl(self._vm, uapi.KVM_CREATE_GUEST_MEMFD, request, True)
+        os.set_inheritable(fd, False)  # the kernel never sets close-on-exec on a new guest_memfd
+        return fd
+
+    def probe(self) -> dict[str, int | str]:
+        found: dict[str, int | str] = {}
+        for name in PROFILES[DEFAULT].capabilities:
+            found[name] = fcntl.ioctl(self._vm, uapi.KVM_CHECK_EXTENSION, getattr(uapi, f"KVM_CAP_{name}"))
+        found |= attempt(self)
+        fd = self.create_guest_memfd(PAGE_SIZE, SHARED)
+        try:
+            found["link"] = os.readlink(f"/proc/self/fd/{fd}")
+            found["magic"] = f"0x{syscalls.filesystem(fd)[0]:08x}"
+            found["convert"] = outcome(lambda: _convert_nothing(fd))
+        finally:
+            os.close(fd)
+        return found
+
+    def close(self) -> None:
+        os.close(self._vm)
+        os.close(self._kvm)
+
+    def _use_one_page(self) -> tuple[bool, bool]:
+        """Make, map, write, punch, read and measure a page; return whether it converts and keeps a policy."""
+        step = "created"
+        try:
+            fd = self.create_guest_memfd(PAGE_SIZE, SHARED)
+            try:
+                step = "mapped and written"
+                with mmap.mmap(fd, PAGE_SIZE) as page:
+                    page.madvise(uapi.MADV_POPULATE_WRITE)  # EFAULT here would be SIGBUS at a touch
+                    page[0] = 1
+                    step = "punched"
+                    self.punch_hole(fd, 0, PAGE_SIZE)
+                    if page[0]:
+                        raise Unsupported("a punched page of guest_memfd does not read as zeros")
+                step = "measured"
+                if syscalls.cachestat(fd, 0, 0) != 1:
+                    raise Unsupported("cachestat does not count the pages of guest_memfd")
+                return _converts(fd), syscalls.filesystem(fd)[0] == uapi.GUEST_MEMFD_MAGIC
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise Unsupported(f"guest_memfd cannot be {step}: {exc.strerror}") from exc
+
+
+def _open_vm(device: str) -> tuple[int, int]:
+    """Return (kvm fd, VM fd), both close-on-exec; the caller owns them."""
+    try:
+        kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as exc:
+        reasons = {
+            errno.ENOENT: f"no {device}",
+            errno.ENXIO: f"no KVM behind {device}",
+            errno.ENODEV: f"no KVM behind {device}",
+            errno.EACCES: f"no permission on {device}",
+            errno.EPERM: f"no permission on {device}",
+        }
+        raise Unsupported(reasons.get(exc.errno or 0, f"{device}: {exc.strerror}")) from exc
+    try:
+        return kvm, _create_vm(kvm)
+    except BaseException:
+        os.close(kvm)
+        raise
+
+
+def _create_vm(kvm: int) -> int:
+    try:
+        version = fcntl.ioctl(kvm, uapi.KVM_GET_API_VERSION)
+    except OSError as exc:
+        raise Unsupported("the device is not KVM") from exc
+    if version != uapi.KVM_API_VERSION:
+        raise Unsupported(f"KVM has API version {version}, not {uapi.KVM_API_VERSION}")
+    while True:
+        try:
+            return fcntl.ioctl(kvm, uapi.KVM_CREATE_VM, _vm_type(kvm))
+        except InterruptedError:  # fcntl.ioctl does not repeat
+            continue
+        except OSError as exc:
+            raise Unsupported(f"KVM cannot create a VM: {exc.strerror}") from exc
+
+
+def _vm_type(kvm: int) -> int:
+    """Return the default type; on arm64 that is the number of address bits, 40 unless the host has fewer."""
+    if platform.machine() != "aarch64":
+        return 0
+    return fcntl.ioctl(kvm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_ARM_VM_IPA_SIZE)
+
+
+def _legal_flags(vm: int) -> int:
+    """Return the mask of creation flags; Unsupported when another process could not use what they make."""
+    if not fcntl.ioctl(vm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_GUEST_MEMFD):
+        raise Unsupported("kernel without guest_memfd (Linux 6.8 has it)")
+    flags = fcntl.ioctl(vm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_GUEST_MEMFD_FLAGS)
+    if not flags & uapi.GUEST_MEMFD_FLAG_MMAP:
+        raise Unsupported("guest_memfd lacks the flag MMAP (Linux 6.18 has it)")
+    if not flags & uapi.GUEST_MEMFD_FLAG_INIT_SHARED:
+        raise Unsupported("guest_memfd lacks the flag INIT_SHARED (Linux 6.18 has it)")
+    return flags
+
+
+def _converts(fd: int) -> bool:
+    """Tell whether the proposed conversion ioctl exists: it knows a request of zeros, if only to refuse it."""
+    return outcome(lambda: _convert_nothing(fd)) != "ENOTTY"
+
+
+def _convert_nothing(fd: int) -> None:
+    fcntl.ioctl(fd, uapi.KVM_SET_MEMORY_ATTRIBUTES2, bytearray(uapi.KVM_SET_MEMORY_ATTRIBUTES2_SIZE), True)

@@ -1,0 +1,52 @@
+"""NUMA policies: of a file by way of a mapping (mbind), of a thread (set_mempolicy)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from . import syscalls, uapi
+from .base import refuse
+
+_MODES = {
+    "default": uapi.MPOL_DEFAULT,
+    "preferred": uapi.MPOL_PREFERRED,
+    "bind": uapi.MPOL_BIND,
+    "interleave": uapi.MPOL_INTERLEAVE,
+}
+
+
+def _mode(policy: str, nodes: Sequence[int]) -> int:
+    """Return the kernel's number; several preferred nodes need the mode made for that (Linux 5.15)."""
+    if any(node < 0 for node in nodes):
+        raise refuse(errno.EINVAL)
+    if policy == "preferred" and len(nodes) > 1:
+        return uapi.MPOL_PREFERRED_MANY
+    return _MODES[policy]
+
+
+def set_policy(fd: int, size: int, policy: str, nodes: Sequence[int]) -> None:
+    """Set the policy of the file's pages to come; EINVAL when none of the nodes is online.
+
+    A kernel built without NUMA has one node and only the default policy, which then needs no call.
+    """
+    mode = _mode(policy, nodes)
+    try:
+        with syscalls.mapped(size, uapi.PROT_NONE, uapi.MAP_SHARED | uapi.MAP_NORESERVE, fd) as address:
+            syscalls.mbind(address, size, mode, nodes)
+    except OSError as exc:
+        if exc.errno != errno.ENOSYS or policy != "default":
+            raise
+
+
+@contextmanager
+def thread_policy(policy: str, nodes: Sequence[int]) -> Iterator[None]:
+    """Place what the calling thread allocates in the block; afterwards its policy is what it was."""
+    mode = _mode(policy, nodes)
+    before = syscalls.get_mempolicy()
+    syscalls.set_mempolicy(mode, nodes)
+    try:
+        yield
+    finally:
+        syscalls.set_mempolicy(*before)

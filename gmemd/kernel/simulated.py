@@ -1,0 +1,79 @@
+"""Simulated guest_memfd, for hosts without KVM or a new enough kernel: the same rules on sealed memfds.
+
+Everything else (memfds, files, huge pages, allocation, residency) is real. The rules hold for all that goes
+through gmemd; what a holder of the fd can do beyond them is listed in docs/kernel.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from . import standin, uapi
+from .base import PAGE_SIZE, refuse
+from .memory import OrdinaryMemory
+from .probe import attempt
+from .profiles import DEFAULT, PROFILES, Profile
+
+
+class SimulatedKernel(OrdinaryMemory):
+    """guest_memfd as a profile describes it; see base.Kernel."""
+
+    name = "simulated"
+    kvm_enabled = False
+
+    def __init__(self, profile: Profile = PROFILES[DEFAULT], *, why: str = "it was asked for") -> None:
+        self.why = why
+        self.profile = profile
+        self.kvm_present = os.path.exists("/dev/kvm")
+        self.guest_memfd_flags = profile.guest_memfd_flags
+        self.shared_policy = profile.shared_policy
+        self.conversion = profile.conversion
+        self._memfd_flags = _strictest_memfd_flags()
+
+    def create_guest_memfd(self, size: int, flags: int) -> int:
+        legal = self.guest_memfd_flags
+        if legal is None:
+            raise refuse(self.profile.errnos.absent)
+        if flags & ~legal or flags < 0 or not 0 < size <= uapi.OFFSET_MAX or size % PAGE_SIZE:
+            raise refuse(self.profile.errnos.create)
+        return standin.create(size, flags, self._memfd_flags)
+
+    def try_map(
+        self,
+        fd: int | None,
+        size: int,
+        *,
+        reserve: bool,
+        offset: int = 0,
+        writable: bool = True,
+        shared: bool = True,
+    ) -> None:
+        flags = None if fd is None else standin.flags_of(fd)
+        if flags is not None and not flags & uapi.GUEST_MEMFD_FLAG_MMAP:
+            raise refuse(self.profile.errnos.map_without_flag)
+        if flags is not None and not shared:
+            raise refuse(self.profile.errnos.map_private)
+        super().try_map(fd, size, reserve=reserve, offset=offset, writable=writable, shared=shared)
+
+    def probe(self) -> dict[str, int | str]:
+        profile = self.profile
+        found: dict[str, int | str] = {**profile.capabilities, **attempt(self)}
+        if self.guest_memfd_flags is not None:
+            convert = profile.errnos.convert
+            found["link"] = profile.link
+            found["magic"] = f"0x{profile.magic:08x}"
+            found["convert"] = "OK" if convert is None else errno.errorcode[convert]
+        return found
+
+
+def _strictest_memfd_flags() -> int:
+    """Return the flags of a stand-in: never executable where the kernel can say so (Linux 6.3)."""
+    flags = uapi.MFD_CLOEXEC | uapi.MFD_NOEXEC_SEAL
+    try:
+        os.close(os.memfd_create("probe", flags))
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        flags = uapi.MFD_CLOEXEC | uapi.MFD_ALLOW_SEALING
+    return flags

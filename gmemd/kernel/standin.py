@@ -1,0 +1,43 @@
+"""The simulated guest_memfd: a memfd, sealed in size, of mode 0600, whose name carries its creation flags.
+
+The name makes it self-describing: after a restart, or in another process, the fd alone says what it stands
+for. It keeps the data semantics of a guest_memfd; as a descriptor it is laxer (docs/kernel.md).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from . import uapi
+
+MODE = 0o600  # as a guest_memfd; stops other users from opening it anew by /proc/PID/fd/N
+SEALS = uapi.F_SEAL_SEAL | uapi.F_SEAL_SHRINK | uapi.F_SEAL_GROW
+
+_NAME = "gmemd-guest-memfd:"
+_LINK = f"/memfd:{_NAME}"
+_DELETED = " (deleted)"
+
+
+def create(size: int, flags: int, memfd_flags: int) -> int:
+    """Return the fd of a new stand-in, which the caller owns."""
+    fd = os.memfd_create(f"{_NAME}{flags}", memfd_flags)
+    try:
+        os.ftruncate(fd, size)
+        os.fchmod(fd, MODE)
+        fcntl.fcntl(fd, uapi.F_ADD_SEALS, SEALS)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def flags_of(fd: int) -> int | None:
+    """Return the creation flags that a stand-in was made with; None for any other file."""
+    if os.fstat(fd).st_mode & 0o777 != MODE:
+        return None
+    link = os.readlink(f"/proc/self/fd/{fd}")
+    flags = link.removeprefix(_LINK).removesuffix(_DELETED)
+    if not link.startswith(_LINK) or not flags.isdecimal():
+        return None
+    return int(flags) if fcntl.fcntl(fd, uapi.F_GET_SEALS) & SEALS == SEALS else None

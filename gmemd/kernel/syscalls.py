@@ -1,0 +1,145 @@
+"""System calls that Python's os and fcntl do not offer, by ctypes; each raises OSError and releases the GIL.
+
+Addresses stay inside this package. A mapping made here is never touched: a SIGBUS cannot be caught in Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from . import uapi
+
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_fallocate = _libc.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+_mmap = _libc.mmap
+_mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64)
+_mmap.restype = ctypes.c_void_p
+
+_munmap = _libc.munmap
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+_madvise = _libc.madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+_fstatfs = _libc.fstatfs
+_fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
+
+_Range = ctypes.c_uint64 * 2  # struct cachestat_range: off, len
+_Stat = ctypes.c_uint64 * 5  # struct cachestat: cache, dirty, writeback, evicted, recently evicted
+
+
+def _failure() -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code))
+
+
+def fallocate(fd: int, mode: int, offset: int, size: int) -> None:
+    """Call fallocate(2) once, and again after a signal: what is allocated stays and is skipped."""
+    while _fallocate(fd, mode, offset, size):
+        failure = _failure()
+        if not isinstance(failure, InterruptedError):
+            raise failure
+
+
+def cachestat(fd: int, offset: int, size: int) -> int:
+    """Return the number of resident pages in the range; size 0 is to the end (Linux 6.5)."""
+    stat = _Stat()
+    if _syscall(uapi.SYS_CACHESTAT, fd, _Range(offset, size), stat, 0):
+        raise _failure()
+    return stat[0]
+
+
+def filesystem(fd: int) -> tuple[int, int]:
+    """Return the magic number and the block size (bytes) of the file system that fd lives on (fstatfs(2))."""
+    words = (ctypes.c_long * 15)()
+    if _fstatfs(fd, words):
+        raise _failure()
+    return words[0] & 0xFFFFFFFF, words[1]
+
+
+def mmap(size: int, protection: int, flags: int, fd: int, offset: int) -> int:
+    """Return the address of a new mapping; the caller unmaps it."""
+    address = _mmap(None, size, protection, flags, fd, offset)
+    if address == _MAP_FAILED:
+        raise _failure()
+    assert isinstance(address, int)
+    return address
+
+
+def munmap(address: int, size: int) -> None:
+    """Unmap what mmap returned."""
+    if _munmap(address, size):
+        raise _failure()
+
+
+@contextmanager
+def mapped(size: int, protection: int, flags: int, fd: int, offset: int = 0) -> Iterator[int]:
+    """Map for the time of the block; gives the address, which nobody may touch."""
+    address = mmap(size, protection, flags, fd, offset)
+    try:
+        yield address
+    finally:
+        munmap(address, size)
+
+
+def madvise(address: int, size: int, advice: int) -> None:
+    """Advise; MADV_POPULATE_* answer EFAULT where a touch would be SIGBUS."""
+    if _madvise(address, size, advice):
+        raise _failure()
+
+
+def _mempolicy_number(index: int) -> int:
+    numbers = uapi.SYS_MEMPOLICY.get(platform.machine())
+    return numbers[index] if numbers else -1  # -1: the kernel answers ENOSYS
+
+
+def _node_mask(nodes: Sequence[int]) -> tuple[ctypes.Array[ctypes.c_ulong] | None, int]:
+    """Return the bit mask of nodes and the count of bits told to the kernel (one more than it reads)."""
+    if not nodes:
+        return None, 0
+    bits = ctypes.sizeof(ctypes.c_ulong) * 8
+    words = (ctypes.c_ulong * (max(nodes) // bits + 1))()
+    for node in nodes:
+        words[node // bits] |= 1 << node % bits
+    return words, len(words) * bits + 1
+
+
+def mbind(address: int, size: int, mode: int, nodes: Sequence[int]) -> None:
+    """Set the policy of a mapping, which is the file's own where the file keeps one (memfd, hugetlb)."""
+    mask, bits = _node_mask(nodes)
+    where = (ctypes.c_void_p(address), ctypes.c_ulong(size))
+    if _syscall(
+        _mempolicy_number(0), *where, ctypes.c_int(mode), mask, ctypes.c_ulong(bits), ctypes.c_uint(0)
+    ):
+        raise _failure()
+
+
+def set_mempolicy(mode: int, nodes: Sequence[int]) -> None:
+    """Set the policy of the calling thread."""
+    mask, bits = _node_mask(nodes)
+    if _syscall(_mempolicy_number(1), ctypes.c_int(mode), mask, ctypes.c_ulong(bits)):
+        raise _failure()
+
+
+def get_mempolicy(address: int | None = None) -> tuple[int, list[int]]:
+    """Return mode (with its flags) and nodes of the calling thread, or of the mapping at an address."""
+    mode, bits = ctypes.c_int(), 1 << 15  # the most nodes the kernel accepts a mask for is a page of bits
+    mask = (ctypes.c_ulong * (bits // 64))()
+    where = (None, 0) if address is None else (ctypes.c_void_p(address), uapi.MPOL_F_ADDR)
+    number = _mempolicy_number(2)
+    if _syscall(number, ctypes.byref(mode), mask, ctypes.c_ulong(bits), where[0], ctypes.c_ulong(where[1])):
+        raise _failure()
+    nodes = [64 * i + bit for i, word in enumerate(mask) if word for bit in range(64) if word >> bit & 1]
+    return mode.value, nodes
