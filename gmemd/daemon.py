@@ -16,16 +16,19 @@ from typing import Any
 
 import structlog
 
-from gmemd.commands.context import Gmemd
+from gmemd.commands.context import Change, Gmemd
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
+from gmemd.persist.custody import Flush, NotKept
 from gmemd.qmp.listener import Listener, bind_unix
 from gmemd.qmp.monitor import Monitor
 from gmemd.schema.validate import Schema
 
 # The dialect that is spoken: QEMU 11.1.
 QEMU_VERSION = {"major": 11, "minor": 1, "micro": 0}
+
+Waiting = list[tuple[list[Change], Callable[[], None]]]
 
 log = structlog.get_logger()
 
@@ -80,6 +83,8 @@ class Daemon:
         self._monitors: set[Monitor] = set()
         self._listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unsettled: Waiting = []
+        self._flushing = False
         self._stopped: asyncio.Event
 
     async def run(self) -> None:
@@ -142,8 +147,57 @@ class Daemon:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _settle(self, settled: Callable[[QmpError | None], None]) -> None:
-        raise NotImplementedError
+    def _settle(self, changes: list[Change], settled: Callable[[], None]) -> None:
+        """Have changes made durable by the next flush, which everybody shares who asks in this turn of the loop."""
+        self._unsettled.append((changes, settled))
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Start a flush for all that wait, or stop when nobody does."""
+        waiting, self._unsettled = self._unsettled, []
+        if not waiting:
+            self._flushing = False
+            return
+        assert self._gmemd.custody is not None
+        self._drive(self._gmemd.custody.flush(), None, waiting)
+
+    def _drive(self, flush: Flush, there: bool | None, waiting: Waiting) -> None:
+        """Carry a flush on to the next thing it waits for, or to its end."""
+        try:
+            wait = next(flush) if there is None else flush.send(there)
+        except StopIteration:
+            self._flushed(waiting, None)
+            return
+        except NotKept as exc:
+            self._flushed(waiting, exc)
+            return
+        loop, fd = self._loop, wait.fd
+
+        def resume(there: bool) -> None:
+            timer.cancel()
+            (loop.remove_reader if wait.what == "readable" else loop.remove_writer)(fd)
+            self._drive(flush, there, waiting)
+
+        timer = loop.call_later(wait.timeout, resume, False)
+        (loop.add_reader if wait.what == "readable" else loop.add_writer)(fd, resume, True)
+
+    def _flushed(self, waiting: Waiting, error: NotKept | None) -> None:
+        """Finish the changes of a flush, undo those that did not happen, let the replies go, go on."""
+        by_operation = {change.operation: change for changes, _ in waiting for change in changes}
+        if error is not None:
+            log.error("not kept", desc=error.desc, undone=len(error.undone))
+            for operation in error.undone:
+                change = by_operation.pop(operation)
+                change.error = error
+                change.undo()
+        for change in by_operation.values():
+            if change.done is not None:
+                change.done()
+        for _, settled in waiting:
+            settled()
+        self._flush()
 
     async def _close(self) -> None:
         for listener in self._listeners:

@@ -21,25 +21,6 @@ from gmemd.qmp.encode import encode
 
 MAX_NODES = 128  # MAX_NODES of QEMU's include/sysemu/numa.h
 
-# Descriptions as qom-list-properties shows them; a property that is not here has none.
-DESCRIPTIONS = {
-    "share": "Mark the memory as private to QEMU or shared",
-    "size": "Size of the memory region (ex: 500M)",
-    "dump": "Set to 'off' to exclude from core dump",
-    "prealloc-threads": "Number of CPU threads to use for prealloc",
-    "policy": "Set the NUMA policy",
-    "prealloc": "Preallocate memory",
-    "prealloc-context": "Context to use for creating CPU threads for preallocation",
-    "reserve": "Reserve swap space (or huge pages) if applicable",
-    "host-nodes": "Binds memory to the list of NUMA host nodes",
-    "merge": "Mark memory as mergeable",
-    "hugetlb": "Use huge pages",
-    "hugetlbsize": "Huge pages size (ex: 2M, 1G)",
-    "seal": "Seal growing & shrinking",
-    "offset": "Offset into the target file (ex: 1G)",
-    "rom": "Whether to create Read Only Memory (ROM)",
-}
-
 # Order in which QOM lists the properties of the base class (the slot order of its hash table).
 BASE_ORDER = ("share", "size", "dump", "prealloc-threads", "x-use-canonical-path-for-ramblock-id", "policy",
               "prealloc-context", "prealloc", "reserve", "host-nodes", "merge")
@@ -68,9 +49,11 @@ class HostMemoryBackend:
         self.kind = "memfd"  # guest-memfd, memfd or file
         self.guest_memfd_flags: int | None = None
         self.memory_size = 0  # bytes of memory behind fd: size rounded up to pages
+        self.offset = 0  # bytes before it in the file
         self.created = time.time()  # seconds since the epoch
         self.owner = (-1, -1)  # uid and pid of the creator
         self.handed_out = 0
+        self.record: Any = None  # what custody knows of it; None without custody
         self._memdev: bytes | None = None
 
     # -- step 1 ----------------------------------------------------------------------------------
@@ -132,9 +115,9 @@ class HostMemoryBackend:
                  cancelled: Callable[[], bool] | None = None) -> None:
         """Allocate every page; blocks. On failure nothing that it allocated stays."""
         try:
-            kernel.populate(self.fd, 0, self.memory_size, self.properties["prealloc-threads"],
-                            policy=self.properties["policy"], nodes=self.properties["host-nodes"],
-                            progress=progress, cancelled=cancelled)
+            kernel.populate(self.fd, self.offset, self.memory_size, self.properties["prealloc-threads"],
+                            policy=(self.properties["policy"], self.properties["host-nodes"]),
+                            fresh=self.handed_out == 0, progress=progress, cancelled=cancelled)
         except OSError as exc:
             raise QmpError("qemu_prealloc_mem: preallocating memory failed: "
                            f"{os.strerror(exc.errno or 0)}") from exc

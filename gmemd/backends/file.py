@@ -105,6 +105,7 @@ class FileBackend(HostMemoryBackend):
         readonly = properties["readonly"]
         if not actual and not readonly:
             self._grow(kernel, offset)
+        self.offset = offset
         self.check_mappable(kernel, offset=offset, writable=not readonly, shared=properties["share"])
 
     def _grow(self, kernel: Kernel, offset: int) -> None:

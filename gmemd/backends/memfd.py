@@ -55,12 +55,12 @@ class MemfdBackend(HostMemoryBackend):
                 raise QmpError("guest-memfd=on doesn't support hugetlb=on")
             make_guest_memfd(self, kernel)
             return
-        flags, page = self._creation_flags(kernel)
-        self.memory_size = self.round_up(page)
+        flags = self._creation_flags()
         try:
             self.fd = kernel.memfd_create(self.id[:200], flags)
         except OSError as exc:
             raise QmpError(f"failed to create memfd with flags {flags:#x}: {os.strerror(exc.errno or 0)}") from exc
+        self.memory_size = self.round_up(kernel.file_page_size(self.fd) if flags & MFD_HUGETLB else kernel.page_size)
         try:
             kernel.truncate(self.fd, self.size)
         except OSError as exc:
@@ -75,15 +75,15 @@ class MemfdBackend(HostMemoryBackend):
         if flags & MFD_HUGETLB or self.size > _SURELY_MAPPABLE:
             self.check_mappable(kernel)
 
-    def _creation_flags(self, kernel: Kernel) -> tuple[int, int]:
-        """memfd_create(2) flags, and the size of the pages they give."""
+    def _creation_flags(self) -> int:
+        """The memfd_create(2) flags that the properties ask for."""
         properties = self.properties
         hugetlbsize = properties.get("hugetlbsize", 0)
         if hugetlbsize and not hugetlbsize & 1 and hugetlbsize & (hugetlbsize - 1):
             raise QmpError("Hugepage size must be a power of 2")
         flags = MFD_CLOEXEC | (MFD_ALLOW_SEALING if properties["seal"] else 0)
         if not properties["hugetlb"]:
-            return flags, kernel.page_size
+            return flags
         if hugetlbsize and not hugetlbsize & 1:
-            return (flags | MFD_HUGETLB | (hugetlbsize.bit_length() - 1) << MFD_HUGE_SHIFT) & 0xFFFFFFFF, hugetlbsize
-        return flags | MFD_HUGETLB, kernel.hugepage_size
+            flags |= (hugetlbsize.bit_length() - 1) << MFD_HUGE_SHIFT
+        return flags | MFD_HUGETLB

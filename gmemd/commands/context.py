@@ -21,7 +21,7 @@ from gmemd.qmp.session import Session
 
 if TYPE_CHECKING:
     from gmemd.kernel.base import Kernel
-    from gmemd.persist.custody import Custody
+    from gmemd.persist.custody import Custody, Operation
     from gmemd.schema.validate import Schema
 
 
@@ -36,17 +36,20 @@ class WithFds:
 
 
 class Change:
-    """A change made in memory that custody has been told of.
+    """A change made in memory that custody has been told of, by `operation`.
 
     `done` runs when it is durable, `undo` when it could not be made so; the reply waits for either.
     """
 
-    __slots__ = ("done", "undo", "value")
+    __slots__ = ("done", "error", "operation", "undo", "value")
 
-    def __init__(self, value: Any, *, undo: Callable[[], None], done: Callable[[], None] | None = None) -> None:
+    def __init__(self, value: Any, operation: Operation, *, undo: Callable[[], None],
+                 done: Callable[[], None] | None = None) -> None:
         self.value = value
+        self.operation = operation
         self.undo = undo
         self.done = done
+        self.error: QmpError | None = None  # set when it was undone
 
 
 class Caller(Protocol):
@@ -78,11 +81,11 @@ class Gmemd:
         self.stopping = False
         self._encoded: dict[str, bytes] = {}
         # Set by the daemon: send an event to every negotiated client; end the process soon; run a coroutine as
-        # a task; call back when custody has settled all changes so far (None) or could not (the error).
+        # a task; make changes durable, or undo them, and then call back.
         self.emit: Callable[[str, dict[str, Any]], None]
         self.stop: Callable[[], None]
         self.spawn: Callable[[Coroutine[Any, Any, None]], None]
-        self.settle: Callable[[Callable[[QmpError | None], None]], None]
+        self.settle: Callable[[list[Change], Callable[[], None]], None]
 
     def encoded(self, key: str, make: Callable[[], Any]) -> bytes:
         """The encoded value of `make()`, which never changes while the daemon runs; made at the first call."""

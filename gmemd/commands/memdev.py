@@ -11,20 +11,31 @@ from typing import Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Change, Gmemd, WithFds
 from gmemd.errors import QmpError, os_errors
+from gmemd.persist.registry import Record
 
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid))
     try:
         if gmemd.custody is not None:
-            gmemd.custody.check_room()
-        if backend.blocks:
-            return _add_blocking(gmemd, backend)
-        _make(gmemd, backend)
-        return _added(gmemd, backend)
+            gmemd.custody.reserve()
     except BaseException:
         gmemd.objects.cancel(backend)
         raise
+    if backend.blocks:
+        return _add_blocking(gmemd, backend)
+    try:
+        _make(gmemd, backend)
+        return _added(gmemd, backend)
+    except BaseException:
+        _give_up(gmemd, backend)
+        raise
+
+
+def _give_up(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
+    gmemd.objects.cancel(backend)
+    if gmemd.custody is not None:
+        gmemd.custody.release()
 
 
 def _make(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
@@ -40,7 +51,7 @@ async def _add_blocking(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
         await in_thread(_make, gmemd, backend)
         return _added(gmemd, backend)
     except BaseException:
-        gmemd.objects.cancel(backend)
+        _give_up(gmemd, backend)
         raise
 
 
@@ -49,9 +60,18 @@ def _added(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
     if custody is None:
         gmemd.objects.commit(backend)
         return {}
-    custody.add(backend)
+    backend.record = record_of(gmemd, backend)
+    operation = custody.add(backend.record, backend.fd)
     gmemd.objects.commit(backend)
-    return Change({}, undo=lambda: gmemd.objects.remove(backend.id).close())
+    return Change({}, operation, undo=lambda: gmemd.objects.remove(backend.id).close())
+
+
+def record_of(gmemd: Gmemd, backend: HostMemoryBackend) -> Record:
+    """What the registry is to know of an object."""
+    uid, pid = backend.owner
+    return Record(backend.id, backend.qom_type, backend.properties, backend.kind, backend.memory_size,
+                  kernel=gmemd.kernel.name, owner_uid=uid, owner_pid=pid, created=int(backend.created),
+                  extra={} if backend.guest_memfd_flags is None else {"flags": backend.guest_memfd_flags})
 
 
 def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -60,9 +80,9 @@ def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
         gmemd.objects.remove(arguments["id"]).close()
         return {}
     backend = gmemd.objects.find(arguments["id"])
-    custody.remove(backend)
+    operation = custody.remove(backend.record)
     gmemd.objects.remove(backend.id)
-    return Change({}, undo=lambda: gmemd.objects.restore([backend]), done=backend.close)
+    return Change({}, operation, undo=lambda: gmemd.objects.restore([backend]), done=backend.close)
 
 
 def query_memdev(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> bytes:

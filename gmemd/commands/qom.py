@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from gmemd.backends.base import DESCRIPTIONS, HostMemoryBackend
@@ -172,8 +173,8 @@ def _set(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any
     backend.set(name, value)
     if gmemd.custody is None:
         return {}
-    gmemd.custody.update(backend)
-    return Change({}, undo=lambda: backend.reset(name, before))
+    backend.record = replace(backend.record, arguments=dict(backend.properties))
+    return Change({}, gmemd.custody.update(backend.record), undo=lambda: backend.reset(name, before))
 
 
 def qom_list_types(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:

@@ -198,13 +198,10 @@ class Monitor:
         out, changes = self._out, self._changes
         self._out, self._changes, self._busy = [], [], True
 
-        def settled(error: QmpError | None) -> None:
-            for place, request, change in reversed(changes):
-                if error is not None:
-                    change.undo()
-                    out[place] = self.session.failure(request, error)
-                elif change.done is not None:
-                    change.done()
+        def settled() -> None:
+            for place, request, change in changes:
+                if change.error is not None:
+                    out[place] = self.session.failure(request, change.error)
             self._out[:0] = out
             self._busy = False
             deferred, self._deferred = self._deferred, None
@@ -212,7 +209,7 @@ class Monitor:
                 self._deliver(*deferred)
             self._run()
 
-        self._gmemd.settle(settled)
+        self._gmemd.settle([change for _, _, change in changes], settled)
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
         """Send an event, if the client has negotiated; one that lets them pile up is cut."""
