@@ -1,0 +1,29 @@
+"""Fixtures for all tests: a running gmemd, and which tests this host cannot run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.daemon import Daemon
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `kvm` where the real kernel has no shared guest_memfd for us, and say why."""
+    marked = [item for item in items if item.get_closest_marker("kvm")]
+    if not marked:
+        return
+    from gmemd.kernel.choose import choose_kernel
+
+    kernel = choose_kernel("auto")
+    if kernel.name != "kvm":
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=f"needs KVM's guest_memfd: {kernel.why}"))
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    """A gmemd just started, without any objects."""
+    with Daemon() as daemon:
+        yield daemon
