@@ -23,8 +23,6 @@ from .uapi import OFFSET_MAX
 PAGE_SIZE: Final = os.sysconf("SC_PAGESIZE")  # bytes; 4, 16 or 64 KiB on arm64
 POLICIES: Final = ("default", "preferred", "bind", "interleave")
 
-Policy = tuple[str, Sequence[int]]  # one of POLICIES, and the nodes
-
 
 @dataclass(frozen=True)
 class Headroom:
@@ -56,9 +54,7 @@ class HugePool:
     total: int
     free: int
     surplus: int
-    reserved: (
-        int  # promised to mappings, of the free ones; the kernel counts it only as a whole: 0 for a node
-    )
+    reserved: int  # of the free ones, promised to mappings; counted only as a whole: 0 for a node
     overcommit: int  # how many surplus pages the kernel may make in all; 0 for a node
 
 
@@ -70,9 +66,15 @@ class Kernel(Protocol):
     kvm_present: bool  # for query-kvm
     kvm_enabled: bool  # for query-kvm
     guest_memfd_flags: int | None  # mask of the legal creation flags; None: no guest_memfd at all
-    shared_policy: bool  # a guest_memfd keeps its NUMA policy (Linux 6.19); else allocate under thread_policy
+    shared_policy: bool  # a guest_memfd keeps its NUMA policy (Linux 6.19); else it is placed by populate
     conversion: bool  # the guest_memfd itself can be converted between private and shared
+    simulated: bool  # the guest_memfds that it makes are stand-ins
     page_size: int  # bytes
+
+    @property
+    def hugepage_size(self) -> int:
+        """Bytes of a huge page where no size is asked for."""
+        ...
 
     def memfd_create(self, name: str, flags: int) -> int:
         """Make a memfd as memfd_create(2) and return its fd, which the caller owns; CLOEXEC is always set.
@@ -120,17 +122,19 @@ class Kernel(Protocol):
         threads: int,
         *,
         fresh: bool = True,
-        policy: Policy | None = None,
+        policy: str = "default",
+        nodes: Sequence[int] = (),
         progress: Callable[[int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
         """Allocate a range by `threads` threads in steps, looking at the head-room before each. Takes long.
 
-        progress is told the bytes done so far, cancelled is asked between steps; both in any of the
-        threads, one at a time. policy is set for the threads (a guest_memfd without shared_policy is placed
-        by it). fresh: nobody else has the fd yet; then a failure or cancellation gives back exactly what
-        was newly allocated. Otherwise what was allocated stays: a holder may have written there already.
-        NoHeadroom (ENOMEM), ECANCELED, or the errno of `allocate`.
+        threads: the most, the caller's own included; no more than there are CPUs are used.
+        fresh: nobody else has the fd yet; then a failure or cancellation gives back exactly what was newly
+        allocated. Otherwise what was allocated stays: a holder may have written there already.
+        policy, nodes: set for the threads; a guest_memfd without `shared_policy` is placed only by this.
+        progress is told the bytes done so far, cancelled is asked between steps; both are called in any of
+        the threads, one at a time. Raises NoHeadroom (ENOMEM), ECANCELED, or the errno of `allocate`.
         """
         ...
 
@@ -165,7 +169,7 @@ class Kernel(Protocol):
         """
         ...
 
-    def thread_policy(self, policy: str, nodes: Sequence[int]) -> AbstractContextManager[None]:
+    def policy_for_thread(self, policy: str, nodes: Sequence[int]) -> AbstractContextManager[None]:
         """Place what the calling thread allocates in the block; its own policy comes back after it."""
         ...
 
@@ -183,6 +187,10 @@ class Kernel(Protocol):
 
     def identify(self, fd: int) -> str:
         """Return "guest-memfd", "memfd", "hugetlb-memfd", "file" or "other": by link, magic and seals."""
+        ...
+
+    def file_page_size(self, fd: int) -> int:
+        """Return the bytes of the pages that back a file: huge ones, or `page_size`."""
         ...
 
     def is_simulated(self, fd: int) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from .base import HugePool
 
 SYS = Path("/sys")
+PROC = Path("/proc")
 
 
 def huge_pools(sys: Path = SYS) -> list[HugePool]:
@@ -15,6 +16,14 @@ def huge_pools(sys: Path = SYS) -> list[HugePool]:
     for directory in sys.glob("devices/system/node/node*/hugepages/hugepages-*kB"):
         pools.append(_pool(directory, int(directory.parts[-3].removeprefix("node"))))
     return sorted(pools, key=lambda pool: (pool.page_size, -1 if pool.node is None else pool.node))
+
+
+def default_size(proc: Path = PROC) -> int:
+    """Return the bytes of a huge page where no size is asked for; 2 MiB where the kernel has none at all."""
+    for line in (proc / "meminfo").read_text().splitlines():
+        if line.startswith("Hugepagesize:"):
+            return int(line.split()[1]) << 10
+    return 2 << 20
 
 
 def _pool(directory: Path, node: int | None) -> HugePool:

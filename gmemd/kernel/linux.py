@@ -34,15 +34,18 @@ class LinuxKernel(OrdinaryMemory):
     """guest_memfd by KVM; see base.Kernel. Raises Unsupported when a first page cannot be made and used."""
 
     name = "kvm"
+    simulated = False
     kvm_present = True
     kvm_enabled = True
     guest_memfd_flags: int | None
     conversion: bool
 
+    vm: int  # the VM's fd, for those who try its ioctls; borrowed
+
     def __init__(self, device: str = "/dev/kvm") -> None:
-        self._kvm, self._vm = _open_vm(device)
+        self._kvm, self.vm = _open_vm(device)
         try:
-            self.guest_memfd_flags = _legal_flags(self._vm)
+            self.guest_memfd_flags = _legal_flags(self.vm)
             self.conversion, self.shared_policy = self._use_one_page()
         except BaseException:
             self.close()
@@ -53,14 +56,14 @@ class LinuxKernel(OrdinaryMemory):
         if not (0 <= size < _U64 and 0 <= flags < _U64):
             raise refuse(errno.EINVAL)
         request = bytearray(_pack_create(size, flags))
-        fd = fcntl.ioctl(self._vm, uapi.KVM_CREATE_GUEST_MEMFD, request, True)
+        fd: int = fcntl.ioctl(self.vm, uapi.KVM_CREATE_GUEST_MEMFD, request, True)
         os.set_inheritable(fd, False)  # the kernel never sets close-on-exec on a new guest_memfd
         return fd
 
     def probe(self) -> dict[str, int | str]:
         found: dict[str, int | str] = {}
         for name in PROFILES[DEFAULT].capabilities:
-            found[name] = fcntl.ioctl(self._vm, uapi.KVM_CHECK_EXTENSION, getattr(uapi, f"KVM_CAP_{name}"))
+            found[name] = fcntl.ioctl(self.vm, uapi.KVM_CHECK_EXTENSION, getattr(uapi, f"KVM_CAP_{name}"))
         found |= attempt(self)
         fd = self.create_guest_memfd(PAGE_SIZE, SHARED)
         try:
@@ -72,7 +75,7 @@ class LinuxKernel(OrdinaryMemory):
         return found
 
     def close(self) -> None:
-        os.close(self._vm)
+        os.close(self.vm)
         os.close(self._kvm)
 
     def _use_one_page(self) -> tuple[bool, bool]:
@@ -155,7 +158,7 @@ def _legal_flags(vm: int) -> int:
 
 
 def _converts(fd: int) -> bool:
-    """Tell whether the proposed conversion ioctl exists: it knows a request of zeros, if only to refuse it."""
+    """Tell whether the proposed conversion ioctl exists; a request of zeros does nothing."""
     return outcome(lambda: _convert_nothing(fd)) != "ENOTTY"
 
 

@@ -7,10 +7,11 @@ import fcntl
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, partial
 from stat import S_ISREG
 
 from . import hugepages, numa, residency, standin, syscalls, uapi
-from .base import PAGE_SIZE, Headroom, HugePool, NoHeadroom, Policy, check_inside, check_range, refuse
+from .base import PAGE_SIZE, Headroom, HugePool, NoHeadroom, check_inside, check_range, refuse
 from .headroom import HeadroomReader, pool_headroom, with_overhead
 from .populate import Population, without
 
@@ -50,22 +51,18 @@ class OrdinaryMemory:
         threads: int,
         *,
         fresh: bool = True,
-        policy: Policy | None = None,
+        policy: str = "default",
+        nodes: Sequence[int] = (),
         progress: Callable[[int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
         check_inside(offset, size, os.fstat(fd).st_size)
-        pool = _huge_page_size(fd)
-        reader = HeadroomReader()
-        existing = _known_resident(fd, offset, size) if fresh else None
-        present = _present(fd, offset, size) if existing is None else sum(length for _, length in existing)
-
-        def check(more: int) -> None:
-            self._check(more, pool, reader)
-
-        check(size - present)
+        page = self.file_page_size(fd)
+        existing = _existing(fd, offset, size) if fresh else None
+        check = self._step_check(size - _present(fd, offset, size), page)
+        placed = partial(self.policy_for_thread, policy, nodes) if policy != "default" else nullcontext
         population = Population(
-            lambda offset, size: syscalls.fallocate(fd, _ALLOCATE, offset, size),
+            partial(syscalls.fallocate, fd, _ALLOCATE),
             offset,
             size,
             check=check,
@@ -73,12 +70,30 @@ class OrdinaryMemory:
             cancelled=cancelled,
         )
         try:
-            population.run(threads, lambda: self.thread_policy(*policy) if policy else nullcontext())
-        except BaseException:
+            population.run(threads, placed, page)
+        except BaseException as exc:
             if existing is not None:
-                for start, length in without(existing, offset, population.reached):
-                    self.punch_hole(fd, start, length)
+                self._give_back(fd, without(existing, offset, population.reached), exc)
             raise
+
+    def _step_check(self, missing: int, page: int) -> Callable[[int], None]:
+        """Raise NoHeadroom if what is missing does not fit; return the check before each step.
+
+        A pool of huge pages ends in ENOSPC, not in a kill, so a look at the start is enough.
+        """
+        if page != PAGE_SIZE:
+            self._check_pool(missing, page)
+            return lambda size: None
+        reader = HeadroomReader()
+        _check_memory(missing, reader)
+        return partial(_check_memory, reader=reader)
+
+    def _give_back(self, fd: int, ranges: list[tuple[int, int]], reason: BaseException) -> None:
+        try:
+            for start, length in ranges:
+                self.punch_hole(fd, start, length)
+        except OSError as exc:
+            reason.add_note(f"what was allocated could not be given back: {exc.strerror}")
 
     def resident(self, fd: int, offset: int = 0, size: int = 0) -> int:
         return residency.resident(fd, offset, size)
@@ -107,23 +122,23 @@ class OrdinaryMemory:
     def set_policy(self, fd: int, size: int, policy: str, nodes: Sequence[int]) -> None:
         numa.set_policy(fd, size, policy, nodes)
 
-    def thread_policy(self, policy: str, nodes: Sequence[int]) -> AbstractContextManager[None]:
-        return numa.thread_policy(policy, nodes)
+    def policy_for_thread(self, policy: str, nodes: Sequence[int]) -> AbstractContextManager[None]:
+        return numa.policy_for_thread(policy, nodes)
 
     def headroom(self) -> Headroom:
         return HeadroomReader().read()
 
     def check_headroom(self, size: int, fd: int | None = None) -> None:
-        pool = None if fd is None else _huge_page_size(fd)
-        self._check(size, pool, HeadroomReader())
-
-    def _check(self, size: int, huge_page_size: int | None, reader: HeadroomReader) -> None:
-        if huge_page_size is None:
-            wanted, left = with_overhead(size), reader.read()
+        page = PAGE_SIZE if fd is None else self.file_page_size(fd)
+        if page == PAGE_SIZE:
+            _check_memory(size, HeadroomReader())
         else:
-            pool = next(p for p in self.huge_pools() if p.page_size == huge_page_size and p.node is None)
-            wanted, left = size, pool_headroom(pool)
-        if wanted > left.available:
+            self._check_pool(size, page)
+
+    def _check_pool(self, size: int, page: int) -> None:
+        pool = next(pool for pool in self.huge_pools() if pool.page_size == page and pool.node is None)
+        left = pool_headroom(pool)
+        if size > left.available:
             raise NoHeadroom(size, left)
 
     def huge_pools(self) -> list[HugePool]:
@@ -138,6 +153,14 @@ class OrdinaryMemory:
         if link.startswith("/memfd:") and _seals(fd) is not None:
             return "hugetlb-memfd" if magic == uapi.HUGETLBFS_MAGIC else "memfd"
         return "file" if S_ISREG(os.fstat(fd).st_mode) else "other"
+
+    def file_page_size(self, fd: int) -> int:
+        magic, block_size = syscalls.filesystem(fd)
+        return block_size if magic == uapi.HUGETLBFS_MAGIC else PAGE_SIZE
+
+    @cached_property
+    def hugepage_size(self) -> int:
+        return hugepages.default_size()
 
     def is_simulated(self, fd: int) -> bool:
         return standin.flags_of(fd) is not None
@@ -154,13 +177,13 @@ def _seals(fd: int) -> int | None:
         return None
 
 
-def _huge_page_size(fd: int) -> int | None:
-    """Return the size in bytes of the huge pages that back a file; None when it is on ordinary ones."""
-    magic, block_size = syscalls.filesystem(fd)
-    return block_size if magic == uapi.HUGETLBFS_MAGIC else None
+def _check_memory(size: int, reader: HeadroomReader) -> None:
+    left = reader.read()
+    if with_overhead(size) > left.available:
+        raise NoHeadroom(size, left)
 
 
-def _known_resident(fd: int, offset: int, size: int) -> list[tuple[int, int]] | None:
+def _existing(fd: int, offset: int, size: int) -> list[tuple[int, int]] | None:
     """Return what exists already in the range; None when the kernel does not say (a part of huge pages)."""
     try:
         return residency.resident_ranges(fd, offset, size)

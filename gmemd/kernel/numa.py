@@ -41,7 +41,7 @@ def set_policy(fd: int, size: int, policy: str, nodes: Sequence[int]) -> None:
 
 
 @contextmanager
-def thread_policy(policy: str, nodes: Sequence[int]) -> Iterator[None]:
+def policy_for_thread(policy: str, nodes: Sequence[int]) -> Iterator[None]:
     """Place what the calling thread allocates in the block; afterwards its policy is what it was."""
     mode = _mode(policy, nodes)
     before = syscalls.get_mempolicy()

@@ -1,4 +1,4 @@
-"""What a kernel answers when each item is really tried, as `gmemctl doctor` shows and a profile promises it."""
+"""What a kernel answers when each item is really tried; `gmemctl doctor` shows it, a profile promises it."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ class SimulatedKernel(OrdinaryMemory):
     """guest_memfd as a profile describes it; see base.Kernel."""
 
     name = "simulated"
+    simulated = True
     kvm_enabled = False
 
     def __init__(self, profile: Profile = PROFILES[DEFAULT], *, why: str = "it was asked for") -> None:
