@@ -1,0 +1,54 @@
+"""`python -m gmemd.schema`: derive qom.json and docs/reference.md from the QAPI source.
+
+`--write` writes them, `--check` says which is stale and exits with 1, without either the JSON Schema is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from .document import json_schema
+from .qapi import load
+
+HERE = Path(__file__).parent
+
+
+def derived() -> dict[Path, str]:
+    """Return what the derived files must contain, by path."""
+    entities = load(HERE / "qapi")
+    document = json_schema(entities, title="A command gmemd understands")
+    return {HERE / "qom.json": json.dumps(document, indent=1, ensure_ascii=True) + "\n"}
+
+
+def stale() -> list[Path]:
+    """Return the derived files that are not what the source says."""
+    return [
+        path
+        for path, text in derived().items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m gmemd.schema", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the derived files")
+    parser.add_argument("--check", action="store_true", help="fail if a derived file is stale")
+    options = parser.parse_args(argv)
+    if options.write:
+        for path, text in derived().items():
+            path.write_text(text, encoding="utf-8")
+    elif options.check:
+        for path in stale():
+            print(f"{path} is stale: run python -m gmemd.schema --write", file=sys.stderr)
+        return 1 if stale() else 0
+    else:
+        print(derived()[HERE / "qom.json"], end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

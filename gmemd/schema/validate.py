@@ -1,0 +1,245 @@
+"""Check and complete the arguments of commands by qom.json, in QEMU's words.
+
+"Accept fast, explain slowly": plain arguments go to a compiled validator (jsonschema-rs), one for each command
+and, for object-add, one for each qom-type, made when first needed; what it does not accept, and every value it
+reads differently from QEMU (floats, null, objects, negative integers, booleans for on and off), goes to
+explain.py, where `jsonschema` judges and its error becomes QEMU's sentence.
+Nothing but qom.json is read at start; reference qmp.md sections 6 to 8.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from gmemd.errors import COMMAND_NOT_FOUND, QmpError
+
+if TYPE_CHECKING:
+    from .explain import Judge
+
+QOM_JSON: Final = os.path.join(os.path.dirname(__file__), "qom.json")
+OBJECT_ADD: Final = "object-add"
+
+MISSING: Final = object()  # Property.default of a property without one
+
+
+class _Compiled(Protocol):
+    def is_valid(self, instance: Any, /) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Property:
+    """A declared member of an object type, as object-add takes it."""
+
+    name: str
+    type: str  # 'size', 'bool', 'str', 'uint32', '[uint16]', 'HostMemPolicy', 'OnOffAuto', ...
+    default: Any  # MISSING: it has none
+    required: bool
+    features: tuple[str, ...]
+    doc: str
+    qom_type: (
+        str  # as qom-list shows it: 'int', 'bool', 'string', 'HostMemPolicy', 'link<thread-context>', ...
+    )
+    description: str | None  # as qom-list-properties shows it
+
+
+class Schema:
+    """Every command and object type there is; made by `load`."""
+
+    def __init__(self, document: dict[str, Any], *, unstable_input: str = "accept") -> None:
+        self._document = document
+        self._reject_unstable = unstable_input == "reject"
+        self._shapes: dict[str, Shape] = {}
+        commands = document["x-commands"]
+        self.commands: Mapping[str, Command] = MappingProxyType(
+            {name: Command(self, name, entry) for name, entry in commands.items()}
+        )
+        self.events: tuple[str, ...] = tuple(document["x-events"])
+        union = document["$defs"][commands[OBJECT_ADD]["arguments"]]
+        tag = union["properties"][union["x-tag"]]
+        self.object_types: tuple[str, ...] = tuple(self._resolve(tag)["enum"])
+        self._properties: dict[str, Mapping[str, Property]] = {}
+        self._object_add = self.commands[OBJECT_ADD]
+        self._judge: Judge | None = None
+
+    @classmethod
+    def load(cls, *, unstable_input: str = "accept") -> Schema:
+        """Read qom.json; with `unstable_input` "reject" members that are unstable are refused."""
+        if unstable_input not in ("accept", "reject"):
+            raise ValueError(f"unstable_input must be accept or reject, not {unstable_input}")
+        with open(QOM_JSON, encoding="utf-8") as file:
+            return cls(json.load(file), unstable_input=unstable_input)
+
+    def check_object(self, properties: dict[str, Any]) -> dict[str, Any]:
+        """Check what object-add takes and return it completed; raise QmpError."""
+        return self._object_add.check(properties)
+
+    def check_property(self, qom_type: str, name: str, value: Any) -> Any:
+        """Check one property's value as qom-set takes it and return it normalized; raise QmpError.
+
+        KeyError if the type has no such property.
+        """
+        return self.judge.property(self._shape_of_type(qom_type).key, name, value)
+
+    def properties(self, qom_type: str) -> Mapping[str, Property]:
+        """Return the declared members of an object type in schema order, qom-type and id among them."""
+        found = self._properties.get(qom_type)
+        if found is None:
+            shape = self._shape_of_type(qom_type)
+            found = MappingProxyType({name: self._property(name, shape) for name in shape.properties})
+            self._properties[qom_type] = found
+        return found
+
+    @property
+    def judge(self) -> Judge:
+        """The slow path; the first use imports `jsonschema`, so a server may want to ask for it early."""
+        if self._judge is None:
+            from .explain import Judge
+
+            self._judge = Judge(self._document, reject_unstable=self._reject_unstable)
+        return self._judge
+
+    # -- for Command
+
+    def shape(self, key: str) -> Shape:
+        """The object `key` of $defs, ready to check."""
+        shape = self._shapes.get(key)
+        if shape is None:
+            shape = self._shapes[key] = Shape(key, self._document, self._reject_unstable)
+        return shape
+
+    def _shape_of_type(self, qom_type: str) -> Shape:
+        return self.shape(f"{self._object_add.arguments}:{qom_type}")
+
+    def _resolve(self, schema: dict[str, Any]) -> dict[str, Any]:
+        reference = schema.get("$ref")
+        if reference is None:
+            return schema
+        found: dict[str, Any] = self._document["$defs"][reference.rpartition("/")[2]]
+        return found
+
+    def _property(self, name: str, shape: Shape) -> Property:
+        schema = shape.properties[name]
+        kind = self._resolve(schema)
+        qapi = schema.get("x-qapi") or kind["x-qapi"]
+        qom = schema.get("x-qom", {})
+        return Property(
+            name,
+            qapi,
+            schema.get("default", MISSING),
+            name in shape.required,
+            tuple(schema.get("x-features", ())),
+            schema.get("description", ""),
+            qom.get("type") or _QOM_TYPES.get(kind.get("type", ""), qapi),
+            qom.get("description"),
+        )
+
+
+_QOM_TYPES: Final = {"integer": "int", "boolean": "bool"}
+
+
+class Shape:
+    """One closed object type: its members, what is mandatory, the defaults, the compiled validator."""
+
+    __slots__ = ("_compiled", "_document", "_on_off", "_refuse", "defaults", "key", "properties", "required")
+
+    def __init__(self, key: str, document: dict[str, Any], reject_unstable: bool) -> None:
+        schema = document["$defs"][key]
+        self.key = key
+        self.properties: dict[str, Any] = schema["properties"]
+        self.required: tuple[str, ...] = tuple(schema.get("required", ()))
+        members = self.properties.items()
+        self.defaults = {name: member["default"] for name, member in members if "default" in member}
+        self._on_off = tuple(name for name, member in members if "x-accepts-bool" in member)
+        unstable = [name for name, member in members if "unstable" in member.get("x-features", ())]
+        self._refuse = frozenset(unstable if reject_unstable else ())
+        self._document = document
+        self._compiled: _Compiled | None = None
+
+    def accepts(self, given: dict[str, Any]) -> bool:
+        """Whether `given` is surely right as it stands; False says only that explain.py must decide."""
+        if not given:
+            return not self.required
+        for value in given.values():
+            kind = type(value)
+            if kind is str or kind is bool:
+                continue
+            if kind is int:
+                if value < 0:
+                    return False
+            elif kind is not list or not _is_plain_list(value):
+                return False
+        for name in self._on_off:
+            if name in given and type(given[name]) is bool:
+                return False
+        if self._refuse and not self._refuse.isdisjoint(given):
+            return False
+        try:
+            return (self._compiled or self._compile()).is_valid(given)
+        except ValueError:  # no Unicode string, or a number beyond its reach
+            return False
+
+    def _compile(self) -> _Compiled:
+        from jsonschema_rs import Draft202012Validator
+
+        schema = {"$ref": f"#/$defs/{self.key}", "$defs": self._document["$defs"]}
+        self._compiled = compiled = Draft202012Validator(schema)
+        return compiled
+
+
+def _is_plain_list(items: list[Any]) -> bool:
+    return all(type(item) is str or (type(item) is int and item >= 0) for item in items)
+
+
+class Command:
+    """A command of the schema."""
+
+    __slots__ = ("_entry", "_schema", "_shape", "_tag", "allow_oob", "arguments", "features", "name")
+
+    def __init__(self, schema: Schema, name: str, entry: dict[str, Any]) -> None:
+        self.name = name
+        self.allow_oob: bool = entry.get("allow-oob", False)
+        self.features: tuple[str, ...] = tuple(entry.get("x-features", ()))
+        self.arguments: str = entry["arguments"]  # the name in $defs of what they must be
+        self._entry = entry
+        self._schema = schema
+        self._tag: str | None = schema._document["$defs"][self.arguments].get("x-tag")
+        self._shape: Shape | None = None
+
+    @property
+    def doc(self) -> str:
+        """The first sentence of its documentation."""
+        doc: str = self._entry["doc"]
+        return doc
+
+    def check_policy(self) -> None:
+        """Raise CommandNotFound if the input policy forbids the command."""
+        if self._schema._reject_unstable and "unstable" in self.features:
+            raise QmpError(f"Unstable command {self.name} disabled by policy", COMMAND_NOT_FOUND)
+
+    def check(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments completed: defaults filled in, wrapped and normalized; raise QmpError.
+
+        The dict given is not changed. Members without a default that are absent stay absent.
+        """
+        shape = self._shape
+        if shape is None:
+            shape = self._find_shape(arguments)
+        if shape is not None and shape.accepts(arguments):
+            return {**shape.defaults, **arguments} if shape.defaults else dict(arguments)
+        return self._schema.judge.check(self.arguments, arguments)
+
+    def _find_shape(self, arguments: dict[str, Any]) -> Shape | None:
+        """The shape to check against: the only one, or the one that the tag chooses; None: no such case."""
+        if self._tag is None:
+            self._shape = shape = self._schema.shape(self.arguments)
+            return shape
+        case = arguments.get(self._tag)
+        if type(case) is not str:
+            return None
+        key = f"{self.arguments}:{case}"
+        return self._schema.shape(key) if key in self._schema._document["$defs"] else None
