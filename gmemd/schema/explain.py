@@ -23,15 +23,6 @@ _WRAP: Final = 1 << 64
 _WRAPPED: Final = ("size", "uint64")
 _SIGNED64: Final = ("int", "int64")
 
-_JSON_TYPES: Final = {
-    "string": "string",
-    "boolean": "boolean",
-    "number": "number",
-    "array": "array",
-    "object": "object",
-    "null": "null",
-}
-
 # Of several faults in one value, the one QEMU meets first.
 _RANKS: Final = {"not": 0, "type": 1, "anyOf": 1, "enum": 2, "minimum": 3, "maximum": 3}
 
