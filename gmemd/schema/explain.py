@@ -184,7 +184,7 @@ def _sentence(error: ValidationError, full: _Path) -> str:
         return _integer_sentence(qapi, error.instance, name, innermost)
     if isinstance(expected, list):
         expected = "string"
-    return f"Invalid parameter type for '{name}', expected: {_JSON_TYPES.get(expected or '', qapi)}"
+    return f"Invalid parameter type for '{name}', expected: {expected or qapi}"
 
 
 def _integer_sentence(qapi: str, value: Any, name: str, innermost: str) -> str:
