@@ -1,0 +1,375 @@
+"""A blocking QMP client on a unix socket, with file descriptors both ways; standard library only.
+
+One command is under way at a time: `execute` sends it and reads until its reply; events that come in between
+are kept.  Replies are told apart by ids, so a command whose reply came too late (TimeoutError) leaves the
+connection usable: its late reply is dropped, and the fds that came with it are closed.
+
+Which message a received fd belongs to: a unix stream socket ends a read behind the bytes that carried fds
+(unix(7)), so they belong to the message that holds the last byte of that read.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from gmemd.errors import GENERIC_ERROR, QmpError
+
+_CHUNK = 1 << 18  # bytes a read
+_SCM_MAX_FD = 253  # the kernel's limit for one message (include/net/scm.h)
+_RETRY = 0.05  # seconds between attempts to connect
+
+
+class ProtocolError(ConnectionError):
+    """The peer does not speak QMP; the connection is of no more use."""
+
+
+class Client:
+    """A connection to a QMP server, negotiated.
+
+    `address` is the path of a unix socket, or a connected socket, which the client then owns.
+    `timeout` (seconds, None: for ever) holds for the negotiation and, unless given there, for each command.
+    `oob` enables out-of-band execution if the server offers it.
+    `wait` (seconds): how long to go on trying while no server listens yet, or one drops us without a greeting
+    (as a starting QEMU may).
+    Raises OSError without connection, ProtocolError, TimeoutError.
+    """
+
+    def __init__(
+        self,
+        address: str | os.PathLike[str] | socket.socket,
+        *,
+        timeout: float | None = None,
+        oob: bool = False,
+        wait: float = 0.0,
+    ) -> None:
+        self.timeout = timeout
+        self.events: list[dict[str, Any]] = []  # received and not yet taken, oldest first
+        self.greeting: dict[str, Any] = {}  # the greeting's "QMP" member
+        self.oob = False
+        self._wants_oob = oob
+        self._last_id = 0
+        if isinstance(address, socket.socket):
+            self._negotiate(address)
+        else:
+            self._connect(os.fspath(address), time.monotonic() + wait)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection and the fds nobody took; may be called twice."""
+        self._messages.close()
+        self._socket.close()
+
+    def fileno(self) -> int:
+        """Return the socket's fd, for poll: readable means `take_events` has something to do."""
+        return self._socket.fileno()
+
+    def execute(
+        self,
+        command: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        fds: Sequence[int] = (),
+        timeout: float | None = None,
+        oob: bool = False,
+    ) -> Any:
+        """Run a command and return its value; QmpError when the server refuses.
+
+        `fds` are lent: they go with the command and stay the caller's.  fds that come back are closed.
+        `oob` sends it out of band (needs `self.oob`).
+        """
+        value, received = self.execute_fds(command, arguments, fds=fds, timeout=timeout, oob=oob)
+        _close_all(received)
+        return value
+
+    def execute_fds(
+        self,
+        command: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        fds: Sequence[int] = (),
+        timeout: float | None = None,
+        oob: bool = False,
+    ) -> tuple[Any, list[int]]:
+        """Run a command; return its value and the fds of its reply, close-on-exec, now the caller's."""
+        self._last_id += 1
+        request: dict[str, Any] = {"exec-oob" if oob else "execute": command}
+        if arguments is not None:
+            request["arguments"] = arguments
+        request["id"] = self._last_id
+        deadline = self._deadline(timeout)
+        self._send(json.dumps(request, allow_nan=False).encode() + b"\n", fds, deadline)
+        reply, received = self._reply(self._last_id, deadline)
+        if "error" in reply:
+            _close_all(received)
+            raise _refusal(reply["error"])
+        return reply["return"], received
+
+    def send_text(
+        self, text: bytes, replies: int, *, fds: Sequence[int] = (), timeout: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Send bytes as they are and return as many replies, whole, errors too; fds that come are closed."""
+        deadline = self._deadline(timeout)
+        self._send(text, fds, deadline)
+        found = []
+        for _ in range(replies):
+            reply, received = self._reply(None, deadline)
+            _close_all(received)
+            found.append(reply)
+        return found
+
+    def wait_event(self, name: str | None = None, timeout: float | None = None) -> dict[str, Any]:
+        """Return the next event of that name (None: any), taking it; other events stay in `events`.
+
+        TimeoutError when none has come in time.
+        """
+        deadline = self._deadline(timeout)
+        seen = 0
+        while True:
+            for index in range(seen, len(self.events)):
+                if name is None or self.events[index].get("event") == name:
+                    return self.events.pop(index)
+            seen = len(self.events)
+            self._keep(*self._receive(deadline))
+
+    def take_events(self) -> list[dict[str, Any]]:
+        """Return the events that are here without waiting, taking them; [] if none."""
+        try:
+            while True:
+                self._keep(*self._receive(time.monotonic()))
+        except TimeoutError:
+            pass
+        taken, self.events = self.events, []
+        return taken
+
+    # -- connecting
+
+    def _connect(self, path: str, deadline: float) -> None:
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                connection.connect(path)
+                return self._negotiate(connection)
+            except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError):
+                connection.close()
+                if time.monotonic() >= deadline:
+                    raise
+            except OSError:
+                connection.close()
+                raise
+            time.sleep(_RETRY)
+
+    def _negotiate(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._messages = _Messages()
+        try:
+            greeting, received = self._receive(self._deadline(None))
+            _close_all(received)
+            if not isinstance(greeting.get("QMP"), dict):
+                raise ProtocolError("the server did not greet as a QMP server does")
+            self.greeting = greeting["QMP"]
+            self.oob = self._wants_oob and "oob" in self.greeting.get("capabilities", [])
+            self.execute("qmp_capabilities", {"enable": ["oob"]} if self.oob else None)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- sending and receiving
+
+    def _deadline(self, timeout: float | None) -> float | None:
+        if timeout is None:
+            timeout = self.timeout
+        return None if timeout is None else time.monotonic() + timeout
+
+    def _set_timeout(self, deadline: float | None) -> None:
+        # never 0, which would make the socket non-blocking: 1 us reads what is there and then times out
+        self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-6))
+
+    def _send(self, data: bytes, fds: Sequence[int], deadline: float | None) -> None:
+        """Send all of it, or close: half a command spoils the stream."""
+        self._set_timeout(deadline)
+        try:
+            if fds:
+                passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                data = data[self._socket.sendmsg([data], passed) :]
+            self._socket.sendall(data)
+        except TimeoutError:
+            self.close()
+            raise
+
+    def _reply(self, wanted: int | None, deadline: float | None) -> tuple[dict[str, Any], list[int]]:
+        """Read up to the reply with that id (None: the next one); keep events, drop other replies."""
+        while True:
+            message, received = self._receive(deadline)
+            if "event" in message:
+                self._keep(message, received)
+            elif "return" not in message and "error" not in message:
+                _close_all(received)
+                raise ProtocolError("the server sent something that is neither a reply nor an event")
+            elif wanted is None or message.get("id", wanted) == wanted:
+                return message, received
+            else:
+                _close_all(received)
+
+    def _keep(self, message: dict[str, Any], received: list[int]) -> None:
+        _close_all(received)
+        if "event" in message:
+            self.events.append(message)
+
+    def _receive(self, deadline: float | None) -> tuple[dict[str, Any], list[int]]:
+        """Return the next message of any kind and its fds."""
+        while (found := self._messages.next()) is None:
+            self._set_timeout(deadline)
+            room = socket.CMSG_SPACE(_SCM_MAX_FD * 4)
+            data, ancillary, flags, _ = self._socket.recvmsg(_CHUNK, room, socket.MSG_CMSG_CLOEXEC)
+            received = _fds_of(ancillary)
+            if flags & socket.MSG_CTRUNC:
+                _close_all(received)
+                raise ProtocolError("file descriptors were lost on the way (too many open files?)")
+            if not data:
+                raise ConnectionResetError("the server closed the connection")
+            self._messages.feed(data, received)
+        return found
+
+
+# -- bytes to messages
+
+
+class _Messages:
+    """Cuts a byte stream into JSON objects, and gives each the fds that came with it.
+
+    QMP servers end a message with a line feed, and most messages are one line: that is tried first.
+    Otherwise (pretty-printed, or no line feed) brackets outside of strings are counted; where the count
+    stands is kept, so that no byte is looked at twice.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._dropped = 0  # bytes of the stream before the buffer
+        self._fds: deque[tuple[int, list[int]]] = deque()  # (end of the read in the stream, its fds)
+        self._by_line = True
+        self._reset()
+
+    def feed(self, data: bytes, fds: list[int]) -> None:
+        """Take what one read has given; the fds are now ours."""
+        self._buffer += data
+        if fds:
+            self._fds.append((self._dropped + len(self._buffer), fds))
+
+    def next(self) -> tuple[dict[str, Any], list[int]] | None:
+        """Return the next message and its fds, which become the caller's; None: it is not complete yet."""
+        self._check_start()
+        line_end = self._line_end() if self._by_line else None
+        if line_end is not None:
+            with contextlib.suppress(ValueError, RecursionError):
+                return json.loads(self._buffer[:line_end]), self._take(line_end)
+            self._by_line, self._looked = False, 0  # more than a line, or more than one message on it
+        if self._by_line or (end := self._end()) is None:
+            return None
+        try:
+            return json.loads(self._buffer[:end]), self._take(end)
+        except (ValueError, RecursionError) as exc:
+            raise ProtocolError(f"the server sent something that is not JSON: {exc}") from None
+
+    def close(self) -> None:
+        """Close the fds of messages that were never asked for."""
+        while self._fds:
+            _close_all(self._fds.popleft()[1])
+
+    def _reset(self) -> None:
+        self._looked = 0  # bytes of the buffer already looked at
+        self._depth = 0
+        self._in_string = False
+        self._by_line = True
+
+    def _take(self, end: int) -> list[int]:
+        """Drop a message of that many bytes and the white space behind it; return its fds."""
+        end = _end_of_blanks(self._buffer, end)
+        del self._buffer[:end]
+        self._dropped += end
+        self._reset()
+        found: list[int] = []
+        while self._fds and self._fds[0][0] <= self._dropped:
+            found += self._fds.popleft()[1]
+        return found
+
+    def _check_start(self) -> None:
+        if self._looked == 0 and self._buffer:
+            del self._buffer[: (blanks := _end_of_blanks(self._buffer, 0))]
+            self._dropped += blanks
+            if self._buffer and not self._buffer.startswith(b"{"):
+                raise ProtocolError("the server sent something that is not a JSON object")
+
+    def _line_end(self) -> int | None:
+        """Return where the first line ends; None: not there yet, or counting has to decide."""
+        if line := self._buffer.find(b"\n", self._looked) + 1:
+            return line
+        self._looked = len(self._buffer)
+        if self._buffer.endswith(b"}"):
+            self._by_line, self._looked = False, 0
+        return None
+
+    def _end(self) -> int | None:
+        """Return where the first message ends, by counting brackets; None: not there yet."""
+        while found := (_STRING if self._in_string else _STRUCTURE).search(self._buffer, self._looked):
+            token = found.group()
+            self._looked = found.end()
+            if self._in_string:
+                self._in_string = token != b'"'
+            elif token == b'"':
+                self._in_string = True
+            else:
+                self._depth += 1 if token in b"{[" else -1
+                if self._depth == 0:
+                    return self._looked
+        half_escape = self._looked < len(self._buffer) and self._in_string and self._buffer.endswith(b"\\")
+        self._looked = len(self._buffer) - half_escape
+        return None
+
+
+def _end_of_blanks(data: bytearray, start: int) -> int:
+    found = _BLANKS.match(data, start)
+    return found.end() if found else start
+
+
+_BLANKS = re.compile(rb"[ \t\r\n]*")
+_STRUCTURE = re.compile(rb'["{}\[\]]')
+_STRING = re.compile(rb'"|\\.', re.DOTALL)
+
+
+# -- small parts
+
+
+def _refusal(error: Any) -> QmpError:
+    if not isinstance(error, dict):
+        raise ProtocolError("the server sent an error that is not a JSON object")
+    return QmpError(str(error.get("desc", "")), str(error.get("class", GENERIC_ERROR)))
+
+
+def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
