@@ -1,0 +1,436 @@
+"""Keep objects beyond the process: fd in the service manager's store and record in the registry, or
+neither.
+
+What is promised: an operation whose flush has ended is durable, whatever kills the process afterwards; one
+whose flush has not ended is, after a crash, there whole or not at all. One flush carries all operations
+gathered since the last one: one transaction and one barrier for the whole batch.
+
+The order, and what a restart makes of a crash after each step:
+
+  adds     FDSTORE sent            fd with a sequence number above last_seq, no record: never acknowledged,
+  dropped
+           transaction committed   fd and record: the object is there
+  removes  the same transaction    no record, name in state.removing: the removal is finished
+           FDSTOREREMOVE sent
+           barrier passed          -> replies leave; the name leaves state.removing with the next
+           transaction
+
+A batch without removes sends its barrier before the transaction: the two do not depend on each other, and
+by the time the one is written the other has mostly passed. A store too full for the adds lets the removes
+go first.
+
+"Sequence number above last_seq" counts only in the registry whose generation stands in the name: a lost or
+damaged registry never leads to a dropped fd. A record without its fd is reported lost and kept until the
+object is deleted.
+
+Failure before the commit undoes the whole batch. After it removes and updates stand, and adds are undone by
+a second transaction. What could not be undone or removed at once is owed, and done with the next flush.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sqlite3
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from time import monotonic
+from typing import Literal
+
+from gmemd.errors import QmpError
+from gmemd.persist.fdstore import FdStore, Notifier, is_socket
+from gmemd.persist.registry import Record, Registry, Row, reason, row_of
+from gmemd.persist.restore import Identify, Restored, name_prefix, sequence, sort_out
+
+STORED_SOCKET = "s-"  # what the names of sockets in the store begin with
+BARRIER_TIMEOUT = 30.0  # seconds; systemd's daemon-reload with 4,000 fds in the store was seen to take 7
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What a flush waits for; the driver sends True into it when that is there, False after `timeout`."""
+
+    what: Literal["readable", "writable"]
+    fd: int
+    timeout: float  # seconds
+
+
+Flush = Generator[Wait, bool, None]
+
+
+@dataclass(slots=True, eq=False)
+class Operation:
+    """One change on its way. `fd` is borrowed until the flush that carries it has ended."""
+
+    kind: Literal["add", "remove", "update"]
+    record: Record
+    fd: int = -1  # of an add; -1: the object has none
+    row: Row = ()  # what is to be written
+
+
+class NotKept(QmpError):
+    """A flush failed.
+
+    `undone`: the operations that did not happen, newest first: undo them in memory in this order.
+    Operations of the flush that are not among them stand and are acknowledged as usual.
+    """
+
+    def __init__(self, desc: str, undone: list[Operation]) -> None:
+        super().__init__(desc)
+        self.undone = undone
+
+
+class _Batch:
+    """What one flush carries, and how far it has come."""
+
+    def __init__(self, operations: list[Operation]) -> None:
+        self.cancelled: list[Operation] = []  # adds that were removed again: never stored
+        self.operations = self._net(operations) if len(operations) > 1 else operations
+        self.adds = {op.record.id: op for op in self.operations if op.kind == "add"}
+        self.removes = [op.record for op in self.operations if op.kind == "remove"]
+        self.unsent = [op for op in self.adds.values() if op.fd >= 0][::-1]
+        self.sent: list[str] = []  # names
+        self.removed = False  # the removes are committed
+        self.writing = False  # the transaction last tried was that of everything
+        self.committed = False  # everything is
+        self.barrier = -1  # fd
+        self.removals: list[str] = []  # names whose FDSTOREREMOVE the barrier confirms
+
+    def _net(self, operations: list[Operation]) -> list[Operation]:
+        """Without the pairs that cancel out: an object added here and removed here."""
+        fresh: dict[str, list[Operation]] = {}  # id: the add and what followed on it
+        gone: set[int] = set()
+        for op in operations:
+            id_ = op.record.id
+            if op.kind == "add":
+                fresh[id_] = [op]
+            elif id_ in fresh:
+                fresh[id_].append(op)
+                if op.kind == "remove":
+                    chain = fresh.pop(id_)
+                    self.cancelled.append(chain[0])
+                    gone.update(map(id, chain))
+        return [op for op in operations if id(op) not in gone] if gone else operations
+
+    def rows(self) -> list[Row]:
+        """What is to be written, the last version of each object."""
+        dead = {record.id for record in self.removes}
+        last: dict[str, Row] = {}
+        for op in self.operations:
+            id_ = op.record.id
+            if op.kind == "add" or (op.kind == "update" and (id_ not in dead or id_ in last)):
+                last[id_] = op.row
+        return list(last.values())
+
+    def undone(self) -> list[Operation]:
+        """The operations that do not stand, newest first."""
+        if not self.committed:
+            return [op for op in reversed(self.operations) if not (self.removed and op.kind == "remove")]
+        result = []
+        for op in reversed(self.operations):
+            add = self.adds.get(op.record.id)
+            if add is not None and op.kind != "remove" and op.record.seq == add.record.seq:
+                result.append(op)
+        return result
+
+
+class Custody:
+    """The objects in the care of the service manager and the registry. Not for use from two threads.
+
+    reserve, add, remove and update only note what is to be done; flush does it.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        notifier: Notifier,
+        store: FdStore,
+        *,
+        barrier_timeout: float = BARRIER_TIMEOUT,  # seconds
+    ) -> None:
+        self._registry = registry
+        self._notifier = notifier
+        self._store = store
+        self._timeout = barrier_timeout
+        self._begin_generation()
+        self._pending: list[Operation] = []
+        self._flushing = False
+        self._owed: set[str] = set()  # names to be removed from the store
+        self._owed_due = False  # a removal that no later operation need wait for
+        self._owed_rows: set[str] = set()  # ids whose rows an undo could not delete
+        self.trouble = ""  # why the last flush failed or left something owed; "" when all is well
+
+    def _begin_generation(self) -> None:
+        self._seq = self._registry.state.last_seq
+        self._prefix = name_prefix(self._registry.state)
+        self._longest = self._prefix + "9" * 12
+
+    # -- decide ----------------------------------------------------------------------------------------------
+    @property
+    def read_only(self) -> str:
+        """Why nothing can be recorded; "" when all is well."""
+        return self._registry.read_only
+
+    @property
+    def dirty(self) -> bool:
+        """Is there anything for flush to do?"""
+        return bool(self._pending) or self._owed_due
+
+    def reserve(self) -> None:
+        """Hold room for one object between the decision and add(), which uses it up. QmpError: no room."""
+        self.check_writable()
+        self._store.reserve(self._longest)
+
+    def release(self) -> None:
+        """Give a reservation back: the object could not be made."""
+        self._store.release(self._longest)
+
+    def check_writable(self) -> None:
+        """Raise QmpError while the registry cannot be written; tries once more."""
+        if self._registry.read_only and not self._registry.reopen():
+            raise QmpError(f"registry '{self._registry.path}' cannot be written: {self._registry.read_only}")
+
+    # -- note ------------------------------------------------------------------------------------------------
+    def add(self, record: Record, fd: int = -1) -> Operation:
+        """Take an object into custody. The fd is borrowed until the flush has ended; -1: the object has
+        none.
+
+        Every add of an fd uses up one reservation. Fills in the second group of the record's members.
+        """
+        self._seq += 1
+        record.seq = self._seq
+        if fd >= 0:
+            status = os.fstat(fd)
+            record.st_dev, record.st_ino, record.st_size = status.st_dev, status.st_ino, status.st_size
+            record.fd_name = f"{self._prefix}{self._seq}"
+        return self._note(Operation("add", record, fd, row_of(record)))
+
+    def remove(self, record: Record) -> Operation:
+        """Give an object up. Keep its fd open until the flush has ended: an undo needs it."""
+        self.check_writable()
+        return self._note(Operation("remove", record))
+
+    def update(self, record: Record) -> Operation:
+        """Write a changed record; the second group of its members stays what add() made it."""
+        self.check_writable()
+        return self._note(Operation("update", record, -1, row_of(record)))
+
+    def discard(self, name: str) -> None:
+        """Remove an unclaimed fd from the store for good, with all others of this name."""
+        self._owe([name])
+        self._owed_due = True
+
+    def _note(self, operation: Operation) -> Operation:
+        self._pending.append(operation)
+        return operation
+
+    def _owe(self, names: Iterable[str]) -> None:
+        for name in names:
+            self._owed.add(name)
+            if name in self._store:
+                self._store.leaving.add(name)
+
+    # -- act -------------------------------------------------------------------------------------------------
+    def flush(self) -> Flush:
+        """Make everything noted so far durable; yields what to wait for. Raises NotKept.
+
+        One flush at a time; what is noted meanwhile belongs to the next one, or is undone with this one.
+        """
+        assert not self._flushing, "a flush is under way"
+        batch = _Batch(self._pending)
+        self._pending = []
+        self._flushing, self._owed_due = True, False
+        try:
+            self._release(batch.cancelled)
+            yield from self._carry_out(batch)
+            self.trouble = ""
+        except (OSError, sqlite3.Error) as exc:
+            self._fail(batch, exc)
+        finally:
+            self._flushing = False
+            if batch.barrier >= 0:
+                os.close(batch.barrier)
+
+    def flush_blocking(self, timeout: float = BARRIER_TIMEOUT) -> None:
+        """Flush until nothing is left to do, waiting here at most `timeout` seconds. Raises NotKept."""
+        end = monotonic() + timeout
+        while self.dirty:
+            flush = self.flush()
+            try:
+                wait = next(flush)
+                while True:
+                    wait = flush.send(wait_for(wait, max(0.0, end - monotonic())))
+            except StopIteration:
+                continue
+
+    def _carry_out(self, batch: _Batch) -> Flush:
+        if batch.removes and self._store.crowded(op.record.fd_name for op in batch.unsent):
+            self._write(batch, batch.removes, [])
+            yield from self._send_removals(batch)
+        yield from self._send_adds(batch)
+        removals_follow = bool(self._owed) or (bool(batch.removes) and not batch.removed)
+        if not removals_follow and batch.sent:
+            yield from self._send_barrier(batch)
+        self._write(batch, [] if batch.removed else batch.removes, batch.rows())
+        batch.committed = True
+        if removals_follow:
+            yield from self._send_removals(batch)
+            yield from self._send_barrier(batch)
+        if batch.barrier >= 0:
+            yield from self._wait("readable", batch.barrier)
+            self._confirmed(batch)
+
+    def _write(self, batch: _Batch, removes: list[Record], rows: list[Row]) -> None:
+        """One transaction; from now on the removes stand, and their fds are owed."""
+        names = [record.fd_name for record in removes if record.fd_name]
+        if removes or rows or self._owed_rows:
+            state = self._registry.state
+            added = [op.record.seq for op in batch.adds.values()] if rows else []
+            batch.writing = bool(rows)
+            self._registry.apply(
+                put=rows,
+                delete=self._owed_rows.union(record.id for record in removes),
+                removing=sorted(self._owed.union(names)),
+                last_seq=max([state.last_seq, *added]),
+            )
+            self._owed_rows.clear()
+        batch.removed = True
+        self._owe(names)
+
+    def _send_adds(self, batch: _Batch) -> Flush:
+        while batch.unsent:
+            record, fd = batch.unsent[-1].record, batch.unsent[-1].fd
+            try:
+                self._notifier.store(record.fd_name, fd)
+            except BlockingIOError:
+                yield from self._wait("writable", self._notifier.fileno())
+                continue
+            batch.unsent.pop()
+            batch.sent.append(record.fd_name)
+            self._store.release(self._longest)
+            self._store.account(record.fd_name)
+
+    def _send_removals(self, batch: _Batch) -> Flush:
+        for name in sorted(self._owed):
+            while name not in batch.removals:
+                try:
+                    self._notifier.remove(name)
+                except BlockingIOError:
+                    yield from self._wait("writable", self._notifier.fileno())
+                    continue
+                batch.removals.append(name)
+
+    def _send_barrier(self, batch: _Batch) -> Flush:
+        while batch.barrier < 0:
+            try:
+                batch.barrier = self._notifier.barrier()
+            except BlockingIOError:
+                yield from self._wait("writable", self._notifier.fileno())
+
+    def _confirmed(self, batch: _Batch) -> None:
+        for name in batch.removals:
+            self._owed.discard(name)
+            self._store.forget(name)
+
+    def _wait(self, what: Literal["readable", "writable"], fd: int) -> Flush:
+        if not (yield Wait(what, fd, self._timeout)):
+            raise TimeoutError
+
+    # -- undo ------------------------------------------------------------------------------------------------
+    def _fail(self, batch: _Batch, exc: OSError | sqlite3.Error) -> None:
+        """Take the batch back as far as it does not stand, and all noted after it; raises NotKept."""
+        self.trouble = desc = self._describe(exc)
+        if isinstance(exc, sqlite3.Error):
+            commits = self._registry.state.commits  # an error may hide that the transaction did happen
+            if self._registry.reopen() and self._registry.state.commits > commits:
+                batch.removed, batch.committed = True, batch.writing or not batch.rows()
+                self._owe(self._registry.state.removing)
+        later = _Batch(self._pending)
+        self._pending = []
+        undone = [*later.undone(), *batch.undone()]
+        self._release(later.cancelled)
+        self._release(later.unsent)
+        self._release(batch.unsent)
+        self._take_back(batch)
+        if undone:
+            raise NotKept(desc, undone) from exc
+
+    def _take_back(self, batch: _Batch) -> None:
+        """Undo the adds in store and registry; what cannot be done now is owed."""
+        self._owed_due = bool(batch.sent)
+        self._owe(batch.sent)
+        if not batch.committed or not batch.adds:
+            return
+        self._owed_rows.update(batch.adds)
+        try:
+            self._write(batch, [], [])
+        except sqlite3.Error as exc:
+            self.trouble = self._describe(exc)
+            self._registry.reopen()
+
+    def _release(self, operations: Iterable[Operation]) -> None:
+        for operation in operations:
+            if operation.fd >= 0:
+                self._store.release(self._longest)
+
+    def _describe(self, exc: OSError | sqlite3.Error) -> str:
+        if isinstance(exc, sqlite3.Error):
+            return f"registry '{self._registry.path}' cannot be written: {reason(exc)}"
+        if isinstance(exc, TimeoutError):
+            return f"the service manager did not answer within {self._timeout:g} s"
+        return f"the service manager cannot be reached: {os.strerror(exc.errno or 0)}"
+
+    # -- start and end ---------------------------------------------------------------------------------------
+    def restore(self, fds: Iterable[tuple[str, int]], identify: Identify | None = None) -> Restored:
+        """Take over what a predecessor left, once, before anything else; `fds` as from listen_fds().
+
+        The fds in the answer are the caller's. What is to be dropped is closed here and leaves the store
+        with the first flush: `dirty` is true then. With `identify` (Kernel.identify) each fd's kind is
+        checked, too.
+        """
+        fds = list(fds)
+        registry = self._registry
+        records = registry.load()
+        if registry.damage:
+            records = registry.salvaged
+            self._rewrite(records)
+            self._begin_generation()
+        trusted = not registry.damage and not registry.read_only
+        result = sort_out(fds, records, registry.state, trusted=trusted, identify=identify)
+        result.words[:0] = [words for words in (registry.damage, self._read_only_words()) if words]
+        for name, fd in fds:
+            self._account(name, fd)
+            self._seq = max(self._seq, sequence(name, registry.state))
+        for name, fd in result.dropped:
+            self.discard(name)
+            os.close(fd)
+        return result
+
+    def _account(self, name: str, fd: int) -> None:
+        if is_socket(fd) and not name.startswith(STORED_SOCKET):
+            self._store.account_socket(name)
+        else:
+            self._store.account(name)
+
+    def _rewrite(self, records: list[Record]) -> None:
+        """Write what was saved of a damaged registry into the new one."""
+        last = max((record.seq for record in records), default=0)
+        try:
+            self._registry.apply(put=map(row_of, records), removing=(), last_seq=last)
+        except sqlite3.Error as exc:
+            self._registry.read_only = reason(exc)
+
+    def _read_only_words(self) -> str:
+        why, path = self._registry.read_only, self._registry.path
+        return f"registry '{path}' cannot be written: {why}; memory is handed out as it is" if why else ""
+
+    def close(self) -> None:
+        """Close the registry; nothing is flushed."""
+        self._registry.close()
+
+
+def wait_for(wait: Wait, timeout: float | None = None) -> bool:
+    """Wait here for what a flush waits for, at most `timeout` seconds; what is to be sent into the flush."""
+    poll = select.poll()
+    poll.register(wait.fd, select.POLLIN if wait.what == "readable" else select.POLLOUT)
+    return bool(poll.poll(1000 * (wait.timeout if timeout is None else min(timeout, wait.timeout))))

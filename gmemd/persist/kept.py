@@ -1,0 +1,84 @@
+"""The keeper's fd store: fds by name, with the rules of systemd's.
+
+One open file has one entry and keeps its first name; names may repeat; over the limit nothing is taken and
+nobody is told; removal takes all of a name; the order is newest first. Unlike systemd nothing is compared
+with everything: files are found by inode, so the cost does not grow with the number of fds.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+NAME_MAX = 255
+_DEFAULT_NAME = "stored"
+
+File = tuple[int, int]  # st_dev, st_ino
+
+
+class KeptFds:
+    """Owns the fds it took."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._entries: dict[int, tuple[str, File]] = {}  # by fd, oldest first
+        self._by_name: dict[str, set[int]] = {}
+        self._by_file: dict[File, set[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def take(self, name: str, fd: int) -> bool:
+        """Keep this fd, or leave it to the caller (False): the store is full, or has this open file."""
+        if len(self._entries) >= self.limit:
+            return False
+        status = os.fstat(fd)
+        file = (status.st_dev, status.st_ino)
+        others = self._by_file.setdefault(file, set())
+        if any(same_open_file(fd, other, status.st_mode) for other in others):
+            return False
+        others.add(fd)
+        self._entries[fd] = (name, file)
+        self._by_name.setdefault(name, set()).add(fd)
+        return True
+
+    def drop(self, name: str) -> None:
+        """Close all fds of a name."""
+        for fd in self._by_name.pop(name, ()):
+            _, file = self._entries.pop(fd)
+            others = self._by_file[file]
+            others.discard(fd)
+            if not others:
+                del self._by_file[file]
+            os.close(fd)
+
+    def newest_first(self) -> list[tuple[str, int]]:
+        """(name, fd) as they are handed to a new daemon."""
+        return [(name, fd) for fd, (name, _) in reversed(self._entries.items())]
+
+
+def valid_name(name: bytes) -> str:
+    """The name under which systemd would store: printable ASCII without ':', else "stored"."""
+    if len(name) <= NAME_MAX and name.isascii() and b":" not in name:
+        text = name.decode()
+        if not text or text.isprintable():
+            return text
+    return _DEFAULT_NAME
+
+
+def same_open_file(a: int, b: int, mode: int) -> bool:
+    """Are two fds of one inode the same open file (dup, SCM_RIGHTS), as kcmp(2) would tell?
+
+    A socket cannot be opened twice. Of other files the status flags tell: O_NONBLOCK belongs to the open
+    file, and means nothing to memory and disk files; it is turned and turned back.
+    """
+    if stat.S_ISSOCK(mode):
+        return True
+    before, other = os.get_blocking(a), os.get_blocking(b)
+    if before != other:
+        return False
+    os.set_blocking(a, not before)
+    try:
+        return os.get_blocking(b) != other
+    finally:
+        os.set_blocking(a, before)

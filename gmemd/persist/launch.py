@@ -1,0 +1,113 @@
+"""What the keeper does at the borders of a process: listening sockets, fork to exec, limits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import stat
+import sys
+from typing import NoReturn
+
+FIRST_FD = 3  # SD_LISTEN_FDS_START
+EXIT_EXEC = 203  # systemd's status for "could not be executed"
+BACKLOG = 4096  # as systemd's default
+_SPARE_FDS = 64  # for the keeper's own
+
+
+def listen_on(path: str, mode: int, group: str) -> socket.socket:
+    """A listening stream socket at `path`; a dead predecessor's file is replaced. OSError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if _is_dead_socket(path):
+            unlink(path)
+        umask = os.umask(0o777 & ~mode)
+        try:
+            listener.bind(path)
+        except OSError as exc:
+            raise OSError(exc.errno, f"cannot listen on '{path}': {os.strerror(exc.errno or 0)}") from exc
+        finally:
+            os.umask(umask)
+        if group:
+            import grp  # rarely needed
+
+            os.chown(path, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid)
+        os.chmod(path, mode)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_dead_socket(path: str) -> bool:
+    """Is this the file of a socket on which nobody listens?"""
+    try:
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.connect(path)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def unlink(path: str) -> None:
+    """Remove a file if it is there."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def become(command: list[str], environ: dict[str, str], fds: list[int]) -> NoReturn:
+    """In the child: turn into the daemon, with `fds` at 3, 4, ... and all else closed. Does not return."""
+    try:
+        os.setsid()  # a terminal's ^C is for the keeper, which passes it on once
+        for handled in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            with contextlib.suppress(OSError):
+                signal.signal(handled, signal.SIG_DFL)
+        environ["LISTEN_PID"] = str(os.getpid())
+        if "WATCHDOG_USEC" in environ:
+            environ["WATCHDOG_PID"] = environ["LISTEN_PID"]
+        # out of the way first, then to their places; only what dup2 puts there is inheritable
+        above = max([*fds, FIRST_FD + len(fds)]) + 1
+        for number, fd in enumerate(fds):
+            os.dup2(fd, above + number, inheritable=False)
+        for number in range(len(fds)):
+            os.dup2(above + number, FIRST_FD + number)
+        os.execvpe(command[0], command, environ)
+    except BaseException as exc:
+        # E2BIG here is $LISTEN_FDNAMES over 128 KiB
+        with contextlib.suppress(OSError):
+            os.write(2, f"gmemd-keeper: cannot start {command[0]}: {exc}\n".encode())
+    os._exit(EXIT_EXEC)
+
+
+def parent(pid: int) -> int:
+    """The parent of a process; 0: there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def fit_limit(wanted: int) -> int:
+    """Raise the limit of open files; how many of `wanted` fds can then be held and handed down at once."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard == resource.RLIM_INFINITY:
+        return wanted
+    return min(wanted, max(0, (hard - _SPARE_FDS) // 2))
+
+
+def same_program() -> list[str]:
+    """The command line of this process up to "--keeper": the daemon is the program that the keeper is."""
+    words = sys.orig_argv
+    if "--keeper" in words:
+        return [sys.executable, *words[1 : words.index("--keeper")]]
+    return [sys.executable, "-m", "gmemd.cli.gmemd"]
