@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .explain import Judge
 
 QOM_JSON: Final = os.path.join(os.path.dirname(__file__), "qom.json")
+QAPI: Final = os.path.join(os.path.dirname(__file__), "qapi")
 OBJECT_ADD: Final = "object-add"
 
 MISSING: Final = object()  # Property.default of a property without one
@@ -94,6 +95,15 @@ class Schema:
             self._properties[qom_type] = found
         return found
 
+    def introspection(self) -> list[dict[str, Any]]:
+        """Return the answer of query-qmp-schema, compiled from the QAPI source at each call."""
+        from pathlib import Path
+
+        from .introspect import introspect
+        from .qapi import load
+
+        return introspect(load(Path(QAPI)))
+
     @property
     def judge(self) -> Judge:
         """The slow path; the first use imports `jsonschema`, so a server may want to ask for it early."""
@@ -134,12 +144,13 @@ class Schema:
             name in shape.required,
             tuple(schema.get("x-features", ())),
             schema.get("description", ""),
-            qom.get("type") or _QOM_TYPES.get(kind.get("type", ""), qapi),
+            qom.get("type") or (_QOM_TYPES.get(qapi, "int") if qapi in _SCALARS else qapi),
             qom.get("description"),
         )
 
 
-_QOM_TYPES: Final = {"integer": "int", "boolean": "bool"}
+_QOM_TYPES: Final = {"str": "string", "bool": "bool"}  # the other scalars are int
+_SCALARS: Final = frozenset(("str", "bool", "size", "uint64", "uint32", "uint16", "int"))
 
 
 class Shape:
