@@ -121,7 +121,7 @@ class Kernel(Protocol):
         size: int,
         threads: int,
         *,
-        fresh: bool = True,
+        fresh: bool = False,
         policy: str = "default",
         nodes: Sequence[int] = (),
         progress: Callable[[int], None] | None = None,
@@ -131,7 +131,7 @@ class Kernel(Protocol):
 
         threads: the most, the caller's own included; no more than there are CPUs are used.
         fresh: nobody else has the fd yet; then a failure or cancellation gives back exactly what was newly
-        allocated. Otherwise what was allocated stays: a holder may have written there already.
+        allocated (a disk's file is left alone). Otherwise it stays: a holder may have written there already.
         policy, nodes: set for the threads; a guest_memfd without `shared_policy` is placed only by this.
         progress is told the bytes done so far, cancelled is asked between steps; both are called in any of
         the threads, one at a time. Raises NoHeadroom (ENOMEM), ECANCELED, or the errno of `allocate`.

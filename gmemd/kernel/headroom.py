@@ -7,9 +7,11 @@ not counted as used.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from .base import Headroom, HugePool
+from .base import Headroom, HugePool, NoHeadroom
+from .hugepages import huge_pools
 
 PROC = Path("/proc")
 
@@ -32,6 +34,23 @@ def pool_headroom(pool: HugePool) -> Headroom:
     pages = max(0, pool.free - pool.reserved + surplus)
     limit = f"the pool of {pool.page_size >> 10} KiB pages"
     return Headroom(pages * pool.page_size, (pool.total + surplus) * pool.page_size, limit)
+
+
+def check_pool(size: int, page_size: int) -> None:
+    """Raise NoHeadroom when size bytes do not fit into the machine's pool of pages of that size."""
+    pool = next(pool for pool in huge_pools() if pool.page_size == page_size and pool.node is None)
+    left = pool_headroom(pool)
+    if size > left.available:
+        raise NoHeadroom(size, left)
+
+
+def check_memory(size: int, reader: HeadroomReader, already: Callable[[], int] = lambda: 0) -> None:
+    """Raise NoHeadroom when size bytes do not fit; `already` is asked only then how many of them exist."""
+    left = reader.read()
+    if with_overhead(size) > left.available:
+        size -= already()
+        if with_overhead(size) > left.available:
+            raise NoHeadroom(size, left)
 
 
 class HeadroomReader:

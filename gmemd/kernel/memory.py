@@ -10,13 +10,10 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from stat import S_ISREG
 
-from . import hugepages, numa, residency, standin, syscalls, uapi
-from .base import PAGE_SIZE, Headroom, HugePool, NoHeadroom, check_inside, check_range, refuse
-from .headroom import HeadroomReader, pool_headroom, with_overhead
-from .populate import Population, without
-
-_ALLOCATE = uapi.FALLOC_FL_KEEP_SIZE
-_PUNCH = uapi.FALLOC_FL_KEEP_SIZE | uapi.FALLOC_FL_PUNCH_HOLE
+from . import backing, hugepages, numa, residency, standin, syscalls, uapi
+from .base import PAGE_SIZE, Headroom, HugePool, check_inside, check_range, refuse
+from .headroom import HeadroomReader, check_memory, check_pool
+from .populate import populate
 
 
 class OrdinaryMemory:
@@ -37,11 +34,11 @@ class OrdinaryMemory:
 
     def allocate(self, fd: int, offset: int, size: int) -> None:
         check_inside(offset, size, os.fstat(fd).st_size)
-        syscalls.fallocate(fd, _ALLOCATE, offset, size)
+        syscalls.fallocate(fd, uapi.FALLOC_FL_KEEP_SIZE, offset, size)
 
     def punch_hole(self, fd: int, offset: int, size: int) -> None:
         check_range(offset, size)
-        syscalls.fallocate(fd, _PUNCH, offset, size)
+        syscalls.fallocate(fd, uapi.FALLOC_FL_KEEP_SIZE | uapi.FALLOC_FL_PUNCH_HOLE, offset, size)
 
     def populate(
         self,
@@ -50,50 +47,23 @@ class OrdinaryMemory:
         size: int,
         threads: int,
         *,
-        fresh: bool = True,
+        fresh: bool = False,
         policy: str = "default",
         nodes: Sequence[int] = (),
         progress: Callable[[int], None] | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
         check_inside(offset, size, os.fstat(fd).st_size)
-        page = self.file_page_size(fd)
-        existing = _existing(fd, offset, size) if fresh else None
-        check = self._step_check(size - _present(fd, offset, size), page)
-        placed = partial(self.policy_for_thread, policy, nodes) if policy != "default" else nullcontext
-        population = Population(
-            partial(syscalls.fallocate, fd, _ALLOCATE),
+        populate(
+            fd,
             offset,
             size,
-            check=check,
+            threads,
+            fresh=fresh,
+            placed=partial(self.policy_for_thread, policy, nodes) if policy != "default" else nullcontext,
             progress=progress,
             cancelled=cancelled,
         )
-        try:
-            population.run(threads, placed, page)
-        except BaseException as exc:
-            if existing is not None:
-                self._give_back(fd, without(existing, offset, population.reached), exc)
-            raise
-
-    def _step_check(self, missing: int, page: int) -> Callable[[int], None]:
-        """Raise NoHeadroom if what is missing does not fit; return the check before each step.
-
-        A pool of huge pages ends in ENOSPC, not in a kill, so a look at the start is enough.
-        """
-        if page != PAGE_SIZE:
-            self._check_pool(missing, page)
-            return lambda size: None
-        reader = HeadroomReader()
-        _check_memory(missing, reader)
-        return partial(_check_memory, reader=reader)
-
-    def _give_back(self, fd: int, ranges: list[tuple[int, int]], reason: BaseException) -> None:
-        try:
-            for start, length in ranges:
-                self.punch_hole(fd, start, length)
-        except OSError as exc:
-            reason.add_note(f"what was allocated could not be given back: {exc.strerror}")
 
     def resident(self, fd: int, offset: int = 0, size: int = 0) -> int:
         return residency.resident(fd, offset, size)
@@ -129,17 +99,11 @@ class OrdinaryMemory:
         return HeadroomReader().read()
 
     def check_headroom(self, size: int, fd: int | None = None) -> None:
-        page = PAGE_SIZE if fd is None else self.file_page_size(fd)
+        page = PAGE_SIZE if fd is None else backing.page_size(fd)
         if page == PAGE_SIZE:
-            _check_memory(size, HeadroomReader())
+            check_memory(size, HeadroomReader())
         else:
-            self._check_pool(size, page)
-
-    def _check_pool(self, size: int, page: int) -> None:
-        pool = next(pool for pool in self.huge_pools() if pool.page_size == page and pool.node is None)
-        left = pool_headroom(pool)
-        if size > left.available:
-            raise NoHeadroom(size, left)
+            check_pool(size, page)
 
     def huge_pools(self) -> list[HugePool]:
         return hugepages.huge_pools()
@@ -155,8 +119,7 @@ class OrdinaryMemory:
         return "file" if S_ISREG(os.fstat(fd).st_mode) else "other"
 
     def file_page_size(self, fd: int) -> int:
-        magic, block_size = syscalls.filesystem(fd)
-        return block_size if magic == uapi.HUGETLBFS_MAGIC else PAGE_SIZE
+        return backing.page_size(fd)
 
     @cached_property
     def hugepage_size(self) -> int:
@@ -175,29 +138,3 @@ def _seals(fd: int) -> int | None:
         return fcntl.fcntl(fd, uapi.F_GET_SEALS)
     except OSError:
         return None
-
-
-def _check_memory(size: int, reader: HeadroomReader) -> None:
-    left = reader.read()
-    if with_overhead(size) > left.available:
-        raise NoHeadroom(size, left)
-
-
-def _existing(fd: int, offset: int, size: int) -> list[tuple[int, int]] | None:
-    """Return what exists already in the range; None when the kernel does not say (a part of huge pages)."""
-    try:
-        return residency.resident_ranges(fd, offset, size)
-    except OSError as exc:
-        if exc.errno != errno.EOPNOTSUPP:
-            raise
-        return None
-
-
-def _present(fd: int, offset: int, size: int) -> int:
-    """Return how many bytes of the range exist, for a forecast: 0 where the kernel does not say."""
-    try:
-        return residency.resident(fd, offset, size)
-    except OSError as exc:
-        if exc.errno != errno.EOPNOTSUPP:
-            raise
-        return 0

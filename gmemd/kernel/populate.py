@@ -15,13 +15,74 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final
 
-from .base import refuse
+from . import backing, syscalls, uapi
+from .base import PAGE_SIZE, refuse
+from .headroom import HeadroomReader, check_memory, check_pool
 
 STEP: Final = 128 << 20  # bytes
 UNIT: Final = 2 << 20  # bytes; small objects are shared among the threads in multiples of this
 
-Allocate = Callable[[int, int], None]  # offset, bytes
-PolicyContext = Callable[[], AbstractContextManager[None]]
+Placed = Callable[[], AbstractContextManager[None]]  # sets the policy of the thread that enters it
+Check = Callable[[int, int, int], None]  # bytes in flight, and the offset and bytes of the step to come
+
+
+def populate(
+    fd: int,
+    offset: int,
+    size: int,
+    threads: int,
+    *,
+    fresh: bool,
+    placed: Placed,
+    progress: Callable[[int], None] | None,
+    cancelled: Callable[[], bool] | None,
+) -> None:
+    """Allocate a range that is inside the file; see base.Kernel.populate."""
+    page = backing.page_size(fd)
+    existing = backing.contents(fd, offset, size) if fresh else None
+    population = Population(
+        fd,
+        offset,
+        size,
+        check=_checked(fd, backing.missing(fd, offset, size), page, fresh=fresh),
+        progress=progress,
+        cancelled=cancelled,
+    )
+    try:
+        population.run(threads, placed, page)
+    except BaseException as exc:
+        if existing is not None:
+            _give_back(fd, without(existing, offset, population.reached), exc)
+        raise
+
+
+def _checked(fd: int, missing: int, page: int, *, fresh: bool) -> Check:
+    """Raise NoHeadroom if what is missing does not fit; return the check to be made before each step.
+
+    A pool of huge pages ends in ENOSPC, not in a kill, so one look is enough; and none at a file that others
+    may have mapped, as pages may be reserved for it. The blocks of a disk are its file system's to refuse.
+    """
+    if page != PAGE_SIZE:
+        if fresh:
+            check_pool(missing, page)
+        return lambda *_: None
+    if not backing.is_only_memory(fd):
+        return lambda *_: None
+    reader = HeadroomReader()
+    check_memory(missing, reader)
+
+    def check(in_flight: int, offset: int, size: int) -> None:
+        check_memory(in_flight + size, reader, lambda: size - backing.missing(fd, offset, size))
+
+    return check
+
+
+def _give_back(fd: int, ranges: list[tuple[int, int]], reason: BaseException) -> None:
+    try:
+        for start, length in ranges:
+            syscalls.fallocate(fd, uapi.FALLOC_FL_KEEP_SIZE | uapi.FALLOC_FL_PUNCH_HOLE, start, length)
+    except OSError as exc:
+        reason.add_note(f"what was allocated could not be given back: {exc.strerror}")
 
 
 def shared_among(size: int, threads: int, unit: int, cpus: int) -> tuple[int, int]:
@@ -40,15 +101,15 @@ class Population:
 
     def __init__(
         self,
-        allocate: Allocate,
+        fd: int,
         offset: int,
         size: int,
         *,
-        check: Callable[[int], None],
+        check: Check,
         progress: Callable[[int], None] | None,
         cancelled: Callable[[], bool] | None,
     ) -> None:
-        self._allocate = allocate
+        self._fd = fd
         self._check = check
         self._progress = progress
         self._cancelled = cancelled
@@ -61,7 +122,7 @@ class Population:
         self._failure: BaseException | None = None
         self.reached = offset  # up to here steps were begun
 
-    def run(self, threads: int, placed: PolicyContext, unit: int = UNIT) -> None:
+    def run(self, threads: int, placed: Placed, unit: int = UNIT) -> None:
         """Allocate by so many threads, the caller's among them, each under the policy that `placed` sets.
 
         unit is the least that can be allocated and given back: a huge page may be larger than UNIT.
@@ -82,11 +143,11 @@ class Population:
         if self._failure is not None:
             raise self._failure
 
-    def _work(self, placed: PolicyContext) -> None:
+    def _work(self, placed: Placed) -> None:
         try:
             with placed():
                 while step := self._begin():
-                    self._allocate(*step)
+                    syscalls.fallocate(self._fd, uapi.FALLOC_FL_KEEP_SIZE, *step)
                     self._finish(step[1])
         except BaseException as exc:  # carried over to the thread that called run
             self._fail(exc)
@@ -103,8 +164,8 @@ class Population:
                 return None
             if self._cancelled is not None and self._cancelled():
                 raise refuse(errno.ECANCELED)
-            self._check(self._in_flight + size)
             step = (self.reached, size)
+            self._check(self._in_flight, *step)
             self.reached += size
             self._in_flight += size
             return step

@@ -34,6 +34,7 @@ GUEST_MEMFD_FLAG_NO_DIRECT_MAP: Final = 1 << 2  # proposed, in no release
 ANON_INODE_FS_MAGIC: Final = 0x09041934  # guest_memfd before Linux 6.19
 GUEST_MEMFD_MAGIC: Final = 0x474D454D
 HUGETLBFS_MAGIC: Final = 0x958458F6
+TMPFS_MAGIC: Final = 0x01021994
 
 # linux/memfd.h
 MFD_CLOEXEC: Final = 0x1
