@@ -10,7 +10,7 @@ from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Change, Gmemd, WithFds
-from gmemd.errors import QmpError, os_errors
+from gmemd.errors import os_errors
 from gmemd.persist.registry import Record
 
 
@@ -99,7 +99,7 @@ def memdev_get_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Wi
     with os_errors(f"cannot hand out '{backend.id}'"):
         fd = os.dup(backend.fd)
     backend.handed_out += 1
-    return WithFds(_describe(gmemd, backend), [fd])
+    return WithFds(_memory(gmemd, backend), [fd])
 
 
 def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
@@ -109,13 +109,11 @@ def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
     return [_status(gmemd, backend, now) for backend in backends]
 
 
-def _describe(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
-    """What memory an object is: members of MemdevInfo."""
-    info: dict[str, Any] = {"id": backend.id, "size": backend.memory_size, "kind": backend.kind,
-                            "kernel": gmemd.kernel.name,
-                            "simulated": backend.kind == "guest-memfd" and gmemd.kernel.simulated}
+def _memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
+    """What memory an object is: the members of MemdevFd."""
+    info: dict[str, Any] = {"size": backend.memory_size, "kind": backend.kind, "kernel": gmemd.kernel.name}
     if backend.guest_memfd_flags is not None:
-        info["flags"] = backend.guest_memfd_flags
+        info["guest-memfd-flags"] = backend.guest_memfd_flags
     return info
 
 
@@ -123,17 +121,10 @@ def _status(gmemd: Gmemd, backend: HostMemoryBackend, now: float) -> dict[str, A
     with os_errors(f"cannot measure '{backend.id}'"):
         resident = gmemd.kernel.resident(backend.fd)
     uid, pid = backend.owner
-    return {**_describe(gmemd, backend), "qom-type": backend.qom_type, "resident": resident,
+    return {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind, "kernel": gmemd.kernel.name,
+            "kernel-reason": gmemd.kernel.why, "size": backend.memory_size, "resident": resident,
             "owner": {"uid": uid, "pid": pid}, "age": max(0, int(now - backend.created)),
             "handed-out": backend.handed_out}
-
-
-def device_list_properties(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
-    from gmemd.commands.qom import TYPES
-
-    if arguments["typename"] in TYPES:
-        raise QmpError("Parameter 'typename' expects a non-abstract device type")
-    raise QmpError(f"Device '{arguments['typename']}' not found", "DeviceNotFound")
 
 
 def in_thread(function: Any, *arguments: Any) -> Coroutine[Any, Any, Any]:

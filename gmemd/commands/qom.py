@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
-from gmemd.backends.base import DESCRIPTIONS, HostMemoryBackend
+from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Change, Gmemd
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.objects import BACKENDS
@@ -60,8 +60,8 @@ class Node:
         if self.region:
             rows += [(name, kind) for name, (kind, _) in _REGION.items()]
         elif self.backend is not None:
-            rows += [(name, property_type(self.gmemd, self.backend.qom_type, name))
-                     for name in self.backend.property_names()]
+            declared = self.gmemd.schema.properties(self.backend.qom_type)
+            rows += [(name, declared[name].qom_type) for name in self.backend.property_names()]
             rows.append((f"{self.backend.id}[0]", "child<memory-region>"))
         elif self.path == "":
             rows.append(("objects", "child<container>"))
@@ -85,16 +85,6 @@ class Node:
     def no_property(self, name: str) -> QmpError:
         """The refusal of a property that is not there."""
         return QmpError(f"Property '{self.type_name}.{name}' not found")
-
-
-def property_type(gmemd: Gmemd, qom_type: str, name: str) -> str:
-    """A property's type in QOM's words, derived from its QAPI type."""
-    if name == "prealloc-context":
-        return "link<thread-context>"
-    kind = gmemd.schema.properties(qom_type)[name].type
-    if kind in ("size", "uint32", "uint64", "int") or kind.startswith("["):
-        return "int"
-    return "string" if kind == "str" else kind
 
 
 def resolve(gmemd: Gmemd, path: str) -> Node:
@@ -214,8 +204,15 @@ def qom_list_properties(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
     backend = BACKENDS.get(type_name)
     if backend is not None:
         for name in backend.property_names():
-            row = {"name": name, "type": property_type(gmemd, type_name, name)}
-            if name in DESCRIPTIONS:
-                row["description"] = DESCRIPTIONS[name]
+            declared = gmemd.schema.properties(type_name)[name]
+            row = {"name": name, "type": declared.qom_type}
+            if declared.description is not None:
+                row["description"] = declared.description
             rows.append(row)
     return rows
+
+
+def device_list_properties(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
+    if arguments["typename"] in TYPES:
+        raise QmpError("Parameter 'typename' expects a non-abstract device type")
+    raise QmpError(f"Device '{arguments['typename']}' not found", DEVICE_NOT_FOUND)
