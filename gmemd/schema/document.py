@@ -26,6 +26,7 @@ from .entities import (
     Member,
     Object,
 )
+from .introspect import introspect
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 NO_MEMBERS: Final = "Nothing"
@@ -88,6 +89,7 @@ class _Writer:
             "$defs": self._defs,
             "x-commands": commands,
             "x-events": events,
+            "x-introspection": introspect(self._entities),
         }
 
     def _command_rule(self, name: str, arguments: str) -> dict[str, Any]:

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from .explain import Judge
 
 QOM_JSON: Final = os.path.join(os.path.dirname(__file__), "qom.json")
-QAPI: Final = os.path.join(os.path.dirname(__file__), "qapi")
 OBJECT_ADD: Final = "object-add"
-
-MISSING: Final = object()  # Property.default of a property without one
 
 
 class _Compiled(Protocol):
@@ -38,7 +35,7 @@ class Property:
 
     name: str
     type: str  # 'size', 'bool', 'str', 'uint32', '[uint16]', 'HostMemPolicy', 'OnOffAuto', ...
-    default: Any  # MISSING: it has none
+    default: Any  # None: it has none
     required: bool
     features: tuple[str, ...]
     doc: str
@@ -96,13 +93,9 @@ class Schema:
         return found
 
     def introspection(self) -> list[dict[str, Any]]:
-        """Return the answer of query-qmp-schema, compiled from the QAPI source at each call."""
-        from pathlib import Path
-
-        from .introspect import introspect
-        from .qapi import load
-
-        return introspect(load(Path(QAPI)))
+        """Return the answer of query-qmp-schema."""
+        answer: list[dict[str, Any]] = self._document["x-introspection"]
+        return answer
 
     @property
     def judge(self) -> Judge:
@@ -140,7 +133,7 @@ class Schema:
         return Property(
             name,
             qapi,
-            schema.get("default", MISSING),
+            schema.get("default"),
             name in shape.required,
             tuple(schema.get("x-features", ())),
             schema.get("description", ""),
