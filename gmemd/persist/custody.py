@@ -38,8 +38,10 @@ from time import monotonic
 from typing import Literal
 
 from gmemd.errors import QmpError
+from gmemd.persist.batch import Batch, Operation
 from gmemd.persist.fdstore import FdStore, Notifier, is_socket
-from gmemd.persist.registry import Record, Registry, Row, reason, row_of
+from gmemd.persist.record import Record, Row, row_of
+from gmemd.persist.registry import Registry, reason
 from gmemd.persist.restore import Identify, Restored, name_prefix, sequence, sort_out
 
 STORED_SOCKET = "s-"  # what the names of sockets in the store begin with
@@ -58,16 +60,6 @@ class Wait:
 Flush = Generator[Wait, bool, None]
 
 
-@dataclass(slots=True, eq=False)
-class Operation:
-    """One change on its way. `fd` is borrowed until the flush that carries it has ended."""
-
-    kind: Literal["add", "remove", "update"]
-    record: Record
-    fd: int = -1  # of an add; -1: the object has none
-    row: Row = ()  # what is to be written
-
-
 class NotKept(QmpError):
     """A flush failed.
 
@@ -78,60 +70,6 @@ class NotKept(QmpError):
     def __init__(self, desc: str, undone: list[Operation]) -> None:
         super().__init__(desc)
         self.undone = undone
-
-
-class _Batch:
-    """What one flush carries, and how far it has come."""
-
-    def __init__(self, operations: list[Operation]) -> None:
-        self.cancelled: list[Operation] = []  # adds that were removed again: never stored
-        self.operations = self._net(operations) if len(operations) > 1 else operations
-        self.adds = {op.record.id: op for op in self.operations if op.kind == "add"}
-        self.removes = [op.record for op in self.operations if op.kind == "remove"]
-        self.unsent = [op for op in self.adds.values() if op.fd >= 0][::-1]
-        self.sent: list[str] = []  # names
-        self.removed = False  # the removes are committed
-        self.writing = False  # the transaction last tried was that of everything
-        self.committed = False  # everything is
-        self.barrier = -1  # fd
-        self.removals: list[str] = []  # names whose FDSTOREREMOVE the barrier confirms
-
-    def _net(self, operations: list[Operation]) -> list[Operation]:
-        """Without the pairs that cancel out: an object added here and removed here."""
-        fresh: dict[str, list[Operation]] = {}  # id: the add and what followed on it
-        gone: set[int] = set()
-        for op in operations:
-            id_ = op.record.id
-            if op.kind == "add":
-                fresh[id_] = [op]
-            elif id_ in fresh:
-                fresh[id_].append(op)
-                if op.kind == "remove":
-                    chain = fresh.pop(id_)
-                    self.cancelled.append(chain[0])
-                    gone.update(map(id, chain))
-        return [op for op in operations if id(op) not in gone] if gone else operations
-
-    def rows(self) -> list[Row]:
-        """What is to be written, the last version of each object."""
-        dead = {record.id for record in self.removes}
-        last: dict[str, Row] = {}
-        for op in self.operations:
-            id_ = op.record.id
-            if op.kind == "add" or (op.kind == "update" and (id_ not in dead or id_ in last)):
-                last[id_] = op.row
-        return list(last.values())
-
-    def undone(self) -> list[Operation]:
-        """The operations that do not stand, newest first."""
-        if not self.committed:
-            return [op for op in reversed(self.operations) if not (self.removed and op.kind == "remove")]
-        result = []
-        for op in reversed(self.operations):
-            add = self.adds.get(op.record.id)
-            if add is not None and op.kind != "remove" and op.record.seq == add.record.seq:
-                result.append(op)
-        return result
 
 
 class Custody:
@@ -152,18 +90,15 @@ class Custody:
         self._notifier = notifier
         self._store = store
         self._timeout = barrier_timeout
-        self._begin_generation()
+        self._seq = registry.state.last_seq
+        self._prefix = name_prefix(registry.state)
+        self._longest = self._prefix + "9" * 12
         self._pending: list[Operation] = []
         self._flushing = False
         self._owed: set[str] = set()  # names to be removed from the store
         self._owed_due = False  # a removal that no later operation need wait for
         self._owed_rows: set[str] = set()  # ids whose rows an undo could not delete
         self.trouble = ""  # why the last flush failed or left something owed; "" when all is well
-
-    def _begin_generation(self) -> None:
-        self._seq = self._registry.state.last_seq
-        self._prefix = name_prefix(self._registry.state)
-        self._longest = self._prefix + "9" * 12
 
     # -- decide ----------------------------------------------------------------------------------------------
     @property
@@ -237,7 +172,7 @@ class Custody:
         One flush at a time; what is noted meanwhile belongs to the next one, or is undone with this one.
         """
         assert not self._flushing, "a flush is under way"
-        batch = _Batch(self._pending)
+        batch = Batch(self._pending)
         self._pending = []
         self._flushing, self._owed_due = True, False
         try:
@@ -263,7 +198,7 @@ class Custody:
             except StopIteration:
                 continue
 
-    def _carry_out(self, batch: _Batch) -> Flush:
+    def _carry_out(self, batch: Batch) -> Flush:
         if batch.removes and self._store.crowded(op.record.fd_name for op in batch.unsent):
             self._write(batch, batch.removes, [])
             yield from self._send_removals(batch)
@@ -271,7 +206,7 @@ class Custody:
         removals_follow = bool(self._owed) or (bool(batch.removes) and not batch.removed)
         if not removals_follow and batch.sent:
             yield from self._send_barrier(batch)
-        self._write(batch, [] if batch.removed else batch.removes, batch.rows())
+        self._write(batch, [] if batch.removed else batch.removes, batch.rows)
         batch.committed = True
         if removals_follow:
             yield from self._send_removals(batch)
@@ -280,24 +215,23 @@ class Custody:
             yield from self._wait("readable", batch.barrier)
             self._confirmed(batch)
 
-    def _write(self, batch: _Batch, removes: list[Record], rows: list[Row]) -> None:
+    def _write(self, batch: Batch, removes: list[Record], rows: list[Row]) -> None:
         """One transaction; from now on the removes stand, and their fds are owed."""
         names = [record.fd_name for record in removes if record.fd_name]
         if removes or rows or self._owed_rows:
-            state = self._registry.state
-            added = [op.record.seq for op in batch.adds.values()] if rows else []
             batch.writing = bool(rows)
+            last_seq = self._registry.state.last_seq
             self._registry.apply(
                 put=rows,
                 delete=self._owed_rows.union(record.id for record in removes),
-                removing=sorted(self._owed.union(names)),
-                last_seq=max([state.last_seq, *added]),
+                removing=self._owed.union(names),
+                last_seq=max([last_seq, *(op.record.seq for op in batch.adds)]) if rows else last_seq,
             )
             self._owed_rows.clear()
         batch.removed = True
         self._owe(names)
 
-    def _send_adds(self, batch: _Batch) -> Flush:
+    def _send_adds(self, batch: Batch) -> Flush:
         while batch.unsent:
             record, fd = batch.unsent[-1].record, batch.unsent[-1].fd
             try:
@@ -310,7 +244,7 @@ class Custody:
             self._store.release(self._longest)
             self._store.account(record.fd_name)
 
-    def _send_removals(self, batch: _Batch) -> Flush:
+    def _send_removals(self, batch: Batch) -> Flush:
         for name in sorted(self._owed):
             while name not in batch.removals:
                 try:
@@ -320,14 +254,14 @@ class Custody:
                     continue
                 batch.removals.append(name)
 
-    def _send_barrier(self, batch: _Batch) -> Flush:
+    def _send_barrier(self, batch: Batch) -> Flush:
         while batch.barrier < 0:
             try:
                 batch.barrier = self._notifier.barrier()
             except BlockingIOError:
                 yield from self._wait("writable", self._notifier.fileno())
 
-    def _confirmed(self, batch: _Batch) -> None:
+    def _confirmed(self, batch: Batch) -> None:
         for name in batch.removals:
             self._owed.discard(name)
             self._store.forget(name)
@@ -337,15 +271,13 @@ class Custody:
             raise TimeoutError
 
     # -- undo ------------------------------------------------------------------------------------------------
-    def _fail(self, batch: _Batch, exc: OSError | sqlite3.Error) -> None:
+    def _fail(self, batch: Batch, exc: OSError | sqlite3.Error) -> None:
         """Take the batch back as far as it does not stand, and all noted after it; raises NotKept."""
         self.trouble = desc = self._describe(exc)
-        if isinstance(exc, sqlite3.Error):
-            commits = self._registry.state.commits  # an error may hide that the transaction did happen
-            if self._registry.reopen() and self._registry.state.commits > commits:
-                batch.removed, batch.committed = True, batch.writing or not batch.rows()
-                self._owe(self._registry.state.removing)
-        later = _Batch(self._pending)
+        if isinstance(exc, sqlite3.Error) and self._registry.recover():
+            batch.removed, batch.committed = True, batch.writing or not batch.rows
+            self._owe(self._registry.state.removing)
+        later = Batch(self._pending)
         self._pending = []
         undone = [*later.undone(), *batch.undone()]
         self._release(later.cancelled)
@@ -355,18 +287,18 @@ class Custody:
         if undone:
             raise NotKept(desc, undone) from exc
 
-    def _take_back(self, batch: _Batch) -> None:
+    def _take_back(self, batch: Batch) -> None:
         """Undo the adds in store and registry; what cannot be done now is owed."""
         self._owed_due = bool(batch.sent)
         self._owe(batch.sent)
         if not batch.committed or not batch.adds:
             return
-        self._owed_rows.update(batch.adds)
+        self._owed_rows.update(operation.record.id for operation in batch.adds)
         try:
             self._write(batch, [], [])
         except sqlite3.Error as exc:
             self.trouble = self._describe(exc)
-            self._registry.reopen()
+            self._registry.recover()
 
     def _release(self, operations: Iterable[Operation]) -> None:
         for operation in operations:
@@ -390,17 +322,17 @@ class Custody:
         """
         fds = list(fds)
         registry = self._registry
-        records = registry.load()
+        records = registry.records
         if registry.damage:
-            records = registry.salvaged
             self._rewrite(records)
-            self._begin_generation()
         trusted = not registry.damage and not registry.read_only
         result = sort_out(fds, records, registry.state, trusted=trusted, identify=identify)
         result.words[:0] = [words for words in (registry.damage, self._read_only_words()) if words]
         for name, fd in fds:
             self._account(name, fd)
-            self._seq = max(self._seq, sequence(name, registry.state))
+        # a name is never given twice, also not one that may still be on its way out
+        used = [*(name for name, _ in fds), *registry.state.removing]
+        self._seq = max([registry.state.last_seq, *(sequence(name, registry.state) for name in used)])
         for name, fd in result.dropped:
             self.discard(name)
             os.close(fd)
@@ -416,7 +348,7 @@ class Custody:
         """Write what was saved of a damaged registry into the new one."""
         last = max((record.seq for record in records), default=0)
         try:
-            self._registry.apply(put=map(row_of, records), removing=(), last_seq=last)
+            self._registry.apply(put=[row_of(record) for record in records], last_seq=last)
         except sqlite3.Error as exc:
             self._registry.read_only = reason(exc)
 

@@ -48,6 +48,8 @@ STEADY = 1.0  # seconds; a daemon that served this long is started again at once
 ABORT_TIMEOUT = 5.0  # seconds from the watchdog's SIGABRT to SIGKILL
 
 _ANCILLARY = socket.CMSG_SPACE(RIGHTS_MAX * 4) + socket.CMSG_SPACE(12)
+_RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC)
+_SCM_RIGHTS, _SCM_CREDENTIALS = int(socket.SCM_RIGHTS), int(socket.SCM_CREDENTIALS)
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _PASSED_ON = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -257,16 +259,14 @@ class Keeper:
         """Work through all messages in the queue."""
         while True:
             try:
-                data, ancillary, flags, _ = self._notify.recvmsg(
-                    MESSAGE_MAX, _ANCILLARY, socket.MSG_CMSG_CLOEXEC
-                )
+                data, ancillary, flags, _ = self._notify.recvmsg(MESSAGE_MAX, _ANCILLARY, _RECEIVE_FLAGS)
             except BlockingIOError:
                 return
             fds, pid = array("i"), 0
             for _, kind, value in ancillary:
-                if kind == socket.SCM_RIGHTS:
+                if kind == _SCM_RIGHTS:
                     fds.frombytes(value[: len(value) & ~3])
-                elif kind == socket.SCM_CREDENTIALS:
+                elif kind == _SCM_CREDENTIALS:
                     pid = _CREDENTIALS.unpack(value)[0]
             # a barrier is anyone's, and the close is its answer
             if data != b"BARRIER=1" and self._acceptable(pid, flags):
@@ -276,6 +276,8 @@ class Keeper:
 
     def _acceptable(self, pid: int, flags: int) -> bool:
         """Is a message whole and the daemon's?"""
+        if flags == _RECEIVE_FLAGS and pid == self._pid != 0:
+            return True
         if flags & socket.MSG_TRUNC:
             self._log("a message of more than 4,096 bytes is ignored")
             return False
@@ -288,11 +290,20 @@ class Keeper:
 
     def _message(self, data: bytes, fds: array[int]) -> None:
         """Act on one message of the daemon; fds that are kept are taken out of `fds`."""
+        lines = data.split(b"\n")
+        if len(lines) == 2 and lines[1].startswith(b"FDNAME="):  # the usual ones, fast
+            if lines[0] == b"FDSTORE=1":
+                return self._store(valid_name(lines[1][7:]), fds)
+            if lines[0] == b"FDSTOREREMOVE=1":
+                return self.kept.drop(valid_name(lines[1][7:]))
         fields: dict[bytes, bytes] = {}
-        for line in data.split(b"\n"):
+        for line in lines:
             key, equals, value = line.partition(b"=")
             if equals:
                 fields.setdefault(key, value)  # of a key given twice the first counts
+        self._act(fields, fds)
+
+    def _act(self, fields: dict[bytes, bytes], fds: array[int]) -> None:
         if fields.get(b"FDSTORE") == b"1":
             self._store(valid_name(fields.get(b"FDNAME", b"stored")), fds)
         elif fields.get(b"FDSTOREREMOVE") == b"1":
@@ -307,7 +318,7 @@ class Keeper:
             self._main_pid(fields[b"MAINPID"])
 
     def _store(self, name: str, fds: array[int]) -> None:
-        for fd in list(fds):
+        for fd in fds.tolist():
             if self.kept.take(name, fd):
                 fds.remove(fd)
             elif len(self.kept) >= self.kept.limit:

@@ -22,8 +22,8 @@ class KeptFds:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._entries: dict[int, tuple[str, File]] = {}  # by fd, oldest first
-        self._by_name: dict[str, set[int]] = {}
-        self._by_file: dict[File, set[int]] = {}
+        self._by_name: dict[str, list[int]] = {}
+        self._by_file: dict[File, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -34,12 +34,15 @@ class KeptFds:
             return False
         status = os.fstat(fd)
         file = (status.st_dev, status.st_ino)
-        others = self._by_file.setdefault(file, set())
-        if any(same_open_file(fd, other, status.st_mode) for other in others):
+        others = self._by_file.get(file)
+        if others is None:
+            self._by_file[file] = [fd]
+        elif any(same_open_file(fd, other, status.st_mode) for other in others):
             return False
-        others.add(fd)
+        else:
+            others.append(fd)
         self._entries[fd] = (name, file)
-        self._by_name.setdefault(name, set()).add(fd)
+        self._by_name.setdefault(name, []).append(fd)
         return True
 
     def drop(self, name: str) -> None:
@@ -47,7 +50,7 @@ class KeptFds:
         for fd in self._by_name.pop(name, ()):
             _, file = self._entries.pop(fd)
             others = self._by_file[file]
-            others.discard(fd)
+            others.remove(fd)
             if not others:
                 del self._by_file[file]
             os.close(fd)

@@ -2,76 +2,38 @@
 
 Durability. The file is in a runtime directory: the machine's death takes it together with the memory it
 describes, so what counts is the death of a process, which leaves written bytes in the page cache. Hence no
-fsync (synchronous=OFF). A rollback journal in exclusive locking mode, measured on tmpfs: 18 us a
-transaction of one row, 5 us a row by 64; WAL costs 25 us and 5 us, and a truncated WAL silently takes
-commits back, where a truncated database is noticed. The exclusive lock also keeps a second daemon out.
+fsync (synchronous=OFF). A rollback journal with an exclusive lock, measured on tmpfs: 18 us a transaction
+of one row, 5 us a row by 64; WAL is no faster, and a truncated WAL takes commits back without a word, where
+a truncated database is noticed. The exclusive lock also keeps a second daemon out.
 
-Truth. SQLite has no checksums of its own: each row carries one, so that a flipped bit is found and never
-believed. A transaction either advances `commits` or did not happen; after an error `reopen` tells which.
+Truth. A transaction happened or did not; after an error `recover` says which. Damage is found by SQLite's
+own checks and by the checksum in each row; the file is moved aside then, and what is sound in it is taken
+over.
 
 Versions. PRAGMA user_version is the schema's version, repeated in the state row (a flipped bit in one is
-damage, not a newer version). MIGRATIONS[n] makes version n + 1 from version n. A newer file is refused and
+damage, not a newer version). MIGRATIONS[n] makes version n + 1 of version n. A newer file is refused and
 not changed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import json
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-from zlib import crc32
+from collections.abc import Callable, Collection, Sequence
 
 from gmemd.errors import QmpError
+from gmemd.persist.record import Damaged, Record, Row, State, record_of, state_of, state_row
 
 Migration = Callable[[sqlite3.Connection], None]
-Row = tuple[Any, ...]
 
-
-@dataclass(slots=True)
-class Record:
-    """What is written about one object. The second group is filled in by Custody."""
-
-    id: str
-    qom_type: str
-    arguments: dict[str, Any]  # of object-add, completed; JSON
-    kind: str  # "memfd" | "hugetlb-memfd" | "guest-memfd" | "file" | ..., as Kernel.identify names it
-    size: int  # bytes
-    kernel: str = ""  # name of the Kernel that made it
-    owner_uid: int = -1
-    owner_pid: int = -1
-    created: int = 0  # seconds since 1970
-    origin: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)  # JSON, for what later versions add
-
-    seq: int = 0  # order of creation, unique in a registry
-    fd_name: str = ""  # in the fd store; "": the object has no fd
-    st_dev: int = 0
-    st_ino: int = 0
-    st_size: int = 0  # bytes, when stored
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """The one row that moves with every transaction."""
-
-    version: int
-    generation: str  # made anew with each registry, part of every fd's name
-    last_seq: int  # the highest sequence number that was ever acknowledged
-    commits: int
-    removing: tuple[str, ...]  # names whose removal from the fd store is decided, not yet known to be done
+APPLICATION_ID = 0x676D656D  # "gmem", in the header of the file
 
 
 class RegistryTooNew(QmpError):
     """A newer gmemd wrote this file."""
-
-
-class Damaged(Exception):
-    """The file is not what this module wrote; str() says how that shows."""
 
 
 def _create(db: sqlite3.Connection) -> None:
@@ -90,14 +52,13 @@ def _create(db: sqlite3.Connection) -> None:
 
 
 MIGRATIONS: tuple[Migration, ...] = (_create,)
-APPLICATION_ID = 0x676D656D  # "gmem", in the header of the file
 
 _COLUMNS = (
     "id, seq, qom_type, arguments, kind, size, kernel, owner_uid, owner_pid, created, origin, extra, "
-    "fd_name, file"
+    "fd_name, file, checksum"
 )
-_PUT = f"INSERT OR REPLACE INTO objects ({_COLUMNS}, checksum) VALUES ({', '.join('?' * 15)})"
-_GET = f"SELECT {_COLUMNS}, checksum FROM objects ORDER BY seq, id"
+_PUT = f"INSERT OR REPLACE INTO objects ({_COLUMNS}) VALUES ({', '.join('?' * 15)})"
+_GET = f"SELECT {_COLUMNS} FROM objects"
 _DELETE = "DELETE FROM objects WHERE id = ?"
 _PUT_STATE = (
     "UPDATE state SET version = ?, generation = ?, last_seq = ?, commits = ?, removing = ?, checksum = ?"
@@ -105,6 +66,8 @@ _PUT_STATE = (
 _GET_STATE = "SELECT version, generation, last_seq, commits, removing, checksum FROM state"
 
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_CORRUPTFS", "SQLITE_IOERR_SHORT_READ")
+_NOT_WRITABLE = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_PERM")
+_BUSY_TIMEOUT = 1  # seconds; a predecessor's lock goes with its death
 
 
 class Registry:
@@ -113,59 +76,92 @@ class Registry:
     def __init__(self, path: str, *, migrations: Sequence[Migration] = MIGRATIONS) -> None:
         """Open or create the file; migrate it forward.
 
-        A damaged file is moved aside and `damage` says so in words; `salvaged` are the rows that were
-        sound. A file that cannot be written leaves `read_only` with the reason. Raises RegistryTooNew, or
-        QmpError when another process has it open or it cannot even be read.
+        `records` is what it holds, oldest first. A damaged file is moved aside: `damage` says so in words,
+        and `records` are those of its rows that are sound. A file that cannot be written leaves `read_only`
+        with the reason. Raises RegistryTooNew, or QmpError when another process has it open or it cannot
+        even be read.
         """
         self.path = path
         self.read_only = ""
         self.damage = ""
-        self.salvaged: list[Record] = []
+        self.records: list[Record] = []
         self._migrations = migrations
         self._db: sqlite3.Connection | None = None
-        self.state = self._open_or_replace()
+        self._tried: tuple[State, Row | None] | None = None
+        try:
+            try:
+                self.state = self._open()
+            except Damaged as exc:
+                self._replace(str(exc))
+        except sqlite3.Error as exc:
+            raise QmpError(f"registry '{path}' cannot be read: {reason(exc)}") from exc
+
+    def apply(
+        self,
+        *,
+        put: Sequence[Row] = (),
+        delete: Collection[str] = (),
+        removing: Collection[str] = (),
+        last_seq: int,
+    ) -> None:
+        """Write all of this in one transaction, or raise sqlite3.Error; then call recover().
+
+        The rows of adds say themselves how far last_seq has come; the state is written when something
+        leaves.
+        """
+        if self._db is None or self.read_only:
+            raise sqlite3.OperationalError(self.read_only or "it is closed")
+        db, old = self._db, self.state
+        if delete or not set(removing) <= set(old.removing):
+            state = old._replace(last_seq=last_seq, commits=old.commits + 1, removing=tuple(sorted(removing)))
+        else:
+            state = old._replace(last_seq=last_seq)
+        self._tried = (state, put[0] if put else None)
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            if delete:
+                db.executemany(_DELETE, [(id_,) for id_ in delete])
+            if put:
+                db.executemany(_PUT, put)
+            if state.commits != old.commits:
+                db.execute(_PUT_STATE, state_row(state))
+            db.execute("COMMIT")
+        except BaseException:
+            _roll_back(db)
+            raise
+        self.state = state
+
+    def recover(self) -> bool:
+        """After a failed apply: open the file anew; did the transaction happen after all?
+
+        Where that is not possible `read_only` has the reason, and the transaction counts as not happened.
+        """
+        tried, self._tried = self._tried, None
+        if not self.reopen() or tried is None or self._db is None:
+            return False
+        state, row = tried
+        if row is None:
+            return self.state.commits == state.commits
+        found = self._db.execute("SELECT checksum FROM objects WHERE id = ?", row[:1]).fetchone()
+        return bool(found == row[-1:])
 
     def reopen(self) -> bool:
-        """After an error: open the file again. True: it is the same and `state` is what it holds."""
+        """Open the file again; False: it is not writable or not what it was, as `read_only` says then."""
         generation = self.state.generation
         self.close()
         try:
-            self.state = self._open()
-        except (Damaged, QmpError, sqlite3.Error) as exc:
-            self.read_only = reason(exc) if isinstance(exc, sqlite3.Error) else str(exc)
-            return False
-        return self.state.generation == generation and not self.read_only
-
-    def load(self) -> list[Record]:
-        """All objects in the order of their creation; damage found here is handled as at opening."""
-        if self._db is None:
-            return []
-        try:
-            return [_record(row) for row in self._db.execute(_GET)]
-        except Damaged as exc:
-            self._replace(str(exc))
-            return []
-
-    def apply(
-        self, *, put: Iterable[Row] = (), delete: Iterable[str] = (), removing: Iterable[str], last_seq: int
-    ) -> None:
-        """Write all of this in one transaction, or raise sqlite3.Error and write nothing of it."""
-        if self._db is None or self.read_only:
-            raise sqlite3.OperationalError(self.read_only or "the registry is closed")
-        old = self.state
-        state = State(old.version, old.generation, last_seq, old.commits + 1, tuple(removing))
-        db = self._db
-        db.execute("BEGIN IMMEDIATE")
-        try:
-            db.executemany(_DELETE, [(id_,) for id_ in delete])
-            db.executemany(_PUT, put)
-            db.execute(_PUT_STATE, _state_row(state))
-            db.execute("COMMIT")
-        except BaseException:
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            raise
-        self.state = state
+            state = self._open()
+        except (Damaged, QmpError) as exc:
+            self.read_only = str(exc)
+        except sqlite3.Error as exc:
+            self.read_only = reason(exc)
+        else:
+            if state.generation == generation:
+                self.state = state
+            else:
+                self.close()
+                self.read_only = "it is not the file that was opened at start"
+        return not self.read_only
 
     def close(self) -> None:
         if self._db is not None:
@@ -173,34 +169,21 @@ class Registry:
             self._db = None
 
     # -- opening ---------------------------------------------------------------------------------------------
-    def _open_or_replace(self) -> State:
-        try:
-            return self._open()
-        except Damaged as exc:
-            return self._replace(str(exc))
-        except sqlite3.Error as exc:
-            raise QmpError(f"registry '{self.path}' cannot be read: {reason(exc)}") from exc
-
-    def _replace(self, damage: str) -> State:
-        """Take what is sound out of a damaged file, move it aside and begin a new one."""
-        self.close()
-        self.salvaged = salvage(self.path)
-        aside = _move_aside(self.path)
-        self.damage = f"registry '{self.path}' is damaged ({damage}), moved to '{aside}'"
-        self.state = self._open()
-        return self.state
-
     def _open(self) -> State:
+        """Lock, check, migrate and read."""
         self.read_only = ""
         try:
             self._db = db = _connect(self.path)
         except sqlite3.OperationalError as exc:
-            self.read_only = reason(exc)  # no file, and none can be made
-            return State(len(self._migrations), _new_generation(), 0, 0, ())
+            if os.path.exists(self.path):
+                raise
+            self.read_only = reason(exc)  # there is none, and none can be made
+            return State(len(self._migrations), secrets.token_hex(4), 0, 0, ())
         try:
             self._lock(db)
-            state = self._check(db)
-            return self._migrate(db, state)
+            state = self._migrate(db, self._check(db))
+            if state.version:
+                self.records = [record_of(row) for row in db.execute(f"{_GET} ORDER BY seq, id")]
         except sqlite3.DatabaseError as exc:
             self.close()
             if exc.sqlite_errorname.startswith(_DAMAGE):
@@ -209,8 +192,10 @@ class Registry:
         except BaseException:
             self.close()
             raise
+        return state._replace(last_seq=max([state.last_seq, *(record.seq for record in self.records)]))
 
     def _lock(self, db: sqlite3.Connection) -> None:
+        """Keep others out, and let SQLite take back a predecessor's unfinished transaction."""
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA synchronous = OFF")
         try:
@@ -219,98 +204,87 @@ class Registry:
         except sqlite3.OperationalError as exc:
             if exc.sqlite_errorname.startswith("SQLITE_BUSY"):
                 raise QmpError(f"registry '{self.path}' is in use by another process") from exc
-            if not exc.sqlite_errorname.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL")):
+            if not exc.sqlite_errorname.startswith(_NOT_WRITABLE):
                 raise
             self.read_only = reason(exc)
 
-    def _check(self, db: sqlite3.Connection) -> State | None:
-        """The state of a sound file; None: it is empty. Raises Damaged or RegistryTooNew."""
+    def _check(self, db: sqlite3.Connection) -> State:
+        """The state of a sound file; version 0: it is empty. Raises Damaged or RegistryTooNew."""
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         known = len(self._migrations)
-        if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            return None
-        try:
-            row = db.execute("SELECT version FROM state").fetchone()
-            repeated = row[0] if row else None
-        except sqlite3.OperationalError:
-            repeated = version if version > known else None
-        if repeated != version:
-            raise Damaged(f"its schema version is {version} here and {repeated} there")
-        if version > known:
+        if db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+            return State(0, secrets.token_hex(4), 0, 0, ())
+        repeated = _repeated_version(db)
+        if version > known and repeated in (version, None):
             raise RegistryTooNew(
                 f"registry '{self.path}' has schema version {version}, this gmemd knows {known}: "
                 f"start the gmemd that wrote it, or a newer one"
             )
-        verdict = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if repeated != version:
+            raise Damaged(f"its schema version is {version} here and {repeated} there")
+        verdict = str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
         if verdict != "ok":
-            raise Damaged(" ".join(str(verdict).split()))
-        return _read_state(db)
+            raise Damaged(" ".join(verdict.split()))
+        return state_of(db.execute(_GET_STATE).fetchone())
 
-    def _migrate(self, db: sqlite3.Connection, state: State | None) -> State:
-        """Bring the file to the newest version, all steps in one transaction."""
-        newest = len(self._migrations)
-        old = state or State(0, _new_generation(), 0, 0, ())
+    def _migrate(self, db: sqlite3.Connection, old: State) -> State:
+        """Bring the file to the newest version in one transaction, which also shows that it is writable."""
         if self.read_only:
             return old
+        new = old._replace(version=len(self._migrations))
         try:
             db.execute("BEGIN IMMEDIATE")
             for step in self._migrations[old.version :]:
                 step(db)
-            new = State(newest, old.generation, old.last_seq, old.commits, old.removing)
             db.execute("INSERT OR IGNORE INTO state VALUES (1, 0, '', 0, 0, '', 0)")
-            db.execute(_PUT_STATE, _state_row(new))
-            if old.version != newest:
+            db.execute(_PUT_STATE, state_row(new))
+            if old.version != new.version:
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                db.execute(f"PRAGMA user_version = {newest}")
+                db.execute(f"PRAGMA user_version = {new.version}")
             db.execute("COMMIT")
-            return new
         except sqlite3.OperationalError as exc:
-            # the disk is full, say: what is there can still be read
-            if db.in_transaction:
-                db.execute("ROLLBACK")
-            self.read_only = reason(exc)
-            if old.version not in (0, newest):
+            _roll_back(db)
+            if old.version not in (0, new.version):
                 raise
+            self.read_only = reason(exc)  # the disk is full, say: what is there can still be read
             return old
+        return new
+
+    def _replace(self, damage: str) -> None:
+        """Take what is sound out of a damaged file, move it aside and begin a new one."""
+        self.close()
+        sound = salvage(self.path)
+        try:
+            aside = _move_aside(self.path)
+        except OSError as exc:
+            why = os.strerror(exc.errno or 0)
+            raise QmpError(
+                f"registry '{self.path}' is damaged ({damage}) and cannot be moved aside: {why}"
+            ) from exc
+        self.damage = f"registry '{self.path}' is damaged ({damage}), moved to '{aside}'"
+        self.state = self._open()
+        self.records = sound
 
 
 def salvage(path: str) -> list[Record]:
-    """All rows of a damaged file that carry a right checksum."""
-    records: list[Record] = []
+    """All rows of a damaged file that carry a right checksum, oldest first."""
+    found: dict[str, Record] = {}
     try:
         db = _connect(path)
     except sqlite3.Error:
-        return records
+        return []
     try:
-        cursor = db.execute(_GET.replace("ORDER BY seq, id", ""))
+        cursor = db.execute(_GET)
         while (row := cursor.fetchone()) is not None:
             try:
-                records.append(_record(row))
+                found[row[0]] = record_of(row)
             except Damaged:
                 continue
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeError):
         pass  # nothing more can be read
     finally:
         db.close()
-    return sorted(records, key=lambda record: record.seq)
-
-
-def _connect(path: str) -> sqlite3.Connection:
-    return sqlite3.connect(path, timeout=1, isolation_level=None, cached_statements=32)
-
-
-def _new_generation() -> str:
-    return secrets.token_hex(4)
-
-
-def _move_aside(path: str) -> str:
-    """Rename the file and its journal; the tenth one is overwritten by later ones."""
-    number = next((n for n in range(1, 10) if not os.path.exists(f"{path}.damaged-{n}")), 10)
-    aside = f"{path}.damaged-{number}"
-    for suffix in ("-journal", ""):
-        if os.path.exists(path + suffix):
-            os.replace(path + suffix, aside + suffix)
-    return aside
+    return sorted(found.values(), key=lambda record: record.seq)
 
 
 def reason(exc: sqlite3.Error) -> str:
@@ -329,53 +303,31 @@ def reason(exc: sqlite3.Error) -> str:
     return f"{exc} ({name})" if name else str(exc)
 
 
-def row_of(record: Record) -> Row:
-    """The record as it is written, raises for what cannot be; the last member is a checksum of the others."""
-    row = (
-        record.id,
-        record.seq,
-        record.qom_type,
-        json.dumps(record.arguments),
-        record.kind,
-        str(record.size),
-        record.kernel,
-        record.owner_uid,
-        record.owner_pid,
-        record.created,
-        record.origin,
-        json.dumps(record.extra) if record.extra else "{}",
-        record.fd_name,
-        f"{record.st_dev} {record.st_ino} {record.st_size}",
-    )
-    return (*row, _checksum(row))
+def _connect(path: str) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, cached_statements=32)
 
 
-def _checksum(row: Row) -> int:
-    return crc32("\x1f".join(map(str, row)).encode())
+def _roll_back(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        # where this fails the journal does it when the file is opened again
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
 
 
-def _record(row: Row) -> Record:
-    if _checksum(row[:-1]) != row[-1]:
-        raise Damaged(f"the checksum of object {row[0]!r} is wrong")
-    id_, seq, qom_type, arguments, kind, size, kernel, uid, pid, created, origin, extra, fd_name, file = row[
-        :-1
-    ]
-    dev, ino, st_size = map(int, file.split())
-    return Record(
-        *(id_, qom_type, json.loads(arguments), kind, int(size)),
-        *(kernel, uid, pid, created, origin, json.loads(extra)),
-        *(seq, fd_name, dev, ino, st_size),
-    )
+def _repeated_version(db: sqlite3.Connection) -> int | None:
+    """The schema's version in the state row; None where there is none to be read."""
+    try:
+        row = db.execute("SELECT version FROM state").fetchone()
+    except sqlite3.OperationalError:
+        return None
+    return row[0] if row else None
 
 
-def _state_row(state: State) -> Row:
-    row = (state.version, state.generation, state.last_seq, state.commits, " ".join(state.removing))
-    return (*row, _checksum(row))
-
-
-def _read_state(db: sqlite3.Connection) -> State:
-    row = db.execute(_GET_STATE).fetchone()
-    if row is None or _checksum(row[:-1]) != row[-1]:
-        raise Damaged("the checksum of its state is wrong")
-    version, generation, last_seq, commits, removing, _ = row
-    return State(version, generation, last_seq, commits, tuple(removing.split()))
+def _move_aside(path: str) -> str:
+    """Rename the file and its journal; the tenth copy is overwritten by later ones."""
+    number = next((n for n in range(1, 10) if not os.path.exists(f"{path}.damaged-{n}")), 10)
+    aside = f"{path}.damaged-{number}"
+    for suffix in ("-journal", ""):
+        if os.path.exists(path + suffix):
+            os.replace(path + suffix, aside + suffix)
+    return aside

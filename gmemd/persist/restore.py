@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from gmemd.persist.fdstore import is_socket
-from gmemd.persist.registry import Record, State
+from gmemd.persist.record import Record, State
 
 Identify = Callable[[int], str]  # Kernel.identify
 

@@ -1,0 +1,104 @@
+"""What is written about an object and about the registry itself, and the rows that this makes.
+
+SQLite has no checksums of its own: each row carries one, so that a flipped bit is found and never believed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from zlib import crc32
+
+Row = tuple[Any, ...]  # of str and int; the last member is the checksum
+
+
+@dataclass(slots=True)
+class Record:
+    """What is written about one object. The second group is filled in by Custody."""
+
+    id: str
+    qom_type: str
+    arguments: dict[str, Any]  # of object-add, completed; JSON
+    kind: str  # "memfd" | "hugetlb-memfd" | "guest-memfd" | "file" | ..., as Kernel.identify names it
+    size: int  # bytes
+    kernel: str = ""  # name of the Kernel that made it
+    owner_uid: int = -1
+    owner_pid: int = -1
+    created: int = 0  # seconds since 1970
+    origin: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)  # JSON, for what later versions add
+
+    seq: int = 0  # order of creation, unique in a registry
+    fd_name: str = ""  # in the fd store; "": the object has no fd
+    st_dev: int = 0
+    st_ino: int = 0
+    st_size: int = 0  # bytes, when stored
+
+
+class State(NamedTuple):
+    """What the registry knows about itself."""
+
+    version: int  # of the schema, as in PRAGMA user_version
+    generation: str  # made anew with each registry, part of every fd's name
+    last_seq: int  # the highest sequence number that was ever acknowledged
+    commits: int  # transactions in which something left
+    removing: tuple[str, ...]  # names whose removal from the fd store is decided, not yet known to be done
+
+
+class Damaged(Exception):
+    """The file is not what the registry wrote; str() says how that shows."""
+
+
+def row_of(record: Record) -> Row:
+    """The row of table objects; raises TypeError or ValueError for what cannot be written."""
+    row = (
+        record.id,
+        record.seq,
+        record.qom_type,
+        json.dumps(record.arguments),
+        record.kind,
+        str(record.size),
+        record.kernel,
+        record.owner_uid,
+        record.owner_pid,
+        record.created,
+        record.origin,
+        json.dumps(record.extra) if record.extra else "{}",
+        record.fd_name,
+        f"{record.st_dev} {record.st_ino} {record.st_size}",
+    )
+    return (*row, _checksum(row))
+
+
+def record_of(row: Row) -> Record:
+    """The record of a row; raises Damaged."""
+    if _checksum(row[:-1]) != row[-1]:
+        raise Damaged(f"the checksum of object {row[0]!r} is wrong")
+    id_, seq, qom_type, arguments, kind, size, kernel, uid, pid, created, origin, extra, fd_name, file = row[
+        :-1
+    ]
+    dev, ino, st_size = map(int, file.split())
+    return Record(
+        *(id_, qom_type, json.loads(arguments), kind, int(size)),
+        *(kernel, uid, pid, created, origin, json.loads(extra)),
+        *(seq, fd_name, dev, ino, st_size),
+    )
+
+
+def state_row(state: State) -> Row:
+    """The one row of table state."""
+    row = (*state[:4], " ".join(state.removing))
+    return (*row, _checksum(row))
+
+
+def state_of(row: Row | None) -> State:
+    """The state in its row; raises Damaged."""
+    if row is None or _checksum(row[:-1]) != row[-1]:
+        raise Damaged("the checksum of its state is wrong")
+    version, generation, last_seq, commits, removing, _ = row
+    return State(version, generation, last_seq, commits, tuple(removing.split()))
+
+
+def _checksum(row: Row) -> int:
+    return crc32("\x1f".join(map(str, row)).encode())
