@@ -15,12 +15,14 @@ from .entities import (
     Definition,
     Entities,
     Enum,
+    EnumValue,
     Event,
     Feature,
     Member,
     Object,
     Type,
 )
+from .qapi_doc import Doc
 from .qapi_rules import c_name
 from .qapi_text import QapiError, Where
 
@@ -30,6 +32,7 @@ def check_entities(entities: Entities) -> None:
     check = _Check(entities)
     for entity in entities.visited:
         check.definition(entity)
+    check.feature_count()
 
 
 def _kind(entity: Definition) -> str:
@@ -58,6 +61,14 @@ class _Check:
         if not isinstance(entity, Command | Event):
             self._special_features(entity.features, entity.where, label)
         self._documented(entity, label)
+
+    def feature_count(self) -> None:
+        """Refuse the definition that brings more features than fit into a set of 64 bits."""
+        names = {"deprecated", "unstable"}
+        for entity in self._entities.visited:
+            names.update(self._described(entity)[1])
+            if len(names) > 64:
+                raise QapiError(entity.where, "maximum of 64 schema features is permitted")
 
     def _resolve(self, reference: str, where: Where, label: str) -> Type:
         try:
@@ -136,6 +147,8 @@ class _Check:
                 raise QapiError(entity.where, f"{what} cannot use type '{kind.name}', it is no struct")
             added = self._all_members(kind, what, (entity.name,))
             _unique((member.name for member in [*members, *added]), entity.where, f"{what}: member")
+            if kind.tag is not None:
+                self._branches(kind, what, [*members, *added])
             unknown = [name for name in branch.defaults if name not in {m.name for m in added}]
             if unknown:
                 raise QapiError(entity.where, f"{what}: default for '{unknown[0]}', which is no member")
@@ -203,46 +216,58 @@ class _Check:
     # -- documentation
 
     def _documented(self, entity: Definition, label: str) -> None:
-        """Refuse documentation of members and features that do not exist."""
-        if entity.doc is None:
+        """Refuse documentation of what does not exist, and what has none though it must."""
+        doc = entity.doc
+        if doc is None:
             return
         members, features = self._described(entity)
-        if isinstance(entity, Command | Event) and entity.arg and not members:
-            return  # arguments are described where their type is
-        self._exist(entity, label, "member", entity.doc.members, members)
-        self._exist(entity, label, "feature", entity.doc.features, features)
+        self._exist(entity, doc, "member", doc.members, members)
+        self._exist(entity, doc, "feature", doc.features, features)
+        for name in features:
+            if name not in doc.features:
+                raise QapiError(entity.where, f"{label}: feature '{name}' lacks documentation")
+        self._returns_described(entity, doc)
+        pragma = self._entities.pragma
+        if not pragma.documentation_exceptions and not pragma.gmemd_extensions:
+            return  # QEMU before 9.1 asks no more
+        for name in members:
+            if name not in doc.members and entity.name not in pragma.documentation_exceptions:
+                raise QapiError(entity.where, f"{label}: '{name}' lacks documentation")
 
     @staticmethod
-    def _exist(entity: Definition, label: str, what: str, said: Iterable[str], there: set[str]) -> None:
-        bogus = [name for name in said if name not in there]
-        if bogus:
-            raise QapiError(entity.where, f"{label}: documented {what} '{bogus[0]}' does not exist")
+    def _exist(entity: Definition, doc: Doc, what: str, said: Iterable[str], there: Iterable[str]) -> None:
+        for name in said:
+            if name not in there:
+                where = Where(entity.where.file, doc.lines[f"@{name}"])
+                raise QapiError(where, f"documented {what} '{name}' does not exist")
 
-    def _described(self, entity: Definition) -> tuple[set[str], set[str]]:
-        """Names that the documentation of this definition may describe: members, features."""
-        features = {feature.name for feature in entity.features}
+    @staticmethod
+    def _returns_described(entity: Definition, doc: Doc) -> None:
+        for section in ("Returns", "Errors"):
+            if section in doc.sections and not isinstance(entity, Command):
+                where = Where(entity.where.file, doc.lines[section])
+                raise QapiError(where, f"'{section}' section is only valid for commands")
+
+    def _described(self, entity: Definition) -> tuple[dict[str, None], dict[str, None]]:
+        """Names that the documentation of this definition is to describe: members, features."""
+        features = dict.fromkeys(feature.name for feature in entity.features)
+        parts: tuple[Member | EnumValue, ...] = ()
         if isinstance(entity, Enum):
-            for value in entity.values:
-                features.update(feature.name for feature in value.features)
-            return {value.name for value in entity.values}, features
-        if isinstance(entity, Alternate):
-            return {branch.name for branch in entity.branches}, features
-        members: tuple[Member, ...] = ()
-        if isinstance(entity, Object):
-            members = self._written_members(entity)
-        elif isinstance(entity, Command | Event) and entity.arg:
-            arg = self._entities.type(entity.arg)
-            if isinstance(arg, Object) and arg.implicit:
-                members = arg.members
-        for member in members:
-            features.update(feature.name for feature in member.features)
-        return {member.name for member in members}, features
+            parts = entity.values
+        elif isinstance(entity, Alternate):
+            return dict.fromkeys(branch.name for branch in entity.branches), features
+        elif isinstance(entity, Object):
+            parts = (*self._implicit_members(entity.base), *entity.members)
+        elif isinstance(entity, Command | Event):
+            parts = self._implicit_members(entity.arg)
+        for part in parts:
+            features.update(dict.fromkeys(feature.name for feature in part.features))
+        return dict.fromkeys(part.name for part in parts), features
 
-    def _written_members(self, entity: Object) -> tuple[Member, ...]:
-        base = self._entities.types.get(entity.base or "")
-        if isinstance(base, Object) and base.implicit:
-            return (*base.members, *entity.members)
-        return entity.members
+    def _implicit_members(self, name: str | None) -> tuple[Member, ...]:
+        """The members of a type written inside another definition."""
+        kind = self._entities.types.get(name or "")
+        return kind.members if isinstance(kind, Object) and kind.implicit else ()
 
 
 def _unique(names: Iterable[str], where: Where, label: str) -> None:

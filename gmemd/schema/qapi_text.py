@@ -116,8 +116,8 @@ class _Tokens:
                 return
             char = self._text[self._at]
             if char == "\n":
-                self.line += 1
                 self._at += 1
+                self.line += self._at < len(self._text)  # the last line's end begins no line
             elif char == "#" and not self._text.startswith("##", self._at):
                 self._at = self._text.index("\n", self._at)
             else:
@@ -180,6 +180,7 @@ class _Tokens:
             if end >= 0 and not line:
                 continue  # blank lines may part the lines of a block
             if not line.startswith("#"):
+                self.line -= 1
                 self.fail("documentation comment must end with '##'")
             if line.startswith("##"):
                 if line.rstrip() != "##":
@@ -212,7 +213,6 @@ class _File:
                 doc = (where, self._doc(where))
                 if doc[1].symbol is None:
                     self._source.free_docs.append((self._shown, doc[1]))
-                    doc = None
                 continue
             if tokens.kind != "{":
                 tokens.fail("expected an object at top level")
@@ -224,7 +224,7 @@ class _File:
                 self._unused(doc)
                 self._pragma(value, where)
             else:
-                self._define(value, where, doc[1] if doc else None)
+                self._define(value, where, doc)
             doc = None
         self._unused(doc)
 
@@ -236,11 +236,13 @@ class _File:
 
     @staticmethod
     def _unused(doc: tuple[Where, Doc] | None) -> None:
-        if doc:
+        if doc and doc[1].symbol is not None:
             raise QapiError(doc[0], f"documentation for '{doc[1].symbol}' is not followed by the definition")
 
-    def _define(self, value: dict[str, Any], where: Where, doc: Doc | None) -> None:
-        self._source.expressions.append(Expression(value, where, doc, self._shown))
+    def _define(self, value: dict[str, Any], where: Where, doc: tuple[Where, Doc] | None) -> None:
+        if doc and doc[1].symbol is None:
+            raise QapiError(doc[0], "definition documentation required")
+        self._source.expressions.append(Expression(value, where, doc[1] if doc else None, self._shown))
 
     def _pragma(self, value: dict[str, Any], where: Where) -> None:
         if len(value) != 1:
