@@ -60,8 +60,8 @@ class Notifier:
         try:
             self._send(text, fds)
         except (ConnectionRefusedError, ConnectionResetError):
-            self._socket.close()
-            self._socket = self._connect()
+            old, self._socket = self._socket, self._connect()
+            old.close()
             self._send(text, fds)
 
     def store(self, name: str, fd: int) -> None:

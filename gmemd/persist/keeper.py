@@ -85,7 +85,7 @@ class Keeper:
         except BaseException:
             self.close()
             raise
-        self._pid = 0  # of the daemon, 0: none runs
+        self.pid = 0  # of the daemon, 0: none runs
         self._ready = self._ever_ready = False
         self._started = 0.0  # monotonic seconds
         self._failures = 0  # starts in a row that did not get ready
@@ -106,9 +106,9 @@ class Keeper:
         poll.register(woken, select.POLLIN)
         try:
             self._start()
-            while self._pid or not self._ending:
+            while self.pid or not self._ending:
                 events = poll.poll(self._patience())
-                self._receive()  # before the reaping: the last words of a dead daemon count
+                self.receive()  # before the reaping: the last words of a dead daemon count
                 if any(fd == woken for fd, _ in events):
                     self._signals(os.read(woken, 4096))
                 self._deadlines()
@@ -121,7 +121,8 @@ class Keeper:
         return self._status
 
     def close(self) -> None:
-        """Take the sockets away."""
+        """Take the sockets away and let the memory go."""
+        self.kept.close()
         for _, listener in self._listeners:
             unlink(listener.getsockname())
             listener.close()
@@ -157,13 +158,13 @@ class Keeper:
         self._watchdog = self._options.watchdog
         self._due = {"start": self._started + self._options.start_timeout}
         fds = [(name, listener.fileno()) for name, listener in self._listeners] + self.kept.newest_first()
-        environ = self._environ([name for name, _ in fds])
-        self._pid = os.fork()
-        if self._pid == 0:
+        environ = self.environ([name for name, _ in fds])
+        self.pid = os.fork()
+        if self.pid == 0:
             signal.set_wakeup_fd(-1)
             become(self._options.command, environ, [fd for _, fd in fds])
 
-    def _environ(self, names: list[str]) -> dict[str, str]:
+    def environ(self, names: list[str]) -> dict[str, str]:
         address = self._notify.getsockname()
         environ = dict(os.environ)
         environ["NOTIFY_SOCKET"] = address if isinstance(address, str) else "@" + address[1:].decode()
@@ -177,7 +178,7 @@ class Keeper:
     def _ended(self, status: int) -> None:
         """The daemon is gone: end with it, or plan its next start. A negative status is a signal."""
         lived = monotonic() - self._started
-        self._pid, self._due = 0, {}
+        self.pid, self._due = 0, {}
         if self._ending:
             self._status = 0 if status in (0, -signal.SIGTERM, -signal.SIGINT) else _exit_status(status)
             return
@@ -203,7 +204,7 @@ class Keeper:
                 self._reap()
             elif number in _ENDING:
                 self._end()
-            elif self._pid:
+            elif self.pid:
                 self._kill(number)
 
     def _reap(self) -> None:
@@ -215,19 +216,19 @@ class Keeper:
                 return
             if pid == 0:
                 return
-            if pid == self._pid:
-                self._receive()
+            if pid == self.pid:
+                self.receive()
                 self._ended(os.waitstatus_to_exitcode(status))
 
     def _end(self) -> None:
         self._ending = True
-        if self._pid:
+        if self.pid:
             self._kill(signal.SIGTERM)
             self._due = {"kill": monotonic() + self._options.stop_timeout}
 
     def _kill(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, number)
+            os.kill(self.pid, number)
 
     # -- time ------------------------------------------------------------------------------------------------
     def _patience(self) -> float | None:
@@ -255,7 +256,7 @@ class Keeper:
         self._due = {"kill": monotonic() + ABORT_TIMEOUT}
 
     # -- messages --------------------------------------------------------------------------------------------
-    def _receive(self) -> None:
+    def receive(self) -> None:
         """Work through all messages in the queue."""
         while True:
             try:
@@ -276,12 +277,12 @@ class Keeper:
 
     def _acceptable(self, pid: int, flags: int) -> bool:
         """Is a message whole and the daemon's?"""
-        if flags == _RECEIVE_FLAGS and pid == self._pid != 0:
+        if flags == _RECEIVE_FLAGS and pid == self.pid != 0:
             return True
         if flags & socket.MSG_TRUNC:
             self._log("a message of more than 4,096 bytes is ignored")
             return False
-        if pid == 0 or pid != self._pid:
+        if pid == 0 or pid != self.pid:
             self._log(f"a message of process {pid}, which is not the daemon, is ignored")
             return False
         if flags & socket.MSG_CTRUNC:
@@ -341,7 +342,7 @@ class Keeper:
     def _main_pid(self, value: bytes) -> None:
         """The daemon names its successor; only a child of ours will do, else its end would pass unseen."""
         if value.isdigit() and len(value) < 10 and parent(int(value)) == os.getpid():
-            self._pid = int(value)
+            self.pid = int(value)
         else:
             self._log(f"MAINPID={value[:20]!r} is no child of the keeper, ignored")
 

@@ -55,6 +55,11 @@ class KeptFds:
                 del self._by_file[file]
             os.close(fd)
 
+    def close(self) -> None:
+        """Close them all."""
+        for name in list(self._by_name):
+            self.drop(name)
+
     def newest_first(self) -> list[tuple[str, int]]:
         """(name, fd) as they are handed to a new daemon."""
         return [(name, fd) for fd, (name, _) in reversed(self._entries.items())]

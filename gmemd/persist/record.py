@@ -43,6 +43,7 @@ class State(NamedTuple):
     generation: str  # made anew with each registry, part of every fd's name
     last_seq: int  # the highest sequence number that was ever acknowledged
     commits: int  # transactions in which something left
+    starts: int  # how often it was opened
     removing: tuple[str, ...]  # names whose removal from the fd store is decided, not yet known to be done
 
 
@@ -76,19 +77,22 @@ def record_of(row: Row) -> Record:
     if _checksum(row[:-1]) != row[-1]:
         raise Damaged(f"the checksum of object {row[0]!r} is wrong")
     id_, seq, qom_type, arguments, kind, size, kernel, uid, pid, created, origin, extra, fd_name, file = row[
-        :-1
+        :14
     ]
-    dev, ino, st_size = map(int, file.split())
-    return Record(
-        *(id_, qom_type, json.loads(arguments), kind, int(size)),
-        *(kernel, uid, pid, created, origin, json.loads(extra)),
-        *(seq, fd_name, dev, ino, st_size),
-    )
+    try:
+        dev, ino, st_size = map(int, file.split())
+        return Record(
+            *(id_, qom_type, json.loads(arguments), kind, int(size)),
+            *(kernel, uid, pid, created, origin, json.loads(extra)),
+            *(seq, fd_name, dev, ino, st_size),
+        )
+    except (ValueError, TypeError, AttributeError) as exc:
+        raise Damaged(f"the row of object {id_!r} is no record") from exc
 
 
 def state_row(state: State) -> Row:
     """The one row of table state."""
-    row = (*state[:4], " ".join(state.removing))
+    row = (*state[:5], " ".join(state.removing))
     return (*row, _checksum(row))
 
 
@@ -96,8 +100,8 @@ def state_of(row: Row | None) -> State:
     """The state in its row; raises Damaged."""
     if row is None or _checksum(row[:-1]) != row[-1]:
         raise Damaged("the checksum of its state is wrong")
-    version, generation, last_seq, commits, removing, _ = row
-    return State(version, generation, last_seq, commits, tuple(removing.split()))
+    version, generation, last_seq, commits, starts, removing, _ = row
+    return State(version, generation, last_seq, commits, starts, tuple(removing.split()))
 
 
 def _checksum(row: Row) -> int:

@@ -40,7 +40,7 @@ def _create(db: sqlite3.Connection) -> None:
     db.execute(
         "CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL,"
         " generation TEXT NOT NULL, last_seq INTEGER NOT NULL, commits INTEGER NOT NULL,"
-        " removing TEXT NOT NULL, checksum INTEGER NOT NULL)"
+        " starts INTEGER NOT NULL, removing TEXT NOT NULL, checksum INTEGER NOT NULL)"
     )
     db.execute(
         "CREATE TABLE objects (id TEXT PRIMARY KEY, seq INTEGER NOT NULL, qom_type TEXT NOT NULL,"
@@ -61,11 +61,12 @@ _PUT = f"INSERT OR REPLACE INTO objects ({_COLUMNS}) VALUES ({', '.join('?' * 15
 _GET = f"SELECT {_COLUMNS} FROM objects"
 _DELETE = "DELETE FROM objects WHERE id = ?"
 _PUT_STATE = (
-    "UPDATE state SET version = ?, generation = ?, last_seq = ?, commits = ?, removing = ?, checksum = ?"
+    "UPDATE state SET version = ?, generation = ?, last_seq = ?, commits = ?, starts = ?, removing = ?,"
+    " checksum = ?"
 )
-_GET_STATE = "SELECT version, generation, last_seq, commits, removing, checksum FROM state"
+_GET_STATE = "SELECT version, generation, last_seq, commits, starts, removing, checksum FROM state"
 
-_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_CORRUPTFS", "SQLITE_IOERR_SHORT_READ")
+_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_CORRUPTFS", "SQLITE_ERROR")
 _NOT_WRITABLE = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_PERM")
 _BUSY_TIMEOUT = 1  # seconds; a predecessor's lock goes with its death
 
@@ -178,15 +179,17 @@ class Registry:
             if os.path.exists(self.path):
                 raise
             self.read_only = reason(exc)  # there is none, and none can be made
-            return State(len(self._migrations), secrets.token_hex(4), 0, 0, ())
+            return State(len(self._migrations), secrets.token_hex(4), 0, 0, 0, ())
         try:
             self._lock(db)
             state = self._migrate(db, self._check(db))
             if state.version:
-                self.records = [record_of(row) for row in db.execute(f"{_GET} ORDER BY seq, id")]
+                # all rows before the first is looked at: an open cursor would keep the lock
+                rows = db.execute(f"{_GET} ORDER BY seq, id").fetchall()
+                self.records = [record_of(row) for row in rows]
         except sqlite3.DatabaseError as exc:
             self.close()
-            if exc.sqlite_errorname.startswith(_DAMAGE):
+            if getattr(exc, "sqlite_errorname", _DAMAGE[0]).startswith(_DAMAGE):  # none: it is no UTF-8
                 raise Damaged(reason(exc)) from exc
             raise
         except BaseException:
@@ -196,9 +199,9 @@ class Registry:
 
     def _lock(self, db: sqlite3.Connection) -> None:
         """Keep others out, and let SQLite take back a predecessor's unfinished transaction."""
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        db.execute("PRAGMA synchronous = OFF")
         try:
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            db.execute("PRAGMA synchronous = OFF")
             db.execute("BEGIN EXCLUSIVE")
             db.execute("COMMIT")
         except sqlite3.OperationalError as exc:
@@ -213,7 +216,7 @@ class Registry:
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         known = len(self._migrations)
         if db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-            return State(0, secrets.token_hex(4), 0, 0, ())
+            return State(0, secrets.token_hex(4), 0, 0, 0, ())
         repeated = _repeated_version(db)
         if version > known and repeated in (version, None):
             raise RegistryTooNew(
@@ -231,12 +234,12 @@ class Registry:
         """Bring the file to the newest version in one transaction, which also shows that it is writable."""
         if self.read_only:
             return old
-        new = old._replace(version=len(self._migrations))
+        new = old._replace(version=len(self._migrations), starts=old.starts + 1)
         try:
             db.execute("BEGIN IMMEDIATE")
             for step in self._migrations[old.version :]:
                 step(db)
-            db.execute("INSERT OR IGNORE INTO state VALUES (1, 0, '', 0, 0, '', 0)")
+            db.execute("INSERT OR IGNORE INTO state VALUES (1, 0, '', 0, 0, 0, '', 0)")
             db.execute(_PUT_STATE, state_row(new))
             if old.version != new.version:
                 db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -245,7 +248,10 @@ class Registry:
         except sqlite3.OperationalError as exc:
             _roll_back(db)
             if old.version not in (0, new.version):
-                raise
+                raise QmpError(
+                    f"registry '{self.path}' cannot be brought from schema version {old.version} "
+                    f"to {new.version}: {reason(exc)}"
+                ) from exc
             self.read_only = reason(exc)  # the disk is full, say: what is there can still be read
             return old
         return new
@@ -269,21 +275,15 @@ class Registry:
 def salvage(path: str) -> list[Record]:
     """All rows of a damaged file that carry a right checksum, oldest first."""
     found: dict[str, Record] = {}
-    try:
-        db = _connect(path)
-    except sqlite3.Error:
-        return []
-    try:
-        cursor = db.execute(_GET)
+    # until nothing more can be read
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(_connect(path)) as db,
+        contextlib.closing(db.execute(_GET)) as cursor,
+    ):
         while (row := cursor.fetchone()) is not None:
-            try:
+            with contextlib.suppress(Damaged):
                 found[row[0]] = record_of(row)
-            except Damaged:
-                continue
-    except (sqlite3.Error, UnicodeError):
-        pass  # nothing more can be read
-    finally:
-        db.close()
     return sorted(found.values(), key=lambda record: record.seq)
 
 
