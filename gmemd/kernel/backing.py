@@ -43,10 +43,10 @@ def contents(fd: int, offset: int, size: int) -> list[tuple[int, int]] | None:
 
 
 def missing(fd: int, offset: int, size: int) -> int:
-    """Return how many bytes of the range are not in memory yet: all of them where the kernel does not say."""
+    """Return how many bytes of the range are not in memory yet; at least so many, where it is hard to say."""
     try:
         return size - residency.resident(fd, offset, size)
     except OSError as exc:
         if exc.errno != errno.EOPNOTSUPP:
             raise
-        return size
+        return max(0, size - os.fstat(fd).st_blocks * 512)

@@ -40,10 +40,11 @@ class LinuxKernel(OrdinaryMemory):
     guest_memfd_flags: int | None
     conversion: bool
 
-    vm: int  # the VM's fd, for those who try its ioctls; borrowed
+    device: int  # the fd of /dev/kvm; borrowed, for those who try its ioctls
+    vm: int  # the VM's fd; likewise
 
-    def __init__(self, device: str = "/dev/kvm") -> None:
-        self._kvm, self.vm = _open_vm(device)
+    def __init__(self, path: str = "/dev/kvm") -> None:
+        self.device, self.vm = _open_vm(path)
         try:
             self.guest_memfd_flags = _legal_flags(self.vm)
             self.conversion, self.shared_policy = self._use_one_page()
@@ -76,7 +77,7 @@ class LinuxKernel(OrdinaryMemory):
 
     def close(self) -> None:
         os.close(self.vm)
-        os.close(self._kvm)
+        os.close(self.device)
 
     def _use_one_page(self) -> tuple[bool, bool]:
         """Make, map, write, punch, read and measure a page; return whether it converts and keeps a policy."""
@@ -102,19 +103,19 @@ class LinuxKernel(OrdinaryMemory):
             raise Unsupported(f"guest_memfd cannot be {step}: {exc.strerror}") from exc
 
 
-def _open_vm(device: str) -> tuple[int, int]:
+def _open_vm(path: str) -> tuple[int, int]:
     """Return (kvm fd, VM fd), both close-on-exec; the caller owns them."""
     try:
-        kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        kvm = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:
         reasons = {
-            errno.ENOENT: f"no {device}",
-            errno.ENXIO: f"no KVM behind {device}",
-            errno.ENODEV: f"no KVM behind {device}",
-            errno.EACCES: f"no permission on {device}",
-            errno.EPERM: f"no permission on {device}",
+            errno.ENOENT: f"no {path}",
+            errno.ENXIO: f"no KVM behind {path}",
+            errno.ENODEV: f"no KVM behind {path}",
+            errno.EACCES: f"no permission on {path}",
+            errno.EPERM: f"no permission on {path}",
         }
-        raise Unsupported(reasons.get(exc.errno or 0, f"{device}: {exc.strerror}")) from exc
+        raise Unsupported(reasons.get(exc.errno or 0, f"{path}: {exc.strerror}")) from exc
     try:
         return kvm, _create_vm(kvm)
     except BaseException:

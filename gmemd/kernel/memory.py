@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from stat import S_ISREG
+from typing import Self
 
 from . import backing, hugepages, numa, residency, standin, syscalls, uapi
 from .base import PAGE_SIZE, Headroom, HugePool, check_inside, check_range, refuse
@@ -130,6 +131,12 @@ class OrdinaryMemory:
 
     def close(self) -> None:
         pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def _seals(fd: int) -> int | None:

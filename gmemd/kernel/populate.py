@@ -116,7 +116,7 @@ class Population:
         self._lock = threading.Lock()
         self._end = offset + size
         self._size = size
-        self._step = STEP
+        self.step = STEP
         self._in_flight = 0  # bytes
         self._done = 0  # bytes
         self._failure: BaseException | None = None
@@ -128,7 +128,7 @@ class Population:
         unit is the least that can be allocated and given back: a huge page may be larger than UNIT.
         """
         cpus = len(os.sched_getaffinity(0))
-        count, self._step = shared_among(self._size, threads, max(unit, UNIT), cpus)
+        count, self.step = shared_among(self._size, threads, max(unit, UNIT), cpus)
         others = [threading.Thread(target=self._work, args=(placed,)) for _ in range(count - 1)]
         started = []
         try:
@@ -159,7 +159,7 @@ class Population:
     def _begin(self) -> tuple[int, int] | None:
         """Take the next step; None when there is none or another thread failed."""
         with self._lock:
-            size = min(self._step, self._end - self.reached)
+            size = min(self.step, self._end - self.reached)
             if self._failure is not None or size == 0:
                 return None
             if self._cancelled is not None and self._cancelled():

@@ -26,10 +26,11 @@ def resident(fd: int, offset: int = 0, size: int = 0) -> int:
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM):
             raise
-    return _by_blocks(fd, offset, size)
+    return by_blocks(fd, offset, size)
 
 
-def _by_blocks(fd: int, offset: int, size: int) -> int:
+def by_blocks(fd: int, offset: int, size: int) -> int:
+    """Return the same from st_blocks, as far as that tells it."""
     stat = os.fstat(fd)
     blocks = stat.st_blocks * 512
     if blocks == 0 and "[kvm-gmem]" in os.readlink(f"/proc/self/fd/{fd}"):

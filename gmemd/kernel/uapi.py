@@ -74,8 +74,8 @@ MPOL_PREFERRED: Final = 1
 MPOL_BIND: Final = 2
 MPOL_INTERLEAVE: Final = 3
 MPOL_PREFERRED_MANY: Final = 5  # Linux 5.15
+MPOL_F_NODE: Final = 1 << 0
 MPOL_F_ADDR: Final = 1 << 1
-MPOL_MODE_FLAGS: Final = 0xE000
 
 # asm/unistd.h. cachestat (Linux 6.5) has one number everywhere.
 SYS_CACHESTAT: Final = 451
