@@ -14,6 +14,7 @@ The traps this module keeps away from its callers (docs: systemd.exec(5), measur
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -29,6 +30,7 @@ MESSAGE_MAX = 4096  # bytes; a longer message is dropped by the manager without 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 
 _SEND_BUFFER = 8 << 20  # bytes; so that the manager's queue length is the only limit
+_GONE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN)  # the last: it was refused before
 _NOWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
@@ -59,7 +61,9 @@ class Notifier:
         """
         try:
             self._send(text, fds)
-        except (ConnectionRefusedError, ConnectionResetError):
+        except OSError as exc:
+            if exc.errno not in _GONE:
+                raise
             old, self._socket = self._socket, self._connect()
             old.close()
             self._send(text, fds)
