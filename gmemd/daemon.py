@@ -1,16 +1,18 @@
 """The daemon: makes the parts, starts and stops them in order.
 
-Start: kernel, schema, objects (restored, then those of the command line), sockets, READY=1.
-Stop: SHUTDOWN to the clients, sockets closed, what waits for custody settled, objects left to custody.
+Start: what the service manager passed on, kernel, schema, objects (restored, then those of the command line),
+sockets, READY=1.  Stop: SHUTDOWN to the clients, sockets closed, what waits for custody settled, objects left to it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -21,6 +23,7 @@ from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
 from gmemd.persist.custody import Flush, NotKept
+from gmemd.persist.manager import Manager
 from gmemd.qmp.listener import Listener, bind_unix
 from gmemd.qmp.monitor import Monitor
 from gmemd.schema.validate import Schema
@@ -39,6 +42,7 @@ class QmpSocket:
 
     path: str
     pretty: bool = False
+    default: bool = False  # nobody asked for it: only where the service manager passes no socket
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,6 @@ class Options:
     name: str | None = None
     uuid: str | None = None
     unstable_input: str = "accept"
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def package_version() -> str:
@@ -62,17 +65,6 @@ def package_version() -> str:
         return version("gmemd")
     except PackageNotFoundError:
         return "unknown"
-
-
-class _AtStart:
-    """The caller of commands that come from the command line."""
-
-    def __init__(self, uid: int, pid: int) -> None:
-        self.uid = uid
-        self.pid = pid
-
-    def take_fd(self) -> int:
-        raise QmpError("No file descriptor supplied via SCM_RIGHTS")
 
 
 class Daemon:
@@ -86,6 +78,7 @@ class Daemon:
         self._unsettled: Waiting = []
         self._flushing = False
         self._stopped: asyncio.Event
+        self._manager = Manager.from_environ(os.environ)
 
     async def run(self) -> None:
         """Serve until `quit`, SIGTERM or SIGINT; QmpError when it cannot start."""
@@ -93,13 +86,15 @@ class Daemon:
         self._stopped = asyncio.Event()
         gmemd = self._gmemd = self._make_gmemd()
         try:
+            sockets = self._restore()
             dispatcher = Dispatcher(gmemd)
             await self._make_objects(dispatcher)
-            self._listen(dispatcher)
+            self._listen(dispatcher, sockets)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")
             log.info("ready", sockets=[listener.path for listener in self._listeners], kernel=gmemd.kernel.name,
-                     why=gmemd.kernel.why)
+                     why=gmemd.kernel.why, objects=len(gmemd.objects), persist=gmemd.custody is not None)
+            self._manager.serve(self._loop, gmemd)
             await self._stopped.wait()
         finally:
             await self._close()
@@ -116,14 +111,25 @@ class Daemon:
         gmemd.settle = self._settle
         return gmemd
 
+    def _restore(self) -> list[socket.socket]:
+        """Take over what a predecessor left; the listening sockets that came with it."""
+        gmemd, directory = self._gmemd, self._options.state_dir
+        gmemd.custody = self._manager.custody(self._options.persist, directory)
+        restored = self._manager.restore(gmemd.custody, gmemd.kernel.identify)
+        for words in restored.words:
+            log.warning("restore", words=words)
+        gmemd.adopt_restored(restored)
+        if gmemd.custody is not None and gmemd.custody.dirty:
+            self._settle([], lambda: None)
+        return [socket.socket(fileno=fd) for _, fd in restored.sockets]
+
     async def _make_objects(self, dispatcher: Dispatcher) -> None:
-        import os
-
-        caller = _AtStart(os.getuid(), os.getpid())
+        """Make the objects of the command line, except those that a predecessor has left."""
         for properties in self._options.objects:
-            await dispatcher.at_start("object-add", properties, caller)
+            if self._gmemd.objects.get(properties.get("id", "")) is None or self._gmemd.custody is None:
+                await dispatcher.at_start("object-add", properties)
 
-    def _listen(self, dispatcher: Dispatcher) -> None:
+    def _listen(self, dispatcher: Dispatcher, passed: list[socket.socket]) -> None:
         def accepted(client: socket.socket, pretty: bool) -> None:
             try:
                 self._monitors.add(Monitor(self._loop, client, dispatcher, pretty=pretty,
@@ -131,7 +137,14 @@ class Daemon:
             except OSError:
                 client.close()
 
-        for option in self._options.qmp:
+        asked = {option.path: option for option in self._options.qmp}
+        for sock in passed:
+            option = asked.pop(sock.getsockname(), None)
+            self._listeners.append(Listener(self._loop, sock, pretty=option is not None and option.pretty,
+                                            accepted=accepted, remove=False))
+        for option in asked.values():
+            if passed and option.default:
+                continue
             self._listeners.append(Listener(self._loop, bind_unix(option.path), pretty=option.pretty,
                                             accepted=accepted, remove=True))
 
@@ -185,6 +198,9 @@ class Daemon:
 
     def _flushed(self, waiting: Waiting, error: NotKept | None) -> None:
         """Finish the changes of a flush, undo those that did not happen, let the replies go, go on."""
+        if error is not None:  # what was noted meanwhile is undone with it
+            waiting += self._unsettled
+            self._unsettled = []
         by_operation = {change.operation: change for changes, _ in waiting for change in changes}
         if error is not None:
             log.error("not kept", desc=error.desc, undone=len(error.undone))
@@ -197,14 +213,25 @@ class Daemon:
                 change.done()
         for _, settled in waiting:
             settled()
+        self._manager.status_changed()
         self._flush()
 
     async def _close(self) -> None:
+        self._manager.stopping()
         for listener in self._listeners:
             listener.close()
+        if self._tasks:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        custody = self._gmemd.custody
+        if custody is not None:
+            while self._flushing:
+                await asyncio.sleep(0.001)
         for monitor in list(self._monitors):
             monitor.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if custody is not None:
+            with contextlib.suppress(QmpError):
+                custody.flush_blocking()
+            custody.close()
         self._gmemd.close()

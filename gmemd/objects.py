@@ -8,10 +8,10 @@ Follows QEMU's user_creatable_add_type/user_creatable_del (qmp.md section 8).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from gmemd.backends.base import HostMemoryBackend, no_prealloc_context
+from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.file import FileBackend
 from gmemd.backends.guest_memfd import GuestMemfdBackend
 from gmemd.backends.memfd import MemfdBackend
@@ -36,7 +36,7 @@ class Objects:
         # in the order of everything that comes after it.
         self._slots = GHashSet()
         self._slots.add("compat_monitor0")
-        self._adding: set[str] = set()
+        self._adding: set[str] = set()  # ids that are taken though no live object has them
 
     def __len__(self) -> int:
         return len(self._live)
@@ -57,20 +57,28 @@ class Objects:
             raise QmpError(f"object '{object_id}' not found")
         return backend
 
-    def begin(self, arguments: dict[str, Any], owner: tuple[int, int]) -> HostMemoryBackend:
-        """Judge complete object-add arguments and take the id; call `commit` or `cancel` afterwards."""
+    def begin(self, arguments: dict[str, Any], owner: tuple[int, int],
+              find_context: Callable[[str], None]) -> HostMemoryBackend:
+        """Judge complete object-add arguments and take the id; call `commit` or `cancel` afterwards.
+
+        `find_context` judges a prealloc-context by its name.
+        """
         object_id = arguments["id"]
         if not _IDENTIFIER.fullmatch(object_id):
             raise QmpError("Parameter 'id' expects an identifier")
         properties = {name: value for name, value in arguments.items() if name not in ("id", "qom-type")}
         backend = BACKENDS[arguments["qom-type"]](object_id, properties)
         backend.owner = owner
-        backend.check(no_prealloc_context)
+        backend.check(find_context)
         if object_id in self._live or object_id in self._adding or object_id == "type":
             raise QmpError(f"attempt to add duplicate property '{object_id}' to object (type 'container')")
         self._adding.add(object_id)
         self._slots.add(object_id)
         return backend
+
+    def block(self, object_id: str, *, blocked: bool = True) -> None:
+        """Keep an id from being used (or no longer), though no live object has it."""
+        (self._adding.add if blocked else self._adding.discard)(object_id)
 
     def commit(self, backend: HostMemoryBackend) -> None:
         """Make the object visible."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from gmemd.errors import DEVICE_NOT_FOUND, QmpError
+from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
 from gmemd.qmp.encode import encode
 
@@ -116,7 +116,7 @@ class HostMemoryBackend:
         """Allocate every page; blocks. On failure nothing that it allocated stays."""
         try:
             kernel.populate(self.fd, self.offset, self.memory_size, self.properties["prealloc-threads"],
-                            policy=(self.properties["policy"], self.properties["host-nodes"]),
+                            policy=self.properties["policy"], nodes=self.properties["host-nodes"],
                             fresh=self.handed_out == 0, progress=progress, cancelled=cancelled)
         except OSError as exc:
             raise QmpError("qemu_prealloc_mem: preallocating memory failed: "
@@ -187,8 +187,3 @@ class HostMemoryBackend:
         except OSError as exc:
             raise QmpError("unable to map backing store for guest RAM: "
                            f"{os.strerror(exc.errno or 0)}") from exc
-
-
-def no_prealloc_context(name: str) -> None:
-    """The only answer as long as no type thread-context exists."""
-    raise QmpError(f"Device '{name}' not found", DEVICE_NOT_FOUND)

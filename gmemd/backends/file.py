@@ -106,6 +106,8 @@ class FileBackend(HostMemoryBackend):
         if not actual and not readonly:
             self._grow(kernel, offset)
         self.offset = offset
+        if (self.memory_size + max(align, page)) % (1 << 64) == 0:  # QEMU adds the alignment before it maps
+            raise QmpError("unable to map backing store for guest RAM: Invalid argument")
         self.check_mappable(kernel, offset=offset, writable=not readonly, shared=properties["share"])
 
     def _grow(self, kernel: Kernel, offset: int) -> None:

@@ -73,7 +73,7 @@ class MemfdBackend(HostMemoryBackend):
         if self.memory_size != self.size:
             self.check_backing(self.size)
         if flags & MFD_HUGETLB or self.size > _SURELY_MAPPABLE:
-            self.check_mappable(kernel)
+            self.check_mappable(kernel, shared=properties["share"])
 
     def _creation_flags(self) -> int:
         """The memfd_create(2) flags that the properties ask for."""

@@ -61,6 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from gmemd.schema.compile import main as schema_main
 
         return schema_main(arguments[1:])
+    if "--keeper" in arguments:
+        from gmemd.persist.keeper import run_keeper
+
+        return run_keeper(keeper_arguments(arguments))
     options = _parser().parse_args(arguments)
     try:
         return _run(options)
@@ -83,20 +87,37 @@ def _run(options: argparse.Namespace) -> int:
             print(text)
             return 0
     configure_log(options.log_level)
-    directory = runtime_directory()
     if options.qmp:
         sockets = tuple(QmpSocket(*parse_qmp(text)) for text in options.qmp)
     else:
-        os.makedirs(directory, mode=0o750, exist_ok=True)
-        sockets = (QmpSocket(os.path.join(directory, DEFAULT_SOCKET)),)
+        sockets = (QmpSocket(default_socket(), default=True),)
+    directory = options.state_dir or os.path.dirname(os.path.abspath(sockets[0].path))
     import asyncio
 
     asyncio.run(Daemon(Options(
         qmp=sockets, objects=tuple(parse_object(spec) for spec in options.object), kernel=options.kernel,
-        state_dir=options.state_dir or directory, persist=options.persist, name=options.name,
+        state_dir=directory, persist=options.persist, name=options.name,
         uuid=None if options.uuid is None else _uuid(options.uuid), unstable_input=_unstable_input(options.compat),
     )).run())
     return 0
+
+
+def default_socket() -> str:
+    """The path of the default socket, whose directory is there."""
+    directory = runtime_directory()
+    os.makedirs(directory, mode=0o750, exist_ok=True)
+    return os.path.join(directory, DEFAULT_SOCKET)
+
+
+def keeper_arguments(arguments: Sequence[str]) -> list[str]:
+    """The keeper's command line: its own options, a --listen for each --qmp, then the daemon's."""
+    rest = [word for word in arguments if word != "--keeper"]
+    if "--listen" in rest or "--exec" in rest:
+        return rest
+    asked = [value for word, value in zip(rest, [*rest[1:], ""], strict=True) if word == "--qmp"]
+    asked += [word.removeprefix("--qmp=") for word in rest if word.startswith("--qmp=")]
+    paths = [parse_qmp(text)[0] for text in asked] or [default_socket()]
+    return [word for path in paths for word in ("--listen", f"qmp={os.path.abspath(path)}")] + rest
 
 
 def object_help(spec: str) -> str | None:
@@ -104,7 +125,7 @@ def object_help(spec: str) -> str | None:
     kind, _, rest = spec.partition(",")
     if kind not in ("help", "?") and rest not in ("help", "?"):
         return None
-    from gmemd.schema.help import object_types_help, object_properties_help
+    from gmemd.schema.help import object_properties_help, object_types_help
 
     return object_types_help() if kind in ("help", "?") else object_properties_help(kind.removeprefix("qom-type="))
 

@@ -10,19 +10,27 @@ It raises QmpError to refuse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError
 from gmemd.fds import FdSets, NamedFds
-from gmemd.objects import Objects
+from gmemd.objects import BACKENDS, Objects
+from gmemd.persist.record import Record
 from gmemd.qmp.encode import encode
 from gmemd.qmp.session import Session
+from gmemd.schema.validate import Schema
 
 if TYPE_CHECKING:
     from gmemd.kernel.base import Kernel
-    from gmemd.persist.custody import Custody, Operation
-    from gmemd.schema.validate import Schema
+    from gmemd.persist.batch import Operation
+    from gmemd.persist.custody import Custody
+    from gmemd.persist.restore import Restored
 
 
 class WithFds:
@@ -78,6 +86,8 @@ class Gmemd:
         self.objects = Objects()
         self.named_fds = NamedFds()
         self.fd_sets = FdSets()
+        self.lost: dict[str, Record] = {}  # objects of which only the record came back
+        self.unclaimed: list[tuple[str, int]] = []  # fds that came back without a record, by fd-store name; ours
         self.stopping = False
         self._encoded: dict[str, bytes] = {}
         # Set by the daemon: send an event to every negotiated client; end the process soon; run a coroutine as
@@ -86,6 +96,14 @@ class Gmemd:
         self.stop: Callable[[], None]
         self.spawn: Callable[[Coroutine[Any, Any, None]], None]
         self.settle: Callable[[list[Change], Callable[[], None]], None]
+
+    def adopt_restored(self, restored: Restored) -> None:
+        """Take over what a predecessor left."""
+        self.objects.restore([backend_of(record, fd, self.schema) for record, fd in restored.objects])
+        self.lost = {record.id: record for record in restored.lost}
+        self.unclaimed = restored.unclaimed
+        for object_id in self.lost:
+            self.objects.block(object_id)
 
     def encoded(self, key: str, make: Callable[[], Any]) -> bytes:
         """The encoded value of `make()`, which never changes while the daemon runs; made at the first call."""
@@ -104,6 +122,60 @@ class Gmemd:
         """Release every fd that this process holds."""
         self.named_fds.close()
         self.fd_sets.close()
+        for _, fd in self.unclaimed:
+            os.close(fd)
         for backend in list(self.objects):
             backend.close()
         self.kernel.close()
+
+
+def in_thread(function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
+    """Run a function that blocks in a thread of its own: one that never returns does not keep the process alive."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if not future.done():
+            future.set_result(result) if error is None else future.set_exception(error)
+
+    def work() -> None:
+        try:
+            outcome: tuple[Any, BaseException | None] = (function(*arguments), None)
+        except BaseException as exc:
+            outcome = (None, exc)
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+def record_of(backend: HostMemoryBackend, kernel: Kernel) -> Record:
+    """What the registry is to know of an object."""
+    uid, pid = backend.owner
+    kind = backend.kind
+    if kind == "file":
+        kind = kernel.identify(backend.fd)
+    elif backend.properties.get("hugetlb"):
+        kind = "hugetlb-memfd"
+    return Record(backend.id, backend.qom_type, backend.properties, kind, backend.memory_size, kernel=kernel.name,
+                  owner_uid=uid, owner_pid=pid, created=int(backend.created),
+                  extra={"kind": backend.kind, "flags": backend.guest_memfd_flags, "offset": backend.offset,
+                         "handed-out": backend.handed_out})
+
+
+def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
+    """The object that a record describes, as it was; it owns `fd` from now on."""
+    defaults = {name: declared.default for name, declared in schema.properties(record.qom_type).items()
+                if declared.default is not None}
+    backend = BACKENDS[record.qom_type](record.id, {**defaults, **record.arguments})
+    backend.fd = fd
+    backend.memory_size = record.size
+    backend.kind = record.extra["kind"]
+    backend.guest_memfd_flags = record.extra["flags"]
+    backend.offset = record.extra["offset"]
+    backend.handed_out = record.extra["handed-out"]
+    backend.owner = (record.owner_uid, record.owner_pid)
+    backend.created = float(record.created)
+    backend.record = record
+    return backend

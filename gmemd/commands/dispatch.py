@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Callable
 from types import CoroutineType, ModuleType
 from typing import Any
 
 from gmemd.commands import control, fds, memdev, qom
-from gmemd.commands.context import Caller, Gmemd
+from gmemd.commands.context import Caller, Change, Gmemd
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.qmp.session import Request, Session
 
@@ -46,10 +48,27 @@ class Dispatcher:
             raise QmpError(f"The command {request.execute} does not support OOB")
         return function(self.gmemd, caller, command.check(request.arguments))
 
-    async def at_start(self, name: str, arguments: dict[str, Any], caller: Caller) -> Any:
-        """The result of a command that comes from the command line, waited for until it is settled."""
+    async def at_start(self, name: str, arguments: dict[str, Any]) -> None:
+        """Run a command of the command line, before there are clients; QmpError when it is refused."""
         command, function = self._commands[name]
-        result = function(self.gmemd, caller, command.check(arguments))
+        result = function(self.gmemd, AtStart(), command.check(arguments))
         if isinstance(result, CoroutineType):
             result = await result
-        return result
+        if isinstance(result, Change):
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.gmemd.settle([result], lambda: done.set_result(None))
+            await done
+            if result.error is not None:
+                raise result.error
+
+
+class AtStart:
+    """The caller of the command line's commands: gmemd itself."""
+
+    def __init__(self) -> None:
+        self.session: Any = None
+        self.uid = os.getuid()
+        self.pid = os.getpid()
+
+    def take_fd(self) -> int:
+        raise QmpError("No file descriptor supplied via SCM_RIGHTS")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
-from collections.abc import Coroutine
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.commands.context import Caller, Change, Gmemd, WithFds
+from gmemd.commands.context import Caller, Change, Gmemd, WithFds, in_thread, record_of
+from gmemd.commands.qom import find_context
 from gmemd.errors import os_errors
-from gmemd.persist.registry import Record
 
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid))
+    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), lambda name: find_context(gmemd, name))
     try:
         if gmemd.custody is not None:
             gmemd.custody.reserve()
@@ -60,18 +58,10 @@ def _added(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
     if custody is None:
         gmemd.objects.commit(backend)
         return {}
-    backend.record = record_of(gmemd, backend)
+    backend.record = record_of(backend, gmemd.kernel)
     operation = custody.add(backend.record, backend.fd)
     gmemd.objects.commit(backend)
     return Change({}, operation, undo=lambda: gmemd.objects.remove(backend.id).close())
-
-
-def record_of(gmemd: Gmemd, backend: HostMemoryBackend) -> Record:
-    """What the registry is to know of an object."""
-    uid, pid = backend.owner
-    return Record(backend.id, backend.qom_type, backend.properties, backend.kind, backend.memory_size,
-                  kernel=gmemd.kernel.name, owner_uid=uid, owner_pid=pid, created=int(backend.created),
-                  extra={} if backend.guest_memfd_flags is None else {"flags": backend.guest_memfd_flags})
 
 
 def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -79,10 +69,27 @@ def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     if custody is None:
         gmemd.objects.remove(arguments["id"]).close()
         return {}
+    if arguments["id"] in gmemd.lost:
+        return _forget(gmemd, arguments["id"])
     backend = gmemd.objects.find(arguments["id"])
     operation = custody.remove(backend.record)
     gmemd.objects.remove(backend.id)
     return Change({}, operation, undo=lambda: gmemd.objects.restore([backend]), done=backend.close)
+
+
+def _forget(gmemd: Gmemd, object_id: str) -> Any:
+    """Delete what is left of a lost object: its record."""
+    assert gmemd.custody is not None
+    record = gmemd.lost[object_id]
+    operation = gmemd.custody.remove(record)
+    del gmemd.lost[object_id]
+    gmemd.objects.block(object_id, blocked=False)
+
+    def undo() -> None:
+        gmemd.lost[object_id] = record
+        gmemd.objects.block(object_id)
+
+    return Change({}, operation, undo=undo)
 
 
 def query_memdev(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> bytes:
@@ -125,8 +132,3 @@ def _status(gmemd: Gmemd, backend: HostMemoryBackend, now: float) -> dict[str, A
             "kernel-reason": gmemd.kernel.why, "size": backend.memory_size, "resident": resident,
             "owner": {"uid": uid, "pid": pid}, "age": max(0, int(now - backend.created)),
             "handed-out": backend.handed_out}
-
-
-def in_thread(function: Any, *arguments: Any) -> Coroutine[Any, Any, Any]:
-    """Run a blocking function in a worker thread of its own pool."""
-    return asyncio.to_thread(function, *arguments)

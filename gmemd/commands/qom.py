@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.commands.context import Caller, Change, Gmemd
+from gmemd.commands.context import Caller, Change, Gmemd, in_thread
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.objects import BACKENDS
 
@@ -107,6 +107,12 @@ def resolve(gmemd: Gmemd, path: str) -> Node:
     return nodes[0]
 
 
+def find_context(gmemd: Gmemd, path: str) -> None:
+    """Judge what prealloc-context names: never a thread-context, for there is no such type."""
+    resolve(gmemd, path)
+    raise QmpError("Invalid parameter type for 'prealloc-context', expected: thread-context")
+
+
 def _walk(node: Node | None, parts: list[str]) -> Node | None:
     for part in parts:
         if node is None:
@@ -140,7 +146,7 @@ def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend.refuse_set(name, seen=False)
     value = gmemd.schema.check_property(backend.qom_type, name, value)
     if name == "prealloc-context" and value:
-        raise QmpError(f"Device '{value}' not found", DEVICE_NOT_FOUND)
+        find_context(gmemd, value)
     backend.refuse_set(name, seen=True)
     backend.check_value(name, value)
     if name == "prealloc" and value and not backend.properties["prealloc"]:
@@ -149,8 +155,6 @@ def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
 
 
 def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend) -> Coroutine[Any, Any, Any]:
-    from gmemd.commands.memdev import in_thread
-
     async def work() -> Any:
         await in_thread(backend.populate, gmemd.kernel)
         return _set(gmemd, backend, "prealloc", True)
