@@ -1,0 +1,169 @@
+"""Values to the bytes QEMU writes (reference qmp.md section 4).
+
+Pure ASCII, ", " and ": ", doubles as C's %.17g, and the members of an object in the order of QEMU's QDict,
+which is a hash table: bucket by bucket, inside a bucket the last inserted first. Accept fast, explain
+slowly: strings of printable ASCII go through the C encoder, the rest through _escape; trees of usual depth
+are written by recursion, what lies deeper by a loop, for 1024 levels are legal and the Python stack is
+not to decide.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii as _quote
+from typing import Any, Final
+
+_RECURSION_DEPTH: Final = 50  # levels; deeper ones go to _write_all
+_CACHED_SHAPES: Final = 1024  # key tuples whose order is remembered
+_CACHED_MEMBERS: Final = 32  # keys of a tuple worth remembering; bounds the cache with _CACHED_KEY
+_CACHED_KEY: Final = 64  # characters of a key worth remembering
+_BUCKETS: Final = 512
+
+
+def encode(value: Any) -> bytes:
+    """Write one JSON value as QEMU does on one line, without the CR LF behind it."""
+    return _text(value, 0).encode("ascii")
+
+
+def encode_pretty(value: Any) -> bytes:
+    """Write one JSON value as QEMU does with pretty=on: 4 blanks a level, lines joined by CR LF."""
+    return _write_all(value, newline="\r\n").encode("ascii")
+
+
+def member_order(names: Iterable[str]) -> list[str]:
+    """Sort member names, given in the order of insertion, into the order in which QEMU walks them."""
+    return sorted(reversed(list(names)), key=_bucket)
+
+
+def _text(value: Any, depth: int) -> str:
+    kind = type(value)
+    if kind is not dict and kind is not list:
+        return _writer(kind)(value)
+    if not value:
+        return "{}" if kind is dict else "[]"
+    if depth == _RECURSION_DEPTH:
+        return _write_all(value)
+    depth += 1
+    writer = _WRITERS.get
+    if kind is list:
+        parts = [write(v) if (write := writer(type(v))) else _text(v, depth) for v in value]
+        return "[" + ", ".join(parts) + "]"
+    shape = _shapes.get(tuple(value)) or _shape(value)
+    parts = [
+        label + (write(v) if (write := writer(type(v := value[key]))) else _text(v, depth)) for label, key in shape
+    ]
+    return "{" + ", ".join(parts) + "}"
+
+
+def _writer(kind: type) -> Callable[[Any], str]:
+    """Find what writes a scalar; subclasses of str and int (enumerations) are written as these."""
+    if kind in _WRITERS:
+        return _WRITERS[kind]
+    for base in (str, int, float):
+        if issubclass(kind, base):
+            return _WRITERS[base]
+    raise TypeError(f"{kind.__name__} is no JSON value")
+
+
+def _write_str(value: str) -> str:
+    return _quote(value) if value.isascii() and value.isprintable() else _escape(value)
+
+
+_WRITERS: Final[dict[type, Callable[[Any], str]]] = {
+    bool: {True: "true", False: "false"}.__getitem__,
+    float: "{:.17g}".format,
+    int: int.__repr__,
+    str: _write_str,
+    type(None): {None: "null"}.__getitem__,
+}
+
+_Shape = tuple[tuple[str, str], ...]  # of an object: (quoted key with ": ", key) in member order
+_shapes: dict[tuple[str, ...], _Shape] = {}
+
+
+def _shape(members: dict[str, Any]) -> _Shape:
+    """Order the members, and remember the order if they look like ones that come again."""
+    keys = tuple(members)
+    shape = tuple((_write_str(key) + ": ", key) for key in member_order(keys))
+    if len(keys) <= _CACHED_MEMBERS and max(map(len, keys), default=0) <= _CACHED_KEY:
+        if len(_shapes) >= _CACHED_SHAPES:
+            _shapes.clear()
+        _shapes[keys] = shape
+    return shape
+
+
+@lru_cache(maxsize=2048)
+def _bucket(name: str) -> int:
+    """Find QDict's bucket of a name: a hash over the bytes of the C string (NUL as C0 80), 32 bits."""
+    data = name.encode("utf-8", "surrogatepass").replace(b"\0", b"\xc0\x80")
+    value = 0x238F13AF * len(data) + sum(byte << (5 * i % 24) for i, byte in enumerate(data))
+    return ((1103515243 * value + 12345) & 0xFFFFFFFF) % _BUCKETS
+
+
+_SHORT_ESCAPES: Final = {
+    "\b": "\\b",
+    "\f": "\\f",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+    '"': '\\"',
+    "\\": "\\\\",
+}
+_not_plain = re.compile(r"[^ !#-\[\]-~]")
+
+
+def _escape(value: str) -> str:
+    return '"' + _not_plain.sub(_escape_character, value) + '"'
+
+
+def _escape_character(found: re.Match[str]) -> str:
+    character = found[0]
+    code = ord(character)
+    if character in _SHORT_ESCAPES:
+        return _SHORT_ESCAPES[character]
+    if 0xD800 <= code <= 0xDFFF or 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE:
+        return "\\uFFFD"  # no valid character, so QEMU's UTF-8 decoder refuses it
+    if code > 0xFFFF:
+        code -= 0x10000
+        return f"\\u{0xD800 + (code >> 10):04X}\\u{0xDC00 + (code & 0x3FF):04X}"
+    return f"\\u{code:04X}"
+
+
+def _write_all(value: Any, newline: str | None = None) -> str:
+    """Write a tree of any depth in a loop; with `newline`, pretty: members and brackets on own lines."""
+    out: list[str] = []
+    open_ends: list[tuple[str, Iterator[tuple[str, Any]]]] = []  # closing bracket, members still to come
+    label = ""
+    while True:
+        if isinstance(value, (dict, list)):
+            out.append(label + ("{" if isinstance(value, dict) else "["))
+            open_ends.append(("}" if isinstance(value, dict) else "]", _labelled(value)))
+            separator = ""
+        else:
+            out.append(label + _writer(type(value))(value))
+            separator = "," if newline else ", "
+        while open_ends:
+            bracket, members = open_ends[-1]
+            member = next(members, None)
+            if member is not None:
+                label, value = member
+                break
+            open_ends.pop()
+            out.append(_break(newline, len(open_ends)) + bracket)
+            separator = "," if newline else ", "
+        else:
+            return "".join(out)
+        out.append(separator + _break(newline, len(open_ends)))
+
+
+def _labelled(container: dict[str, Any] | list[Any]) -> Iterator[tuple[str, Any]]:
+    """Yield each member in output order with the text that stands before its value."""
+    if isinstance(container, dict):
+        return ((label, container[key]) for label, key in _shape(container))
+    return (("", element) for element in container)
+
+
+def _break(newline: str | None, level: int) -> str:
+    return newline + "    " * level if newline else ""

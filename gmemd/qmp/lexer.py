@@ -1,0 +1,200 @@
+"""Bytes to JSON tokens by QEMU's rules, a chunk at a time (reference qmp.md section 2).
+
+A table-driven automaton. Each state has a pattern for the bytes that keep it, which are taken at one go
+(long strings cost no Python per byte), and a table saying where any other byte leads. A token cut by the
+end of a chunk waits in `_parts`; nothing is read twice. After a lexical error the automaton skips, in
+state _RECOVERY, to a byte that can begin afresh.
+
+Positions are LINE:COL, both from 1, in bytes since the connection was opened. Lines are counted only when
+somebody asks. QEMU's quirk is kept: a token beginning with a byte that the lexer had already looked at (it
+ended a number, a bare word or a recovery) is reported one column too far right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Final, cast
+
+TOKEN_SIZE_LIMIT: Final = 64 << 20  # bytes of one token before it is given up
+
+# Kinds of tokens. Punctuation is its own byte; the others are numbers that are no such byte.
+LEFT_BRACE, RIGHT_BRACE, LEFT_BRACKET, RIGHT_BRACKET, COLON, COMMA = b"{}[]:,"
+INTEGER: Final = 0
+FLOAT: Final = 1
+WORD: Final = 2  # up to here: ended by the byte behind it, which is not part of it
+STRING: Final = 3
+STRAY: Final = 4  # a lexical error: the token so far and the offending byte
+OVERLONG: Final = 5  # a token cut off behind TOKEN_SIZE_LIMIT; what follows is read afresh
+NO_TOKEN: Final = 6  # not before more data comes
+
+
+class Lexer:
+    """The tokens of one connection. Public attributes are shared with the fast path of Stream."""
+
+    def __init__(self) -> None:
+        self.data = b""  # the chunk being read
+        self.text: str | None = ""  # the same as str, if it is ASCII without \u escapes
+        self.at = 0  # index in `data` of the next byte to be read
+        self.trial_from = 0  # index from which on the fast path is to be tried
+        self.token = b""  # the bytes of the last token
+        self._waiting: list[bytes] = []  # chunks not yet begun
+        self._state = _START
+        self._parts: list[bytes] = []  # what earlier chunks held of the token being read
+        self._parts_size = 0  # bytes
+        self._start = 0  # index of the token's first byte; negative if in an earlier chunk
+        self._start_seen = False  # that byte had already been looked at
+        self._seen = False  # the byte at `at` has already been looked at
+        self._line = 1
+        self._line_start = 0  # index of the line's first byte; negative if in an earlier chunk
+        self._counted = 0  # line feeds before this index are counted
+
+    def feed(self, data: bytes) -> None:
+        """Store a chunk."""
+        self._waiting.append(data)
+
+    def load(self) -> bool:
+        """Replace the chunk, which must be used up, by all that was fed since; False if that is nothing."""
+        if not self._waiting:
+            return False
+        used = len(self.data)
+        if not self._state.is_between:
+            self._parts.append(self.data[max(self._start, 0) :])
+            self._parts_size += len(self._parts[-1])
+        self._count_lines(used)
+        self._line_start -= used
+        self._start -= used
+        self._counted = self.at = self.trial_from = 0
+        self.data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
+        self._waiting.clear()
+        self.text = self.data.decode("ascii") if self.data.isascii() and b"\\u" not in self.data else None
+        return True
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing that was read bears on the next byte."""
+        return self._state is _START and not self._seen
+
+    def skip_blanks(self) -> int:
+        """At rest: go to the next byte that is no white space and return it; -1 if none has come yet."""
+        while True:
+            if self.at < len(self.data) and self.data[self.at] <= 0x20:
+                self.at = _START.take_run(self.data, self.at).end()
+            if self.at < len(self.data):
+                return self.data[self.at]
+            if not self.load():
+                return -1
+
+    def next_token(self) -> int:
+        """Return the kind of the next token, whose bytes are then in `token`, or NO_TOKEN."""
+        while True:
+            state = self._state
+            at = state.take_run(self.data, self.at).end()
+            if state.is_between:
+                self._start = at
+                self._seen = self._start_seen = self._seen and at == self.at
+            elif (excess := self._parts_size + at - max(self._start, 0) - TOKEN_SIZE_LIMIT) > 0:
+                return self._finish(OVERLONG, at - excess + 1)
+            self.at = at
+            if at == len(self.data):
+                if not self.load():
+                    return NO_TOKEN
+                continue
+            to = state.table[self.data[at]]
+            if isinstance(to, int):
+                return self._finish(to, at if to <= WORD else at + 1)
+            self._state = to
+            if to is _START:  # the end of a recovery: this byte is read afresh
+                self._seen = True
+            else:
+                self.at = at + 1
+
+    def position(self) -> tuple[int, int]:
+        """Return line and column of the last token's first byte, as QEMU 11.1 reports them."""
+        self._count_lines(self._start)
+        return self._line, self._start - self._line_start + 1 + self._start_seen
+
+    def _finish(self, kind: int, end: int) -> int:
+        """Make the bytes before index `end` the token."""
+        self.token = self.data[max(self._start, 0) : end]
+        if self._parts:
+            self.token = b"".join(self._parts) + self.token
+            self._parts.clear()
+            self._parts_size = 0
+        self._state = _RECOVERY if kind == STRAY else _START
+        self._seen = kind <= WORD
+        self.at = end
+        return kind
+
+    def _count_lines(self, to: int) -> None:
+        """Count the line feeds before index `to`."""
+        if to <= self._counted:
+            return
+        line_feeds = self.data.count(b"\n", self._counted, to)
+        if line_feeds:
+            self._line += line_feeds
+            self._line_start = self.data.rindex(b"\n", self._counted, to) + 1
+        self._counted = to
+
+
+class _State:
+    """One state of the automaton: the bytes that keep it, and what every other byte does."""
+
+    def __init__(self, run: bytes = b"", *, is_between: bool = False) -> None:
+        """`run` matches the bytes that keep the state, maybe none; `is_between`: inside no token."""
+        self.take_run = cast("Callable[[bytes, int], re.Match[bytes]]", re.compile(run).match)
+        self.is_between = is_between
+        self.table: list[int | _State] = []  # for each byte the next state, or the kind of the token it ends
+
+    def leads(self, *ways: tuple[Iterable[int], int | _State], otherwise: int | _State) -> None:
+        """Fill the table."""
+        self.table = [otherwise] * 256
+        for some_bytes, to in ways:
+            for byte in some_bytes:
+                self.table[byte] = to
+
+
+_DIGITS: Final = b"0123456789"
+_LETTERS: Final = bytes(range(ord("a"), ord("z") + 1))
+_IN_STRING: Final = range(0x20, 0xFE)
+
+_START = _State(rb"[ \t\r\n]*+", is_between=True)
+_RECOVERY = _State(rb"[^{}\[\]:,\x00-\x08\x0a-\x1f\xfe\xff]*+", is_between=True)
+_DOUBLE = _State(rb"(?:[ !#-\[\]-\xfd]++|\\[ -\xfd])*+")
+_DOUBLE_ESCAPE = _State()
+_SINGLE = _State(rb"(?:[ -&(-\[\]-\xfd]++|\\[ -\xfd])*+")
+_SINGLE_ESCAPE = _State()
+_WORD = _State(rb"[a-z]*+")
+_MINUS = _State()
+_ZERO = _State()
+_WHOLE = _State(rb"[0-9]*+")
+_POINT = _State()
+_FRACTION = _State(rb"[0-9]*+")
+_EXPONENT = _State()
+_EXPONENT_SIGN = _State()
+_EXPONENT_DIGITS = _State(rb"[0-9]*+")
+
+_NUMBER: Final = ((b"0", _ZERO), (b"123456789", _WHOLE))
+_START.leads(
+    *((bytes([byte]), byte) for byte in b"{}[]:,"),
+    (b'"', _DOUBLE),
+    (b"'", _SINGLE),
+    (_LETTERS, _WORD),
+    (b"-", _MINUS),
+    *_NUMBER,
+    otherwise=STRAY,
+)
+_RECOVERY.leads(otherwise=_START)
+_DOUBLE.leads((b'"', STRING), (b"\\", _DOUBLE_ESCAPE), otherwise=STRAY)
+_DOUBLE_ESCAPE.leads((_IN_STRING, _DOUBLE), otherwise=STRAY)
+_SINGLE.leads((b"'", STRING), (b"\\", _SINGLE_ESCAPE), otherwise=STRAY)
+_SINGLE_ESCAPE.leads((_IN_STRING, _SINGLE), otherwise=STRAY)
+_WORD.leads(otherwise=WORD)
+_MINUS.leads(*_NUMBER, otherwise=STRAY)
+_ZERO.leads((b".", _POINT), (_DIGITS, STRAY), otherwise=INTEGER)  # "0e1" is no number
+_WHOLE.leads((b".", _POINT), (b"eE", _EXPONENT), otherwise=INTEGER)
+_POINT.leads((_DIGITS, _FRACTION), otherwise=STRAY)
+_FRACTION.leads((b"eE", _EXPONENT), otherwise=FLOAT)
+_EXPONENT.leads((b"+-", _EXPONENT_SIGN), (_DIGITS, _EXPONENT_DIGITS), otherwise=STRAY)
+_EXPONENT_SIGN.leads((_DIGITS, _EXPONENT_DIGITS), otherwise=STRAY)
+_EXPONENT_DIGITS.leads(otherwise=FLOAT)

@@ -1,0 +1,107 @@
+"""Bytes to JSON values, message by message (reference qmp.md sections 2 and 3, dialect 11.1).
+
+Accept fast, explain slowly: a message that begins in a chunk of plain text is tried with the C scanner of
+the json module, set up to refuse whatever QEMU might see differently. What it does not accept, be it wrong,
+unusual or not yet complete, goes unchanged to the exact Parser.
+"""
+
+from __future__ import annotations
+
+import json
+from json.scanner import make_scanner
+from typing import Any, Final, NoReturn
+
+from gmemd.qmp.lexer import LEFT_BRACE, Lexer
+from gmemd.qmp.parser import COUNT_LIMIT, INT64_MIN, NEED_DATA, NESTING_LIMIT, UINT64_MAX, Parser
+
+__all__ = ["NEED_DATA", "Stream"]
+
+
+class Stream:
+    """The messages of one connection: feed() it bytes, and take the messages out with next()."""
+
+    def __init__(self) -> None:
+        self._lexer = Lexer()
+        self._parser = Parser(self._lexer)
+        self._is_at_rest = True  # nothing that was read bears on the next byte
+
+    def feed(self, data: bytes) -> None:
+        """Store bytes as they came."""
+        self._lexer.feed(data)
+
+    def next(self) -> Any:
+        """Return the next message's value, a QmpError that says why it has none, or NEED_DATA.
+
+        A JSON object is a dict in the order of the text; an integer within -2^63 ... 2^64-1 is an int, any
+        other number a float.
+        """
+        if self._is_at_rest:
+            first_byte = self._lexer.skip_blanks()
+            if first_byte < 0:
+                return NEED_DATA
+            if first_byte == LEFT_BRACE:
+                value = self._scan()
+                if value is not None:
+                    return value
+        value = self._parser.next()
+        self._is_at_rest = self._parser.at_rest
+        return value
+
+    def _scan(self) -> dict[str, Any] | None:
+        """Return the object that begins here if the C scanner may judge it and accepts it."""
+        lexer = self._lexer
+        start = lexer.at
+        text = lexer.text
+        if text is None or start < lexer.trial_from:
+            return None
+        value: dict[str, Any]
+        try:
+            value, end = _scan_once(text, start)
+        except (ValueError, StopIteration, RecursionError):
+            lexer.trial_from = start + start // _BACK_OFF
+            return None
+        if end - start > _SURELY_LEGAL and not _is_within_limits(text, start, end):
+            return None
+        lexer.at = end + text.startswith("\n", end)  # the usual blank, to save a search for more
+        return value
+
+
+_SURELY_LEGAL: Final = 2 * NESTING_LIMIT  # characters of a message too short to exceed any limit
+
+# The scanner's errors count the lines of the chunk before them, which for each of many messages would be
+# quadratic. So a refusal is followed by this fraction of that distance without trial.
+_BACK_OFF: Final = 64
+
+
+class _Refusal(ValueError):
+    """The scanner is not to judge this message."""
+
+
+def _refuse(literal: str) -> NoReturn:
+    raise _Refusal(literal)
+
+
+def _integer(literal: str) -> int:
+    value = int(literal)
+    if INT64_MIN <= value <= UINT64_MAX:
+        return value
+    raise _Refusal(literal)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _Refusal("duplicate key")
+    return members
+
+
+_scan_once = make_scanner(
+    json.JSONDecoder(  # type: ignore[arg-type]  # what the scanner takes, though typeshed does not say so
+        object_pairs_hook=_object, parse_int=_integer, parse_float=_refuse, parse_constant=_refuse
+    )
+)
+
+
+def _is_within_limits(text: str, start: int, end: int) -> bool:
+    brackets = text.count("{", start, end) + text.count("[", start, end)
+    return brackets <= NESTING_LIMIT and end - start <= COUNT_LIMIT
