@@ -21,6 +21,7 @@ from gmemd.kernel import syscalls, uapi
 from gmemd.kernel.base import PAGE_SIZE
 
 RW = uapi.PROT_READ | uapi.PROT_WRITE
+PROT_EXEC = 0x4
 MAP_FIXED = 0x10
 MADV_HUGEPAGE = 14
 MADV_COLLAPSE = 25
@@ -48,9 +49,7 @@ def signal_of(call: Callable[[], Any]) -> int:
 
 
 @contextlib.contextmanager
-def mapped(
-    fd: int, size: int, offset: int = 0, flags: int = uapi.MAP_SHARED, prot: int = RW
-) -> Iterator[int]:
+def mapped(fd: int, size: int, offset: int = 0, flags: int = uapi.MAP_SHARED, prot: int = RW) -> Iterator[int]:
     """Map as any holder may; gives the address."""
     with syscalls.mapped(size, prot, flags, fd, offset) as address:
         yield address
@@ -85,10 +84,7 @@ def node_of(address: int) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     number = uapi.SYS_MEMPOLICY[platform.machine()][2]
     flags = ctypes.c_ulong(uapi.MPOL_F_NODE | uapi.MPOL_F_ADDR)
-    assert (
-        libc.syscall(number, ctypes.byref(node), None, ctypes.c_ulong(0), ctypes.c_void_p(address), flags)
-        == 0
-    )
+    assert libc.syscall(number, ctypes.byref(node), None, ctypes.c_ulong(0), ctypes.c_void_p(address), flags) == 0
     return node.value
 
 

@@ -8,6 +8,7 @@ made, too, and must agree. What is mapped here is mapped as any holder of the fd
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import platform
@@ -401,9 +402,7 @@ def test_guest_addresses_do_not_overlap(own: LinuxKernel, bound: int) -> None:
     """A second slot over part of the same guest addresses is EEXIST."""
     host.set_region2(own.vm, 0, bound, gpa=PAGE_SIZE, size=2 * PAGE_SIZE)
     for gpa in (0, 2 * PAGE_SIZE):
-        refused = errno_of(
-            host.set_region2, own.vm, 1, bound, gpa=gpa, size=2 * PAGE_SIZE, offset=2 * PAGE_SIZE
-        )
+        refused = errno_of(host.set_region2, own.vm, 1, bound, gpa=gpa, size=2 * PAGE_SIZE, offset=2 * PAGE_SIZE)
         assert refused == errno.EEXIST
     host.set_region2(own.vm, 1, bound, gpa=3 * PAGE_SIZE, size=2 * PAGE_SIZE, offset=2 * PAGE_SIZE)
 
@@ -425,9 +424,7 @@ def test_slots_are_numbered_up_to_a_limit(own: LinuxKernel, bound: int) -> None:
 _GUEST = bytes.fromhex("a00020 3caa 7505 c606012 0ff f4".replace(" ", ""))
 _CODE, _DATA = 0x1000, 0x2000
 
-x86 = pytest.mark.skipif(
-    platform.machine() != "x86_64", reason="needs x86-64: the guest's program is x86 code"
-)
+x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs x86-64: the guest's program is x86 code")
 
 
 def run_guest(own: LinuxKernel, fd: int, address: int, data_address: int) -> int:
@@ -498,3 +495,27 @@ def test_a_hole_is_counted_only_when_looked_at(kernel: Kernel, make: Make) -> No
     assert kernel.resident_ranges(fd, 0, 4 * PAGE_SIZE) == [(2 * PAGE_SIZE, PAGE_SIZE)]
     write_page(fd, 0, 1)
     assert kernel.resident(fd) == 2 * PAGE_SIZE
+
+
+def test_what_the_simulation_cannot_impose(kernel: Kernel, make: Make) -> None:
+    """docs/kernel.md says what a holder of a stand-in can do beyond the rules: this is true, and only of it."""
+    fd = make(2 * PAGE_SIZE)
+    write_page(fd, 0, 0xAA)
+
+    def try_map(flags: int, prot: int) -> None:
+        with mapped(fd, PAGE_SIZE, flags=flags, prot=prot):
+            pass
+
+    outcomes = {
+        "read": errno_of(os.pread, fd, 1, 0),
+        "punch a part of a page": errno_of(syscalls.fallocate, fd, PUNCH, 1, 1),
+        "map privately": errno_of(try_map, uapi.MAP_PRIVATE, uapi.PROT_READ),
+        "map to execute": errno_of(try_map, uapi.MAP_SHARED, host.PROT_EXEC),
+        "open anew": errno_of(lambda: os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDWR))),
+        "get seals": errno_of(fcntl.fcntl, fd, uapi.F_GET_SEALS),
+    }
+    if kernel.simulated:
+        assert outcomes == dict.fromkeys(outcomes, 0)
+    else:
+        codes = (errno.ESPIPE, errno.EINVAL, errno.EINVAL, errno.EPERM, errno.ENXIO, errno.EINVAL)
+        assert tuple(outcomes.values()) == codes
