@@ -92,8 +92,11 @@ class Server:
         return self.process.wait(STOP)
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
-        """End the server by a signal (if it still runs) and give its exit status."""
-        if self.process.poll() is None:
+        """End the server by a signal and give its exit status.
+
+        One that has removed its socket is ending by itself, and is only waited for.
+        """
+        if self.process.poll() is None and self.sock.exists():
             self.process.send_signal(signal_number)
         try:
             return self.wait()

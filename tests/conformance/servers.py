@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 
 from tests.conformance.replay import Case
 from tests.daemon import Daemon, Server
@@ -73,8 +74,9 @@ class Servers:
 
     def close(self) -> None:
         """End all servers, each as it should end."""
-        servers = [*self._shared.values(), *(spare.result() for spare in self._spares.values())]
-        self._starter.shutdown()
-        for server in servers:
-            with server:
-                pass
+        with ExitStack() as stack:
+            for server in self._shared.values():
+                stack.enter_context(server)
+            for spare in self._spares.values():
+                stack.enter_context(spare.result())
+            self._starter.shutdown()

@@ -36,7 +36,7 @@ def servers() -> Iterator[Servers]:
     servers.close()
 
 
-@pytest.mark.parametrize(("case", "kernel"), _parameters())
+@pytest.mark.parametrize(("case", "kernel"), [*_parameters()])
 def test_answers_as_recorded(case: Case, kernel: str, servers: Servers) -> None:
     """The answers to a recorded dialogue are the recorded bytes, and no descriptor stays behind."""
     lack = unmet_need(case)

@@ -67,7 +67,7 @@ def both() -> Iterator[list[Servers]]:
         servers.close()
 
 
-@pytest.mark.parametrize("case", _cases())
+@pytest.mark.parametrize("case", [*_cases()])
 def test_answers_as_qemu_does(case: Case, both: list[Servers]) -> None:
     """QEMU and gmemd give the same answers to the same dialogue."""
     qemu, gmemd = (_answers(case, servers) for servers in both)
@@ -84,7 +84,7 @@ def _answers(case: Case, servers: Servers) -> list[object]:
     answers: list[object] = []
     for step, result in zip(case["steps"], results, strict=True):
         lines = [NEWER_ONLY.sub("", line) for line in result.lines]
-        answers.append(normal(step, Result(lines, result.closed, result.value), numbers))
+        answers.append(normal(step, Result(lines, result.closed, result.value), numbers, ordered=False))
     return answers
 
 
