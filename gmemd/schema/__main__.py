@@ -1,6 +1,6 @@
 """`python -m gmemd.schema`: derive qom.json and docs/reference.md from the QAPI source.
 
-`--write` writes them, `--check` says which is stale and exits with 1, without either the JSON Schema is printed.
+`--write` writes them, `--check` says which is stale and exits with 1, without either the first is printed.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ from pathlib import Path
 
 from .document import json_schema
 from .qapi import load
+from .reference import reference
 
 HERE = Path(__file__).parent
+REFERENCE = HERE.parent.parent / "docs" / "reference.md"
 
 
 def derived() -> dict[Path, str]:
     """Return what the derived files must contain, by path."""
     entities = load(HERE / "qapi")
     document = json_schema(entities, title="A command gmemd understands")
-    return {HERE / "qom.json": json.dumps(document, indent=1, ensure_ascii=True) + "\n"}
+    files = {HERE / "qom.json": json.dumps(document, indent=1, ensure_ascii=True) + "\n"}
+    if REFERENCE.parent.is_dir():  # in a clone, not in an installed package
+        files[REFERENCE] = reference(entities)
+    return files
 
 
 def stale() -> list[Path]:
     """Return the derived files that are not what the source says."""
-    return [
-        path
-        for path, text in derived().items()
-        if not path.is_file() or path.read_text(encoding="utf-8") != text
-    ]
+    return [path for path, text in derived().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
 
 
 def main(argv: list[str] | None = None) -> int:

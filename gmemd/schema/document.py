@@ -1,9 +1,10 @@
 """Entities → one JSON Schema 2020-12 document, and gmemd's own as checked in beside the source: qom.json.
 
-The document itself describes a QMP command message; `$defs` has every type by name, the arguments of commands
-that have a type of their own by the command's name, and each branch of a union, flattened, as `UNION:CASE`.
-Annotations beyond JSON Schema: `x-qapi` the QAPI type of a scalar or array, `x-tag` the discriminator of a union,
-`x-features`, `x-qom` what qom-list-properties shows, `x-accepts-bool`, and on top `x-commands`, `x-events`.
+The document itself describes a QMP command message; `$defs` has every type by name, the arguments of a command
+that has no named type for them by the command's name, and each branch of a union, flattened, as `UNION:CASE`.
+Annotations beyond JSON Schema: `x-qapi` the QAPI type of a scalar or array, `x-tag` the discriminator of a
+union, `x-features`, `x-qom` what qom-list-properties shows, `x-accepts-bool`; on top `x-commands`, `x-events` and
+`x-introspection`, the answer of query-qmp-schema.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .qapi_doc import Doc
-from .qapi_text import Pragma, Where
+from .qapi_tokens import Pragma, Where
 
 
 class _Missing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .keyval import split
+from .keyval import has_bad_id, split
 from .validate import Schema
 
 _WIDTH = 22  # of NAME=<TYPE>, where it fits
@@ -10,10 +10,12 @@ _HELP = ("help", "?")
 
 
 def object_help(spec: str, schema: Schema | None = None) -> str | None:
-    """Return the text that an --object asks for, None if it asks for none or its type does not exist."""
+    """Return the text that an --object asks for, None if it asks for none or is wrong."""
     if spec.startswith("{"):
         return None
     pairs = split(spec)
+    if has_bad_id(pairs):
+        return None
     schema = schema or Schema.load()
     types = [value for key, value in pairs if key == "qom-type"]
     if types and types[-1] in _HELP:

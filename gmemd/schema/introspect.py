@@ -1,7 +1,7 @@
 """query-qmp-schema: entities → the flat list of SchemaInfo, encoded as QEMU encodes it.
 
-Commands and events first, then types as they are reached; names of types are masked as decimal strings numbered
-by first use; every integer type is `int`; bases are flattened in (reference qmp.md section 13).
+Commands and events first, then types as they are reached; names of types are masked as decimal strings,
+numbered by first use; every integer type is `int`; bases are flattened in (reference qmp.md section 13).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from .entities import (
     EMPTY,
     Alternate,
     Array,
-    Branch,
     Builtin,
     Command,
     Entities,
@@ -41,18 +40,16 @@ def holds(condition: Any, config: Config) -> bool:
     return any(holds(part, config) for part in condition["any"])
 
 
-def introspect(
-    entities: Entities, *, config: Config | None = None, mask: bool = True
-) -> list[dict[str, Any]]:
+def introspect(entities: Entities, *, config: Config | None = None, mask: bool = True) -> list[dict[str, Any]]:
     """Return the SchemaInfo list; parts whose condition `config` denies are left out (None: none are).
 
     With `mask` false types keep their names. Numbers count conditional parts, as in QEMU.
     """
-    return _Introspection(entities, config or (lambda symbol: True), mask).run()
+    return _Introspection(entities, config, mask).run()
 
 
 class _Introspection:
-    def __init__(self, entities: Entities, config: Config, mask: bool) -> None:
+    def __init__(self, entities: Entities, config: Config | None, mask: bool) -> None:
         self._entities = entities
         self._config = config
         self._mask = mask
@@ -75,7 +72,7 @@ class _Introspection:
         return found
 
     def _keep(self, found: list[dict[str, Any]], condition: Any, info: dict[str, Any]) -> None:
-        if holds(condition, self._config):
+        if self._has(condition):
             found.append(info)
 
     # -- names
@@ -126,13 +123,13 @@ class _Introspection:
         if isinstance(kind, Enum):
             return self._enum(kind)
         if isinstance(kind, Alternate):
-            members = [{"type": self._use(b.type)} for b in kind.branches if self._has(b)]
+            members = [{"type": self._use(b.type)} for b in kind.branches if self._has(b.condition)]
             info = {"name": self._name(kind.name), "meta-type": "alternate", "members": members}
             return self._with_features(info, kind.features)
         return self._object(kind)
 
     def _enum(self, kind: Enum) -> dict[str, Any]:
-        values = [value for value in kind.values if holds(value.condition, self._config)]
+        values = [value for value in kind.values if self._has(value.condition)]
         info = {
             "name": self._name(kind.name),
             "meta-type": "enum",
@@ -142,20 +139,16 @@ class _Introspection:
         return self._with_features(info, kind.features)
 
     def _object(self, kind: Object) -> dict[str, Any]:
-        members = [
-            (member, self._member(member)) for member in self._entities.members(kind)
-        ]  # used even if left out
+        members = [(member, self._member(member)) for member in self._entities.members(kind)]  # used even if left out
         info: dict[str, Any] = {
             "name": self._name(kind.name),
             "meta-type": "object",
-            "members": [entry for member, entry in members if holds(member.condition, self._config)],
+            "members": [entry for member, entry in members if self._has(member.condition)],
         }
         if kind.tag is not None:
-            variants = [
-                (b, {"case": b.name, "type": self._use(b.type)}) for b in self._entities.branches(kind)
-            ]
+            variants = [(b, {"case": b.name, "type": self._use(b.type)}) for b in self._entities.branches(kind)]
             info["tag"] = kind.tag
-            info["variants"] = [entry for branch, entry in variants if self._has(branch)]
+            info["variants"] = [entry for branch, entry in variants if self._has(branch.condition)]
         return self._with_features(info, kind.features)
 
     def _member(self, member: Member) -> dict[str, Any]:
@@ -164,11 +157,11 @@ class _Introspection:
             entry["default"] = None
         return self._with_features(entry, member.features)
 
-    def _has(self, branch: Branch) -> bool:
-        return holds(branch.condition, self._config)
+    def _has(self, condition: Any) -> bool:
+        return self._config is None or holds(condition, self._config)
 
     def _with_features(self, info: dict[str, Any], features: tuple[Feature, ...]) -> dict[str, Any]:
-        names = [feature.name for feature in features if holds(feature.condition, self._config)]
+        names = [feature.name for feature in features if self._has(feature.condition)]
         if names:
             info["features"] = names
         return info

@@ -1,8 +1,8 @@
 """`--object`: QEMU's key=value syntax, or JSON → what Schema.check_object takes.
 
 key=value is read as QEMU's -object reads it (not as its QMP would): the first item may leave out `qom-type=`,
-a comma in a value is doubled, the last of several equal keys counts except where they make a list, a key alone
-means on and with `no` in front off. Members are checked in schema order, keys that are left over last.
+a comma in a value is doubled, the last of several equal keys counts except where they make a list, a key
+alone means on and with `no` in front off. Members are checked in schema order, keys that are left over last.
 """
 
 from __future__ import annotations
@@ -32,12 +32,20 @@ def parse_object(spec: str, schema: Schema | None = None, *, warn: Warn | None =
     """
     if spec.startswith("{"):
         return _parse_json(spec)
+    if has_bad_id(split(spec)):
+        raise QmpError("Parameter 'id' expects an identifier")
     return _Visit(split(spec, warn), schema or Schema.load()).properties()
+
+
+def has_bad_id(pairs: list[tuple[str, str]]) -> bool:
+    """Whether the first id, the one that counts, is not well formed; QEMU looks at it before all else."""
+    first = next((value for key, value in pairs if key == "id"), None)
+    return first is not None and not _IDENTIFIER.fullmatch(first)
 
 
 def split(spec: str, warn: Warn | None = None) -> list[tuple[str, str]]:
     """Return the (key, value) pairs of a key=value string in the order of the text."""
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     rest = spec
     while rest:
         key, rest = _key(rest, "" if pairs else "qom-type")
@@ -99,8 +107,6 @@ class _Visit:
                 self._given.setdefault(key, []).append(value)
 
     def properties(self) -> dict[str, Any]:
-        if self._id is not None and not _IDENTIFIER.fullmatch(self._id):
-            raise QmpError("Parameter 'id' expects an identifier")
         if "qom-type" not in self._given:
             raise QmpError("Parameter 'qom-type' is missing")
         qom_type = self._given["qom-type"][-1]

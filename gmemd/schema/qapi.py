@@ -2,7 +2,7 @@
 
 `load` reads QAPI's own language as QEMU's compiler does and refuses what it refuses; it also reads the
 `qapi/` directory of a QEMU source tree unchanged.
-Entities stand in the order in which QEMU visits them: module by module, modules in the order of first mention.
+Entities stand in the order in which QEMU visits them: module by module, modules as they are first mentioned.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from .entities import (
 )
 from .qapi_checks import check_entities
 from .qapi_rules import check_expression, kind_of
-from .qapi_text import Expression, QapiError, Source, Where, read_file
+from .qapi_text import Expression, Source, read_file
+from .qapi_tokens import QapiError, Where
 
 __all__ = ["QapiError", "load", "main_file"]
 
@@ -63,9 +64,7 @@ class _Builder:
             name: Builtin(name, json_type) for name, json_type in BUILTINS.items()
         }
         qtypes = ("none", "qnull", "qnum", "qstring", "qdict", "qlist", "qbool")
-        self._types["QType"] = Enum(
-            "QType", builtin, "", values=tuple(map(EnumValue, qtypes)), prefix="QTYPE"
-        )
+        self._types["QType"] = Enum("QType", builtin, "", values=tuple(map(EnumValue, qtypes)), prefix="QTYPE")
         self._types[EMPTY] = Object(EMPTY, builtin, "", implicit=True)
         self._defined: dict[str, Where] = dict.fromkeys(self._types, builtin)
         self._all: list[Definition] = []
@@ -152,9 +151,7 @@ class _Builder:
             return self._implicit(expression, "arg", data, common) if data else None
         return data
 
-    def _implicit(
-        self, expression: Expression, role: str, data: dict[str, Any], common: dict[str, Any]
-    ) -> str:
+    def _implicit(self, expression: Expression, role: str, data: dict[str, Any], common: dict[str, Any]) -> str:
         name = f"q_obj_{common['name']}-{role}"
         inner = {**common, "name": name, "features": ()}
         self._types[name] = Object(**inner, members=_members(data, expression), implicit=True)
@@ -194,6 +191,5 @@ def _member(key: str, value: dict[str, Any], where: Where, described: dict[str, 
 
 def _branches(data: dict[str, Any]) -> tuple[Branch, ...]:
     return tuple(
-        Branch(name, _reference(item["type"]), item.get("if"), item.get("defaults", {}))
-        for name, item in data.items()
+        Branch(name, _reference(item["type"]), item.get("if"), item.get("defaults", {})) for name, item in data.items()
     )

@@ -24,7 +24,7 @@ from .entities import (
 )
 from .qapi_doc import Doc
 from .qapi_rules import c_name
-from .qapi_text import QapiError, Where
+from .qapi_tokens import QapiError, Where
 
 
 def check_entities(entities: Entities) -> None:
@@ -132,9 +132,7 @@ class _Check:
         values = {value.name for value in enum.values}
         for branch in entity.branches:
             if branch.name not in values:
-                raise QapiError(
-                    entity.where, f"{label}: branch '{branch.name}' is not a value of '{enum.name}'"
-                )
+                raise QapiError(entity.where, f"{label}: branch '{branch.name}' is not a value of '{enum.name}'")
         if not enum.values:
             raise QapiError(entity.where, f"{label} has no branches")
 
@@ -199,9 +197,7 @@ class _Check:
         if isinstance(kind, Alternate):
             raise QapiError(entity.where, f"{label}: 'data' cannot take alternate type '{kind.name}'")
         if kind.tag is not None and not entity.boxed:
-            raise QapiError(
-                entity.where, f"{label}: 'data' can take union type '{kind.name}' only with 'boxed': true"
-            )
+            raise QapiError(entity.where, f"{label}: 'data' can take union type '{kind.name}' only with 'boxed': true")
 
     def _returns(self, entity: Command, label: str) -> None:
         if entity.returns is None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .qapi_text import Expression, Pragma, QapiError, Where
+from .qapi_text import Expression
+from .qapi_tokens import Pragma, QapiError, Where
 
 KINDS = ("enum", "struct", "union", "alternate", "command", "event")
 
@@ -120,9 +121,7 @@ class _Check:
 
     # -- what several kinds have
 
-    def _keys(
-        self, value: dict[str, Any], mandatory: tuple[str, ...], optional: tuple[str, ...], what: str
-    ) -> None:
+    def _keys(self, value: dict[str, Any], mandatory: tuple[str, ...], optional: tuple[str, ...], what: str) -> None:
         for key in mandatory:
             if key not in value:
                 raise self.fail(f"{what} misses key '{key}'")

@@ -1,9 +1,9 @@
 """Check and complete the arguments of commands by qom.json, in QEMU's words.
 
-"Accept fast, explain slowly": plain arguments go to a compiled validator (jsonschema-rs), one for each command
-and, for object-add, one for each qom-type, made when first needed; what it does not accept, and every value it
-reads differently from QEMU (floats, null, objects, negative integers, booleans for on and off), goes to
-explain.py, where `jsonschema` judges and its error becomes QEMU's sentence.
+"Accept fast, explain slowly": plain arguments go to a compiled validator (jsonschema-rs), one for each
+command and, for object-add, one for each qom-type, made when first needed; what it does not accept, and every
+value it reads differently from QEMU (floats, null, objects, negative integers, booleans for on and off), goes
+to explain.py, where `jsonschema` judges and its error becomes QEMU's sentence.
 Nothing but qom.json is read at start; reference qmp.md sections 6 to 8.
 """
 
@@ -39,9 +39,7 @@ class Property:
     required: bool
     features: tuple[str, ...]
     doc: str
-    qom_type: (
-        str  # as qom-list shows it: 'int', 'bool', 'string', 'HostMemPolicy', 'link<thread-context>', ...
-    )
+    qom_type: str  # as qom-list shows it: 'int', 'bool', 'string', 'HostMemPolicy', 'link<thread-context>', ...
     description: str | None  # as qom-list-properties shows it
 
 
@@ -149,7 +147,7 @@ _SCALARS: Final = frozenset(("str", "bool", "size", "uint64", "uint32", "uint16"
 class Shape:
     """One closed object type: its members, what is mandatory, the defaults, the compiled validator."""
 
-    __slots__ = ("_compiled", "_document", "_on_off", "_refuse", "defaults", "key", "properties", "required")
+    __slots__ = ("_compiled", "_document", "_on_off", "_refuse", "_wary", "defaults", "key", "properties", "required")
 
     def __init__(self, key: str, document: dict[str, Any], reject_unstable: bool) -> None:
         schema = document["$defs"][key]
@@ -161,6 +159,7 @@ class Shape:
         self._on_off = tuple(name for name, member in members if "x-accepts-bool" in member)
         unstable = [name for name, member in members if "unstable" in member.get("x-features", ())]
         self._refuse = frozenset(unstable if reject_unstable else ())
+        self._wary = bool(self._on_off or self._refuse)
         self._document = document
         self._compiled: _Compiled | None = None
 
@@ -170,22 +169,20 @@ class Shape:
             return not self.required
         for value in given.values():
             kind = type(value)
-            if kind is str or kind is bool:
-                continue
-            if kind is int:
-                if value < 0:
-                    return False
-            elif kind is not list or not _is_plain_list(value):
+            if kind is not str and kind is not bool and not _is_plain(kind, value):
                 return False
-        for name in self._on_off:
-            if name in given and type(given[name]) is bool:
-                return False
-        if self._refuse and not self._refuse.isdisjoint(given):
+        if self._wary and self._has_quirk(given):
             return False
         try:
             return (self._compiled or self._compile()).is_valid(given)
         except ValueError:  # no Unicode string, or a number beyond its reach
             return False
+
+    def _has_quirk(self, given: dict[str, Any]) -> bool:
+        """Whether a boolean is given for on or off, or an unstable member that the policy forbids."""
+        if self._refuse and not self._refuse.isdisjoint(given):
+            return True
+        return any(type(given.get(name)) is bool for name in self._on_off)
 
     def _compile(self) -> _Compiled:
         from jsonschema_rs import Draft202012Validator
@@ -195,8 +192,11 @@ class Shape:
         return compiled
 
 
-def _is_plain_list(items: list[Any]) -> bool:
-    return all(type(item) is str or (type(item) is int and item >= 0) for item in items)
+def _is_plain(kind: type, value: Any) -> bool:
+    """Whether both validators and QEMU read an integer or list the same way."""
+    if kind is int:
+        return bool(value >= 0)
+    return kind is list and all(type(item) is str or (type(item) is int and item >= 0) for item in value)
 
 
 class Command:
