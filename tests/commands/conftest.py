@@ -1,0 +1,68 @@
+"""A gmemd without sockets: its commands run by name, on the simulated kernel, nothing kept."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gmemd.commands.context import Gmemd
+from gmemd.commands.dispatch import Dispatcher
+from gmemd.errors import QmpError
+from gmemd.kernel.choose import choose_kernel
+from gmemd.qmp.session import Request, Session
+from gmemd.schema.validate import Schema
+
+
+class Machine:
+    """Runs commands as one client; fds in `sent` are what came by SCM_RIGHTS."""
+
+    def __init__(self, kernel: str = "simulated") -> None:
+        self.gmemd = Gmemd(schema=Schema.load(), kernel=choose_kernel(kernel),
+                           version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "test"})
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.gmemd.emit = lambda name, data: self.events.append((name, data))
+        self.gmemd.stop = lambda: None
+        self.dispatcher = Dispatcher(self.gmemd)
+        self.session = Session(self.gmemd.version)
+        self.session.negotiate([])
+        self.uid, self.pid = os.getuid(), os.getpid()
+        self.sent: list[int] = []
+
+    def take_fd(self) -> int:
+        if not self.sent:
+            raise QmpError("No file descriptor supplied via SCM_RIGHTS")
+        return self.sent.pop(0)
+
+    def run(self, command: str, /, **arguments: Any) -> Any:
+        """The result of a command; its arguments with underscores for hyphens."""
+        return self.execute(command, {name.replace("_", "-"): value for name, value in arguments.items()})
+
+    def execute(self, command: str, arguments: dict[str, Any]) -> Any:
+        result = self.dispatcher.run(Request(command, arguments, None), self.session, self)
+        if asyncio.iscoroutine(result):
+            result = asyncio.run(_wait(result))
+        return result
+
+    def refusal(self, command: str, /, **arguments: Any) -> tuple[str, str]:
+        """The class and sentence with which a command is refused."""
+        with pytest.raises(QmpError) as caught:
+            self.run(command, **arguments)
+        return caught.value.error_class, caught.value.desc
+
+
+async def _wait(work: Any) -> Any:
+    return await work
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """A machine that has given every fd back in the end."""
+    before = set(os.listdir("/proc/self/fd"))
+    made = Machine()
+    yield made
+    made.gmemd.close()
+    assert set(os.listdir("/proc/self/fd")) == before
