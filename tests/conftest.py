@@ -22,6 +22,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"needs KVM's guest_memfd: {kernel.why}"))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have measured: record_property("figure", "...")."""
+    figures = [value for reports in terminalreporter.stats.values() for report in reports
+               if isinstance(report, pytest.TestReport) and report.when == "teardown"
+               for name, value in report.user_properties if name == "figure"]
+    if figures:
+        terminalreporter.section("figures")
+        for figure in figures:
+            terminalreporter.line(str(figure))
+
+
 @pytest.fixture
 def daemon() -> Iterator[Daemon]:
     """A gmemd just started, without any objects."""

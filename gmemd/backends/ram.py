@@ -18,7 +18,8 @@ class RamBackend(HostMemoryBackend):
     def allocate(self, kernel: Kernel) -> None:
         self.memory_size = self.round_up(kernel.page_size)
         try:
-            kernel.try_map(None, self.memory_size or 1 << 64, reserve=self.properties["reserve"])
+            # A size that wraps to 0 aborts QEMU; here it is what it says: more than there can be.
+            kernel.try_map(None, self.memory_size or (1 << 64) - kernel.page_size, reserve=self.properties["reserve"])
             self.fd = new_memfd(kernel, self.id, self.memory_size)
         except OSError as exc:
             raise QmpError(f"cannot set up guest memory '{self.id}': {os.strerror(exc.errno or 0)}") from exc

@@ -46,7 +46,7 @@ def normal(step: Step, result: Result, numbers: dict[str, str], *, ordered: bool
     `ordered`: the order of hash tables counts too, because their history is the case's own.
     """
     lines: Any = result.lines
-    for norm in step.get("norm", ()):
+    for norm in sorted(step.get("norm", ())):  # "fds" before "set"
         name, _, argument = norm.partition(":")
         lines = NORMS["list" if name == "set" and ordered else name](lines, argument, numbers)
     return lines, result.closed, result.value
@@ -60,7 +60,7 @@ def _masked(pattern: str, replacement: str) -> Callable[[Any, str, Any], list[st
 def _fds(lines: list[str], _argument: str, numbers: dict[str, str]) -> list[str]:
     """Each fd number becomes the ordinal of its first appearance in the case."""
     def ordinal(match: re.Match[str]) -> str:
-        return match[1] + numbers.setdefault(match[2], f"FD{len(numbers)}")
+        return match[1] + numbers.setdefault(match[2], str(len(numbers)))
 
     return [re.sub(r'("fd": |, fd:)(\d+)', ordinal, line) for line in lines]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.kernel.base import HugePool
+from gmemd.kernel.base import HugePool, Kernel
 from gmemd.kernel.headroom import HeadroomReader, pool_headroom
 from gmemd.kernel.hugepages import default_size, huge_pools
 
@@ -170,6 +170,15 @@ def test_the_default_huge_page(host: Host) -> None:
     assert default_size(host.proc) == 2 * MIB
     host.write("proc/meminfo", "Hugepagesize: 524288 kB\n")
     assert default_size(host.proc) == 512 * MIB
+
+
+def test_a_kernel_gives_the_figures_of_its_host(kernel: Kernel) -> None:
+    """What is read here is this machine's."""
+    left = kernel.headroom()
+    assert 0 < left.available < left.total
+    assert str(left) == f"{left.available} of {left.total} bytes left in {left.limit}"
+    sizes = {pool.page_size for pool in kernel.huge_pools()}
+    assert sizes == set() or kernel.hugepage_size in sizes
 
 
 PROGRAM = """

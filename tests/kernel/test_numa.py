@@ -84,3 +84,14 @@ def test_a_guest_memfd_takes_a_policy(kernel: Kernel) -> None:
     code = errno_of(kernel.set_policy, fd, PAGE_SIZE, "bind", [OFFLINE])
     os.close(fd)
     assert code == errno.EINVAL
+
+
+def test_huge_pages_take_a_policy_before_any_is_reserved(kernel: Kernel) -> None:
+    """The mapping that carries it reserves nothing."""
+    fd = kernel.memfd_create("huge", uapi.MFD_HUGETLB)
+    try:
+        kernel.truncate(fd, 4 * kernel.hugepage_size)
+        kernel.set_policy(fd, 4 * kernel.hugepage_size, "bind", online_nodes()[-1:])
+        assert kernel.resident(fd) == 0
+    finally:
+        os.close(fd)
