@@ -18,16 +18,48 @@ class Operation:
     row: Row = ()  # what is to be written
 
 
+class Pending:
+    """Operations that no flush has taken yet. What is added and removed again here never happened."""
+
+    def __init__(self) -> None:
+        self._operations: dict[int, Operation] = {}  # by id(), in their order
+        self._fresh: dict[str, list[Operation]] = {}  # object id: its add here, and what followed on it
+
+    def __len__(self) -> int:
+        return len(self._operations)
+
+    def note(self, operation: Operation) -> Operation | None:
+        """Take an operation; an add that it cancels out is returned."""
+        id_ = operation.record.id
+        chain = self._fresh.get(id_)
+        if operation.kind == "add":
+            self._fresh[id_] = [operation]
+        elif chain is not None:
+            if operation.kind == "remove":
+                for cancelled in self._fresh.pop(id_):
+                    del self._operations[id(cancelled)]
+                return chain[0]
+            chain.append(operation)
+        self._operations[id(operation)] = operation
+        return None
+
+    def take(self) -> Batch:
+        """All that was noted; nothing is pending then."""
+        batch = Batch(list(self._operations.values()))
+        self._operations = {}
+        self._fresh = {}
+        return batch
+
+
 class Batch:
     """Decides what is written and, after a failure, what does not stand; knows no file and no socket."""
 
     def __init__(self, operations: list[Operation]) -> None:
-        self.cancelled: list[Operation] = []  # adds that were removed again: never stored
-        self.operations = self._net(operations) if len(operations) > 1 else operations
+        self.operations = operations
         self.adds: list[Operation] = []
         self.removes: list[Record] = []
         rows: dict[str, Row] = {}
-        for operation in self.operations:
+        for operation in operations:
             if operation.kind == "remove":
                 self.removes.append(operation.record)
                 rows.pop(operation.record.id, None)
@@ -43,22 +75,6 @@ class Batch:
         self.committed = False  # everything is
         self.removals: list[str] = []  # names whose FDSTOREREMOVE the barrier will confirm
         self.barrier = -1  # fd
-
-    def _net(self, operations: list[Operation]) -> list[Operation]:
-        """Without those that cancel out: an object added here and removed here."""
-        fresh: dict[str, list[Operation]] = {}  # id: the add and what followed on it
-        gone: set[int] = set()
-        for operation in operations:
-            id_ = operation.record.id
-            if operation.kind == "add":
-                fresh[id_] = [operation]
-            elif id_ in fresh:
-                fresh[id_].append(operation)
-                if operation.kind == "remove":
-                    chain = fresh.pop(id_)
-                    self.cancelled.append(chain[0])
-                    gone.update(map(id, chain))
-        return [operation for operation in operations if id(operation) not in gone] if gone else operations
 
     def undone(self) -> list[Operation]:
         """The operations that do not stand, newest first."""

@@ -38,7 +38,7 @@ from time import monotonic
 from typing import Literal
 
 from gmemd.errors import QmpError
-from gmemd.persist.batch import Batch, Operation
+from gmemd.persist.batch import Batch, Operation, Pending
 from gmemd.persist.fdstore import FdStore, Notifier, is_socket
 from gmemd.persist.record import Record, Row, row_of
 from gmemd.persist.registry import Registry, reason
@@ -93,7 +93,7 @@ class Custody:
         self._seq = registry.state.last_seq
         self._prefix = name_prefix(registry.state)
         self._longest = self._prefix + "9" * 12
-        self._pending: list[Operation] = []
+        self._pending = Pending()
         self._flushing = False
         self._owed: set[str] = set()  # names to be removed from the store
         self._owed_due = False  # a removal that no later operation need wait for
@@ -143,7 +143,13 @@ class Custody:
     def remove(self, record: Record) -> Operation:
         """Give an object up. Keep its fd open until the flush has ended: an undo needs it."""
         self.check_writable()
-        return self._note(Operation("remove", record))
+        operation = Operation("remove", record)
+        cancelled = self._pending.note(operation)
+        if cancelled is not None:
+            self._release([cancelled])
+        elif record.fd_name in self._store:
+            self._store.leaving.add(record.fd_name)
+        return operation
 
     def update(self, record: Record) -> Operation:
         """Write a changed record; the second group of its members stays what add() made it."""
@@ -156,7 +162,7 @@ class Custody:
         self._owed_due = True
 
     def _note(self, operation: Operation) -> Operation:
-        self._pending.append(operation)
+        self._pending.note(operation)
         return operation
 
     def _owe(self, names: Iterable[str]) -> None:
@@ -172,11 +178,9 @@ class Custody:
         One flush at a time; what is noted meanwhile belongs to the next one, or is undone with this one.
         """
         assert not self._flushing, "a flush is under way"
-        batch = Batch(self._pending)
-        self._pending = []
+        batch = self._pending.take()
         self._flushing, self._owed_due = True, False
         try:
-            self._release(batch.cancelled)
             yield from self._carry_out(batch)
             self.trouble = ""
         except (OSError, sqlite3.Error) as exc:
@@ -233,16 +237,17 @@ class Custody:
 
     def _send_adds(self, batch: Batch) -> Flush:
         while batch.unsent:
-            record, fd = batch.unsent[-1].record, batch.unsent[-1].fd
-            try:
-                self._notifier.store(record.fd_name, fd)
-            except BlockingIOError:
-                yield from self._wait("writable", self._notifier.fileno())
-                continue
-            batch.unsent.pop()
-            batch.sent.append(record.fd_name)
+            operation = batch.unsent.pop()
+            name = operation.record.fd_name
             self._store.release(self._longest)
-            self._store.account(record.fd_name)
+            self._store.account(name)
+            batch.sent.append(name)
+            while True:
+                try:
+                    self._notifier.store(name, operation.fd)
+                    break
+                except BlockingIOError:
+                    yield from self._wait("writable", self._notifier.fileno())
 
     def _send_removals(self, batch: Batch) -> Flush:
         for name in sorted(self._owed):
@@ -277,20 +282,19 @@ class Custody:
         if isinstance(exc, sqlite3.Error) and self._registry.recover():
             batch.removed, batch.committed = True, batch.writing or not batch.rows
             self._owe(self._registry.state.removing)
-        later = Batch(self._pending)
-        self._pending = []
+        later = self._pending.take()
         undone = [*later.undone(), *batch.undone()]
-        self._release(later.cancelled)
         self._release(later.unsent)
         self._release(batch.unsent)
         self._take_back(batch)
+        self._store.leaving -= {op.record.fd_name for op in undone if op.kind == "remove"} - self._owed
         if undone:
             raise NotKept(desc, undone) from exc
 
     def _take_back(self, batch: Batch) -> None:
         """Undo the adds in store and registry; what cannot be done now is owed."""
-        self._owed_due = bool(batch.sent)
         self._owe(batch.sent)
+        self._owed_due = bool(batch.operations and self._owed)  # a flush of nothing else is not tried again
         if not batch.committed or not batch.adds:
             return
         self._owed_rows.update(operation.record.id for operation in batch.adds)

@@ -133,9 +133,7 @@ class Keeper:
     # -- sockets ---------------------------------------------------------------------------------------------
     def _bind(self) -> None:
         for name, path in self._options.listen:
-            self._listeners.append(
-                (name, listen_on(path, self._options.listen_mode, self._options.listen_group))
-            )
+            self._listeners.append((name, listen_on(path, self._options.listen_mode, self._options.listen_group)))
         if self._listeners:
             # beside the first socket, because that directory can be written; only this user may send
             path = f"{self._options.listen[0][1]}.notify"

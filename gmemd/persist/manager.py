@@ -29,8 +29,9 @@ _STATUS_DELAY = 1.0  # seconds between two STATUS= lines at least
 class Manager:
     """What was passed on at start, and the notifications that go the other way."""
 
-    def __init__(self, notifier: Notifier | None, fds: list[tuple[str, int]], limit: int,
-                 watchdog: float | None) -> None:
+    def __init__(
+        self, notifier: Notifier | None, fds: list[tuple[str, int]], limit: int, watchdog: float | None
+    ) -> None:
         self._notifier = notifier
         self._fds = fds
         self._limit = limit  # entries of the fd store
@@ -50,8 +51,9 @@ class Manager:
         if persist == "off" or (persist == "auto" and (self._notifier is None or self._limit == 0)):
             return None
         if self._notifier is None:
-            raise QmpError("nobody keeps file descriptors here: start gmemd by systemd or with --keeper, "
-                           "or use --persist off")
+            raise QmpError(
+                "nobody keeps file descriptors here: start gmemd by systemd or with --keeper, or use --persist off"
+            )
         os.makedirs(directory, mode=0o700, exist_ok=True)
         return Custody(Registry(os.path.join(directory, REGISTRY)), self._notifier, FdStore(self._limit))
 

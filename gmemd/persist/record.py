@@ -76,9 +76,7 @@ def record_of(row: Row) -> Record:
     """The record of a row; raises Damaged."""
     if _checksum(row[:-1]) != row[-1]:
         raise Damaged(f"the checksum of object {row[0]!r} is wrong")
-    id_, seq, qom_type, arguments, kind, size, kernel, uid, pid, created, origin, extra, fd_name, file = row[
-        :14
-    ]
+    id_, seq, qom_type, arguments, kind, size, kernel, uid, pid, created, origin, extra, fd_name, file = row[:14]
     try:
         dev, ino, st_size = map(int, file.split())
         return Record(

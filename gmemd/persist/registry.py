@@ -61,8 +61,7 @@ _PUT = f"INSERT OR REPLACE INTO objects ({_COLUMNS}) VALUES ({', '.join('?' * 15
 _GET = f"SELECT {_COLUMNS} FROM objects"
 _DELETE = "DELETE FROM objects WHERE id = ?"
 _PUT_STATE = (
-    "UPDATE state SET version = ?, generation = ?, last_seq = ?, commits = ?, starts = ?, removing = ?,"
-    " checksum = ?"
+    "UPDATE state SET version = ?, generation = ?, last_seq = ?, commits = ?, starts = ?, removing = ?, checksum = ?"
 )
 _GET_STATE = "SELECT version, generation, last_seq, commits, starts, removing, checksum FROM state"
 
@@ -159,7 +158,7 @@ class Registry:
         else:
             if state.generation == generation:
                 self.state = state
-            else:
+            elif not self.read_only:
                 self.close()
                 self.read_only = "it is not the file that was opened at start"
         return not self.read_only
@@ -264,9 +263,7 @@ class Registry:
             aside = _move_aside(self.path)
         except OSError as exc:
             why = os.strerror(exc.errno or 0)
-            raise QmpError(
-                f"registry '{self.path}' is damaged ({damage}) and cannot be moved aside: {why}"
-            ) from exc
+            raise QmpError(f"registry '{self.path}' is damaged ({damage}) and cannot be moved aside: {why}") from exc
         self.damage = f"registry '{self.path}' is damaged ({damage}), moved to '{aside}'"
         self.state = self._open()
         self.records = sound

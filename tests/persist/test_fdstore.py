@@ -114,7 +114,7 @@ class TestManagers:
             address = manager.address
             raw.connect("\0" + address[1:] if address[0] == "@" else address)
             for size, names in ((4097, []), (4096, ["a"])):
-                socket.send_fds(raw, ["FDSTORE=1\nFDNAME=a\nX=".encode().ljust(size, b"y")], memory[:1])
+                socket.send_fds(raw, [b"FDSTORE=1\nFDNAME=a\nX=".ljust(size, b"y")], memory[:1])
                 manager.receive()
                 assert manager.names() == names
 
@@ -132,9 +132,13 @@ class TestManagers:
 
     def test_full_queue_says_wait(self, manager: Manager, notifier: Notifier) -> None:
         """BlockingIOError; when the manager has read, the socket is writable and the message goes."""
-        with pytest.raises(BlockingIOError):
+
+        def fill() -> None:
             for _ in range(100_000):
                 notifier.watchdog()
+
+        with pytest.raises(BlockingIOError):
+            fill()
         assert select.select([], [notifier], [], 0)[1] == []
         with pytest.raises(BlockingIOError):
             notifier.barrier()

@@ -229,7 +229,7 @@ class TestDamage:
         fill(original, 20)
         data = original.read_bytes()
         truth = {n: record(n) for n in range(1, 21)}
-        random = Random(3)  # noqa: S311
+        random = Random(3)
         spots = [*range(0, 100, 7), *(random.randrange(len(data)) for _ in range(150))]
         damaged = [data[:spot] + bytes([data[spot] ^ 1 << random.randrange(8)]) + data[spot + 1 :] for spot in spots]
         damaged += [data[: random.randrange(len(data))] for _ in range(30)]

@@ -1,0 +1,145 @@
+"""A daemon's custody, its manager and its registry, with crashes that leave everything else standing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from gmemd.persist.batch import Operation
+from gmemd.persist.custody import Custody, Flush, Wait, wait_for
+from gmemd.persist.fdstore import FdStore, Notifier
+from gmemd.persist.record import Record, Row
+from gmemd.persist.registry import Registry
+from gmemd.persist.restore import Restored
+from tests.persist.manager import StandIn
+
+Hook = Callable[[str], None]
+
+
+def ignore(step: str) -> None:
+    """The hook of a run that nobody watches."""
+
+
+class WatchedNotifier(Notifier):
+    """Calls the hook before and after each message; the hook may raise what sendmsg could."""
+
+    hook: Hook = staticmethod(ignore)
+
+    def notify(self, text: str, fds: Iterable[int] = ()) -> None:
+        self.hook(f"before {text.split()[0]}")
+        super().notify(text, fds)
+        self.hook(f"after {text.split()[0]}")
+
+
+class WatchedRegistry(Registry):
+    """Calls the hook before and after each transaction; the hook may raise what SQLite could."""
+
+    hook: Hook = staticmethod(ignore)
+
+    def apply(self, **what: Any) -> None:
+        self._tried = None
+        self.hook("before transaction")
+        super().apply(**what)
+        self.hook("after transaction")
+
+
+class World:
+    """`start` again after each crash; `close` at the end."""
+
+    def __init__(self, directory: Path, limit: int = 1024) -> None:
+        self.directory = directory
+        directory.mkdir(exist_ok=True)
+        self.path = str(directory / "registry")
+        self.manager = StandIn(directory, limit)
+        self.hook: Hook = ignore
+        self.memory: list[int] = []  # all fds made or given back, closed at the end
+        self.custody: Custody | None = None
+        self.restored = Restored()
+
+    def start(self) -> Custody:
+        """A new daemon."""
+        self.notifier = WatchedNotifier(self.manager.address)
+        self.registry = WatchedRegistry(self.path)
+        self.notifier.hook = self.registry.hook = lambda step: self.hook(step)
+        self.custody = Custody(self.registry, self.notifier, FdStore(self.manager.limit))
+        self.restored = self.custody.restore(self.manager.hand_down())
+        self.memory += [fd for _, fd in self.restored.objects + self.restored.unclaimed if fd >= 0]
+        return self.custody
+
+    def crash(self) -> None:
+        """The daemon is gone; what it sent is still received."""
+        self.hook = ignore
+        self.notifier.close()
+        self.registry.close()
+        self.manager.receive()
+        self.custody = None
+
+    def restart(self) -> Custody:
+        self.crash()
+        return self.start()
+
+    def copy(self, name: str) -> World:
+        """What a crash at this moment would leave: registry and store, not the daemon."""
+        other = World(self.directory / name, self.manager.limit)
+        for suffix in ("", "-journal"):
+            if os.path.exists(self.path + suffix):
+                shutil.copy(self.path + suffix, other.path + suffix)
+        self.manager.receive()
+        other.manager.store = self.manager.hand_down()
+        return other
+
+    def close(self) -> None:
+        if self.custody is not None:
+            self.crash()
+        for fd in self.memory:
+            os.close(fd)
+        self.manager.close()
+
+    def record(self, id_: str, version: int = 0) -> Record:
+        return Record(id_, "memory-backend-memfd", {"id": id_}, "memfd", 4096, extra={"version": version})
+
+    def add(self, id_: str) -> Operation:
+        """Reserve, make and add, as the daemon does."""
+        assert self.custody is not None
+        self.custody.reserve()
+        fd = os.memfd_create(id_[:5])
+        os.truncate(fd, 4096)
+        self.memory.append(fd)
+        return self.custody.add(self.record(id_), fd)
+
+    def flush(self) -> None:
+        """Flush with a manager that answers at once."""
+        assert self.custody is not None
+        while self.custody.dirty:
+            self.run(self.custody.flush())
+
+    def run(self, flush: Flush, answer: Callable[[Wait], bool] | None = None) -> None:
+        """Drive one flush."""
+        try:
+            wait = next(flush)
+            while True:
+                self.hook(f"waits until {wait.what}")
+                wait = flush.send((answer or self._served)(wait))
+        except StopIteration:
+            return
+
+    def _served(self, wait: Wait) -> bool:
+        self.manager.receive()
+        assert wait_for(wait, 0)
+        return True
+
+
+def full_disk(step: str) -> None:
+    """A hook: no transaction can be written."""
+    if step == "before transaction":
+        raise sqlite3.OperationalError("database or disk is full")
+
+
+def rows(registry: Registry) -> list[Row]:
+    """What stands in the file."""
+    assert registry._db is not None
+    return registry._db.execute("SELECT id, seq, fd_name FROM objects ORDER BY seq").fetchall()
