@@ -76,8 +76,10 @@ class LinuxKernel(OrdinaryMemory):
         return found
 
     def close(self) -> None:
-        os.close(self.vm)
-        os.close(self.device)
+        for fd in (self.vm, self.device):
+            if fd >= 0:
+                os.close(fd)
+        self.vm = self.device = -1
 
     def _use_one_page(self) -> tuple[bool, bool]:
         """Make, map, write, punch, read and measure a page; return whether it converts and keeps a policy."""
@@ -103,19 +105,34 @@ class LinuxKernel(OrdinaryMemory):
             raise Unsupported(f"guest_memfd cannot be {step}: {exc.strerror}") from exc
 
 
+def why_not_opened(path: str, code: int) -> str:
+    """Return the reason for the errno of opening the device."""
+    if code == errno.ENOENT:
+        return f"no {path}"
+    if code in (errno.ENXIO, errno.ENODEV):
+        return f"no KVM behind {path}"
+    if code in (errno.EACCES, errno.EPERM):
+        return f"no permission on {path}"
+    return f"{path}: {os.strerror(code)}"
+
+
+def why_not_shared(capability: int, flags: int) -> str | None:
+    """Return why another process could not use a guest_memfd, by KVM_CAP_GUEST_MEMFD and _FLAGS; None: it can."""
+    if not capability:
+        return "kernel without guest_memfd (Linux 6.8 has it)"
+    if not flags & uapi.GUEST_MEMFD_FLAG_MMAP:
+        return "guest_memfd lacks the flag MMAP (Linux 6.18 has it)"
+    if not flags & uapi.GUEST_MEMFD_FLAG_INIT_SHARED:
+        return "guest_memfd lacks the flag INIT_SHARED (Linux 6.18 has it)"
+    return None
+
+
 def _open_vm(path: str) -> tuple[int, int]:
     """Return (kvm fd, VM fd), both close-on-exec; the caller owns them."""
     try:
         kvm = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:
-        reasons = {
-            errno.ENOENT: f"no {path}",
-            errno.ENXIO: f"no KVM behind {path}",
-            errno.ENODEV: f"no KVM behind {path}",
-            errno.EACCES: f"no permission on {path}",
-            errno.EPERM: f"no permission on {path}",
-        }
-        raise Unsupported(reasons.get(exc.errno or 0, f"{path}: {exc.strerror}")) from exc
+        raise Unsupported(why_not_opened(path, exc.errno or 0)) from exc
     try:
         return kvm, _create_vm(kvm)
     except BaseException:
@@ -147,14 +164,12 @@ def _vm_type(kvm: int) -> int:
 
 
 def _legal_flags(vm: int) -> int:
-    """Return the mask of creation flags; Unsupported when another process could not use what they make."""
-    if not fcntl.ioctl(vm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_GUEST_MEMFD):
-        raise Unsupported("kernel without guest_memfd (Linux 6.8 has it)")
+    """Return the mask of creation flags; both questions are for the VM, as the answers depend on its type."""
+    capability = fcntl.ioctl(vm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_GUEST_MEMFD)
     flags = fcntl.ioctl(vm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_GUEST_MEMFD_FLAGS)
-    if not flags & uapi.GUEST_MEMFD_FLAG_MMAP:
-        raise Unsupported("guest_memfd lacks the flag MMAP (Linux 6.18 has it)")
-    if not flags & uapi.GUEST_MEMFD_FLAG_INIT_SHARED:
-        raise Unsupported("guest_memfd lacks the flag INIT_SHARED (Linux 6.18 has it)")
+    reason = why_not_shared(capability, flags)
+    if reason is not None:
+        raise Unsupported(reason)
     return flags
 
 

@@ -120,9 +120,7 @@ def mbind(address: int, size: int, mode: int, nodes: Sequence[int]) -> None:
     """Set the policy of a mapping, which is the file's own where the file keeps one (memfd, hugetlb)."""
     mask, bits = _node_mask(nodes)
     where = (ctypes.c_void_p(address), ctypes.c_ulong(size))
-    if _syscall(
-        _mempolicy_number(0), *where, ctypes.c_int(mode), mask, ctypes.c_ulong(bits), ctypes.c_uint(0)
-    ):
+    if _syscall(_mempolicy_number(0), *where, ctypes.c_int(mode), mask, ctypes.c_ulong(bits), ctypes.c_uint(0)):
         raise _failure()
 
 
