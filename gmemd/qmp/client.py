@@ -212,6 +212,8 @@ class Client:
         except TimeoutError:
             self.close()
             raise
+        except BrokenPipeError as exc:
+            raise ConnectionResetError("the server closed the connection") from exc
 
     def _reply(self, wanted: int | None, deadline: float | None) -> tuple[dict[str, Any], list[int]]:
         """Read up to the reply with that id (None: the next one); keep events, drop other replies."""

@@ -1,0 +1,121 @@
+"""`gmemctl exec`: run a command in our place, with the descriptors of objects.
+
+The command inherits one descriptor for each object and finds it by what its words say:
+{ID} becomes /proc/self/fd/N, {ID.fd} becomes N, {ID.size} the bytes.  "ID=N" asks for a certain N.
+The process is replaced, so signals, standard streams and the exit status are the command's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Container, Mapping
+from typing import Any, NoReturn
+
+from gmemd.cli.verbs import Connection, note
+from gmemd.cli.words import UsageError
+
+# as env(1), and every shell
+CANNOT_RUN, NOT_FOUND = 126, 127
+
+
+def exec_(connection: Connection, options: Namespace) -> int:
+    """Replace this process by the command; return only when that fails."""
+    if not options.exec_command:
+        raise UsageError("exec needs a command: gmemctl exec ID -- COMMAND")
+    wanted = dict(_wanted(text) for text in options.id)
+    if len(wanted) < len(options.id):
+        raise UsageError("exec: an object is named twice")
+    numbers = [number for number in wanted.values() if number is not None]
+    if len(set(numbers)) < len(numbers):
+        raise UsageError("exec: two objects cannot have one descriptor number")
+    values: dict[str, Any] = {}
+    fds: dict[str, int] = {}
+    for name in wanted:
+        values[name], [fds[name]] = connection.execute_fds("memdev-get-fd", {"id": name})
+    connection.client.close()
+    places = place(fds, wanted)
+    words = [fill_in(word, placeholders(values, places)) for word in options.exec_command]
+    return _replace_process(words)
+
+
+def _wanted(text: str) -> tuple[str, int | None]:
+    name, equals, number = text.partition("=")
+    if not equals:
+        return name, None
+    if not (number.isascii() and number.isdigit()):
+        raise UsageError(f"exec: '{text}' is not of the form ID or ID=N")
+    return name, int(number)
+
+
+def place(fds: Mapping[str, int], wanted: Mapping[str, int | None]) -> dict[str, int]:
+    """Make the fds inheritable, under the wanted numbers where there are any; return where each is now.
+
+    The fds given are used up.  What was open under a wanted number is closed, as by a shell's N<FILE.
+    """
+    taken = {number for number in wanted.values() if number is not None}
+    places: dict[str, int] = {}
+    clear = {name: _away_from(taken, fd) for name, fd in fds.items()}
+    for name, fd in clear.items():
+        number = wanted[name]
+        if number is None:
+            os.set_inheritable(fd, True)
+            places[name] = fd
+            continue
+        try:
+            places[name] = os.dup2(fd, number, inheritable=True)
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"exec: '{name}={number}': {getattr(error, 'strerror', error)}") from None
+        os.close(fd)
+    return places
+
+
+def _away_from(taken: Container[int], fd: int) -> int:
+    """Return the fd, or a duplicate in its place, under a number that nobody wants."""
+    passed = []
+    while fd in taken:
+        passed.append(fd)
+        fd = os.dup(fd)
+    for old in passed:
+        os.close(old)
+    return fd
+
+
+def placeholders(values: Mapping[str, Mapping[str, Any]], places: Mapping[str, int]) -> dict[str, str]:
+    """Return what to write for "{...}" in the command's words; an object's id goes before a suffix."""
+    found: dict[str, str] = {}
+    for name, fd in places.items():
+        found[f"{name}.fd"] = str(fd)
+        found[f"{name}.size"] = str(values[name]["size"])
+    for name, fd in places.items():
+        found[name] = f"/proc/self/fd/{fd}"
+    return found
+
+
+def fill_in(word: str, found: Mapping[str, str]) -> str:
+    """Replace each {NAME} that is known; every other brace stays (JSON, shell, awk)."""
+    pattern = "|".join(re.escape(name) for name in found)
+    return re.sub(r"\{(" + pattern + r")\}", lambda match: found[match[1]], word)
+
+
+def _replace_process(words: list[str]) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Python ignores these for itself, and an ignored signal stays ignored over execve
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        _exec(words)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        note(f"{words[0]}: {error.strerror}")
+        return NOT_FOUND
+    except (OSError, ValueError) as error:
+        note(f"{words[0]}: {getattr(error, 'strerror', None) or error}")
+        return CANNOT_RUN
+
+
+def _exec(words: list[str]) -> NoReturn:
+    os.execvp(words[0], words)

@@ -1,0 +1,113 @@
+"""Values as people read them (tables, binary units), and as programs do (JSON, exact)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+# Members that count bytes: in query-qmp-schema a size is an int like any other.
+BYTES = frozenset(("size", "resident", "hugetlbsize", "align", "offset", "base-memory", "plugged-memory"))
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def as_json(value: Any) -> str:
+    """Return JSON over several lines, exact."""
+    return json.dumps(value, indent=2, ensure_ascii=False)
+
+
+def as_line(value: Any) -> str:
+    """Return JSON on one line, exact."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def size(number: int) -> str:
+    """Return bytes in the unit that suits, with at most one decimal: 64 MiB, 1.5 GiB."""
+    unit = 0
+    while abs(number) >= 1 << 10 * (unit + 1) and unit < len(_UNITS) - 1:
+        unit += 1
+    # in integers: a float would make 2^64-1 a round number
+    tenths = (number * 10 + (1 << 10 * unit) // 2) // (1 << 10 * unit)
+    text = f"{tenths // 10}" if tenths % 10 == 0 else f"{tenths // 10}.{tenths % 10}"
+    return f"{text} {_UNITS[unit]}"
+
+
+def exact_size(number: int) -> str:
+    """Return bytes in both forms where they differ: 1 GiB (1073741824)."""
+    return size(number) if number < 1024 else f"{size(number)} ({number})"
+
+
+def duration(seconds: int) -> str:
+    """Return a duration by its two largest units: 3d 4h, 2m 10s, 1h, 7s."""
+    for unit, letter, below, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= unit:
+            rest = seconds % unit // below
+            return f"{seconds // unit}{letter}" + (f" {rest}{smaller}" if rest else "")
+    return f"{seconds}s"
+
+
+def user(uid: int) -> str:
+    """Return a user's name, or the number where there is none."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[str] = ()) -> str:
+    """Return lines of columns two blanks apart; the columns named in `numbers` stand to the right."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    right = [name in set(numbers) for name in header]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def fields(pairs: Iterable[tuple[str, str]]) -> str:
+    """Return one line for each name and text."""
+    rows = list(pairs)
+    width = max((len(name) for name, _ in rows), default=0)
+    return "\n".join(f"{name.ljust(width)}  {text}".rstrip() for name, text in rows)
+
+
+def value(what: Any, order: Sequence[str] = ()) -> str:
+    """Return any command's result for people: a table for a list of objects, lines for an object.
+
+    `order`: the members to begin with; on the wire, their order means nothing.
+    """
+    if isinstance(what, dict):
+        return fields((name, cell(name, what[name])) for name in ordered(what, order))
+    if isinstance(what, list) and what and all(isinstance(row, dict) for row in what):
+        return _table_of(what, order)
+    if isinstance(what, list):
+        return "\n".join(cell("", row) for row in what)
+    return cell("", what)
+
+
+def ordered(names: Iterable[str], order: Sequence[str]) -> list[str]:
+    """Return the names, once each: those in `order` first, in that order."""
+    given = dict.fromkeys(names)
+    return list(dict.fromkeys([*(name for name in order if name in given), *given]))
+
+
+def cell(name: str, what: Any) -> str:
+    """Return one member's value on one line."""
+    if isinstance(what, str):
+        return what if what.isprintable() else as_line(what)
+    if isinstance(what, int) and not isinstance(what, bool) and name in BYTES:
+        return size(what)
+    return as_line(what)
+
+
+def _table_of(rows: list[dict[str, Any]], order: Sequence[str]) -> str:
+    names = ordered((name for row in rows for name in row), order)
+    numbers = [name.upper() for name in names if all(type(row.get(name, 0)) is int for row in rows)]
+    cells = ([cell(name, row[name]) if name in row else "" for name in names] for row in rows)
+    return table([name.upper() for name in names], cells, numbers)

@@ -1,0 +1,159 @@
+"""`gmemctl shell`: one line after another, on a terminal with history and completion, or from a script.
+
+A line is a verb of gmemctl (ls, show m0), a command of the server in call syntax (object-del id=m0), or raw
+QMP, which may go over several lines.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from gmemd.cli import render
+from gmemd.cli.completion import Completion
+from gmemd.cli.gmemctl import VERBS, parse
+from gmemd.cli.rawqmp import whole_messages
+from gmemd.cli.verbs import DONE, REFUSED, Connection, call, event_line, explain, note, qmp
+from gmemd.cli.words import UsageError
+from gmemd.errors import QmpError
+
+HELP = """\
+VERB ...               a verb of gmemctl: {verbs}
+COMMAND key=value ...  a command of the server; 'COMMAND help' lists the keys, 'call' all commands
+{{"execute": ...}}       raw QMP, over several lines if need be
+exit (or Ctrl-D)       leave; the server's own 'quit' ends the server and must be written 'call quit'
+"""
+
+
+def shell(connection: Connection, options: Namespace) -> int:
+    """Run lines to the end of the input; the status of the last one that went wrong, else 0."""
+    status = DONE
+    with _reader(connection) as read:
+        while True:
+            _print_events(connection)
+            try:
+                line = read("gmemctl> ")
+                if line.split()[:1] == ["exit"]:
+                    break
+                status = run_line(connection, options, line, read) or status
+            except EOFError:
+                break
+            except KeyboardInterrupt:
+                print(file=sys.stderr)
+    return status
+
+
+def run_line(connection: Connection, options: Namespace, line: str, read: Callable[[str], str]) -> int:
+    """Run one line (a raw message takes more from `read`); return its status."""
+    try:
+        return _run(connection, options, line, read)
+    except QmpError as error:
+        explain(connection, error)
+    except (UsageError, ValueError) as error:
+        note(str(error))
+    except TimeoutError:
+        note("no answer in time")
+    except SystemExit:  # argparse has said what is wrong
+        pass
+    return REFUSED
+
+
+def _run(connection: Connection, options: Namespace, line: str, read: Callable[[str], str]) -> int:
+    if line.lstrip().startswith("{"):
+        return qmp(connection, Namespace(text=_whole(line, read), fd=[]))
+    words = shlex.split(line, comments=True)
+    if not words:
+        return DONE
+    if words[0] == "help":
+        print(HELP.format(verbs=" ".join(VERBS)), end="")
+        return DONE
+    if words == ["quit"]:
+        raise UsageError("'quit' would end the server: 'call quit' does that, 'exit' leaves this shell")
+    if words[0] in ("exec", "shell"):
+        return _run_child(options, words)
+    if words[0] not in VERBS:
+        return call(connection, Namespace(command=words[0], words=words[1:], fd=[]))
+    return _run_verb(connection, words)
+
+
+def _run_verb(connection: Connection, words: list[str]) -> int:
+    from gmemd.cli.gmemctl import find_verb
+
+    given = parse(words, Namespace(output="json" if connection.json else "table"))
+    usual, connection.json = connection.json, given.output == "json"
+    try:
+        return find_verb(given.verb)(connection, given)
+    finally:
+        connection.json = usual
+
+
+def _run_child(options: Namespace, words: list[str]) -> int:
+    """exec replaces its process, so it gets one of its own."""
+    socket = ["--socket", options.socket] if options.socket else []
+    return subprocess.call([sys.executable, "-m", "gmemd.cli.gmemctl", *socket, *words])
+
+
+def _whole(line: str, read: Callable[[str], str]) -> str:
+    while whole_messages(line.encode("utf-8", "surrogateescape") + b"\n") is None:
+        line += "\n" + read("...> ")
+    return line
+
+
+def _print_events(connection: Connection) -> None:
+    for event in connection.client.take_events():
+        print(render.as_line(event) if connection.json else event_line(event))
+
+
+# -- reading lines
+
+
+@contextmanager
+def _reader(connection: Connection) -> Iterator[Callable[[str], str]]:
+    """Yield what reads a line, given a prompt; EOFError at the end."""
+    if not sys.stdin.isatty():
+        yield lambda prompt: _line_of_script()
+        return
+    import readline
+
+    completion = Completion(connection, VERBS)
+    readline.set_completer_delims(" \t\n")
+    readline.set_completer(
+        lambda text, state: completion.candidate(readline.get_line_buffer()[: readline.get_endidx()], state)
+    )
+    readline.parse_and_bind("tab: complete")
+    path = history_path()
+    with suppress(OSError):  # none yet
+        readline.read_history_file(path)
+    try:
+        yield input
+    finally:
+        _save_history(path)
+
+
+def _line_of_script() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")
+
+
+def history_path() -> str:
+    """Return where the lines typed are kept: below $XDG_STATE_HOME."""
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(state, "gmemd", "gmemctl-history")
+
+
+def _save_history(path: str) -> None:
+    import readline
+
+    readline.set_history_length(1000)
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        readline.write_history_file(path)  # mode 0600
+    except OSError as error:
+        note(f"the history was not saved: {error}")
