@@ -87,8 +87,7 @@ class Judge:
             elif "default" in member:
                 completed[name] = member["default"]
         if visited < len(given):
-            unexpected = first_unexpected(member_order(given), properties)
-            raise QmpError(f"Parameter '{prefix}{unexpected}' is unexpected")
+            raise QmpError(f"Parameter '{prefix}{_unexpected(given, properties)}' is unexpected")
         return completed
 
     def _value(self, schema: Json, value: Any, path: str, name: str) -> Any:
@@ -121,6 +120,12 @@ class Judge:
         if "anyOf" in judged:
             judged["$defs"] = self._defs
         return jsonschema_rs.Draft202012Validator(judged), _Validator(judged)
+
+
+def _unexpected(given: Json, declared: Json) -> str | None:
+    """Return the one that QEMU names of those members that are not declared."""
+    left = [name for name in given if name not in declared]
+    return left[0] if len(left) == 1 else first_unexpected(member_order(given), declared)
 
 
 def _accepts(compiled: Any, value: Any) -> bool:

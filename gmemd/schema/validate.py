@@ -47,7 +47,7 @@ class Schema:
     """Every command and object type there is; made by `load`."""
 
     def __init__(self, document: dict[str, Any], *, unstable_input: str = "accept") -> None:
-        self._document = document
+        self.document = document  # qom.json as it is
         self._reject_unstable = unstable_input == "reject"
         self._shapes: dict[str, Shape] = {}
         commands = document["x-commands"]
@@ -92,7 +92,7 @@ class Schema:
 
     def introspection(self) -> list[dict[str, Any]]:
         """Return the answer of query-qmp-schema."""
-        answer: list[dict[str, Any]] = self._document["x-introspection"]
+        answer: list[dict[str, Any]] = self.document["x-introspection"]
         return answer
 
     @property
@@ -101,7 +101,7 @@ class Schema:
         if self._judge is None:
             from .explain import Judge
 
-            self._judge = Judge(self._document, reject_unstable=self._reject_unstable)
+            self._judge = Judge(self.document, reject_unstable=self._reject_unstable)
         return self._judge
 
     # -- for Command
@@ -110,7 +110,7 @@ class Schema:
         """The object `key` of $defs, ready to check."""
         shape = self._shapes.get(key)
         if shape is None:
-            shape = self._shapes[key] = Shape(key, self._document, self._reject_unstable)
+            shape = self._shapes[key] = Shape(key, self.document, self._reject_unstable)
         return shape
 
     def _shape_of_type(self, qom_type: str) -> Shape:
@@ -120,7 +120,7 @@ class Schema:
         reference = schema.get("$ref")
         if reference is None:
             return schema
-        found: dict[str, Any] = self._document["$defs"][reference.rpartition("/")[2]]
+        found: dict[str, Any] = self.document["$defs"][reference.rpartition("/")[2]]
         return found
 
     def _property(self, name: str, shape: Shape) -> Property:
@@ -211,7 +211,7 @@ class Command:
         self.arguments: str = entry["arguments"]  # the name in $defs of what they must be
         self._entry = entry
         self._schema = schema
-        self._tag: str | None = schema._document["$defs"][self.arguments].get("x-tag")
+        self._tag: str | None = schema.document["$defs"][self.arguments].get("x-tag")
         self._shape: Shape | None = None
 
     @property
@@ -246,4 +246,4 @@ class Command:
         if type(case) is not str:
             return None
         key = f"{self.arguments}:{case}"
-        return self._schema.shape(key) if key in self._schema._document["$defs"] else None
+        return self._schema.shape(key) if key in self._schema.document["$defs"] else None
