@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("qmp.session", "backends", "persist", "fds"),
     ("objects",),
     ("commands",),
-    ("qmp.client",),
+    ("qmp.messages", "qmp.client"),
     ("qmp.monitor", "qmp.listener", "web"),
     ("daemon", "testing"),
     ("cli", "emulator", "__main__", "demo"),

@@ -76,7 +76,8 @@ def ls(connection: Connection, options: Namespace) -> int:
         print(render.as_json(found))
         return DONE
     header = ("ID", "TYPE", "KIND", "KERNEL", "SIZE", "RESIDENT", "OWNER", "AGE", "OUT")
-    print(render.table(header, (_row(status) for status in found), ("SIZE", "RESIDENT", "OUT")))
+    rows = sorted(_row(status) for status in found)
+    print(render.table(header, rows, ("SIZE", "RESIDENT", "OUT")))
     return DONE
 
 

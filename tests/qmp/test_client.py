@@ -18,12 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
-from gmemd.qmp.client import Client, ProtocolError, _Messages
+from gmemd.qmp.client import Client, ProtocolError
+from gmemd.qmp.messages import Messages
 from tests.daemon import Server
 
-GREETING = (
-    b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "major": 11}}, "capabilities": ["oob"]}}\r\n'
-)
+GREETING = b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "major": 11}}, "capabilities": ["oob"]}}\r\n'
 NEGOTIATED = GREETING + b'{"return": {}, "id": 1}\r\n'
 
 
@@ -98,9 +97,7 @@ def test_oob_not_offered(peer: Peer) -> None:
         assert client.oob is False
 
 
-@pytest.mark.parametrize(
-    "greeting", [b"SSH-2.0-x\r\n", b'{"hello": 1}\n', b'{"QMP": 1}\n', b"[]\n", b"{]\n", b"{1}"]
-)
+@pytest.mark.parametrize("greeting", [b"SSH-2.0-x\r\n", b'{"hello": 1}\n', b'{"QMP": 1}\n', b"[]\n", b"{]\n", b"{1}"])
 def test_not_a_qmp_server(peer: Peer, greeting: bytes) -> None:
     """A peer that speaks something else is found out at its first bytes, without waiting."""
     peer.lay(greeting)
@@ -326,7 +323,7 @@ def test_cut_does_not_depend_on_layout_or_pieces(
 ) -> None:
     """One line, several lines, no line feed, any pieces: the same messages come out."""
     text = b"".join(json.dumps(message, indent=indent).encode() + end for message in messages)
-    stream, found = _Messages(), []
+    stream, found = Messages(), []
     for start in range(0, len(text), size):
         stream.feed(text[start : start + size], [])
         while (message := stream.next()) is not None:
@@ -336,7 +333,7 @@ def test_cut_does_not_depend_on_layout_or_pieces(
 
 def test_long_reply_in_pieces_is_linear() -> None:
     """A reply of 8 MB without a line feed, in small pieces, is looked at once."""
-    stream = _Messages()
+    stream = Messages()
     text = json.dumps({"return": ["}{" * 10] * 300_000}).encode()
     for start in range(0, len(text), 4096):
         assert stream.next() is None
