@@ -46,7 +46,7 @@ def normal(step: Step, result: Result, numbers: dict[str, str], *, ordered: bool
     `ordered`: the order of hash tables counts too, because their history is the case's own.
     """
     lines: Any = result.lines
-    for norm in sorted(step.get("norm", ())):  # "fds" before "set"
+    for norm in sorted(step.get("norm", ()), key=lambda norm: norm != "fds"):  # numbers before any sorting
         name, _, argument = norm.partition(":")
         lines = NORMS["list" if name == "set" and ordered else name](lines, argument, numbers)
     return lines, result.closed, result.value
