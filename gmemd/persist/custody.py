@@ -203,7 +203,7 @@ class Custody:
                 continue
 
     def _carry_out(self, batch: Batch) -> Flush:
-        if batch.removes and self._store.crowded(op.record.fd_name for op in batch.unsent):
+        if self._store.leaving and self._store.crowded(op.record.fd_name for op in batch.unsent):
             self._write(batch, batch.removes, [])
             yield from self._send_removals(batch)
         yield from self._send_adds(batch)
