@@ -1,0 +1,146 @@
+"""What is measured: one `Row` for each measure of the target table, in its order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from measure import (
+    Measure,
+    asking,
+    connecting,
+    disturbed_ping,
+    idle_memory,
+    memory_per_client,
+    memory_per_object,
+    preallocating,
+    raw_allocation,
+    starting,
+)
+
+PING = '{"execute":"query-version"}'
+MEMDEV = '{"execute":"query-memdev"}'
+DEL = '{"execute":"object-del","arguments":{"id":"m@"}}'
+
+
+def _add(properties: str) -> str:
+    return '{"execute":"object-add","arguments":{"qom-type":"memory-backend-memfd",' + properties + "}}"
+
+
+ADD = _add('"id":"m@","size":67108864,"share":true')
+GUEST_ADD = _add('"id":"m@","size":67108864,"share":true,"guest-memfd":"on"')
+FILL = _add('"id":"f@","size":67108864,"share":true')
+UNKNOWN = _add('"id":"m","size":67108864,"colour":1')
+WRONG = _add('"id":"m","size":"x"')
+
+
+@dataclass(frozen=True)
+class Target:
+    """A row's first subject is to be at least `factor` times as good as `subject`, or at most `limit`."""
+
+    subject: str = ""
+    factor: float = 0
+    limit: float = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure: what it is of, for whom, and what is wanted. The first subject is the one in question."""
+
+    name: str
+    title: str
+    unit: str
+    subjects: dict[str, tuple[str, Measure]]  # label: server's name and how it is measured
+    targets: tuple[Target, ...] = ()
+    more_is_better: bool = False
+    slow: bool = False  # left out of a quick run
+
+
+def _same(measure: Measure, *servers: str) -> dict[str, tuple[str, Measure]]:
+    return {server: (server, measure) for server in servers}
+
+
+def _pairs(add: str = ADD, depth: int = 0) -> Measure:
+    return asking([add, DEL], key="rate", divisor=2, rounds=500 if depth else 10000, depth=depth)
+
+
+def _at(live: int) -> Measure:
+    """An object-add and -del while `live` objects are there."""
+    return asking([ADD, DEL], rounds=3000, fill=live, fill_line=FILL)
+
+
+def _pipelined(depth: int) -> Measure:
+    return asking([PING], depth=depth, rounds=100000 // depth, key="rate")
+
+
+_listed = asking([MEMDEV], rounds=300, fill=1000, fill_line=FILL)
+
+ROWS = (
+    Row("ping", "ping (query-version), one client, one core for both, p50", "µs",
+        _same(asking([PING], rounds=20000, same_core=True), "gmemd", "qemu", "qsd", "echo"),
+        (Target("qemu", 6), Target("echo", 1 / 2.3))),
+    Row("pipe64", "pings, 64 pipelined", "/s", _same(_pipelined(64), "gmemd", "qemu", "qsd", "echo"),
+        (Target("qemu", 15),), more_is_better=True),
+    Row("pipe512", "pings, 512 pipelined", "/s", _same(_pipelined(512), "gmemd", "qemu", "qsd", "echo"),
+        (Target("qemu", 15),), more_is_better=True),
+    Row("pairs", "object-add and -del of a 64 MiB memfd, waiting each, --persist off", "pairs/s",
+        _same(_pairs(), "gmemd", "qemu"), (Target("qemu", 12),), more_is_better=True),
+    Row("pairs64", "the same, 64 pairs pipelined", "pairs/s",
+        _same(_pairs(depth=64), "gmemd", "qemu"), (Target("qemu", 25),), more_is_better=True),
+    Row("durable", "the same, durable, waiting each", "pairs/s",
+        _same(_pairs(), "gmemd-durable", "qemu"), (Target("qemu", 4),), more_is_better=True),
+    Row("durable64", "the same, durable, 64 pairs pipelined", "pairs/s",
+        _same(_pairs(depth=64), "gmemd-durable", "qemu"), (Target("qemu", 10),), more_is_better=True),
+    Row("guest", "the same with guest-memfd=on (real KVM), waiting each", "pairs/s",
+        {"gmemd": ("gmemd", _pairs(GUEST_ADD)), "plain memfd": ("gmemd", _pairs())},
+        (Target("plain memfd", 0.8),), more_is_better=True),
+    Row("guest64", "the same with guest-memfd=on (real KVM), 64 pairs pipelined", "pairs/s",
+        {"gmemd": ("gmemd", _pairs(GUEST_ADD, depth=64)), "plain memfd": ("gmemd", _pairs(depth=64))},
+        (Target("plain memfd", 0.8),), more_is_better=True),
+    Row("live", "object-add and -del with 10,000 objects live, p50", "µs",
+        {"gmemd at 10,000": ("gmemd", _at(10000)), "gmemd at 10": ("gmemd", _at(10)),
+         "qemu at 10": ("qemu", _at(10)), "qemu at 1,000": ("qemu", _at(1000))},
+        (Target("gmemd at 10", 1 / 1.2),)),
+    Row("memdev", "query-memdev with 1,000 objects, p50", "µs", _same(_listed, "gmemd", "qemu"),
+        (Target("qemu", 10),)),
+    Row("schema", "query-qmp-schema, p50", "µs",
+        _same(asking(['{"execute":"query-qmp-schema"}'], rounds=500), "gmemd", "qemu", "qsd"),
+        (Target("qemu", 100),)),
+    Row("unknown", "refused object-add: unknown property, p50", "µs",
+        _same(asking([UNKNOWN], rounds=5000, refused=True), "gmemd", "qemu"), (Target("qemu", 6),)),
+    Row("wrong", "refused object-add: wrong type, p50", "µs",
+        _same(asking([WRONG], rounds=5000, refused=True), "gmemd", "qemu"), (Target("qemu", 6),)),
+    Row("badjson", "malformed JSON, one at a time, p50", "µs",
+        _same(asking(['{"execute": "query-version", }'], rounds=5000, refused=True), "gmemd", "qemu", "qsd"),
+        (Target("qemu", 2.5),)),
+    Row("connect", "connect, negotiate, close, p50", "µs",
+        _same(connecting(rounds=1000), "gmemd", "qemu", "qsd", "echo"), (Target("qemu", 1.5),)),
+    Row("p99-prealloc", "p99 of a ping while another client preallocates 4 GiB", "µs",
+        {"gmemd": ("gmemd", disturbed_ping(preallocates=True)), "gmemd idle": ("gmemd", disturbed_ping()),
+         "qemu": ("qemu", disturbed_ping(preallocates=True)), "qemu idle": ("qemu", disturbed_ping())},
+        (Target("gmemd idle", 1 / 3),), slow=True),
+    Row("p99-flood", "p99 of a ping while another client floods", "µs",
+        {"gmemd": ("gmemd", disturbed_ping(floods=True)), "gmemd idle": ("gmemd", disturbed_ping())},
+        (Target("gmemd idle", 1 / 3),)),
+    Row("p99-both", "p99 of a ping while one client preallocates 4 GiB and another floods", "µs",
+        {"gmemd": ("gmemd", disturbed_ping(preallocates=True, floods=True)),
+         "gmemd idle": ("gmemd", disturbed_ping())},
+        (Target("gmemd idle", 1 / 3),), slow=True),
+    Row("start", "process start to greeting", "ms", _same(starting(), "gmemd", "qemu", "qsd"),
+        (Target(limit=100),)),
+    Row("rss", "idle RSS, HTTP off", "MiB", _same(idle_memory(), "gmemd", "qemu", "qsd"),
+        (Target("qemu", 1),)),
+    Row("rss-http", "idle RSS, HTTP on", "MiB", _same(idle_memory(), "gmemd-http", "qemu"),
+        (Target("qemu", 1 / 1.5),)),
+    Row("prealloc", "prealloc of a 4 GiB memfd, 2 threads", "GiB/s",
+        {**_same(preallocating("memory-backend-memfd", {"share": True}, threads=2), "gmemd", "qemu"),
+         "raw fallocate": ("", raw_allocation("memfd", threads=2))},
+        (Target("raw fallocate", 0.95),), more_is_better=True, slow=True),
+    Row("prealloc-guest", "prealloc of a 4 GiB guest_memfd, 2 threads", "GiB/s",
+        {"gmemd": ("gmemd", preallocating("memory-backend-memfd", {"guest-memfd": "on"}, threads=2)),
+         "raw fallocate": ("", raw_allocation("guest-memfd", threads=2))},
+        (Target("raw fallocate", 0.95),), more_is_better=True, slow=True),
+    Row("object-memory", "memory per object (10,000 objects)", "KiB",
+        _same(memory_per_object(FILL, count=10000), "gmemd"), (Target(limit=4),)),
+    Row("client-memory", "memory per idle client (1,000 clients)", "KiB",
+        _same(memory_per_client(count=1000), "gmemd"), (Target(limit=32),)),
+)

@@ -1,0 +1,180 @@
+"""The servers that are measured: how each is started, pinned, looked at and stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+BINARIES = HERE / "bin"
+CLIENT_CPU, SERVER_CPU = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+EVERY_CPU = frozenset(os.sched_getaffinity(0))
+
+# Command lines by name; {socket} and {directory} are filled in.
+COMMANDS = {
+    "qemu": "qemu-system-x86_64 -machine none -nodefaults -display none -S"
+            " -qmp unix:{socket},server=on,wait=off",
+    "qsd": "qemu-storage-daemon --chardev socket,path={socket},server=on,wait=off,id=c --monitor chardev=c",
+    "echo": f"{BINARIES}/echo {{socket}}",
+}
+GMEMD_OPTIONS = {
+    "gmemd": "--persist off",
+    "gmemd-durable": "--persist on",
+    "gmemd-http": "--persist off --http 127.0.0.1:0",
+}
+_START_SECONDS = 20.0
+
+
+class Unavailable(Exception):
+    """A server that is not installed or does not start."""
+
+
+def compile_programs() -> None:
+    """Compile the C programs that are missing or older than their source."""
+    BINARIES.mkdir(exist_ok=True)
+    for source in HERE.glob("*.c"):
+        program = BINARIES / source.stem
+        if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+            subprocess.run([os.environ.get("CC", "cc"), "-O2", "-Wall", "-o", program, source], check=True)
+
+
+def set_gmemd(name: str, command: str) -> None:
+    """Measure `command` as gmemd of that name, with all variants of options."""
+    for variant, options in GMEMD_OPTIONS.items():
+        COMMANDS[variant.replace("gmemd", name, 1)] = \
+            f"{command} --qmp unix:{{socket}} --state-dir {{directory}} --log-level info {options}"
+
+
+@contextlib.contextmanager
+def on_cpus(cpus: frozenset[int] | set[int]) -> Iterator[None]:
+    """Let processes started inside run on `cpus` only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class Server:
+    """One server process, fresh, on its CPU; `with` ends it.
+
+    Its output (gmemd's log) goes to a file. `greeting_ms` is the time from its creation to its greeting.
+    """
+
+    def __init__(self, name: str, *, pinned: bool = True) -> None:
+        self.name = name
+        self._directory = tempfile.mkdtemp(prefix="bench")
+        self.socket = f"{self._directory}/qmp"
+        self._output = f"{self._directory}/output"
+        command = shlex.split(COMMANDS[name].format(socket=self.socket, directory=self._directory))
+        if not shutil.which(command[0]):
+            raise Unavailable(f"{command[0]} is not installed")
+        start = time.monotonic()
+        with open(self._output, "wb") as output, on_cpus({SERVER_CPU} if pinned else EVERY_CPU):
+            self._process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+        self.pid = self._process.pid
+        try:
+            self._wait_greeting()
+        except BaseException:
+            self.stop()
+            raise
+        self.greeting_ms = (time.monotonic() - start) * 1000
+
+    def _wait_greeting(self) -> None:
+        end = time.monotonic() + _START_SECONDS
+        while self._process.poll() is None and time.monotonic() < end:
+            with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+                client.connect(self.socket)
+                if client.recv(1 << 16):
+                    return
+            time.sleep(0.0002)
+        words = Path(self._output).read_text(errors="replace").strip().splitlines()
+        raise Unavailable(f"{self.name} does not start: {words[-1] if words else 'it says nothing'}")
+
+    def rss(self) -> int:
+        """Its resident memory in bytes."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise ProcessLookupError(self.pid)
+
+    def cpu_seconds(self) -> float:
+        """The CPU time of all its live threads."""
+        total = 0
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                total += int((task / "schedstat").read_text().split()[0])
+        return total / 1e9
+
+    def stop(self) -> None:
+        """End it and remove its files."""
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+
+class Client:
+    """A plain client in this process, for what is not timed finely."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(path)
+        self._lines = self._socket.makefile("rb")
+        self._lines.readline()
+        self.ask("qmp_capabilities")
+
+    def ask(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        """The value that a command returns."""
+        self.send(command, arguments)
+        return self.reply()
+
+    def send(self, command: str, arguments: dict[str, Any] | None = None) -> None:
+        """Send a command without waiting for the reply."""
+        request = {"execute": command, **({"arguments": arguments} if arguments else {})}
+        self._socket.sendall(json.dumps(request).encode() + b"\n")
+
+    def reply(self) -> Any:
+        """Wait for the next reply; its value."""
+        while True:
+            message = json.loads(self._lines.readline() or b'{"error": {"desc": "the server went away"}}')
+            if "error" in message:
+                raise Unavailable(message["error"]["desc"])
+            if "return" in message:
+                return message["return"]
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
+
+
+def run_client(server: Server, flags: Sequence[str], lines: Sequence[str] = (), *,
+               cpus: frozenset[int] | set[int]) -> dict[str, float]:
+    """One run of the C client; what it printed."""
+    with on_cpus(cpus):
+        done = subprocess.run([BINARIES / "client", *flags, server.socket, *lines], capture_output=True,
+                              text=True)
+    if done.returncode:
+        raise Unavailable(f"{server.name}: {done.stderr.strip() or 'no answer'}")
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
