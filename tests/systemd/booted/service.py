@@ -1,0 +1,154 @@
+"""gmemd.service of the booted systemd, and the memory behind its socket."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import select
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gmemd.qmp.client import Client
+
+SOCKET = "/run/gmemd/qmp.sock"
+UNITS = ("gmemd.service", "gmemd.socket")
+SIZE = 2 << 20  # bytes of an object
+TIMEOUT = 20.0  # seconds
+
+TREE = Path(__file__).parents[3]
+
+_DROP_INS = Path("/run/systemd/system/gmemd.service.d")
+_STATE = Path("/run/gmemd")
+
+
+def output(*words: str, status: int = 0) -> str:
+    """Run a command to its end; give what it printed."""
+    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == status, f"{words}: status {done.returncode}\n{said}"
+    return said.strip()
+
+
+def journal() -> str:
+    """Give the last of what the service had to say."""
+    words = ["journalctl", "--unit=gmemd", "--output=cat", "--no-pager", "--lines=30"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout
+
+
+def systemctl(*words: str) -> str:
+    """Run systemctl; give what it printed."""
+    return output("systemctl", *words)
+
+
+def systemd_version() -> int:
+    """Return the version of systemd."""
+    found = re.search(r"\d+", systemctl("--version"))
+    assert found is not None
+    return int(found[0])
+
+
+def show(name: str) -> str:
+    """Return a property of the service."""
+    return systemctl("show", "--value", f"--property={name}", "gmemd.service")
+
+
+def main_pid() -> int:
+    """Return the pid of the daemon; 0: it does not run."""
+    return int(show("MainPID"))
+
+
+@contextmanager
+def process() -> Iterator[int]:
+    """Give the pid of the daemon; at the end wait until this process has ended."""
+    pid = main_pid()
+    handle = os.pidfd_open(pid)
+    try:
+        yield pid
+        readable, _, _ = select.select([handle], [], [], TIMEOUT)
+        assert readable, f"process {pid} does not end"
+    finally:
+        os.close(handle)
+
+
+def end_by(number: signal.Signals) -> None:
+    """End the daemon by a signal."""
+    with process() as pid:
+        os.kill(pid, number)
+
+
+def reset() -> None:
+    """Make all as after the boot: the socket listens, no daemon, no memory, no registry, no drop-ins."""
+    systemctl("stop", *UNITS)
+    systemctl("reset-failed")
+    if systemd_version() >= 254:
+        systemctl("clean", "--what=fdstore", "gmemd.service")
+    for file in [*_STATE.iterdir(), *_DROP_INS.glob("*")]:
+        file.unlink()
+    systemctl("daemon-reload")
+    systemctl("start", "gmemd.socket")
+
+
+def set_up(text: str, name: str = "test.conf") -> None:
+    """Install a drop-in of the service, or with "" remove it."""
+    _DROP_INS.mkdir(parents=True, exist_ok=True)
+    if text:
+        (_DROP_INS / name).write_text(text)
+    else:
+        (_DROP_INS / name).unlink()
+    systemctl("daemon-reload")
+
+
+class Memory:
+    """A connection, and what can be done with objects by it."""
+
+    def __init__(self) -> None:
+        self.client = Client(SOCKET, timeout=TIMEOUT)
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
+    def add(self, name: str, **properties: Any) -> None:
+        """Add a shared memfd object, or what the properties say, and write its name into it."""
+        options = {"qom-type": "memory-backend-memfd", "id": name, "size": SIZE, "share": True}
+        options |= {key.replace("_", "-"): value for key, value in properties.items()}
+        self.client.execute("object-add", options)
+        self.write(name)
+
+    def write(self, name: str) -> None:
+        """Write the name of an object into its memory."""
+        with self.map(name) as view:
+            view[: len(name)] = name.encode()
+
+    def map(self, name: str) -> mmap.mmap:
+        """Map the memory of an object."""
+        info, [fd] = self.client.execute_fds("memdev-get-fd", {"id": name})
+        try:
+            return mmap.mmap(fd, info["size"])
+        finally:
+            os.close(fd)
+
+    def intact(self) -> list[str]:
+        """Return the ids of all objects whose memory begins with their id, sorted."""
+        return [name for name in self.names() if self.begins(name)]
+
+    def begins(self, name: str) -> bool:
+        """Does the memory of an object begin with its id?"""
+        with self.map(name) as view:
+            return view[: len(name) + 1] == name.encode() + b"\0"
+
+    def names(self) -> list[str]:
+        """Return the ids of all objects, sorted."""
+        return sorted(status["id"] for status in self.status())
+
+    def status(self) -> Sequence[dict[str, Any]]:
+        """Return what query-memdev-status tells."""
+        listed: list[dict[str, Any]] = self.client.execute("query-memdev-status")
+        return listed

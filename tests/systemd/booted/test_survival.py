@@ -1,0 +1,222 @@
+"""Memory outlives the daemon: whatever ends it, systemd has the fds and hands them to the next one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.systemd.booted.service import (
+    SIZE,
+    TREE,
+    Memory,
+    end_by,
+    main_pid,
+    process,
+    set_up,
+    show,
+    systemctl,
+    systemd_version,
+)
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+MANY = 1000
+WATCHDOG = 1.0  # seconds
+
+
+def kill() -> None:
+    end_by(signal.SIGKILL)
+
+
+def end() -> None:
+    end_by(signal.SIGTERM)
+
+
+def hang() -> None:
+    """The watchdog finds a daemon that does nothing any more."""
+    os.kill(main_pid(), signal.SIGSTOP)
+
+
+def restart() -> None:
+    systemctl("restart", "gmemd.service")
+
+
+def restart_socket() -> None:
+    systemctl("restart", "gmemd.socket")
+
+
+def reload() -> None:
+    systemctl("daemon-reload")
+    kill()
+
+
+def reexec() -> None:
+    systemctl("daemon-reexec")
+    kill()
+
+
+@pytest.mark.parametrize("event", [kill, end, hang, restart, restart_socket, reload, reexec])
+def test_memory_survives(event: Callable[[], None]) -> None:
+    """Contents, and what a client has mapped, are the same memory afterwards."""
+    set_up(f"[Service]\nWatchdogSec={WATCHDOG}\n")
+    with Memory() as memory:
+        memory.add("ram0")
+        memory.add("gm0", guest_memfd="on")
+        before, mapped = main_pid(), memory.map("ram0")
+    event()
+    with mapped, Memory() as memory:
+        assert main_pid() != before
+        assert memory.intact() == ["gm0", "ram0"]
+        with memory.map("ram0") as view:
+            view[-3:] = b"new"
+            assert mapped[-3:] == b"new"
+
+
+@pytest.mark.kvm
+def test_guest_memfd_survives() -> None:
+    """A guest_memfd of KVM stays one."""
+    with Memory() as memory:
+        memory.add("gm0", guest_memfd="on")
+    kill()
+    with Memory() as memory:
+        [status] = memory.status()
+        assert (status["kind"], status["kernel"]) == ("guest-memfd", "kvm")
+        assert memory.intact() == ["gm0"]
+
+
+def test_healthy_daemon_is_left_alone() -> None:
+    """The event loop feeds the watchdog while a client keeps it busy for longer than the watchdog waits."""
+    set_up(f"[Service]\nWatchdogSec={WATCHDOG}\n")
+    with Memory() as memory:
+        before, until = main_pid(), time.monotonic() + 2.5 * WATCHDOG
+        while time.monotonic() < until:
+            memory.client.execute("query-memdev")
+    assert main_pid() == before
+
+
+def test_crash_loop() -> None:
+    """A daemon that cannot start for a while loses nothing: there is no start limit."""
+    with Memory() as memory:
+        memory.add("ram0")
+    set_up("[Service]\nExecStartPre=/bin/false\nRestartSec=10ms\n")
+    kill()
+    while int(show("NRestarts")) < 8:
+        os.sched_yield()
+    set_up("")
+    with Memory() as memory:
+        assert memory.intact() == ["ram0"]
+
+
+def test_stop() -> None:
+    """A stop of the service keeps memory from systemd 254 on; before, it is not made anew as zeroes."""
+    with Memory() as memory:
+        memory.add("ram0")
+    systemctl("stop", "gmemd.service")
+    with Memory() as memory:
+        assert memory.intact() == (["ram0"] if systemd_version() >= 254 else [])
+
+
+def test_quit() -> None:
+    """`quit` ends the daemon and keeps the objects."""
+    with Memory() as memory:
+        memory.add("ram0")
+        with process() as before:
+            memory.client.execute("quit")
+    with Memory() as memory:
+        assert main_pid() != before
+        assert memory.intact() == ["ram0"]
+
+
+def test_deleted_is_gone() -> None:
+    """What object-del has given back is in nobody's hands."""
+    with Memory() as memory:
+        memory.add("ram0")
+        memory.add("ram1")
+        memory.client.execute("object-del", {"id": "ram0"})
+        assert show("NFileDescriptorStore") == "1"
+    kill()
+    with Memory() as memory:
+        assert memory.intact() == ["ram1"]
+
+
+def test_file_in_shared_memory() -> None:
+    """A file that the daemon made in /dev/shm outlives it by its name too."""
+    with Memory() as memory:
+        memory.add("file0", qom_type="memory-backend-file", mem_path="/dev/shm/gmemd-test")
+    kill()
+    with Memory() as memory:
+        assert memory.intact() == ["file0"]
+        assert os.stat("/dev/shm/gmemd-test").st_size == SIZE
+        systemctl("stop", "gmemd.service")
+    os.unlink("/dev/shm/gmemd-test")
+
+
+def test_most_hardened() -> None:
+    """With max-hardening.conf memory survives as well."""
+    set_up((TREE / "systemd" / "max-hardening.conf").read_text())
+    with Memory() as memory:
+        memory.add("ram0")
+        memory.add("gm0", guest_memfd="on")
+    kill()
+    with Memory() as memory:
+        assert memory.intact() == ["gm0", "ram0"]
+
+
+def test_many(record_property: Callable[[str, object], None]) -> None:
+    """A thousand objects come back with their contents, and the time that takes is printed."""
+    adds = b"".join(
+        json.dumps({"execute": "object-add", "arguments": {
+            "qom-type": "memory-backend-memfd", "id": f"ram{number}", "size": SIZE,
+            "guest-memfd": "on" if number % 2 else "off", "share": True}}).encode() + b"\n"
+        for number in range(MANY))
+    figures = []
+
+    @contextmanager
+    def timed(what: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        figures.append(f"{what} {(time.monotonic() - start) * 1e3:.0f} ms")
+
+    with Memory() as memory:
+        with timed("added, pipelined"):
+            replies = memory.client.send_text(adds, MANY)
+        assert [reply for reply in replies if "error" in reply] == []
+        names = memory.names()
+        for name in names:
+            memory.write(name)
+    pid = main_pid()
+    with timed("kill to the first answer"):
+        os.kill(pid, signal.SIGKILL)
+        memory = Memory()
+        assert memory.client.execute("query-status")
+    with memory, timed("all checked"):
+        assert memory.intact() == names
+    with timed("daemon-reload"):
+        systemctl("daemon-reload")
+    with timed("restart to the first answer"):
+        restart()
+        memory = Memory()
+    with memory:
+        assert memory.intact() == names
+    record_property("figure", f"systemd {systemd_version()}, {MANY} objects: {', '.join(figures)}")
+
+
+def test_store_is_full() -> None:
+    """An object that the store could not keep is refused with the setting to raise; the others stay."""
+    set_up("[Service]\nFileDescriptorStoreMax=4\nEnvironment=FDSTORE=4\n")
+    with Memory() as memory:
+        for number in range(4):
+            memory.add(f"ram{number}")
+        with pytest.raises(Exception, match="FileDescriptorStoreMax"):
+            memory.add("ram4")
+        memory.client.execute("object-del", {"id": "ram0"})
+        memory.add("ram4")
+    kill()
+    with Memory() as memory:
+        assert memory.intact() == ["ram1", "ram2", "ram3", "ram4"]
