@@ -1,0 +1,27 @@
+# gmemd in a container: the keeper is pid 1 and holds the memory, the daemon below it may die.
+# The image for BASE has Python 3.11 or newer, its venv module and a shell.
+ARG BASE=python:3.12-slim
+
+FROM ${BASE} AS build
+COPY pyproject.toml README.md /src/
+COPY gmemd /src/gmemd
+# A site's settings of pip come as build secrets; those that are not given are left out.
+RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    --mount=type=secret,id=ca-certificates.crt,target=/etc/ssl/certs/ca-certificates.crt \
+    python3 -m venv /opt/gmemd \
+ && /opt/gmemd/bin/pip install --no-cache-dir --disable-pip-version-check /src \
+ && /opt/gmemd/bin/pip uninstall --quiet --yes setuptools pip
+
+FROM ${BASE}
+# Clients need the group to open the socket (--group-add 10001); they may not write into its directory.
+RUN echo 'gmemd:x:10001:' >>/etc/group \
+ && echo 'gmemd:x:10001:10001:Guest memory daemon:/:/usr/sbin/nologin' >>/etc/passwd \
+ && install -d -m 0750 -o 10001 -g 10001 /run/gmemd
+COPY --from=build /opt/gmemd /opt/gmemd
+ENV PATH=/opt/gmemd/bin:$PATH GMEMD_SOCKET=/run/gmemd/qmp.sock
+USER 10001:10001
+VOLUME /run/gmemd
+HEALTHCHECK --interval=30s --timeout=5s --start-period=5s \
+    CMD ["gmemctl", "qmp", "{\"execute\": \"query-status\"}"]
+# Arguments of `run` go to the daemon: --object SPEC, --kernel simulated, ...
+ENTRYPOINT ["gmemd", "--keeper", "--watchdog", "10", "--qmp", "unix:/run/gmemd/qmp.sock"]

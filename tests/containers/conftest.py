@@ -1,0 +1,53 @@
+"""The image of this tree, built once, and containers of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.containers import podman as podman_module
+from tests.containers.podman import Podman, private_podman
+
+ROOT = Path(__file__).parents[2]
+_IMAGE = "localhost/gmemd:test"
+_BASE = "localhost/gmemd-base:test"
+_SITE = (Path("/etc/pip.conf"), Path("/etc/ssl/certs/ca-certificates.crt"))
+
+
+@pytest.fixture(scope="session")
+def podman() -> Iterator[Podman]:
+    """A podman of its own."""
+    missing = podman_module.missing()
+    if missing:
+        pytest.skip(f"containers need {missing}")
+    with private_podman() as podman:
+        yield podman
+
+
+@dataclass(frozen=True)
+class Image:
+    """What was built, and how."""
+
+    name: str
+    size: int  # bytes
+    base_seconds: float
+    build_seconds: float
+
+
+@pytest.fixture(scope="session")
+def image(podman: Podman) -> Image:
+    """The image built from the Dockerfile, on a base made of this machine's packages."""
+    start = time.monotonic()
+    podman.command(ROOT / "tests" / "containers" / "base-image.sh", _BASE)
+    base = time.monotonic()
+    # the site's settings, where there are any: how to reach the package index
+    secrets = [f"--secret=id={path.name},src={path}" for path in _SITE if path.exists()]
+    podman("build", "--quiet", "--format=docker", "--pull=never", "--isolation=chroot", "--network=host",
+           f"--build-arg=BASE={_BASE}", *secrets, f"--tag={_IMAGE}", ROOT)
+    end = time.monotonic()
+    size = int(podman("image", "inspect", "--format={{.Size}}", _IMAGE))
+    return Image(_IMAGE, size, base - start, end - base)

@@ -1,0 +1,162 @@
+"""gmemd and its clients in containers: memory passes from one to another through the socket in a volume."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gmemd.qmp.client import Client
+from tests.containers.conftest import Image
+from tests.containers.podman import Podman
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+CLIENT = Path(__file__).with_name("client.py")
+MEMFD = "qom-type=memory-backend-memfd"
+GUEST_MEMFD = ("qom-type=memory-backend-memfd", "guest-memfd=on")
+LOCKED_UP = ("--pull=never", "--network=none", "--read-only", "--cap-drop=all",
+             "--security-opt=no-new-privileges")
+GROUP = 10001  # of the image: may open the socket
+STOP = 10.0  # seconds
+
+Serve = Callable[..., contextlib.AbstractContextManager["Server"]]
+_volumes = (f"gmemd-{number}" for number in itertools.count())
+
+
+@dataclass
+class Server:
+    """A container that serves, and the volume with its socket."""
+
+    podman: Podman
+    image: Image
+    name: str
+    volume: str
+
+    def client(self, *words: str, user: str = f"10002:{GROUP}", status: int = 0) -> str:
+        """Run client.py in a container that shares nothing but the volume; give its output."""
+        done = self.podman.command(
+            "podman", "run", "--rm", *LOCKED_UP, f"--user={user}", f"--volume={self.volume}:/run/gmemd",
+            f"--volume={CLIENT}:/client.py:ro", "--entrypoint=python", self.image.name, "/client.py", *words,
+            status=status)
+        return done.stdout.strip() if status == 0 else done.stderr
+
+    def socket(self) -> str:
+        """Return the path of its socket, as seen here."""
+        directory = self.podman("volume", "inspect", "--format={{.Mountpoint}}", self.volume)
+        return f"{directory}/qmp.sock"
+
+    def keeper(self) -> int:
+        """Return the pid, as seen here, of the container's pid 1."""
+        return int(self.podman("inspect", "--format={{.State.Pid}}", self.name))
+
+    def daemon(self) -> int:
+        """Return the pid, as seen here, of the daemon."""
+        keeper = self.keeper()
+        [pid] = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
+        return int(pid)
+
+
+@pytest.fixture
+def serve(podman: Podman, image: Image) -> Serve:
+    """Start a server container with these options of `podman run`; it is stopped at the end."""
+
+    @contextlib.contextmanager
+    def serve(*options: str) -> Iterator[Server]:
+        volume = next(_volumes)
+        name = podman("run", "--detach", *LOCKED_UP, f"--volume={volume}:/run/gmemd", *options, image.name)
+        yield Server(podman, image, name, volume)
+        podman("stop", f"--time={STOP:.0f}", name)
+        log = podman.command("podman", "logs", name)
+        assert podman("inspect", "--format={{.State.ExitCode}}", name) == "0", log.stdout + log.stderr
+        assert "Traceback" not in log.stderr
+        podman("rm", name)
+
+    return serve
+
+
+def test_the_image(podman: Podman, image: Image, record_property: Callable[[str, object], None]) -> None:
+    """The image runs as a numeric user, not root, knows how to tell its health, and has no installer."""
+    record_property("figure", f"image: {image.size / 1e6:.0f} MB, built in {image.build_seconds:.1f} s "
+                              f"on a base made in {image.base_seconds:.1f} s")
+    [described] = json.loads(podman("image", "inspect", image.name))
+
+    assert described["Config"]["User"] == "10001:10001"
+    assert list(described["Config"]["Volumes"]) == ["/run/gmemd"]
+    assert described["HealthCheck"]["Test"][0] == "CMD"
+    version = podman("run", "--rm", *LOCKED_UP, "--entrypoint=gmemd", image.name, "--version")
+    assert version.startswith("gmemd ")
+    pip = podman.command("podman", "run", "--rm", *LOCKED_UP, "--entrypoint=pip", image.name, status=None)
+    assert pip.returncode != 0
+
+
+def test_clients_share_memory(serve: Serve) -> None:
+    """What one client container writes into an object, a second one reads; the memory is not copied."""
+    with serve() as server:
+        server.client("write", "hello from next door", MEMFD, "id=ram0")
+        assert server.client("read", "ram0", user=f"10003:{GROUP}") == "hello from next door"
+
+
+def test_only_the_group_may_connect(serve: Serve) -> None:
+    """A client outside of the group cannot open the socket, one with it as an additional group can."""
+    with serve() as server:
+        refused = server.client("write", "x", MEMFD, "id=ram0", user="10004:10004", status=1)
+        assert "PermissionError" in refused
+        server.client("write", "x", MEMFD, "id=ram0")
+
+
+def test_memory_survives_the_daemon(serve: Serve, record_property: Callable[[str, object], None]) -> None:
+    """Killed inside of its container, the daemon comes back with the object; the container runs on."""
+    with serve() as server:
+        server.client("write", "still here", MEMFD, "id=ram0")
+        keeper, daemon = server.keeper(), server.daemon()
+        start = time.monotonic()
+        os.kill(daemon, signal.SIGKILL)
+        with Client(server.socket(), timeout=30) as client:
+            assert client.execute("query-memdev-status")[0]["id"] == "ram0"
+        record_property("figure", f"container: kill of the daemon to the first answer "
+                                  f"{(time.monotonic() - start) * 1e3:.0f} ms")
+        assert server.client("read", "ram0") == "still here"
+        assert server.keeper() == keeper
+        assert server.daemon() != daemon
+
+
+@pytest.mark.kvm
+def test_guest_memfd(serve: Serve, kvm_device: str) -> None:
+    """With /dev/kvm an object is a real guest_memfd, and survives the daemon too."""
+    with serve(f"--device={kvm_device}:/dev/kvm") as server:
+        server.client("write", "in guest memory", *GUEST_MEMFD, "id=gm0")
+        os.kill(server.daemon(), signal.SIGKILL)
+        assert server.client("read", "gm0") == "in guest memory"
+
+
+def test_without_kvm(serve: Serve) -> None:
+    """Without /dev/kvm guest_memfd is simulated, and says so."""
+    with serve() as server:
+        server.client("write", "in simulated memory", *GUEST_MEMFD, "id=gm0")
+        assert server.client("read", "gm0") == "in simulated memory"
+
+
+def test_health(serve: Serve) -> None:
+    """The health check asks the daemon itself."""
+    with serve() as server:
+        server.client("write", "x", MEMFD, "id=ram0")  # it is there
+        server.podman("healthcheck", "run", server.name)
+
+
+@pytest.fixture
+def kvm_device(podman: Podman) -> str:
+    """A device node of KVM that the container's group may open; the machine's own is often for root only."""
+    node = podman.directory / "kvm"
+    if not node.exists():
+        podman.command("mknod", "-m", "0660", node, "c", "10", "232")
+        podman.command("chgrp", str(GROUP), node)
+    return str(node)
