@@ -48,6 +48,7 @@ def run(options: argparse.Namespace) -> int:
     from gmemd.cli.words import UsageError
 
     try:
+        _check_fds(getattr(options, "fd", ()))
         with connect(options) as client:
             status = _run_verb(client, options)
         sys.stdout.flush()
@@ -92,6 +93,17 @@ def find_verb(name: str) -> Verb:
 
     found: Verb = getattr(verbs, name.replace("-", "_"))
     return found
+
+
+def _check_fds(fds: Sequence[int]) -> None:
+    """Raise UsageError for an --fd that is not open; to be asked before we open anything ourselves."""
+    from gmemd.cli.words import UsageError
+
+    for fd in fds:
+        try:
+            os.fstat(fd)
+        except (OSError, OverflowError):
+            raise UsageError(f"--fd {fd}: not an open descriptor; the shell opens one by {fd}<FILE") from None
 
 
 def _fail(text: str, status: int) -> int:

@@ -10,7 +10,7 @@ _PROBE = b"{}"
 def whole_messages(data: bytes) -> int | None:
     """Return how many replies QEMU gives to these bytes; None when the last message is not complete.
 
-    White space must end the data (QEMU takes a number for complete only then).
+    A blank must end the data: QEMU takes a number for complete only then.
     """
     stream = Stream()
     stream.feed(data)

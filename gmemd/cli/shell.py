@@ -99,7 +99,7 @@ def _run_child(options: Namespace, words: list[str]) -> int:
 
 
 def _whole(line: str, read: Callable[[str], str]) -> str:
-    while whole_messages(line.encode("utf-8", "surrogateescape") + b"\n") is None:
+    while whole_messages(line.encode("utf-8", "surrogateescape") + b" ") is None:
         line += "\n" + read("...> ")
     return line
 

@@ -180,18 +180,9 @@ def call(connection: Connection, options: Namespace) -> int:
         _print_help(connection, options.command, arguments_of(words[:-1], options.command, known))
         return DONE
     arguments = arguments_of(words, options.command, known) if known else None
-    value = connection.execute(options.command, arguments, _open_fds(options.fd))
+    value = connection.execute(options.command, arguments, options.fd)
     connection.show(value, options.command)
     return DONE
-
-
-def _open_fds(fds: list[int]) -> list[int]:
-    for fd in fds:
-        try:
-            os.fstat(fd)
-        except OSError:
-            raise UsageError(f"--fd {fd}: no such open descriptor (use the shell's {fd}<FILE)") from None
-    return fds
 
 
 def _print_help(connection: Connection, command: str, arguments: dict[str, Any]) -> None:
@@ -212,11 +203,11 @@ def qmp(connection: Connection, options: Namespace) -> int:
     from gmemd.cli.rawqmp import whole_messages
 
     text = sys.stdin.read() if options.text in (None, "-") else options.text
-    data = text.encode("utf-8", "surrogateescape") + b"\n"
+    data = text.encode("utf-8", "surrogateescape") + b" "  # ends a number, but no string
     count = whole_messages(data)
     if count is None:
         raise UsageError("the JSON is not complete; nothing was sent")
-    replies = connection.client.send_text(data, count, fds=_open_fds(options.fd))
+    replies = connection.client.send_text(data, count, fds=options.fd)
     for reply in replies:
         print(render.as_line(reply))
     return REFUSED if any("error" in reply for reply in replies) else DONE

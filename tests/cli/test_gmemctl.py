@@ -1,0 +1,317 @@
+"""gmemctl against a running gmemd: the verbs, what they print, and their exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gmemd.cli.gmemctl import SYSTEM_SOCKET, main, socket_path
+from gmemd.qmp.client import Client
+from tests.cli.conftest import Gmemctl
+from tests.daemon import Daemon, Server
+from tests.programs import gmemctl as command_line
+from tests.programs import needs
+
+MEMFD = "memory-backend-memfd"
+
+# -- ls, show, create, rm, get-fd
+
+
+def test_ls(gmemctl: Gmemctl, client: Client) -> None:
+    """People get a table by id with sizes in units, programs the exact values."""
+    assert gmemctl("ls").out.split() == ["ID", "TYPE", "KIND", "KERNEL", "SIZE", "RESIDENT", "OWNER", "AGE", "OUT"]
+    assert json.loads(gmemctl("ls", "-o", "json").out) == []
+    client.execute("object-add", {"qom-type": MEMFD, "id": "m1", "size": 3 << 29})
+    client.execute("object-add", {"qom-type": "memory-backend-ram", "id": "m0", "size": 4096})
+    lines = gmemctl("ls").out.splitlines()[1:]
+    assert [line.split()[:2] for line in lines] == [["m0", "ram"], ["m1", "memfd"]]
+    assert "1.5 GiB" in lines[1]
+    assert f"root/{os.getpid()}" in lines[1]
+    found = json.loads(gmemctl("-o", "json", "ls").out)
+    assert sorted((status["id"], status["size"]) for status in found) == [("m0", 4096), ("m1", 3 << 29)]
+
+
+def test_create_show_rm(gmemctl: Gmemctl) -> None:
+    """create takes -object's syntax and JSON; show tells all of an object; rm removes; silence is success."""
+    made = gmemctl("create", f"{MEMFD},id=m0,size=1M,share=on", f'{{"qom-type":"{MEMFD}","id":"m1","size":4096}}')
+    assert made == (0, "", "")
+    lines = [line.split(maxsplit=1) for line in gmemctl("show", "m0").out.splitlines()]
+    assert lines[0] == ["id", "m0"]
+    assert lines.count(["size", "1 MiB (1048576)"]) == 2
+    assert ["policy", "default"] in lines
+    exact = json.loads(gmemctl("show", "m0", "-o", "json").out)
+    assert (exact["status"]["size"], exact["properties"]["size"]) == (1 << 20, 1 << 20)
+    assert exact["properties"]["seal"] is True
+    assert gmemctl("rm", "m0", "m1") == (0, "", "")
+    assert json.loads(gmemctl("ls", "-o", "json").out) == []
+
+
+def test_create_help(gmemctl: Gmemctl) -> None:
+    """TYPE,help lists a type's properties, help what all have, as QEMU's -object."""
+    assert "memory-backend-memfd" in gmemctl("create", "help").out
+    listed = gmemctl("create", f"{MEMFD},help").out
+    assert "hugetlb " in listed
+    assert "mem-path" not in listed
+
+
+def test_rm_goes_on(gmemctl: Gmemctl) -> None:
+    """An object that is not there does not keep the others."""
+    gmemctl("create", f"{MEMFD},id=m0,size=1M")
+    status, _, err = gmemctl("rm", "nope", "m0")
+    assert status == 1
+    assert err.startswith("gmemctl: object 'nope' not found\n")
+    assert json.loads(gmemctl("ls", "-o", "json").out) == []
+
+
+def test_get_fd(gmemctl: Gmemctl, client: Client) -> None:
+    """get-fd shows the reply and what the descriptor is; every reply names the same inode."""
+    gmemctl("create", f"{MEMFD},id=m0,size=1M")
+    found = json.loads(gmemctl("get-fd", "m0", "-o", "json").out)
+    _, [fd] = client.execute_fds("memdev-get-fd", {"id": "m0"})
+    assert found["inode"] == os.fstat(fd).st_ino
+    os.close(fd)
+    assert (found["size"], found["kind"]) == (1 << 20, "memfd")
+    assert "1 MiB (1048576)" in gmemctl("get-fd", "m0").out
+
+
+# -- call, qmp, events
+
+
+def test_call(gmemctl: Gmemctl) -> None:
+    """Any command runs with key=value; an empty result prints nothing."""
+    assert gmemctl("call", "object-add", f"qom-type={MEMFD}", "id=m0", "size=1M", "merge=off") == (0, "", "")
+    assert gmemctl("call", "qom-get", "path=m0", "property=size").out == "1048576\n"
+    assert gmemctl("call", "query-memdev").out.splitlines()[1].split()[:4] == ["m0", "1", "MiB", "false"]
+    assert json.loads(gmemctl("call", "query-memdev", "-o", "json").out)[0]["merge"] is False
+    assert gmemctl("call", "query-kvm").out.splitlines()[0].split() == ["enabled", "false"]
+
+
+def test_call_lists(gmemctl: Gmemctl) -> None:
+    """Without a command all are listed; 'help' lists a command's arguments."""
+    assert "object-add" in gmemctl("call").out.split()
+    assert gmemctl("call", "object-del", "help").out.splitlines()[1].split() == ["id", "needed", "str"]
+    assert gmemctl("call", "query-kvm", "help").out == "query-kvm takes no arguments\n"
+    assert "depending on qom-type" in gmemctl("call", "object-add", "help").out
+    assert gmemctl("call", "nope", "help").err.startswith("gmemctl: The command nope has not been found\n")
+
+
+def test_call_sends_and_receives_fds(gmemctl: Gmemctl, tmp_path: Path) -> None:
+    """--fd lends one of our descriptors; one that comes back is told of and closed."""
+    before = len(os.listdir("/proc/self/fd"))
+    with (tmp_path / "file").open("w") as file:
+        number = str(file.fileno())
+        status, out, _ = gmemctl("call", "add-fd", "--fd", number, "fdset-id=7", "opaque=x", "-o", "json")
+        assert (status, json.loads(out)["fdset-id"]) == (0, 7)
+    assert gmemctl("call", "remove-fd", "fdset-id=7").status == 0
+    assert gmemctl("call", "add-fd", "--fd", number)[:2] == (2, "")
+    gmemctl("create", f"{MEMFD},id=m0,size=1M")
+    assert "received a descriptor of /memfd:" in gmemctl("call", "memdev-get-fd", "id=m0").err
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_qmp(gmemctl: Gmemctl) -> None:
+    """Raw messages go as they are, and the replies are printed whole, one a line."""
+    status, out, _ = gmemctl("qmp", "{'execute':'query-name','id':[1]} {\"execute\":\"x\"} 12")
+    assert status == 1
+    assert out.splitlines() == [
+        '{"return": {}, "id": [1]}',
+        '{"error": {"class": "CommandNotFound", "desc": "The command x has not been found"}}',
+        '{"error": {"class": "GenericError", "desc": "QMP input must be a JSON object"}}',
+    ]
+    assert gmemctl("qmp", '{"execute":"query-name"}').status == 0
+
+
+@pytest.mark.parametrize("text", ["{", '{"execute":', '{"a":"b}', "[1,"])
+def test_qmp_incomplete(gmemctl: Gmemctl, text: str) -> None:
+    """What would never be answered is not sent."""
+    assert gmemctl("qmp", text) == (2, "", "gmemctl: the JSON is not complete; nothing was sent\n")
+
+
+def test_qmp_reads_standard_input(shared: Daemon) -> None:
+    """Without text, or with -, raw messages come from standard input."""
+    for words in ([], ["-"]):
+        done = subprocess.run(
+            command_line("--socket", str(shared.sock), "qmp", *words),
+            input='{"execute":"query-name"}\n{"execute":"query-uuid"}',
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout.splitlines()[0] == '{"return": {}}'
+        assert len(done.stdout.splitlines()) == 2
+
+
+STAMP = '"timestamp": {"seconds": 0, "microseconds": 5}'
+EVENTS = f'{{{STAMP}, "event": "OTHER"}}\r\n{{{STAMP}, "event": "E", "data": {{"a": "b", "c": 1}}}}\r\n'
+
+
+@contextmanager
+def speaker(path: Path, text: str) -> Iterator[str]:
+    """A server that negotiates, says the text, and then only listens; yields its path."""
+    greeting = '{"QMP": {"version": {}, "capabilities": []}}\r\n{"return": {}, "id": 1}\r\n'
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        child = os.fork()
+        if child == 0:
+            connection, _ = listener.accept()
+            connection.sendall((greeting + text).encode())
+            while connection.recv(1000):
+                pass
+            os._exit(0)
+        yield str(path)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["E", "-n", "1"], ".000005  E  a=b  c=1\n"),
+        (["-o", "json", "--for", "0.01", "E"], '"data": {"a": "b", "c": 1}}\n'),
+        (["-f", "-n2"], "E  a=b  c=1\n"),
+    ],
+)
+def test_events(tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
+    """events prints what comes, by name, as many as wanted, as lines or JSON."""
+    with speaker(tmp_path / "s", EVENTS) as path:
+        assert main(["--socket", path, "events", *words]) == 0
+    assert capfd.readouterr().out.endswith(expected)
+
+
+# -- exec
+
+
+def run(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = command_line("--socket", str(daemon.sock), *words)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_exec_hands_over_memory(gmemctl: Gmemctl, shared: Daemon) -> None:
+    """What a command writes through {ID} or {ID.fd} is there for the next one."""
+    gmemctl("create", f"{MEMFD},id=m0,size=64K", f"{MEMFD},id=m1,size=1M")
+    write = run(shared, "exec", "m0", "m1", "--", "sh", "-c", "printf abc 1<>{m0}; printf de >&{m1.fd}; exit 7")
+    assert (write.returncode, write.stderr) == (7, "")
+    read = run(shared, "exec", "m1", "m0", "--", "sh", "-c", "head -c3 {m0}; head -c2 {m1}; echo {m0.size} {x}")
+    assert (read.returncode, read.stdout) == (0, "abcde65536 {x}\n")
+
+
+def test_exec_under_wanted_numbers(gmemctl: Gmemctl, shared: Daemon) -> None:
+    """ID=N puts a descriptor there, also when others are in the way; nothing else is inherited."""
+    gmemctl("create", *(f"{MEMFD},id=m{number},size={number}M" for number in (1, 2, 3)))
+    script = "import os, sys; print(os.listdir('/proc/self/fd'), [os.fstat(n).st_size >> 20 for n in (3, 4, 9)])"
+    done = run(shared, "exec", "m1=4", "m2=3", "m3=9", "--", sys.executable, "-c", script)
+    assert done.stdout == "['0', '1', '2', '3', '4', '5', '9'] [2, 1, 3]\n"  # 5: the listing itself
+
+
+def test_exec_is_the_command(gmemctl: Gmemctl, shared: Daemon) -> None:
+    """The command takes our place: our pid, default signals, and its end by a signal is ours."""
+    gmemctl("create", f"{MEMFD},id=m0,size=1M")
+    script = "grep SigIgn /proc/self/status; kill -TERM $$"
+    with subprocess.Popen(
+        command_line("--socket", str(shared.sock), "exec", "m0", "--", "sh", "-c", f"echo $$; {script}"),
+        stdout=subprocess.PIPE,
+        text=True,
+        restore_signals=True,
+    ) as process:
+        out, _ = process.communicate(timeout=60)
+        lines = out.split()
+        assert lines[0] == str(process.pid)
+        assert int(lines[2], 16) & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1) == 0
+        assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (["m0", "--", "/nonexistent/x"], 127, "/nonexistent/x: No such file or directory"),
+        (["m0", "--", "/etc"], 126, "/etc: Permission denied"),
+        (["nope", "--", "true"], 125, "object 'nope' not found"),
+        (["m0"], 2, "exec needs a command: gmemctl exec ID -- COMMAND"),
+        (["m0", "--"], 2, "exec needs a command: gmemctl exec ID -- COMMAND"),
+        (["m0", "m0", "--", "true"], 2, "exec: an object is named twice"),
+        (["m0=x", "--", "true"], 2, "exec: 'm0=x' is not of the form ID or ID=N"),
+        (["m0=7", "m1=7", "--", "true"], 2, "exec: two objects cannot have one descriptor number"),
+        (["m0=99999999999", "--", "true"], 2, "exec: 'm0=99999999999': "),
+    ],
+)
+def test_exec_that_fails(gmemctl: Gmemctl, shared: Daemon, words: list[str], status: int, text: str) -> None:
+    """Statuses as env(1) has them, so that the command's own can be told apart."""
+    gmemctl("create", f"{MEMFD},id=m0,size=1M")
+    done = run(shared, "exec", *words)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(f"gmemctl: {text}")
+
+
+# -- connections and exit status
+
+
+def test_socket_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--socket, then GMEMD_SOCKET, then root's place, then the user's own; unix: may stand before it."""
+    assert socket_path("/a", {"GMEMD_SOCKET": "/b"}) == "/a"
+    assert socket_path(None, {"GMEMD_SOCKET": "unix:/b"}) == "/b"
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    assert socket_path(None, {}) == SYSTEM_SOCKET
+    monkeypatch.setattr(os, "getuid", lambda: 7)
+    assert socket_path(None, {"XDG_RUNTIME_DIR": "/r"}) in ("/r/gmemd/qmp.sock", SYSTEM_SOCKET)
+    assert socket_path(None, {}) in ("/run/user/7/gmemd/qmp.sock", SYSTEM_SOCKET)
+
+
+def test_no_connection(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without a server the status is 3, and 125 for exec."""
+    assert main(["ls", "--socket", str(tmp_path / "none")]) == 3
+    assert capfd.readouterr().err.startswith(f"gmemctl: cannot connect to {tmp_path}/none: No such file")
+    assert main(["--socket", "/" + "x" * 200, "exec", "m0", "--", "true"]) == 125
+    assert "AF_UNIX path too long" in capfd.readouterr().err
+
+
+def test_no_answer_in_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """--timeout bounds the wait for each answer: status 4."""
+    with speaker(tmp_path / "s", "") as path:
+        assert main(["--socket", path, "ls", "--timeout", "0.01"]) == 4
+    assert capfd.readouterr().err == "gmemctl: no answer in time\n"
+
+
+@pytest.mark.parametrize("words", [[], ["bogus"], ["ls", "x"], ["rm"], ["ls", "-o", "xml"], ["call", "x", "-z"]])
+def test_usage(gmemctl: Gmemctl, words: list[str]) -> None:
+    """A wrong command line is 2, and nothing is sent."""
+    assert gmemctl(*words).status == 2
+
+
+def test_reader_of_output_goes(shared: Daemon) -> None:
+    """Output that nobody reads ends gmemctl, without a word."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = command_line("--socket", str(shared.sock), "call")
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.e2e
+@needs("qemu-system-x86_64")
+def test_against_qemu(capfd: pytest.CaptureFixture[str]) -> None:
+    """What needs no command of gmemd's own works with a real QEMU, hints included."""
+    machine = ["-machine", "none", "-nodefaults", "-display", "none", "-S"]
+    with Server(["qemu-system-x86_64", *machine, "-qmp", "unix:{sock},server=on,wait=off"]) as qemu:
+        ctl = ["--socket", str(qemu.sock)]
+        assert main([*ctl, "create", "memory-backend-ram,id=m0,size=1M"]) == 0
+        assert main([*ctl, "call", "query-memdev", "-o", "json"]) == 0
+        assert json.loads(capfd.readouterr().out)[0]["size"] == 1 << 20
+        words = ["chardev-add", "id=c0", "backend.type=ringbuf", "backend.data.size=4K"]
+        assert main([*ctl, "call", *words]) == 0
+        assert main([*ctl, "call", "query-memdew"]) == 1
+        assert "hint: did you mean 'query-memdev'?" in capfd.readouterr().err
+        assert main([*ctl, "rm", "m1"]) == 1
+        assert "hint: the objects here: m0" in capfd.readouterr().err
+        assert main([*ctl, "rm", "m0"]) == 0
+        assert main([*ctl, "call", "quit"]) == 0
