@@ -7,6 +7,7 @@ not counted as used.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ PROC = Path("/proc")
 # set aside.
 OVERHEAD_SHIFT = 8
 
+_MACHINE = ("MemAvailable:", "MemTotal:")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 _V2 = ("memory.max", "memory.current", "")
 
@@ -57,7 +59,7 @@ class HeadroomReader:
     """Finds the memory cgroups of this process once, then reads their figures as often as asked."""
 
     def __init__(self, proc: Path = PROC) -> None:
-        self._meminfo = proc / "meminfo"
+        self._meminfo = str(proc / "meminfo")
         self._cgroups = find_cgroups(proc)
 
     def read(self) -> Headroom:
@@ -70,8 +72,9 @@ class HeadroomReader:
         return min(found, key=lambda headroom: headroom.available)
 
     def _machine(self) -> Headroom:
-        figures = _table(self._meminfo.read_text())
-        return Headroom(figures["MemAvailable:"] << 10, figures["MemTotal:"] << 10, "the machine")
+        text = _read(self._meminfo)
+        available, total = (int(text.partition(name)[2].split(maxsplit=1)[0]) << 10 for name in _MACHINE)
+        return Headroom(available, total, "the machine")
 
 
 class Cgroup:
@@ -79,23 +82,23 @@ class Cgroup:
 
     def __init__(self, directory: Path, path: str, names: tuple[str, str, str]) -> None:
         self._path = path
-        self._limit, self._usage = directory / names[0], directory / names[1]
-        self._stat, self._prefix = directory / "memory.stat", names[2]
+        self._limit, self._usage = str(directory / names[0]), str(directory / names[1])
+        self._stat, self._prefix = str(directory / "memory.stat"), names[2]
 
     def read(self) -> Headroom | None:
         """Return its head-room; None when it has no limit (or is gone: then it limits nothing)."""
         try:
-            limit = self._limit.read_text().strip()
+            limit = _read(self._limit).strip()
             if limit == "max" or int(limit) >= 1 << 62:  # v1 writes "none" as the last page below 2^63
                 return None
-            used = int(self._usage.read_text()) - self._reclaimable()
+            used = int(_read(self._usage)) - self._reclaimable()
         except FileNotFoundError:
             return None
         return Headroom(max(0, int(limit) - used), int(limit), f"the cgroup {self._path}")
 
     def _reclaimable(self) -> int:
         """Return the bytes of clean file cache, which goes before anything is killed (no memfd is in it)."""
-        stat = _table(self._stat.read_text())
+        stat = _table(_read(self._stat))
         names = {"inactive_file": 1, "active_file": 1, self._dirty: -1, self._writeback: -1}
         return max(0, sum(sign * stat.get(self._prefix + name, 0) for name, sign in names.items()))
 
@@ -147,6 +150,15 @@ def _ancestry(mount: tuple[str, Path] | None, path: str, names: tuple[str, str, 
         if (directory / names[0]).exists():
             found.append(Cgroup(directory, "/" + "/".join(parts[:depth]), names))
     return found
+
+
+def _read(path: str) -> str:
+    """Return a small file of the kernel's; read before each step, so without the layers of open()."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 1 << 16).decode()
+    finally:
+        os.close(fd)
 
 
 def _table(text: str) -> dict[str, int]:
