@@ -1,0 +1,65 @@
+"""Which parts of an object are private and which shared: a map of ranges, not of pages.
+
+The map is the ascending list of the offsets where the state changes; before the first it is the state the object
+began with.  A 1 TiB object with ten thousand ranges costs some hundred KiB.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+
+PRIVATE = True
+SHARED = False
+
+
+class RangeMap:
+    """The visibility of each byte of `size` bytes: PRIVATE or SHARED."""
+
+    __slots__ = ("_changes", "_initial", "size")
+
+    def __init__(self, size: int, initial: bool, changes: list[int] | None = None) -> None:
+        self.size = size
+        self._initial = initial
+        self._changes = changes or []
+
+    def at(self, offset: int) -> bool:
+        """The state of the byte at `offset`."""
+        return self._initial ^ bool(bisect_right(self._changes, offset) & 1)
+
+    def set(self, offset: int, size: int, state: bool) -> None:
+        """Give a range inside the object a state."""
+        changes, end = self._changes, offset + size
+        first, last = bisect_left(changes, offset), bisect_right(changes, end)
+        new = []
+        if (self._initial ^ bool(first & 1)) != state:
+            new.append(offset)
+        if end < self.size and (self._initial ^ bool(last & 1)) != state:
+            new.append(end)
+        changes[first:last] = new
+
+    def ranges(self, offset: int = 0, size: int | None = None) -> Iterator[tuple[int, int, bool]]:
+        """(offset, size, state) of each range of one state that meets the given part, cut to it, ascending."""
+        end = self.size if size is None else offset + size
+        index = bisect_right(self._changes, offset)
+        while offset < end:
+            until = min(end, self._changes[index] if index < len(self._changes) else end)
+            yield offset, until - offset, self._initial ^ bool(index & 1)
+            offset, index = until, index + 1
+
+    def total(self, state: bool) -> int:
+        """How many bytes have a state."""
+        return sum(size for _, size, found in self.ranges() if found is state)
+
+    def __len__(self) -> int:
+        """The number of ranges."""
+        return len(self._changes) + (not self._changes or self._changes[0] > 0)
+
+    def dump(self) -> list[int]:
+        """What the constructor takes to make this map again, besides size and initial state."""
+        return list(self._changes)
+
+    @property
+    def initial(self) -> bool:
+        """The state that the object began with."""
+        return self._initial
