@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError
@@ -118,7 +118,7 @@ def connect(options: argparse.Namespace) -> Client:
     """Return a negotiated connection to the server that the options name; NoConnectionError."""
     from gmemd.qmp.client import Client
 
-    path = socket_path(options.socket, os.environ)
+    path = socket_path(options.socket, os.environ, os.getuid())
     try:
         client = Client(path, timeout=_GREETING, wait=options.wait)
     except TimeoutError:
@@ -131,14 +131,14 @@ def connect(options: argparse.Namespace) -> Client:
     return client
 
 
-def socket_path(given: str | None, environment: os._Environ[str] | dict[str, str]) -> str:
+def socket_path(given: str | None, environment: Mapping[str, str], uid: int) -> str:
     """Return the socket: --socket, GMEMD_SOCKET, then where gmemd listens by default."""
     path = given or environment.get("GMEMD_SOCKET")
     if path:
         return path.removeprefix("unix:")
-    if os.getuid() == 0 or os.path.exists(SYSTEM_SOCKET):
+    if uid == 0 or os.path.exists(SYSTEM_SOCKET):
         return SYSTEM_SOCKET
-    return os.path.join(environment.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}", "gmemd", "qmp.sock")
+    return os.path.join(environment.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}", "gmemd", "qmp.sock")
 
 
 # -- the command line

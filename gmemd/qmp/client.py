@@ -142,12 +142,18 @@ class Client:
             self._keep(*self._receive(deadline))
 
     def take_events(self) -> list[dict[str, Any]]:
-        """Return the events that are here without waiting, taking them; [] if none."""
+        """Return the events that are here without waiting, taking them; [] if none.
+
+        A lost connection is told of only when no event is left.
+        """
         try:
             while True:
                 self._keep(*self._receive(time.monotonic()))
         except TimeoutError:
             pass
+        except ConnectionError:
+            if not self.events:
+                raise
         taken, self.events = self.events, []
         return taken
 

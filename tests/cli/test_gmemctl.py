@@ -255,15 +255,14 @@ def test_exec_that_fails(gmemctl: Gmemctl, shared: Daemon, words: list[str], sta
 # -- connections and exit status
 
 
-def test_socket_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_socket_path() -> None:
     """--socket, then GMEMD_SOCKET, then root's place, then the user's own; unix: may stand before it."""
-    assert socket_path("/a", {"GMEMD_SOCKET": "/b"}) == "/a"
-    assert socket_path(None, {"GMEMD_SOCKET": "unix:/b"}) == "/b"
-    monkeypatch.setattr(os, "getuid", lambda: 0)
-    assert socket_path(None, {}) == SYSTEM_SOCKET
-    monkeypatch.setattr(os, "getuid", lambda: 7)
-    assert socket_path(None, {"XDG_RUNTIME_DIR": "/r"}) in ("/r/gmemd/qmp.sock", SYSTEM_SOCKET)
-    assert socket_path(None, {}) in ("/run/user/7/gmemd/qmp.sock", SYSTEM_SOCKET)
+    assert socket_path("/a", {"GMEMD_SOCKET": "/b"}, 7) == "/a"
+    assert socket_path(None, {"GMEMD_SOCKET": "unix:/b"}, 0) == "/b"
+    assert socket_path(None, {}, 0) == SYSTEM_SOCKET
+    if not os.path.exists(SYSTEM_SOCKET):
+        assert socket_path(None, {"XDG_RUNTIME_DIR": "/r"}, 7) == "/r/gmemd/qmp.sock"
+        assert socket_path(None, {}, 7) == "/run/user/7/gmemd/qmp.sock"
 
 
 def test_no_connection(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -292,6 +292,16 @@ def test_events_are_kept_in_order(peer: Peer) -> None:
         assert client.events == []
 
 
+def test_last_events_before_the_end(peer: Peer) -> None:
+    """What a server says last is heard, then that it has gone."""
+    with peer.connect() as client:
+        peer.lay(b'{"event": "SHUTDOWN"}\r\n')
+        peer.socket.shutdown(socket.SHUT_WR)
+        assert client.take_events() == [{"event": "SHUTDOWN"}]
+        with pytest.raises(ConnectionError):
+            client.take_events()
+
+
 def test_wait_event_times_out(peer: Peer) -> None:
     """An event that does not come in time raises TimeoutError; others stay."""
     with peer.connect() as client:
