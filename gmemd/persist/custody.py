@@ -161,6 +161,10 @@ class Custody:
         self._owe([name])
         self._owed_due = True
 
+    def retry(self) -> None:
+        """Let the next flush ask again for what is owed, though nothing else is to be done; call it now and then."""
+        self._owed_due = bool(self._owed or self._owed_rows)
+
     def _note(self, operation: Operation) -> Operation:
         self._pending.note(operation)
         return operation

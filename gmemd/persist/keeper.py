@@ -45,7 +45,6 @@ RIGHTS_MAX = 253  # fds a message, the kernel's SCM_MAX_FD
 RESTART_DELAY = 0.1  # seconds, RestartSec= of the shipped unit; doubled at each start that fails
 RESTART_DELAY_MAX = 5.0  # seconds
 STEADY = 1.0  # seconds; a daemon that served this long is started again at once
-ABORT_TIMEOUT = 5.0  # seconds from the watchdog's SIGABRT to SIGKILL
 
 _ANCILLARY = socket.CMSG_SPACE(RIGHTS_MAX * 4) + socket.CMSG_SPACE(12)
 _RECEIVE_FLAGS = int(socket.MSG_CMSG_CLOEXEC)
@@ -68,6 +67,7 @@ class Options:
     restart_delay: float = RESTART_DELAY  # seconds
     start_timeout: float = 90.0  # seconds to READY=1
     stop_timeout: float = 10.0  # seconds from SIGTERM to SIGKILL
+    abort_timeout: float = 5.0  # seconds from the watchdog's SIGABRT to SIGKILL
 
 
 class Keeper:
@@ -86,7 +86,7 @@ class Keeper:
             self.close()
             raise
         self.pid = 0  # of the daemon, 0: none runs
-        self._ready = self._ever_ready = False
+        self.was_ready = self._ever_ready = False
         self._started = 0.0  # monotonic seconds
         self._failures = 0  # starts in a row that did not get ready
         self._ending = False
@@ -151,7 +151,7 @@ class Keeper:
 
     # -- the daemon's life -----------------------------------------------------------------------------------
     def _start(self) -> None:
-        self._ready = False
+        self.was_ready = False
         self._started = monotonic()
         self._watchdog = self._options.watchdog
         self._due = {"start": self._started + self._options.start_timeout}
@@ -184,13 +184,13 @@ class Keeper:
             self._log(f"the daemon ended with status {status} before it was ready")
             self._ending, self._status = True, status
             return
-        delay = self._delay(lived)
+        delay = self.delay(lived)
         self._log(f"the daemon {_said(status)}, {len(self.kept)} fds held, next start in {delay:g} s")
         self._due = {"restart": monotonic() + delay}
 
-    def _delay(self, lived: float) -> float:
+    def delay(self, lived: float) -> float:
         """Seconds until the next start: at once after steady service, ever later after failures."""
-        if self._ready:
+        if self.was_ready:
             self._failures = 0
             return 0.0 if lived >= STEADY else self._options.restart_delay
         self._failures += 1
@@ -251,7 +251,7 @@ class Keeper:
     def _abort(self, why: str) -> None:
         self._log(f"{why}: the daemon is aborted")
         self._kill(signal.SIGABRT)
-        self._due = {"kill": monotonic() + ABORT_TIMEOUT}
+        self._due = {"kill": monotonic() + self._options.abort_timeout}
 
     # -- messages --------------------------------------------------------------------------------------------
     def receive(self) -> None:
@@ -308,7 +308,7 @@ class Keeper:
         elif fields.get(b"FDSTOREREMOVE") == b"1":
             self.kept.drop(valid_name(fields.get(b"FDNAME", b"stored")))
         if fields.get(b"READY") == b"1":
-            self._ready = self._ever_ready = True
+            self.was_ready = self._ever_ready = True
             self._due.pop("start", None)
             self._feed()
         if b"WATCHDOG" in fields or b"WATCHDOG_USEC" in fields:
@@ -324,7 +324,7 @@ class Keeper:
                 self._log(f"the store is full with {self.kept.limit} fds, '{name}' is not kept")
 
     def _feed(self) -> None:
-        if self._watchdog and self._ready and not self._ending and "kill" not in self._due:
+        if self._watchdog and self.was_ready and not self._ending and "kill" not in self._due:
             self._due["watchdog"] = monotonic() + self._watchdog
 
     def _watchdog_message(self, fields: dict[bytes, bytes]) -> None:
@@ -392,6 +392,7 @@ _OPTIONS: dict[str, Callable[[str], object]] = {
     "--restart-delay": float,
     "--start-timeout": float,
     "--stop-timeout": float,
+    "--abort-timeout": float,
 }
 
 

@@ -80,6 +80,7 @@ class CustodyModel(RuleBasedStateMachine):
     # -- how it ends
     @rule()
     def flush(self) -> None:
+        self.world.custody.retry()
         self.world.flush()
         self.promise()
         assert len(self.world.manager.names()) == len(self.kept)
