@@ -209,6 +209,9 @@ class _Check:
             self._condition(member, label)
             self._features(member, label)
             self._type(member["type"], label)
+            if "qom" in member:
+                self._object_value(member["qom"], f"'qom' of {label}")
+                self._keys(member["qom"], (), ("type", "description"), f"'qom' of {label}")
 
     # -- the kinds
 
@@ -265,6 +268,7 @@ class _Check:
             self._keys(branch, ("type",), optional, label)
             self._condition(branch, label)
             self._type(branch["type"], label, array=array)
+            self._object_value(branch.get("defaults", {}), f"'defaults' of {label}")
 
     def _arguments(self) -> None:
         data = self._value.get("data")
