@@ -169,17 +169,33 @@ def make_parser() -> argparse.ArgumentParser:
         description="Drive gmemd, or any QMP server.",
         epilog="Exit status: 0 done, 1 refused, 2 wrong command line, 3 no connection, 4 no answer in time.",
         allow_abbrev=False,
+        formatter_class=_formatter,
     )
     _add_common(parser, output="table", socket=None, timeout=None, wait=0.0)
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS, formatter_class=_formatter)
     _add_common(common, **dict.fromkeys(("output", "socket", "timeout", "wait"), argparse.SUPPRESS))
-    # prog given: argparse would import the help formatter to make it
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="gmemctl")
     for name, help_text, arguments in _VERBS:
-        sub = verbs.add_parser(name, help=help_text, description=help_text, parents=[common], allow_abbrev=False)
+        sub = verbs.add_parser(
+            name,
+            help=help_text,
+            description=help_text,
+            parents=[common],
+            allow_abbrev=False,
+            formatter_class=_formatter,
+        )
         for flags, settings in arguments:
             sub.add_argument(*flags, **settings)
     return parser
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """With a width given, argparse need not import shutil, which it does for every argument, help or not."""
+    try:
+        width = os.get_terminal_size().columns - 2
+    except OSError:
+        width = 78
+    return argparse.HelpFormatter(prog, width=max(width, 40))
 
 
 def _add_common(parser: argparse.ArgumentParser, **defaults: Any) -> None:

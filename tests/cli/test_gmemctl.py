@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,18 +160,22 @@ EVENTS = f'{{{STAMP}, "event": "OTHER"}}\r\n{{{STAMP}, "event": "E", "data": {{"
 def speaker(path: Path, text: str) -> Iterator[str]:
     """A server that negotiates, says the text, and then only listens; yields its path."""
     greeting = '{"QMP": {"version": {}, "capabilities": []}}\r\n{"return": {}, "id": 1}\r\n'
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-        child = os.fork()
-        if child == 0:
-            connection, _ = listener.accept()
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
             connection.sendall((greeting + text).encode())
             while connection.recv(1000):
                 pass
-            os._exit(0)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(30)
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
         yield str(path)
-    assert os.waitpid(child, 0)[1] == 0
+        thread.join()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""docs/gmemctl.md says what is so: its shell blocks run, its verbs are all there are."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gmemd.cli.gmemctl import VERBS
+from tests.daemon import Daemon
+from tests.programs import ROOT
+
+PAGE = (ROOT / "docs" / "gmemctl.md").read_text()
+
+
+@pytest.mark.slow
+def test_blocks_run(tmp_path: Path) -> None:
+    """Every line of the page's shell blocks succeeds, in the order of the page."""
+    program = tmp_path / "gmemctl"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m gmemd.cli.gmemctl "$@"\n')
+    program.chmod(0o755)
+    script = "set -e\n" + "\n".join(re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+    with Daemon(kernel="simulated") as daemon:
+        environment = {
+            **os.environ,
+            "GMEMD_SOCKET": str(daemon.sock),
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+        }
+        done = subprocess.run(
+            ["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=100, check=False
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "hello" in done.stdout
+    assert "hint" not in done.stderr
+
+
+@pytest.mark.usefixtures("client")
+def test_python_block_runs(shared: Daemon, capfd: pytest.CaptureFixture[str]) -> None:
+    """The page's Python program makes an object and gets its descriptor."""
+    [program] = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    found: dict[str, int] = {}
+    exec(program.replace("/run/gmemd/qmp.sock", str(shared.sock)), found)
+    assert capfd.readouterr().out == f"{64 << 20} {os.fstat(found['fd']).st_ino}\n"
+    os.close(found["fd"])
+
+
+def test_every_verb_is_described() -> None:
+    """The table of verbs is complete."""
+    assert re.findall(r"^\| `([a-z-]+)[^|]*\| ", PAGE.partition("## Which")[0], re.MULTILINE) == sorted(
+        VERBS, key=lambda verb: PAGE.index(f"| `{verb}")
+    )
