@@ -18,6 +18,7 @@ from .sizes import parse_range, parse_size, parse_uint
 from .validate import Schema
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
+_STRAY_NUL = re.compile(r"stray ''$")
 _ON: Final = ("on", "yes", "true", "y")
 _OFF: Final = ("off", "no", "false", "n")
 
@@ -80,16 +81,19 @@ def _value(rest: str) -> tuple[str, str]:
 
 
 def _parse_json(spec: str) -> dict[str, Any]:
+    """Read one JSON object as QEMU 11.1 reads a string: it ends where the text ends, with a NUL."""
     from gmemd.qmp.stream import NEED_DATA, Stream
 
     stream = Stream()
-    stream.feed(spec.encode("utf-8", "surrogateescape") + b"\n")
+    stream.feed(spec.encode("utf-8", "surrogateescape"))
     value = stream.next()
-    if isinstance(value, QmpError):
-        raise value
     if value is NEED_DATA:
-        raise QmpError("JSON parse error, premature EOI")
-    if stream.next() is not NEED_DATA:
+        stream.feed(b"\0")
+        value = stream.next()
+    if isinstance(value, QmpError):
+        raise QmpError(_STRAY_NUL.sub("premature end of input", value.desc))
+    stream.feed(b"\n{}")
+    if stream.next() != {} or stream.next() is not NEED_DATA:
         raise QmpError("Expecting at most one JSON value")
     properties: dict[str, Any] = value
     return properties
