@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ async def test_qemu_qmp_library(daemon: Daemon) -> None:
             await client.execute("quit")
             assert (await events.get())["data"] == {"guest": False, "reason": "host-qmp-quit"}
     finally:
-        await client.disconnect()
+        with suppress(EOFError):  # the daemon has gone first
+            await client.disconnect()
     assert daemon.wait() == 0
 
 
