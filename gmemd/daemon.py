@@ -201,16 +201,19 @@ class Daemon:
         if error is not None:  # what was noted meanwhile is undone with it
             waiting += self._unsettled
             self._unsettled = []
-        by_operation = {change.operation: change for changes, _ in waiting for change in changes}
         if error is not None:
             log.error("not kept", desc=error.desc, undone=len(error.undone))
+            by_operation = {operation: change for changes, _ in waiting for change in changes
+                            for operation in change.operations}
             for operation in error.undone:
-                change = by_operation.pop(operation)
-                change.error = error
-                change.undo()
-        for change in by_operation.values():
-            if change.done is not None:
-                change.done()
+                change = by_operation[operation]
+                if change.error is None:
+                    change.error = error
+                    change.undo()
+        for changes, _ in waiting:
+            for change in changes:
+                if change.done is not None and change.error is None:
+                    change.done()
         for _, settled in waiting:
             settled()
         self._manager.status_changed()

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
 from gmemd.qmp.encode import encode
+from gmemd.ranges import RangeMap
 
 MAX_NODES = 128  # MAX_NODES of QEMU's include/sysemu/numa.h
 
@@ -53,6 +54,10 @@ class HostMemoryBackend:
         self.created = time.time()  # seconds since the epoch
         self.owner = (-1, -1)  # uid and pid of the creator
         self.handed_out = 0
+        self.visibility: RangeMap | None = None  # what is private and what shared; None: it is no guest_memfd
+        self.private_fd = -1  # a memfd with the private bytes that were preserved; -1: none
+        self.busy = ""  # what a worker is doing with the contents; "": nothing
+        self.private_record: Any = None  # what custody knows of private_fd
         self.record: Any = None  # what custody knows of it; None without custody
         self._memdev: bytes | None = None
 
@@ -122,11 +127,19 @@ class HostMemoryBackend:
             raise QmpError("qemu_prealloc_mem: preallocating memory failed: "
                            f"{os.strerror(exc.errno or 0)}") from exc
 
+    def check_idle(self) -> None:
+        """Refuse while a worker is at the contents."""
+        if self.busy:
+            raise QmpError(f"object '{self.id}' is busy: {self.busy}")
+
     def close(self) -> None:
         """Give the memory back, as far as this process holds it."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        if self.private_fd >= 0:
+            os.close(self.private_fd)
+            self.private_fd = -1
 
     # -- as a QOM object -------------------------------------------------------------------------
 

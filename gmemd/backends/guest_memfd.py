@@ -6,10 +6,14 @@ Both are a KVM guest_memfd of flags MMAP | INIT_SHARED: mapped like a memfd, ful
 from __future__ import annotations
 
 import os
+from typing import ClassVar
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.backends.sealed import new_memfd
 from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
+from gmemd.kernel.content import copy_in, copy_out
+from gmemd.ranges import PRIVATE, SHARED, RangeMap
 
 # include/uapi/linux/kvm.h
 GUEST_MEMFD_FLAG_MMAP = 1 << 0
@@ -31,16 +35,61 @@ def make_guest_memfd(backend: HostMemoryBackend, kernel: Kernel, flags: int = SH
     backend.kind = "guest-memfd"
     backend.guest_memfd_flags = flags
     backend.memory_size = backend.size
+    backend.visibility = RangeMap(backend.size, SHARED if flags & GUEST_MEMFD_FLAG_INIT_SHARED else PRIVATE)
     if backend.size > 1 << 40:
         backend.check_mappable(kernel)
 
 
 class GuestMemfdBackend(HostMemoryBackend):
-    """The dedicated type of the newer QEMU series; no properties of its own."""
+    """The dedicated type of the newer QEMU series, with the kernel's creation flags as properties."""
 
     qom_type = "memory-backend-guest-memfd"
+    own_order = ("init-shared", "mmap")
+    fixed: ClassVar[dict[str, str]] = {
+        **HostMemoryBackend.fixed,
+        "init-shared": "cannot change property value",
+        "mmap": "cannot change property value",
+    }
 
     def allocate(self, kernel: Kernel) -> None:
         if not self.properties["share"]:
             raise QmpError("can't create guest_memfd backend with `share=off`")
-        make_guest_memfd(self, kernel)
+        if not self.properties["mmap"]:
+            make_guest_memfd(self, kernel, 0)
+            return
+        begins_shared = self.properties["init-shared"]
+        # Where only gmemd converts, the kernel must not stand in the way of what becomes shared later.
+        make_guest_memfd(self, kernel, SHARED_FLAGS if begins_shared or not kernel.conversion
+                         else GUEST_MEMFD_FLAG_MMAP)
+        if not begins_shared:
+            self.visibility = RangeMap(self.size, PRIVATE)
+
+
+def convert(backend: HostMemoryBackend, kernel: Kernel, offset: int, size: int, to: bool, *, preserve: bool) -> int:
+    """Make a checked range private or shared; the bytes that changed. OSError when the kernel refuses.
+
+    Follows the proposed KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd: content is zero afterwards unless preserved.
+    """
+    visibility = backend.visibility
+    assert visibility is not None
+    parts = [(start, length) for start, length, state in visibility.ranges(offset, size) if state != to]
+    if preserve and to is PRIVATE:
+        _keep_aside(backend, kernel, parts)
+    kernel.convert(backend.fd, offset, size, parts, private=to)
+    visibility.set(offset, size, to)
+    if to is SHARED and backend.private_fd >= 0:
+        for start, length in parts:
+            if preserve:
+                for found, count in kernel.resident_ranges(backend.private_fd, start, length):
+                    copy_in(backend.private_fd, backend.fd, found, count)
+            kernel.punch_hole(backend.private_fd, start, length)
+    return sum(length for _, length in parts)
+
+
+def _keep_aside(backend: HostMemoryBackend, kernel: Kernel, parts: list[tuple[int, int]]) -> None:
+    """Copy what exists of the parts into the store of private bytes."""
+    for start, length in parts:
+        for found, count in kernel.resident_ranges(backend.fd, start, length):
+            if backend.private_fd < 0:
+                backend.private_fd = new_memfd(kernel, f"{backend.id}[private]", backend.memory_size)
+            copy_out(backend.fd, backend.private_fd, found, count)

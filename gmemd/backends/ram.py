@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.backends.memfd import new_memfd
+from gmemd.backends.sealed import new_memfd
 from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.backends.memfd import MFD_CLOEXEC
+from gmemd.backends.sealed import MFD_CLOEXEC
 from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
 

@@ -15,6 +15,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gmemd.backends.base import HostMemoryBackend
@@ -24,6 +25,7 @@ from gmemd.objects import BACKENDS, Objects
 from gmemd.persist.record import Record
 from gmemd.qmp.encode import encode
 from gmemd.qmp.session import Session
+from gmemd.ranges import RangeMap
 from gmemd.schema.validate import Schema
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from gmemd.persist.batch import Operation
     from gmemd.persist.custody import Custody
     from gmemd.persist.restore import Restored
+
+
+PRIVATE_STORE = "private-store"  # the registry's type of such a memfd
 
 
 class WithFds:
@@ -44,17 +49,17 @@ class WithFds:
 
 
 class Change:
-    """A change made in memory that custody has been told of, by `operation`.
+    """A change made in memory that custody has been told of, by `operations`.
 
     `done` runs when it is durable, `undo` when it could not be made so; the reply waits for either.
     """
 
-    __slots__ = ("done", "error", "operation", "undo", "value")
+    __slots__ = ("done", "error", "operations", "undo", "value")
 
-    def __init__(self, value: Any, operation: Operation, *, undo: Callable[[], None],
+    def __init__(self, value: Any, *operations: Operation, undo: Callable[[], None],
                  done: Callable[[], None] | None = None) -> None:
         self.value = value
-        self.operation = operation
+        self.operations = operations
         self.undo = undo
         self.done = done
         self.error: QmpError | None = None  # set when it was undone
@@ -99,9 +104,15 @@ class Gmemd:
 
     def adopt_restored(self, restored: Restored) -> None:
         """Take over what a predecessor left."""
-        self.objects.restore([backend_of(record, fd, self.schema) for record, fd in restored.objects])
+        stores = {record.id: (record, fd) for record, fd in restored.objects if record.qom_type == PRIVATE_STORE}
+        for record, fd in restored.objects:
+            if record.qom_type != PRIVATE_STORE:
+                backend = backend_of(record, fd, self.schema)
+                backend.private_record, backend.private_fd = stores.pop(store_id(backend), (None, -1))
+                self.objects.restore([backend])
+        self.unclaimed += [(record.fd_name, fd) for record, fd in stores.values()]
         self.lost = {record.id: record for record in restored.lost}
-        self.unclaimed = restored.unclaimed
+        self.unclaimed += restored.unclaimed
         for object_id in self.lost:
             self.objects.block(object_id)
 
@@ -159,9 +170,30 @@ def record_of(backend: HostMemoryBackend, kernel: Kernel) -> Record:
     elif backend.properties.get("hugetlb"):
         kind = "hugetlb-memfd"
     return Record(backend.id, backend.qom_type, backend.properties, kind, backend.memory_size, kernel=kernel.name,
-                  owner_uid=uid, owner_pid=pid, created=int(backend.created),
-                  extra={"kind": backend.kind, "flags": backend.guest_memfd_flags, "offset": backend.offset,
-                         "handed-out": backend.handed_out})
+                  owner_uid=uid, owner_pid=pid, created=int(backend.created), extra=_extra(backend))
+
+
+def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
+    extra: dict[str, Any] = {"kind": backend.kind, "flags": backend.guest_memfd_flags, "offset": backend.offset}
+    if backend.visibility is not None:
+        extra["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
+    return extra
+
+
+def updated(backend: HostMemoryBackend) -> Record:
+    """The record of an object whose properties or visibility have changed."""
+    record: Record = replace(backend.record, arguments=dict(backend.properties), extra=_extra(backend))
+    return record
+
+
+def store_id(backend: HostMemoryBackend) -> str:
+    """The registry's id of the memfd that holds an object's preserved private bytes: no object can have it."""
+    return f"{backend.id}[private]"
+
+
+def store_record(backend: HostMemoryBackend) -> Record:
+    """What the registry is to know of that memfd."""
+    return Record(store_id(backend), PRIVATE_STORE, {}, "memfd", backend.memory_size)
 
 
 def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
@@ -174,7 +206,9 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
     backend.kind = record.extra["kind"]
     backend.guest_memfd_flags = record.extra["flags"]
     backend.offset = record.extra["offset"]
-    backend.handed_out = record.extra["handed-out"]
+    if "visibility" in record.extra:
+        initial, *changes = record.extra["visibility"]
+        backend.visibility = RangeMap(record.size, initial, changes)
     backend.owner = (record.owner_uid, record.owner_pid)
     backend.created = float(record.created)
     backend.record = record

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from types import CoroutineType, ModuleType
 from typing import Any
 
-from gmemd.commands import control, fds, memdev, qom
+from gmemd.commands import control, conversion, fds, memdev, qom
 from gmemd.commands.context import Caller, Change, Gmemd
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.qmp.session import Request, Session
 
-MODULES: tuple[ModuleType, ...] = (control, fds, memdev, qom)
+MODULES: tuple[ModuleType, ...] = (control, conversion, fds, memdev, qom)
 
 
 def functions() -> dict[str, Callable[[Gmemd, Caller, dict[str, Any]], Any]]:

@@ -67,14 +67,16 @@ def _added(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
 def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     custody = gmemd.custody
     if custody is None:
+        gmemd.objects.find(arguments["id"]).check_idle()
         gmemd.objects.remove(arguments["id"]).close()
         return {}
     if arguments["id"] in gmemd.lost:
         return _forget(gmemd, arguments["id"])
     backend = gmemd.objects.find(arguments["id"])
-    operation = custody.remove(backend.record)
+    backend.check_idle()
+    operations = [custody.remove(record) for record in (backend.record, backend.private_record) if record is not None]
     gmemd.objects.remove(backend.id)
-    return Change({}, operation, undo=lambda: gmemd.objects.restore([backend]), done=backend.close)
+    return Change({}, *operations, undo=lambda: gmemd.objects.restore([backend]), done=backend.close)
 
 
 def _forget(gmemd: Gmemd, object_id: str) -> Any:

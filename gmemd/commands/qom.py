@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from dataclasses import replace
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.commands.context import Caller, Change, Gmemd, in_thread
+from gmemd.commands.context import Caller, Change, Gmemd, in_thread, updated
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.objects import BACKENDS
 
@@ -167,7 +166,7 @@ def _set(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any
     backend.set(name, value)
     if gmemd.custody is None:
         return {}
-    backend.record = replace(backend.record, arguments=dict(backend.properties))
+    backend.record = updated(backend)
     return Change({}, gmemd.custody.update(backend.record), undo=lambda: backend.reset(name, before))
 
 

@@ -58,6 +58,14 @@ class HugePool:
     overcommit: int  # how many surplus pages the kernel may make in all; 0 for a node
 
 
+class PageInUse(OSError):
+    """EAGAIN of a conversion: somebody holds the page at `offset` (bytes); nothing was converted."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(errno.EAGAIN, f"page in use at {offset:#x}")
+        self.offset = offset
+
+
 class Kernel(Protocol):
     """What makes memory: real Linux with KVM, or the simulation. Chosen once, by `choose.choose_kernel`."""
 
@@ -111,6 +119,14 @@ class Kernel(Protocol):
         """Give the pages of a range back; it then reads as zeros. At and past the end nothing happens.
 
         EINVAL: unaligned, empty or negative. EFBIG: past 2^63. EPERM: sealed against writing.
+        """
+        ...
+
+    def convert(self, fd: int, offset: int, size: int, parts: Sequence[tuple[int, int]], *, private: bool) -> None:
+        """Make a checked range of a guest_memfd private or shared; `parts` are (offset, bytes) of what changes.
+
+        Where the kernel itself converts (`conversion`) it is asked; else the bytes only leave the view that
+        holders have. Either way the content of the parts is zero afterwards. PageInUse, or the kernel's errno.
         """
         ...
 

@@ -12,10 +12,11 @@ import fcntl
 import mmap
 import os
 import platform
-from struct import Struct
+from collections.abc import Sequence
+from struct import Struct, unpack_from
 
 from . import syscalls, uapi
-from .base import PAGE_SIZE, refuse
+from .base import PAGE_SIZE, PageInUse, refuse
 from .memory import OrdinaryMemory
 from .probe import attempt, outcome
 from .profiles import DEFAULT, PROFILES
@@ -23,6 +24,7 @@ from .profiles import DEFAULT, PROFILES
 SHARED = uapi.GUEST_MEMFD_FLAG_MMAP | uapi.GUEST_MEMFD_FLAG_INIT_SHARED  # what another process's VM can use
 
 _pack_create = Struct(uapi.KVM_CREATE_GUEST_MEMFD_FORMAT).pack
+_pack_convert = Struct("<16Q").pack  # offset, size, attributes, flags, error_offset (out), reserved[11]
 _U64 = 1 << 64
 
 
@@ -60,6 +62,17 @@ class LinuxKernel(OrdinaryMemory):
         fd: int = fcntl.ioctl(self.vm, uapi.KVM_CREATE_GUEST_MEMFD, request, True)
         os.set_inheritable(fd, False)  # the kernel never sets close-on-exec on a new guest_memfd
         return fd
+
+    def convert(self, fd: int, offset: int, size: int, parts: Sequence[tuple[int, int]], *, private: bool) -> None:
+        if not self.conversion:
+            super().convert(fd, offset, size, parts, private=private)
+            return
+        attributes = uapi.KVM_MEMORY_ATTRIBUTE_PRIVATE if private else 0
+        request = bytearray(_pack_convert(offset, size, attributes, *[0] * 13))
+        try:
+            fcntl.ioctl(fd, uapi.KVM_SET_MEMORY_ATTRIBUTES2, request, True)
+        except BlockingIOError:
+            raise PageInUse(unpack_from("<Q", request, 32)[0]) from None
 
     def probe(self) -> dict[str, int | str]:
         found: dict[str, int | str] = {}

@@ -41,6 +41,10 @@ class OrdinaryMemory:
         check_range(offset, size)
         syscalls.fallocate(fd, uapi.FALLOC_FL_KEEP_SIZE | uapi.FALLOC_FL_PUNCH_HOLE, offset, size)
 
+    def convert(self, fd: int, offset: int, size: int, parts: Sequence[tuple[int, int]], *, private: bool) -> None:
+        for start, length in parts:
+            self.punch_hole(fd, start, length)
+
     def populate(
         self,
         fd: int,

@@ -85,3 +85,4 @@ SYS_MEMPOLICY: Final = {  # machine: (mbind, set_mempolicy, get_mempolicy)
 }
 
 OFFSET_MAX: Final = (1 << 63) - 1  # of loff_t
+KVM_MEMORY_ATTRIBUTE_PRIVATE: Final = 1 << 3

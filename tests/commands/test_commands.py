@@ -52,7 +52,7 @@ def test_commands_without_arguments_answer(machine: Machine) -> None:
     """Each query that needs no arguments succeeds when called bare."""
     for entry in json.loads(machine.run("query-commands")):
         name = entry["name"]
-        if name.startswith("query-"):
+        if name.startswith("query-") and name != "query-memdev-ranges":
             machine.run(name)
 
 

@@ -1,0 +1,134 @@
+"""Commands on the contents of an object by range: visibility, conversion, discarding."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Coroutine
+from typing import Any
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.backends.guest_memfd import convert
+from gmemd.commands.context import Caller, Change, Gmemd, in_thread, store_record, updated
+from gmemd.errors import QmpError, os_errors
+from gmemd.kernel.base import PageInUse, check_inside
+from gmemd.ranges import PRIVATE, SHARED, RangeMap
+
+_AT_ONCE = 16 << 20  # bytes that may be preserved on the event loop
+
+
+def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    backend, _, size = _part(gmemd, arguments)
+    _visibility(backend)
+    if arguments["preserve"] and size > _AT_ONCE:
+        return _convert_in_thread(gmemd, backend, arguments)
+    undo = _undo(backend)
+    return _converted(gmemd, backend, arguments, _convert(gmemd, backend, arguments), undo)
+
+
+async def _convert_in_thread(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Any:
+    backend.busy = "a part of it is being converted"
+    undo = _undo(backend)
+    try:
+        converted = await in_thread(_convert, gmemd, backend, arguments)
+    finally:
+        backend.busy = ""
+    return _converted(gmemd, backend, arguments, converted, undo)
+
+
+def _convert(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> int:
+    offset, size = arguments["offset"], arguments["size"]
+    to = PRIVATE if arguments["to"] == "private" else SHARED
+    try:
+        return convert(backend, gmemd.kernel, offset, size, to, preserve=arguments["preserve"])
+    except PageInUse as exc:
+        raise QmpError(f"cannot convert '{backend.id}': {os.strerror(errno.EAGAIN)} "
+                       f"at offset {exc.offset:#x}") from exc
+    except OSError as exc:
+        raise QmpError(f"cannot convert '{backend.id}': {os.strerror(exc.errno or 0)}") from exc
+
+
+def _undo(backend: HostMemoryBackend) -> Any:
+    """What puts the map back as it is now; what is zero by then stays zero."""
+    ranges = _visibility(backend)
+    before = RangeMap(ranges.size, ranges.initial, ranges.dump())
+
+    def undo() -> None:
+        backend.visibility = before
+
+    return undo
+
+
+def _converted(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any], converted: int,
+               undo: Any) -> Any:
+    """Keep the new map, tell everybody, and answer."""
+    value = {"simulated": _simulated(gmemd), "converted": converted}
+    event = {name: arguments[name] for name in ("id", "offset", "size", "to")}
+    custody = gmemd.custody
+    if custody is None:
+        gmemd.emit("MEMDEV_CONVERTED", event)
+        return value
+    operations = []
+    if backend.private_fd >= 0 and backend.private_record is None:
+        custody.reserve()
+        backend.private_record = store_record(backend)
+        operations.append(custody.add(backend.private_record, backend.private_fd))
+    backend.record = updated(backend)
+    operations.append(custody.update(backend.record))
+    return Change(value, *operations, undo=undo, done=lambda: gmemd.emit("MEMDEV_CONVERTED", event))
+
+
+def query_memdev_ranges(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+    backend = gmemd.objects.find(arguments["id"])
+    visibility = _visibility(backend)
+    offset = min(arguments["offset"], visibility.size)
+    size = min(arguments.get("size", visibility.size), visibility.size - offset)
+    return {"simulated": _simulated(gmemd), "private": visibility.total(PRIVATE),
+            "ranges": [{"offset": start, "size": length, "visibility": "private" if state is PRIVATE else "shared"}
+                       for start, length, state in visibility.ranges(offset, size)]}
+
+
+def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    backend, offset, size = _part(gmemd, arguments)
+    if size > _AT_ONCE:
+        return _discard_in_thread(gmemd, backend, offset, size)
+    _discard(gmemd, backend, offset, size)
+    return {}
+
+
+def _discard_in_thread(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int) -> Coroutine[Any, Any, Any]:
+    async def work() -> dict[str, Any]:
+        backend.busy = "a part of it is being discarded"
+        try:
+            await in_thread(_discard, gmemd, backend, offset, size)
+        finally:
+            backend.busy = ""
+        return {}
+
+    return work()
+
+
+def _discard(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int) -> None:
+    with os_errors(f"cannot discard of '{backend.id}'"):
+        gmemd.kernel.punch_hole(backend.fd, backend.offset + offset, size)
+        if backend.private_fd >= 0:
+            gmemd.kernel.punch_hole(backend.private_fd, offset, size)
+
+
+def _part(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[HostMemoryBackend, int, int]:
+    """The object and the range that a command names, both fit to be worked on."""
+    backend, offset, size = gmemd.objects.find(arguments["id"]), arguments["offset"], arguments["size"]
+    backend.check_idle()
+    with os_errors(f"offset {offset:#x} and size {size:#x} are no range of pages of '{backend.id}'"):
+        check_inside(offset, size, backend.memory_size)
+    return backend, offset, size
+
+
+def _visibility(backend: HostMemoryBackend) -> RangeMap:
+    if backend.visibility is None:
+        raise QmpError(f"object '{backend.id}' is no guest_memfd")
+    return backend.visibility
+
+
+def _simulated(gmemd: Gmemd) -> bool:
+    return not (gmemd.kernel.conversion and gmemd.kernel.kvm_enabled)
