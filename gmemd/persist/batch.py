@@ -68,6 +68,7 @@ class Batch:
                     self.adds.append(operation)
                 rows[operation.record.id] = operation.row
         self.rows = list(rows.values())  # the last version of each object; to be written after the deletions
+        self.last_seq = self.adds[-1].record.seq if self.adds else 0  # they rise
         self.unsent = [operation for operation in reversed(self.adds) if operation.fd >= 0]
         self.sent: list[str] = []  # names whose FDSTORE is on its way
         self.removed = False  # the removes are committed

@@ -31,17 +31,16 @@ from __future__ import annotations
 
 import os
 import select
-import sqlite3
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Literal
 
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, os_errors
 from gmemd.persist.batch import Batch, Operation, Pending
-from gmemd.persist.fdstore import FdStore, Notifier, is_socket
+from gmemd.persist.fdstore import FdStore, Notifier, check_name, is_socket
 from gmemd.persist.record import Record, Row, row_of
-from gmemd.persist.registry import Registry, reason
+from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.restore import Identify, Restored, name_prefix, sequence, sort_out
 
 STORED_SOCKET = "s-"  # what the names of sockets in the store begin with
@@ -157,9 +156,23 @@ class Custody:
         return self._note(Operation("update", record, -1, row_of(record)))
 
     def discard(self, name: str) -> None:
-        """Remove an unclaimed fd from the store for good, with all others of this name."""
+        """Remove an unclaimed fd or a socket from the store for good, with all others of this name."""
         self._owe([name])
         self._owed_due = True
+
+    def keep_socket(self, name: str, fd: int) -> None:
+        """Keep a socket, too; it comes back among `sockets` under STORED_SOCKET + name. QmpError: no room.
+
+        Meant for start: it is not waited for, and the next flush's barrier confirms it. discard() ends it.
+        """
+        name = STORED_SOCKET + name
+        check_name(name)
+        if name in self._store:
+            return
+        self._store.check_room(name)
+        with os_errors("keeping a socket in the service manager's store"):
+            self._notifier.store(name, fd)
+        self._store.account(name)
 
     def retry(self) -> None:
         """Let the next flush ask again for what is owed, though nothing else is to be done; call it now and then."""
@@ -187,7 +200,7 @@ class Custody:
         try:
             yield from self._carry_out(batch)
             self.trouble = ""
-        except (OSError, sqlite3.Error) as exc:
+        except (OSError, NotWritten) as exc:
             self._fail(batch, exc)
         finally:
             self._flushing = False
@@ -231,9 +244,9 @@ class Custody:
             last_seq = self._registry.state.last_seq
             self._registry.apply(
                 put=rows,
-                delete=self._owed_rows.union(record.id for record in removes),
+                delete=self._owed_rows.union([record.id for record in removes]),
                 removing=self._owed.union(names),
-                last_seq=max([last_seq, *(op.record.seq for op in batch.adds)]) if rows else last_seq,
+                last_seq=max(last_seq, batch.last_seq) if rows else last_seq,
             )
             self._owed_rows.clear()
         batch.removed = True
@@ -280,10 +293,10 @@ class Custody:
             raise TimeoutError
 
     # -- undo ------------------------------------------------------------------------------------------------
-    def _fail(self, batch: Batch, exc: OSError | sqlite3.Error) -> None:
+    def _fail(self, batch: Batch, exc: OSError | NotWritten) -> None:
         """Take the batch back as far as it does not stand, and all noted after it; raises NotKept."""
         self.trouble = desc = self._describe(exc)
-        if isinstance(exc, sqlite3.Error) and self._registry.recover():
+        if isinstance(exc, NotWritten) and self._registry.recover():
             batch.removed, batch.committed = True, batch.writing or not batch.rows
             self._owe(self._registry.state.removing)
         later = self._pending.take()
@@ -304,7 +317,7 @@ class Custody:
         self._owed_rows.update(operation.record.id for operation in batch.adds)
         try:
             self._write(batch, [], [])
-        except sqlite3.Error as exc:
+        except NotWritten as exc:
             self.trouble = self._describe(exc)
             self._registry.recover()
 
@@ -313,9 +326,9 @@ class Custody:
             if operation.fd >= 0:
                 self._store.release(self._longest)
 
-    def _describe(self, exc: OSError | sqlite3.Error) -> str:
-        if isinstance(exc, sqlite3.Error):
-            return f"registry '{self._registry.path}' cannot be written: {reason(exc)}"
+    def _describe(self, exc: OSError | NotWritten) -> str:
+        if isinstance(exc, NotWritten):
+            return f"registry '{self._registry.path}' cannot be written: {exc}"
         if isinstance(exc, TimeoutError):
             return f"the service manager did not answer within {self._timeout:g} s"
         return f"the service manager cannot be reached: {os.strerror(exc.errno or 0)}"
@@ -357,8 +370,8 @@ class Custody:
         last = max((record.seq for record in records), default=0)
         try:
             self._registry.apply(put=[row_of(record) for record in records], last_seq=last)
-        except sqlite3.Error as exc:
-            self._registry.read_only = reason(exc)
+        except NotWritten as exc:
+            self._registry.read_only = str(exc)
 
     def _read_only_words(self) -> str:
         why, path = self._registry.read_only, self._registry.path

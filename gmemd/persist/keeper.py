@@ -42,6 +42,7 @@ FDSTORE_MAX = 1024  # as in the shipped unit
 MESSAGE_MAX = 4096  # bytes, as systemd's NOTIFY_BUFFER_MAX: a longer one is ignored with its fds
 RIGHTS_MAX = 253  # fds a message, the kernel's SCM_MAX_FD
 
+ROUND = 1000  # messages; a daemon gone mad must not keep us from our signals
 RESTART_DELAY = 0.1  # seconds, RestartSec= of the shipped unit; doubled at each start that fails
 RESTART_DELAY_MAX = 5.0  # seconds
 STEADY = 1.0  # seconds; a daemon that served this long is started again at once
@@ -157,10 +158,13 @@ class Keeper:
         self._due = {"start": self._started + self._options.start_timeout}
         fds = [(name, listener.fileno()) for name, listener in self._listeners] + self.kept.newest_first()
         environ = self.environ([name for name, _ in fds])
+        # a signal that comes between fork and exec must not be swallowed by our handler in the child
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         self.pid = os.fork()
         if self.pid == 0:
             signal.set_wakeup_fd(-1)
-            become(self._options.command, environ, [fd for _, fd in fds])
+            become(self._options.command, environ, [fd for _, fd in fds], set(map(int, mask)))
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def environ(self, names: list[str]) -> dict[str, str]:
         address = self._notify.getsockname()
@@ -215,7 +219,8 @@ class Keeper:
             if pid == 0:
                 return
             if pid == self.pid:
-                self.receive()
+                while self.receive():  # all its last words
+                    pass
                 self._ended(os.waitstatus_to_exitcode(status))
 
     def _end(self) -> None:
@@ -254,13 +259,13 @@ class Keeper:
         self._due = {"kill": monotonic() + self._options.abort_timeout}
 
     # -- messages --------------------------------------------------------------------------------------------
-    def receive(self) -> None:
-        """Work through all messages in the queue."""
-        while True:
+    def receive(self) -> bool:
+        """Work through the messages in the queue; True: there may be more."""
+        for _ in range(ROUND):
             try:
                 data, ancillary, flags, _ = self._notify.recvmsg(MESSAGE_MAX, _ANCILLARY, _RECEIVE_FLAGS)
             except BlockingIOError:
-                return
+                return False
             fds, pid = array("i"), 0
             for _, kind, value in ancillary:
                 if kind == _SCM_RIGHTS:
@@ -272,6 +277,7 @@ class Keeper:
                 self._message(data, fds)
             for fd in fds:
                 os.close(fd)
+        return True
 
     def _acceptable(self, pid: int, flags: int) -> bool:
         """Is a message whole and the daemon's?"""

@@ -62,13 +62,14 @@ def unlink(path: str) -> None:
         os.unlink(path)
 
 
-def become(command: list[str], environ: dict[str, str], fds: list[int]) -> NoReturn:
-    """In the child: turn into the daemon, with `fds` at 3, 4, ... and all else closed. Does not return."""
+def become(command: list[str], environ: dict[str, str], fds: list[int], mask: set[int]) -> NoReturn:
+    """In the child: turn into the daemon, with `fds` at 3, 4, ..., all else closed and this signal mask."""
     try:
         os.setsid()  # a terminal's ^C is for the keeper, which passes it on once
         for handled in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             with contextlib.suppress(OSError):
                 signal.signal(handled, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         environ["LISTEN_PID"] = str(os.getpid())
         if "WATCHDOG_USEC" in environ:
             environ["WATCHDOG_PID"] = environ["LISTEN_PID"]

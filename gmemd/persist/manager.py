@@ -1,6 +1,7 @@
 """The service manager as the daemon sees it: systemd, the keeper, or nobody.
 
-Everything it says comes by the environment and is taken from there once, so that no child inherits the claim.
+Everything it says comes by the environment and is taken from there once, so that no child inherits the
+claim.
 """
 
 from __future__ import annotations

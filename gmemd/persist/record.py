@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from zlib import crc32
 
+_to_json = json.JSONEncoder(check_circular=False).encode  # a third faster than json.dumps
+
 Row = tuple[Any, ...]  # of str and int; the last member is the checksum
+
+COLUMNS = (
+    "id, seq, qom_type, arguments, kind, size, kernel, owner_uid, owner_pid, created, origin, extra, "
+    "fd_name, file, checksum"
+)  # of table objects
 
 
 @dataclass(slots=True)
@@ -57,7 +64,7 @@ def row_of(record: Record) -> Row:
         record.id,
         record.seq,
         record.qom_type,
-        json.dumps(record.arguments),
+        _to_json(record.arguments),
         record.kind,
         str(record.size),
         record.kernel,
@@ -65,7 +72,7 @@ def row_of(record: Record) -> Row:
         record.owner_pid,
         record.created,
         record.origin,
-        json.dumps(record.extra) if record.extra else "{}",
+        _to_json(record.extra) if record.extra else "{}",
         record.fd_name,
         f"{record.st_dev} {record.st_ino} {record.st_size}",
     )
@@ -103,4 +110,4 @@ def state_of(row: Row | None) -> State:
 
 
 def _checksum(row: Row) -> int:
-    return crc32("\x1f".join(map(str, row)).encode())
+    return crc32(("%s\x1f" * len(row) % row).encode())

@@ -18,14 +18,15 @@ not changed.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import secrets
 import sqlite3
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 
 from gmemd.errors import QmpError
-from gmemd.persist.record import Damaged, Record, Row, State, record_of, state_of, state_row
+from gmemd.persist.reason import reason
+from gmemd.persist.record import COLUMNS, Damaged, Record, Row, State, record_of, state_of, state_row
+from gmemd.persist.salvage import move_aside, salvage
 
 Migration = Callable[[sqlite3.Connection], None]
 
@@ -34,6 +35,10 @@ APPLICATION_ID = 0x676D656D  # "gmem", in the header of the file
 
 class RegistryTooNew(QmpError):
     """A newer gmemd wrote this file."""
+
+
+class NotWritten(Exception):
+    """A transaction failed; str() says why, in the words of the errno."""
 
 
 def _create(db: sqlite3.Connection) -> None:
@@ -53,12 +58,8 @@ def _create(db: sqlite3.Connection) -> None:
 
 MIGRATIONS: tuple[Migration, ...] = (_create,)
 
-_COLUMNS = (
-    "id, seq, qom_type, arguments, kind, size, kernel, owner_uid, owner_pid, created, origin, extra, "
-    "fd_name, file, checksum"
-)
-_PUT = f"INSERT OR REPLACE INTO objects ({_COLUMNS}) VALUES ({', '.join('?' * 15)})"
-_GET = f"SELECT {_COLUMNS} FROM objects"
+_PUT = f"INSERT OR REPLACE INTO objects ({COLUMNS}) VALUES ({', '.join('?' * 15)})"
+_GET = f"SELECT {COLUMNS} FROM objects"
 _DELETE = "DELETE FROM objects WHERE id = ?"
 _PUT_STATE = (
     "UPDATE state SET version = ?, generation = ?, last_seq = ?, commits = ?, starts = ?, removing = ?, checksum = ?"
@@ -88,37 +89,37 @@ class Registry:
         self._migrations = migrations
         self._db: sqlite3.Connection | None = None
         self._tried: tuple[State, Row | None] | None = None
+        self._inode = 0  # of the open file
         try:
-            try:
-                self.state = self._open()
-            except Damaged as exc:
-                self._replace(str(exc))
-        except sqlite3.Error as exc:
-            raise QmpError(f"registry '{path}' cannot be read: {reason(exc)}") from exc
+            self.state = self._open()
+        except Damaged as exc:
+            self._replace(str(exc))
 
     def apply(
         self,
         *,
         put: Sequence[Row] = (),
         delete: Collection[str] = (),
-        removing: Collection[str] = (),
+        removing: Set[str] = frozenset(),
         last_seq: int,
     ) -> None:
-        """Write all of this in one transaction, or raise sqlite3.Error; then call recover().
+        """Write all of this in one transaction, or raise NotWritten; then call recover().
 
         The rows of adds say themselves how far last_seq has come; the state is written when something
         leaves.
         """
+        self._stay_in_place()
         if self._db is None or self.read_only:
-            raise sqlite3.OperationalError(self.read_only or "it is closed")
+            raise NotWritten(self.read_only or "it is closed")
         db, old = self._db, self.state
-        if delete or not set(removing) <= set(old.removing):
-            state = old._replace(last_seq=last_seq, commits=old.commits + 1, removing=tuple(sorted(removing)))
+        version, generation, _, commits, starts, was_removing = old
+        if delete or not removing <= set(was_removing):
+            state = State(version, generation, last_seq, commits + 1, starts, tuple(sorted(removing)))
         else:
-            state = old._replace(last_seq=last_seq)
+            state = State(version, generation, last_seq, commits, starts, was_removing)
         self._tried = (state, put[0] if put else None)
-        db.execute("BEGIN IMMEDIATE")
         try:
+            db.execute("BEGIN IMMEDIATE")
             if delete:
                 db.executemany(_DELETE, [(id_,) for id_ in delete])
             if put:
@@ -126,9 +127,10 @@ class Registry:
             if state.commits != old.commits:
                 db.execute(_PUT_STATE, state_row(state))
             db.execute("COMMIT")
-        except BaseException:
+        except (sqlite3.Error, MemoryError) as exc:
+            words = reason(exc, db)
             _roll_back(db)
-            raise
+            raise NotWritten(words) from exc
         self.state = state
 
     def recover(self) -> bool:
@@ -137,6 +139,8 @@ class Registry:
         Where that is not possible `read_only` has the reason, and the transaction counts as not happened.
         """
         tried, self._tried = self._tried, None
+        if self._db is not None and not self._in_place():
+            return False  # the connection has the only copy
         if not self.reopen() or tried is None or self._db is None:
             return False
         state, row = tried
@@ -153,8 +157,6 @@ class Registry:
             state = self._open()
         except (Damaged, QmpError) as exc:
             self.read_only = str(exc)
-        except sqlite3.Error as exc:
-            self.read_only = reason(exc)
         else:
             if state.generation == generation:
                 self.state = state
@@ -168,6 +170,34 @@ class Registry:
             self._db.close()
             self._db = None
 
+    def _in_place(self) -> bool:
+        """Is the open file still the one at its path?"""
+        try:
+            return os.stat(self.path).st_ino == self._inode
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # the transaction will tell
+
+    def _stay_in_place(self) -> None:
+        """Put the file back, whole, where somebody has removed it under us: the next daemon looks for it there."""
+        if self._in_place() or self._db is None or self.read_only:
+            return
+        if os.path.exists(self.path):
+            raise NotWritten("another file is in its place")
+        rescued = f"{self.path}.rescued"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(rescued)
+            with contextlib.closing(_connect(rescued)) as target:
+                self._db.backup(target)
+            self.close()
+            os.rename(rescued, self.path)
+        except (sqlite3.Error, OSError) as exc:
+            why = reason(exc) if isinstance(exc, sqlite3.Error) else os.strerror(exc.errno or 0)
+            raise NotWritten(f"it was removed, and cannot be put back: {why}") from exc
+        self.reopen()
+
     # -- opening ---------------------------------------------------------------------------------------------
     def _open(self) -> State:
         """Lock, check, migrate and read."""
@@ -176,7 +206,7 @@ class Registry:
             self._db = db = _connect(self.path)
         except sqlite3.OperationalError as exc:
             if os.path.exists(self.path):
-                raise
+                raise QmpError(f"registry '{self.path}' cannot be read: {reason(exc)}") from exc
             self.read_only = reason(exc)  # there is none, and none can be made
             return State(len(self._migrations), secrets.token_hex(4), 0, 0, 0, ())
         try:
@@ -186,11 +216,16 @@ class Registry:
                 # all rows before the first is looked at: an open cursor would keep the lock
                 rows = db.execute(f"{_GET} ORDER BY seq, id").fetchall()
                 self.records = [record_of(row) for row in rows]
-        except sqlite3.DatabaseError as exc:
+            self._inode = os.stat(self.path).st_ino
+        except sqlite3.Error as exc:
+            words = reason(exc, db)
             self.close()
             if getattr(exc, "sqlite_errorname", _DAMAGE[0]).startswith(_DAMAGE):  # none: it is no UTF-8
-                raise Damaged(reason(exc)) from exc
-            raise
+                raise Damaged(words) from exc
+            raise QmpError(f"registry '{self.path}' cannot be read: {words}") from exc
+        except OSError as exc:
+            self.close()
+            raise QmpError(f"registry '{self.path}' cannot be read: {os.strerror(exc.errno or 0)}") from exc
         except BaseException:
             self.close()
             raise
@@ -208,7 +243,7 @@ class Registry:
                 raise QmpError(f"registry '{self.path}' is in use by another process") from exc
             if not exc.sqlite_errorname.startswith(_NOT_WRITABLE):
                 raise
-            self.read_only = reason(exc)
+            self.read_only = reason(exc, db)
 
     def _check(self, db: sqlite3.Connection) -> State:
         """The state of a sound file; version 0: it is empty. Raises Damaged or RegistryTooNew."""
@@ -245,13 +280,14 @@ class Registry:
                 db.execute(f"PRAGMA user_version = {new.version}")
             db.execute("COMMIT")
         except sqlite3.OperationalError as exc:
+            words = reason(exc, db)
             _roll_back(db)
             if old.version not in (0, new.version):
                 raise QmpError(
                     f"registry '{self.path}' cannot be brought from schema version {old.version} "
-                    f"to {new.version}: {reason(exc)}"
+                    f"to {new.version}: {words}"
                 ) from exc
-            self.read_only = reason(exc)  # the disk is full, say: what is there can still be read
+            self.read_only = words  # the disk is full, say: what is there can still be read
             return old
         return new
 
@@ -260,44 +296,13 @@ class Registry:
         self.close()
         sound = salvage(self.path)
         try:
-            aside = _move_aside(self.path)
+            aside = move_aside(self.path)
         except OSError as exc:
             why = os.strerror(exc.errno or 0)
             raise QmpError(f"registry '{self.path}' is damaged ({damage}) and cannot be moved aside: {why}") from exc
         self.damage = f"registry '{self.path}' is damaged ({damage}), moved to '{aside}'"
         self.state = self._open()
         self.records = sound
-
-
-def salvage(path: str) -> list[Record]:
-    """All rows of a damaged file that carry a right checksum, oldest first."""
-    found: dict[str, Record] = {}
-    # until nothing more can be read
-    with (
-        contextlib.suppress(sqlite3.Error),
-        contextlib.closing(_connect(path)) as db,
-        contextlib.closing(db.execute(_GET)) as cursor,
-    ):
-        while (row := cursor.fetchone()) is not None:
-            with contextlib.suppress(Damaged):
-                found[row[0]] = record_of(row)
-    return sorted(found.values(), key=lambda record: record.seq)
-
-
-def reason(exc: sqlite3.Error) -> str:
-    """The meaning of the errno behind an SQLite error, as near as SQLite tells it."""
-    name = getattr(exc, "sqlite_errorname", "")
-    for prefix, number in (
-        ("SQLITE_FULL", errno.ENOSPC),
-        ("SQLITE_IOERR_NOMEM", errno.ENOMEM),
-        ("SQLITE_NOMEM", errno.ENOMEM),
-        ("SQLITE_IOERR", errno.EIO),
-        ("SQLITE_READONLY", errno.EROFS),
-        ("SQLITE_PERM", errno.EACCES),
-    ):
-        if name.startswith(prefix):
-            return f"{os.strerror(number)} ({name})"
-    return f"{exc} ({name})" if name else str(exc)
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -318,13 +323,3 @@ def _repeated_version(db: sqlite3.Connection) -> int | None:
     except sqlite3.OperationalError:
         return None
     return row[0] if row else None
-
-
-def _move_aside(path: str) -> str:
-    """Rename the file and its journal; the tenth copy is overwritten by later ones."""
-    number = next((n for n in range(1, 10) if not os.path.exists(f"{path}.damaged-{n}")), 10)
-    aside = f"{path}.damaged-{number}"
-    for suffix in ("-journal", ""):
-        if os.path.exists(path + suffix):
-            os.replace(path + suffix, aside + suffix)
-    return aside

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,6 +15,8 @@ import pytest
 from gmemd.errors import QmpError
 from gmemd.persist.batch import Operation
 from gmemd.persist.custody import NotKept
+from gmemd.persist.registry import NotWritten
+from tests.persist.manager import StandIn
 from tests.persist.world import World, full_disk, rows
 
 
@@ -91,6 +94,36 @@ class TestKept:
             world.restart()
         assert len(operation.record.fd_name) < 30
         assert operation.record.fd_name.endswith("-3")
+
+
+class TestSockets:
+    def test_kept_and_handed_back(self, world: World) -> None:
+        """Beside the sockets of activation, which take no room in the store."""
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as activation:
+            world.custody.keep_socket("qmp", listener.fileno())
+            world.custody.keep_socket("qmp", listener.fileno())
+            world.add("a")
+            world.flush()
+            world.crash()
+            handed = [("gmemd.socket", os.dup(activation.fileno()))]
+            world.manager.hand_down = lambda: handed + StandIn.hand_down(world.manager)
+            world.start()
+            assert [name for name, _ in world.restored.sockets] == ["gmemd.socket", "s-qmp"]
+            assert ids(world) == ["a"]
+            assert len(world.custody._store) == 2
+            world.custody.keep_socket("qmp", world.restored.sockets[1][1])
+            world.custody.discard("s-qmp")
+            world.flush()
+            assert len(world.manager.names()) == 1
+            for _, fd in world.restored.sockets:
+                os.close(fd)
+
+    def test_no_room(self, no_fd_is_left: None, tmp_path: Path) -> None:
+        world = World(tmp_path / "small", 0)
+        world.start()
+        with socket.socket(socket.AF_UNIX) as listener, pytest.raises(QmpError, match="at most 0"):
+            world.custody.keep_socket("qmp", listener.fileno())
+        world.close()
 
 
 class TestBatch:
@@ -290,7 +323,7 @@ class TestFailures:
             ("before FDSTORE=1", OSError(errno.ENOBUFS, ""), "cannot be reached: No buffer space available"),
             ("after FDSTORE=1", OSError(errno.ETOOMANYREFS, ""), "Too many references"),
             ("before BARRIER=1", OSError(errno.EMFILE, ""), "Too many open files"),
-            ("before transaction", sqlite3.OperationalError("full"), "registry '.*' cannot be written: full"),
+            ("before transaction", NotWritten("full"), "registry '.*' cannot be written: full"),
         ],
     )
     def test_before_the_commit(self, world: World, step: str, exc: Exception, words: str) -> None:
@@ -312,7 +345,7 @@ class TestFailures:
         world.flush()
         world.custody.remove(old.record)
         new = world.add("a")
-        self.raise_at(world, "after transaction", sqlite3.OperationalError("disk I/O error"))
+        self.raise_at(world, "after transaction", NotWritten("disk I/O error"))
         assert self.fails(world, "disk I/O error") == [new]
         self.assert_as_before(world, [])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sqlite3
 import tempfile
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +18,7 @@ from gmemd.errors import QmpError
 from gmemd.persist.batch import Operation
 from gmemd.persist.custody import NotKept
 from gmemd.persist.record import Record
+from gmemd.persist.registry import NotWritten
 from tests.persist.world import World
 
 IDS = st.sampled_from("abcde")
@@ -94,7 +94,7 @@ class CustodyModel(RuleBasedStateMachine):
             wanted = "transaction" in step if kind == "sqlite" else step.startswith("before ") and "=" in step
             left[0] -= wanted
             if wanted and left[0] == -1:
-                raise sqlite3.OperationalError("full") if kind == "sqlite" else OSError(errno.ENOBUFS, "")
+                raise NotWritten("full") if kind == "sqlite" else OSError(errno.ENOBUFS, "")
 
         if kind != "no answer":
             self.world.hook = fail

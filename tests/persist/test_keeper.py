@@ -168,9 +168,12 @@ class TestRestart:
         """The socket is the keeper's: a connection made meanwhile is served by the next daemon."""
         kept = start()
         pid = kept.ready()
-        os.kill(pid, signal.SIGSTOP)
+        kept("info")  # the toy serves one client at a time, and that is this one
+        first, kept.connection = kept.connection, None
         kept.send("info")
         os.kill(pid, signal.SIGKILL)
+        assert first is not None
+        first.close()
         assert kept.connection is not None
         assert b'"pid"' in kept.connection.recv(4096)
 

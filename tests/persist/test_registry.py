@@ -18,7 +18,7 @@ import pytest
 
 from gmemd.errors import QmpError
 from gmemd.persist.record import Record, record_of, row_of
-from gmemd.persist.registry import MIGRATIONS, Registry, RegistryTooNew
+from gmemd.persist.registry import MIGRATIONS, NotWritten, Registry, RegistryTooNew
 
 ARGUMENTS = {"qom-type": "memory-backend-memfd", "size": 2**64 - 1, "share": True, "x": [1.5, None, "é\ud800\0"]}
 
@@ -66,7 +66,7 @@ def test_kept_over_a_restart(tmp_path: Path) -> None:
     with closing(Registry(str(path))) as registry:
         registry.apply(put=[row_of(record(n)) for n in (10, 9, 2)], last_seq=10)
         registry.apply(put=[row_of(replace(record(9), extra={"more": 1}))], last_seq=10)
-        registry.apply(delete=["ram10"], removing=["m-x-10"], last_seq=10)
+        registry.apply(delete=["ram10"], removing={"m-x-10"}, last_seq=10)
         generation = registry.state.generation
     with closing(Registry(str(path))) as registry:
         assert registry.records == [record(2), replace(record(9), extra={"more": 1})]
@@ -259,7 +259,7 @@ class TestNotWritable:
     def test_no_directory(self, tmp_path: Path) -> None:
         with closing(Registry(str(tmp_path / "none" / "r"))) as registry:
             assert "unable to open" in registry.read_only
-            with pytest.raises(sqlite3.OperationalError, match="unable to open"):
+            with pytest.raises(NotWritten, match="unable to open"):
                 registry.apply(put=[row_of(record())], last_seq=1)
 
     def test_full_disk_at_start(self, tmp_path: Path) -> None:
@@ -279,13 +279,24 @@ class TestNotWritable:
         fill(tmp_path / "r")
         with closing(Registry(str(tmp_path / "r"))) as registry:
             with full_disk():
-                with pytest.raises(sqlite3.OperationalError):
-                    registry.apply(delete=["ram1"], removing=["m-x-1"], last_seq=3)
+                with pytest.raises(NotWritten, match=r"File too large \(SQLITE_IOERR_WRITE\)"):
+                    registry.apply(delete=["ram1"], removing={"m-x-1"}, last_seq=3)
                 assert not registry.recover()
                 assert registry.read_only
             assert registry.reopen()
             assert registry.state.removing == ()
-            registry.apply(delete=["ram1"], removing=["m-x-1"], last_seq=3)
+            registry.apply(delete=["ram1"], removing={"m-x-1"}, last_seq=3)
+
+    def test_no_space(self, tmp_path: Path) -> None:
+        """ENOSPC in its own words, and the next transaction fits."""
+        fill(tmp_path / "r")
+        with closing(Registry(str(tmp_path / "r"))) as registry:
+            assert registry._db is not None
+            registry._db.execute("PRAGMA max_page_count = 3")
+            with pytest.raises(NotWritten, match=r"No space left on device \(SQLITE_FULL\)"):
+                registry.apply(put=[row_of(record(n)) for n in range(50)], last_seq=50)
+            assert not registry.recover()
+            registry.apply(put=[row_of(record(n)) for n in range(50)], last_seq=50)
 
     def test_recover_tells_what_happened(self, tmp_path: Path) -> None:
         """An error after the commit hides a success."""
@@ -293,12 +304,52 @@ class TestNotWritable:
         with closing(Registry(path)) as registry:
             registry.apply(put=[row_of(record(1))], last_seq=1)
             assert registry.recover()
-            registry.apply(delete=["ram1"], removing=["m-x-1"], last_seq=1)
+            registry.apply(delete=["ram1"], removing={"m-x-1"}, last_seq=1)
             assert registry.recover()
             registry.state = registry.state._replace(commits=7)
-            with pytest.raises(sqlite3.Error):
+            with pytest.raises(NotWritten):
                 registry.apply(put=[(1,)], delete=["ram1"], last_seq=2)
             assert not registry.recover()
+
+    def test_removed_under_us(self, tmp_path: Path) -> None:
+        """The file is put back, whole, before the next transaction."""
+        path = tmp_path / "r"
+        fill(path)
+        with closing(Registry(str(path))) as registry:
+            generation = registry.state.generation
+            path.unlink()
+            registry.apply(put=[row_of(record(4))], last_seq=4)
+            assert registry.state.generation == generation
+        with closing(Registry(str(path))) as registry:
+            assert (registry.state.generation, len(registry.records)) == (generation, 4)
+
+    def test_removed_with_its_directory(self, tmp_path: Path) -> None:
+        """Nothing is written while it cannot be put back; nothing is forgotten either."""
+        directory = tmp_path / "run"
+        directory.mkdir()
+        fill(directory / "r")
+        with closing(Registry(str(directory / "r"))) as registry:
+            shutil.rmtree(directory)
+            for _ in range(2):
+                with pytest.raises(NotWritten, match="it was removed, and cannot be put back: unable to open"):
+                    registry.apply(put=[row_of(record(4))], last_seq=4)
+                assert not registry.recover()
+            directory.mkdir()
+            registry.apply(put=[row_of(record(5))], last_seq=5)
+        with closing(Registry(str(directory / "r"))) as registry:
+            assert [record.seq for record in registry.records] == [1, 2, 3, 5]
+
+    def test_replaced_under_us(self, tmp_path: Path) -> None:
+        """Somebody else's file is left alone."""
+        path = tmp_path / "r"
+        fill(path)
+        fill(tmp_path / "other", 1)
+        with closing(Registry(str(path))) as registry:
+            os.replace(tmp_path / "other", path)
+            with pytest.raises(NotWritten, match="another file is in its place"):
+                registry.apply(put=[row_of(record(4))], last_seq=4)
+        with closing(Registry(str(path))) as registry:
+            assert len(registry.records) == 1
 
     def test_another_file_in_its_place_is_not_taken_for_it(self, tmp_path: Path) -> None:
         path = str(tmp_path / "r")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from gmemd.persist.batch import Operation
 from gmemd.persist.custody import Custody, Flush, Wait, wait_for
 from gmemd.persist.fdstore import FdStore, Notifier
 from gmemd.persist.record import Record, Row
-from gmemd.persist.registry import Registry
+from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.restore import Restored
 from tests.persist.manager import StandIn
 
@@ -36,7 +35,7 @@ class WatchedNotifier(Notifier):
 
 
 class WatchedRegistry(Registry):
-    """Calls the hook before and after each transaction; the hook may raise what SQLite could."""
+    """Calls the hook before and after each transaction; the hook may raise NotWritten."""
 
     hook: Hook = staticmethod(ignore)
 
@@ -136,7 +135,7 @@ class World:
 def full_disk(step: str) -> None:
     """A hook: no transaction can be written."""
     if step == "before transaction":
-        raise sqlite3.OperationalError("database or disk is full")
+        raise NotWritten("database or disk is full")
 
 
 def rows(registry: Registry) -> list[Row]:
