@@ -41,7 +41,7 @@ class Lexer:
         self._waiting: list[bytes] = []  # chunks not yet begun
         self._state = _START
         self._parts: list[bytes] = []  # what earlier chunks held of the token being read
-        self._parts_size = 0  # bytes
+        self._cut = 0  # index of the byte that would be one too many for the token
         self._start = 0  # index of the token's first byte; negative if in an earlier chunk
         self._start_seen = False  # that byte had already been looked at
         self._seen = False  # the byte at `at` has already been looked at
@@ -60,10 +60,10 @@ class Lexer:
         used = len(self.data)
         if not self._state.is_between:
             self._parts.append(self.data[max(self._start, 0) :])
-            self._parts_size += len(self._parts[-1])
         self._count_lines(used)
         self._line_start -= used
         self._start -= used
+        self._cut -= used
         self._counted = self.at = self.trial_from = 0
         self.data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
         self._waiting.clear()
@@ -87,27 +87,31 @@ class Lexer:
 
     def next_token(self) -> int:
         """Return the kind of the next token, whose bytes are then in `token`, or NO_TOKEN."""
+        data, at, state = self.data, self.at, self._state
         while True:
-            state = self._state
-            at = state.take_run(self.data, self.at).end()
-            if state.is_between:
-                self._start = at
-                self._seen = self._start_seen = self._seen and at == self.at
-            elif (excess := self._parts_size + at - max(self._start, 0) - TOKEN_SIZE_LIMIT) > 0:
-                return self._finish(OVERLONG, at - excess + 1)
-            self.at = at
-            if at == len(self.data):
+            if at >= self._cut and not state.is_between:
+                return self._finish(OVERLONG, self._cut)
+            if at == len(data):
+                self.at, self._state = at, state
                 if not self.load():
                     return NO_TOKEN
+                data, at = self.data, 0
                 continue
-            to = state.table[self.data[at]]
+            to = state.table[data[at]]
+            if to is state:
+                at = state.take_run(data, at).end()
+                if state is _START:
+                    self._seen = False
+                continue
+            if state is _START:
+                self._start, self._start_seen, self._cut = at, self._seen, at + TOKEN_SIZE_LIMIT + 1
             if isinstance(to, int):
                 return self._finish(to, at if to <= WORD else at + 1)
-            self._state = to
-            if to is _START:  # the end of a recovery: this byte is read afresh
-                self._seen = True
+            if state is _RECOVERY:
+                self._seen = True  # this byte is read afresh
             else:
-                self.at = at + 1
+                at += 1
+            state = to
 
     def position(self) -> tuple[int, int]:
         """Return line and column of the last token's first byte, as QEMU 11.1 reports them."""
@@ -120,7 +124,6 @@ class Lexer:
         if self._parts:
             self.token = b"".join(self._parts) + self.token
             self._parts.clear()
-            self._parts_size = 0
         self._state = _RECOVERY if kind == STRAY else _START
         self._seen = kind <= WORD
         self.at = end
@@ -138,10 +141,10 @@ class Lexer:
 
 
 class _State:
-    """One state of the automaton: the bytes that keep it, and what every other byte does."""
+    """One state of the automaton: where each byte leads."""
 
     def __init__(self, run: bytes = b"", *, is_between: bool = False) -> None:
-        """`run` matches the bytes that keep the state, maybe none; `is_between`: inside no token."""
+        """`run` matches the bytes that lead back to the state; `is_between` says that it is in no token."""
         self.take_run = cast("Callable[[bytes, int], re.Match[bytes]]", re.compile(run).match)
         self.is_between = is_between
         self.table: list[int | _State] = []  # for each byte the next state, or the kind of the token it ends
@@ -157,6 +160,7 @@ class _State:
 _DIGITS: Final = b"0123456789"
 _LETTERS: Final = bytes(range(ord("a"), ord("z") + 1))
 _IN_STRING: Final = range(0x20, 0xFE)
+_AFRESH: Final = b"{}[]:,\xfe\xff" + bytes({*range(0x20)} - {ord("\t")})
 
 _START = _State(rb"[ \t\r\n]*+", is_between=True)
 _RECOVERY = _State(rb"[^{}\[\]:,\x00-\x08\x0a-\x1f\xfe\xff]*+", is_between=True)
@@ -174,27 +178,28 @@ _EXPONENT = _State()
 _EXPONENT_SIGN = _State()
 _EXPONENT_DIGITS = _State(rb"[0-9]*+")
 
-_NUMBER: Final = ((b"0", _ZERO), (b"123456789", _WHOLE))
 _START.leads(
     *((bytes([byte]), byte) for byte in b"{}[]:,"),
+    (b" \t\r\n", _START),
     (b'"', _DOUBLE),
     (b"'", _SINGLE),
     (_LETTERS, _WORD),
     (b"-", _MINUS),
-    *_NUMBER,
+    (b"0", _ZERO),
+    (b"123456789", _WHOLE),
     otherwise=STRAY,
 )
-_RECOVERY.leads(otherwise=_START)
-_DOUBLE.leads((b'"', STRING), (b"\\", _DOUBLE_ESCAPE), otherwise=STRAY)
+_RECOVERY.leads((_AFRESH, _START), otherwise=_RECOVERY)
+_DOUBLE.leads((_IN_STRING, _DOUBLE), (b'"', STRING), (b"\\", _DOUBLE_ESCAPE), otherwise=STRAY)
 _DOUBLE_ESCAPE.leads((_IN_STRING, _DOUBLE), otherwise=STRAY)
-_SINGLE.leads((b"'", STRING), (b"\\", _SINGLE_ESCAPE), otherwise=STRAY)
+_SINGLE.leads((_IN_STRING, _SINGLE), (b"'", STRING), (b"\\", _SINGLE_ESCAPE), otherwise=STRAY)
 _SINGLE_ESCAPE.leads((_IN_STRING, _SINGLE), otherwise=STRAY)
-_WORD.leads(otherwise=WORD)
-_MINUS.leads(*_NUMBER, otherwise=STRAY)
+_WORD.leads((_LETTERS, _WORD), otherwise=WORD)
+_MINUS.leads((b"0", _ZERO), (b"123456789", _WHOLE), otherwise=STRAY)
 _ZERO.leads((b".", _POINT), (_DIGITS, STRAY), otherwise=INTEGER)  # "0e1" is no number
-_WHOLE.leads((b".", _POINT), (b"eE", _EXPONENT), otherwise=INTEGER)
+_WHOLE.leads((_DIGITS, _WHOLE), (b".", _POINT), (b"eE", _EXPONENT), otherwise=INTEGER)
 _POINT.leads((_DIGITS, _FRACTION), otherwise=STRAY)
-_FRACTION.leads((b"eE", _EXPONENT), otherwise=FLOAT)
+_FRACTION.leads((_DIGITS, _FRACTION), (b"eE", _EXPONENT), otherwise=FLOAT)
 _EXPONENT.leads((b"+-", _EXPONENT_SIGN), (_DIGITS, _EXPONENT_DIGITS), otherwise=STRAY)
 _EXPONENT_SIGN.leads((_DIGITS, _EXPONENT_DIGITS), otherwise=STRAY)
-_EXPONENT_DIGITS.leads(otherwise=FLOAT)
+_EXPONENT_DIGITS.leads((_DIGITS, _EXPONENT_DIGITS), otherwise=FLOAT)

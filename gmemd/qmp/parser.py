@@ -66,7 +66,8 @@ class Parser:
     def next(self) -> Any:
         """Return the next message's value, a QmpError that says why it has none, or NEED_DATA."""
         while (kind := self._lexer.next_token()) != NO_TOKEN:
-            self._balance(kind)
+            if kind in _BALANCING:
+                self._balance(kind)
             if self._is_skipping:
                 self._is_skipping = self._braces + self._brackets > 0
                 continue
@@ -81,7 +82,7 @@ class Parser:
         return NEED_DATA
 
     def _balance(self, kind: int) -> None:
-        """Count braces and brackets."""
+        """Count braces and brackets; one that closes nothing and a lexical error count as balance."""
         if kind == LEFT_BRACE:
             self._braces += 1
         elif kind == LEFT_BRACKET:
@@ -90,7 +91,7 @@ class Parser:
             self._braces -= 1
         elif kind == RIGHT_BRACKET and self._brackets:
             self._brackets -= 1
-        elif kind in (RIGHT_BRACE, RIGHT_BRACKET, STRAY):
+        else:
             self._braces = self._brackets = 0
 
     def _give_up(self) -> None:
@@ -204,5 +205,6 @@ def _integer(token: bytes) -> int | float:
     return float(token)
 
 
+_BALANCING: Final = frozenset((LEFT_BRACE, LEFT_BRACKET, RIGHT_BRACE, RIGHT_BRACKET, STRAY))
 _KEYWORDS: Final = {b"true": True, b"false": False, b"null": None}
 _SCALARS: Final[dict[int, Callable[[bytes], Any]]] = {INTEGER: _integer, FLOAT: float, WORD: _keyword}
