@@ -1,5 +1,5 @@
 # gmemd in a container: the keeper is pid 1 and holds the memory, the daemon below it may die.
-# The image for BASE has Python 3.11 or newer, its venv module and a shell.
+# BASE has Python 3.11 or newer with venv and pip (22.3 or newer), and a shell.
 ARG BASE=python:3.12-slim
 
 FROM ${BASE} AS build
@@ -8,9 +8,8 @@ COPY gmemd /src/gmemd
 # A site's settings of pip come as build secrets; those that are not given are left out.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca-certificates.crt,target=/etc/ssl/certs/ca-certificates.crt \
-    python3 -m venv /opt/gmemd \
- && /opt/gmemd/bin/pip install --no-cache-dir --disable-pip-version-check /src \
- && /opt/gmemd/bin/pip uninstall --quiet --yes setuptools pip
+    python3 -m venv --without-pip /opt/gmemd \
+ && python3 -m pip --python /opt/gmemd/bin/python install --no-cache-dir --disable-pip-version-check /src
 
 FROM ${BASE}
 # Clients need the group to open the socket (--group-add 10001); they may not write into its directory.

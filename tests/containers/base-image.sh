@@ -1,7 +1,7 @@
 #!/bin/bash
 # base-image.sh IMAGE   (root, Debian family, podman)
 # Makes a base image with Python out of this machine's own installed packages, without any network: their files, and
-# those of all they depend on. The user data base is the pristine one.
+# those of all they depend on, and pip. The user data base is the pristine one.
 set -euo pipefail
 image=$1
 work=$(mktemp -d)
@@ -28,9 +28,11 @@ dpkg-query -W -f '${Package} ${binary:Package} ${db:Status-Abbrev}\n' |
     done
 ) >"$work/files"
 
-mkdir -p "$work/own/etc"
+mkdir -p "$work/own/etc" "$work/own/usr/lib/python3/dist-packages"
 cp /usr/share/base-passwd/passwd.master "$work/own/etc/passwd"
 cp /usr/share/base-passwd/group.master "$work/own/etc/group"
+python3 -m zipfile -e /usr/share/python-wheels/pip-*.whl "$work/own/usr/lib/python3/dist-packages"
 tar --numeric-owner --no-recursion -C / -cf "$work/base.tar" --exclude=etc/passwd --exclude=etc/group -T "$work/files"
-tar --numeric-owner --owner=0 --group=0 -C "$work/own" -rf "$work/base.tar" etc/passwd etc/group
+tar --numeric-owner --owner=0 --group=0 -C "$work/own" -rf "$work/base.tar" \
+    etc/passwd etc/group usr/lib/python3/dist-packages/pip
 podman import -q "$work/base.tar" "$image"

@@ -15,6 +15,7 @@ HERE = Path(__file__).parent
 TIMEOUT = 300.0  # seconds; the build of the image installs packages
 
 _PROGRAMS = ("podman", "crun", "unshare", "nsenter", "dpkg-query", "apt-cache")
+_WHEELS = Path("/usr/share/python-wheels")  # of Debian, with pip, for the base image
 _STORAGE = """[storage]
 driver = "overlay"
 graphroot = "{0}/graph"
@@ -29,7 +30,7 @@ def missing() -> str:
     for program in _PROGRAMS:
         if not shutil.which(program):
             return f"{program} (script/packages installs it)"
-    return ""
+    return "" if _WHEELS.exists() else f"{_WHEELS} (script/packages installs it)"
 
 
 class Podman:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,17 @@ fi
 _RUN = """#!/bin/sh
 cd {tree}
 export GMEMD_TEST_BOOTED=1
-exec gmemd-python -m pytest -p no:cacheprovider --rootdir {tree} @/out/arguments
+exec gmemd-python {words}
 """
+
+
+@dataclass
+class Booted:
+    """What is left of a boot: all that was said, the exit status of what ran, the lines it wrote to REPORTS."""
+
+    status: int
+    log: str
+    reports: list[str]
 
 
 @dataclass
@@ -81,11 +91,23 @@ def missing() -> str:
 
 def run(tests: Sequence[str], maxfail: int) -> Reports:
     """Boot, run these tests (node ids) in there, and tell what they reported."""
-    names = _names()
-    with tempfile.TemporaryDirectory(prefix="gmemd-boot-") as directory, _huge_pages():
+    words = ["-m", "pytest", "-p", "no:cacheprovider", "--rootdir", _TREE, f"--maxfail={maxfail}", *tests]
+    with _huge_pages():
+        booted = boot(words)
+    by_test: dict[str, list[dict[str, Any]]] = {}
+    for line in booted.reports:
+        report = json.loads(line)
+        by_test.setdefault(report["nodeid"], []).append(report)
+    return Reports(by_test, f"{booted.log}(status {booted.status})")
+
+
+def boot(words: Sequence[str], *, mounts: Mapping[str, str] | None = None) -> Booted:
+    """Boot, and run Python with these arguments in there, in this tree; `mounts`: what else to show, where."""
+    names = _names() | {"words": shlex.join(words)}
+    with tempfile.TemporaryDirectory(prefix="gmemd-boot-") as directory:
         out = Path(directory)
-        (out / "arguments").write_text("\n".join([f"--maxfail={maxfail}", *tests]))
-        (out / "mounts").write_text("".join(f"{source} {target}\n" for target, source in _mounts().items()))
+        shown = "".join(f"{source} {target}\n" for target, source in (_mounts() | dict(mounts or {})).items())
+        (out / "mounts").write_text(shown)
         for name, text in ("setup", _SETUP), ("run", _RUN):
             (out / name).write_text(text.format(**names))
             (out / name).chmod(0o755)
@@ -93,12 +115,8 @@ def run(tests: Sequence[str], maxfail: int) -> Reports:
         done = subprocess.run([HERE / "boot.sh", out], capture_output=True, text=True, check=False,
                               env={**os.environ, "TIMEOUT": str(TIMEOUT)})
         log = (out / "log").read_text(errors="replace") if (out / "log").exists() else ""
-        by_test: dict[str, list[dict[str, Any]]] = {}
-        if (out / "reports").exists():
-            for line in (out / "reports").read_text().splitlines():
-                report = json.loads(line)
-                by_test.setdefault(report["nodeid"], []).append(report)
-    return Reports(by_test, f"{log}{done.stdout}{done.stderr}(status {done.returncode})")
+        reports = (out / REPORTS.name).read_text().splitlines() if (out / REPORTS.name).exists() else []
+    return Booted(done.returncode, f"{log}{done.stdout}{done.stderr}", reports)
 
 
 def _mounts() -> dict[str, str]:

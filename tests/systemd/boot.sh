@@ -85,7 +85,7 @@ units=$tree/run/systemd/system
 mkdir -p "$units"
 # the first three would reach the host's kernel, the rest is other people's
 for unit in systemd-modules-load.service kmod-static-nodes.service systemd-journald-audit.socket \
-    timers.target paths.target; do
+    timers.target paths.target dbus.socket; do
     ln -s /dev/null "$units/$unit"
 done
 [ ! -e "$out/setup" ] || "$out/setup" "$tree"

@@ -63,12 +63,11 @@ def main_pid() -> int:
 
 
 @contextmanager
-def process() -> Iterator[int]:
-    """Give the pid of the daemon; at the end wait until this process has ended."""
-    pid = main_pid()
+def ending(pid: int) -> Iterator[None]:
+    """At the end wait until this process has ended."""
     handle = os.pidfd_open(pid)
     try:
-        yield pid
+        yield
         readable, _, _ = select.select([handle], [], [], TIMEOUT)
         assert readable, f"process {pid} does not end"
     finally:
@@ -77,7 +76,8 @@ def process() -> Iterator[int]:
 
 def end_by(number: signal.Signals) -> None:
     """End the daemon by a signal."""
-    with process() as pid:
+    pid = main_pid()
+    with ending(pid):
         os.kill(pid, number)
 
 

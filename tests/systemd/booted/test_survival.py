@@ -16,8 +16,8 @@ from tests.systemd.booted.service import (
     TREE,
     Memory,
     end_by,
+    ending,
     main_pid,
-    process,
     set_up,
     show,
     systemctl,
@@ -126,7 +126,8 @@ def test_quit() -> None:
     """`quit` ends the daemon and keeps the objects."""
     with Memory() as memory:
         memory.add("ram0")
-        with process() as before:
+        before = main_pid()
+        with ending(before):
             memory.client.execute("quit")
     with Memory() as memory:
         assert main_pid() != before
