@@ -27,6 +27,13 @@ class NamedFds:
             os.close(old)
         self._fds[name] = fd
 
+    def look(self, name: str) -> int:
+        """The fd of that name, borrowed."""
+        fd = self._fds.get(name)
+        if fd is None:
+            raise QmpError(f"File descriptor named '{name}' not found")
+        return fd
+
     def take(self, name: str) -> int:
         """Give the fd of that name away."""
         fd = self._fds.pop(name, None)

@@ -65,7 +65,7 @@ def _converted(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, An
     value = {"simulated": _simulated(gmemd), "converted": converted}
     event = {name: arguments[name] for name in ("id", "offset", "size", "to")}
     custody = gmemd.custody
-    if custody is None:
+    if custody is None or backend.record is None:
         gmemd.emit("MEMDEV_CONVERTED", event)
         return value
     operations = []

@@ -8,15 +8,18 @@ from collections.abc import Callable
 from types import CoroutineType, ModuleType
 from typing import Any
 
-from gmemd.commands import control, conversion, fds, memdev, qom
+from gmemd.commands import control, conversion, custody, fds, memdev, qom
 from gmemd.commands.context import Caller, Change, Gmemd
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.qmp.session import Request, Session
+from gmemd.schema.validate import Command
 
-MODULES: tuple[ModuleType, ...] = (control, conversion, fds, memdev, qom)
+Function = Callable[[Gmemd, Caller, dict[str, Any]], Any]
+
+MODULES: tuple[ModuleType, ...] = (control, conversion, custody, fds, memdev, qom)
 
 
-def functions() -> dict[str, Callable[[Gmemd, Caller, dict[str, Any]], Any]]:
+def functions() -> dict[str, Function]:
     """Every command function by its Python name: the public functions of the command modules that take a caller."""
     return {name: member for module in MODULES for name, member in vars(module).items()
             if not name.startswith("_") and getattr(member, "__module__", None) == module.__name__
@@ -31,9 +34,19 @@ class Dispatcher:
         table = functions()
         self._commands = {name: (command, table[name.replace("-", "_")])
                           for name, command in gmemd.schema.commands.items()}
+        # The same without those that the policy forbids: what a plain request needs no further question for.
+        self._allowed = {name: entry for name, entry in self._commands.items() if not entry[0].is_forbidden}
 
     def run(self, request: Request, session: Session, caller: Caller) -> Any:
         """The result of a request, or QmpError."""
+        found = self._allowed.get(request.execute)
+        if found is None or request.error is not None or request.oob or not session.negotiated:
+            found = self._judge(request, session)
+        command, function = found
+        return function(self.gmemd, caller, command.check(request.arguments))
+
+    def _judge(self, request: Request, session: Session) -> tuple[Command, Function]:
+        """The command and function of a request, or what is wrong with it, in QEMU's order of checks."""
         if request.error is not None:
             raise request.error
         refusal = session.refuse_mode(request)
@@ -42,11 +55,11 @@ class Dispatcher:
         found = self._commands.get(request.execute)
         if found is None:
             raise QmpError(f"The command {request.execute} has not been found", COMMAND_NOT_FOUND)
-        command, function = found
+        command = found[0]
         command.check_policy()
         if request.oob and not command.allow_oob:
             raise QmpError(f"The command {request.execute} does not support OOB")
-        return function(self.gmemd, caller, command.check(request.arguments))
+        return found
 
     async def at_start(self, name: str, arguments: dict[str, Any]) -> None:
         """Run a command of the command line, before there are clients; QmpError when it is refused."""

@@ -24,7 +24,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
         return _add_blocking(gmemd, backend)
     try:
         _make(gmemd, backend)
-        return _added(gmemd, backend)
+        return added(gmemd, backend)
     except BaseException:
         _give_up(gmemd, backend)
         raise
@@ -47,13 +47,14 @@ async def _add_blocking(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
     """The same in a worker thread; the id is taken meanwhile, the object not yet visible."""
     try:
         await in_thread(_make, gmemd, backend)
-        return _added(gmemd, backend)
+        return added(gmemd, backend)
     except BaseException:
         _give_up(gmemd, backend)
         raise
 
 
-def _added(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
+def added(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
+    """Make an object visible and tell custody; the result of the command that made it."""
     custody = gmemd.custody
     if custody is None:
         gmemd.objects.commit(backend)
@@ -108,7 +109,7 @@ def memdev_get_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Wi
     with os_errors(f"cannot hand out '{backend.id}'"):
         fd = os.dup(backend.fd)
     backend.handed_out += 1
-    return WithFds(_memory(gmemd, backend), [fd])
+    return WithFds(describe_memory(gmemd, backend), [fd])
 
 
 def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
@@ -118,7 +119,7 @@ def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
     return [_status(gmemd, backend, now) for backend in backends]
 
 
-def _memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
+def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
     """What memory an object is: the members of MemdevFd."""
     info: dict[str, Any] = {"size": backend.memory_size, "kind": backend.kind, "kernel": gmemd.kernel.name}
     if backend.guest_memfd_flags is not None:

@@ -164,7 +164,7 @@ def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend) -> Coroutine[Any, Any
 def _set(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any:
     before = backend.properties.get(name)
     backend.set(name, value)
-    if gmemd.custody is None:
+    if gmemd.custody is None or backend.record is None:
         return {}
     backend.record = updated(backend)
     return Change({}, gmemd.custody.update(backend.record), undo=lambda: backend.reset(name, before))

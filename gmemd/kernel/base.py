@@ -205,6 +205,10 @@ class Kernel(Protocol):
         """Return "guest-memfd", "memfd", "hugetlb-memfd", "file" or "other": by link, magic and seals."""
         ...
 
+    def seals(self, fd: int) -> int | None:
+        """Return the seals of a memfd (uapi.F_SEAL_*); None for what cannot have any."""
+        ...
+
     def file_page_size(self, fd: int) -> int:
         """Return the bytes of the pages that back a file: huge ones, or `page_size`."""
         ...

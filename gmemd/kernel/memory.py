@@ -123,6 +123,9 @@ class OrdinaryMemory:
             return "hugetlb-memfd" if magic == uapi.HUGETLBFS_MAGIC else "memfd"
         return "file" if S_ISREG(os.fstat(fd).st_mode) else "other"
 
+    def seals(self, fd: int) -> int | None:
+        return _seals(fd)
+
     def file_page_size(self, fd: int) -> int:
         return backing.page_size(fd)
 

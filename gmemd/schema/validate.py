@@ -220,9 +220,14 @@ class Command:
         doc: str = self._entry["doc"]
         return doc
 
+    @property
+    def is_forbidden(self) -> bool:
+        """Whether the input policy forbids the command."""
+        return self._schema._reject_unstable and "unstable" in self.features
+
     def check_policy(self) -> None:
         """Raise CommandNotFound if the input policy forbids the command."""
-        if self._schema._reject_unstable and "unstable" in self.features:
+        if self.is_forbidden:
             raise QmpError(f"Unstable command {self.name} disabled by policy", COMMAND_NOT_FOUND)
 
     def check(self, arguments: dict[str, Any]) -> dict[str, Any]:

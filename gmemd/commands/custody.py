@@ -1,0 +1,163 @@
+"""Commands about who holds memory: holders, adoption, what came back without a record, what is kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Coroutine
+from typing import Any
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.backends.guest_memfd import SHARED_FLAGS
+from gmemd.commands.context import Caller, Change, Gmemd, in_thread, record_of
+from gmemd.commands.memdev import added, describe_memory
+from gmemd.errors import QmpError, os_errors
+from gmemd.holders import holders
+from gmemd.ranges import SHARED, RangeMap
+
+# Which type an adopted fd becomes, by what it is.
+_TYPES = {"memfd": "memory-backend-memfd", "hugetlb-memfd": "memory-backend-memfd",
+          "guest-memfd": "memory-backend-guest-memfd", "file": "memory-backend-file"}
+_SEAL_SHRINK = 0x2  # F_SEAL_SHRINK
+
+
+def query_memdev_holders(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+    fd = gmemd.objects.find(arguments["id"]).fd
+
+    async def work() -> list[dict[str, Any]]:
+        return [{"pid": holder.pid, "uid": holder.uid, "comm": holder.comm, "fds": holder.fds,
+                 "mapped": holder.mapped, "writable": holder.writable, "private-copy": holder.private_copy,
+                 **({} if holder.cgroup is None else {"cgroup": holder.cgroup})}
+                for holder in await in_thread(holders, fd)]
+
+    return work()
+
+
+def memdev_adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    name = arguments["fdname"]
+    backend = _adopted(gmemd, caller, gmemd.named_fds.look(name), arguments)
+    try:
+        result = added(gmemd, backend)
+    except BaseException:
+        backend.fd = -1
+        gmemd.objects.cancel(backend)
+        if gmemd.custody is not None:
+            gmemd.custody.release()
+        raise
+    gmemd.named_fds.take(name)
+    value = describe_memory(gmemd, backend)
+    if isinstance(result, Change):
+        result.value = value
+        return result
+    return value
+
+
+def _adopted(gmemd: Gmemd, caller: Caller, fd: int, arguments: dict[str, Any]) -> HostMemoryBackend:
+    """The object-to-be of an fd, judged; its id is taken and room is reserved."""
+    kind, size = _judge(gmemd, fd, arguments)
+    properties: dict[str, Any] = {"qom-type": _TYPES[kind], "id": arguments["id"], "size": size, "share": True}
+    if kind == "file":
+        properties["mem-path"] = os.readlink(f"/proc/self/fd/{fd}")
+    elif kind == "hugetlb-memfd":
+        properties.update({"hugetlb": True, "hugetlbsize": gmemd.kernel.file_page_size(fd)})
+    complete = gmemd.schema.check_object(properties)
+    backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: None)
+    try:
+        if gmemd.custody is not None:
+            gmemd.custody.reserve()
+    except BaseException:
+        gmemd.objects.cancel(backend)
+        raise
+    backend.fd, backend.memory_size = fd, size
+    backend.kind = "memfd" if kind == "hugetlb-memfd" else kind
+    if kind == "guest-memfd":
+        backend.guest_memfd_flags = SHARED_FLAGS
+        backend.visibility = RangeMap(size, SHARED)
+    return backend
+
+
+def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> tuple[str, int]:
+    """What an fd is, and its size in bytes; QmpError for what is no memory or not what was asked for."""
+    with os_errors("cannot look at the descriptor"):
+        kind, size = gmemd.kernel.identify(fd), os.fstat(fd).st_size
+        seals = gmemd.kernel.seals(fd)
+    if kind not in _TYPES:
+        raise QmpError(f"the descriptor is no memory: {os.readlink(f'/proc/self/fd/{fd}')}")
+    wanted = arguments.get("size")
+    if size == 0 or size % gmemd.kernel.file_page_size(fd):
+        raise QmpError(f"the descriptor has {size} bytes, which are no whole pages")
+    if wanted is not None and size != wanted:
+        raise QmpError(f"the descriptor has {size} bytes, not {wanted}")
+    if arguments["require-seals"] and kind.endswith("memfd") and kind != "guest-memfd" and not (
+            seals is not None and seals & _SEAL_SHRINK):
+        raise QmpError("the memfd is not sealed against shrinking")
+    return kind, size
+
+
+def query_memdev_unclaimed(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for name, fd in gmemd.unclaimed:
+        with os_errors(f"cannot look at '{name}'"):
+            kind = gmemd.kernel.identify(fd).removeprefix("hugetlb-")
+            rows.append({"name": name, "kind": kind if kind in _TYPES else "file", "size": os.fstat(fd).st_size})
+    return rows
+
+
+def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    name = arguments["name"]
+    found = next((entry for entry in gmemd.unclaimed if entry[0] == name), None)
+    if found is None:
+        raise QmpError(f"no unclaimed memory has the name '{name}'")
+    gmemd.unclaimed.remove(found)
+    if "id" not in arguments:
+        os.close(found[1])
+        if gmemd.custody is not None:
+            gmemd.custody.discard(name)
+        return {}
+    try:
+        return _claimed(gmemd, _adopted(gmemd, caller, found[1], {**arguments, "require-seals": False}), name)
+    except BaseException:
+        gmemd.unclaimed.append(found)
+        raise
+
+
+def _claimed(gmemd: Gmemd, backend: HostMemoryBackend, name: str) -> Any:
+    """Make an object of unclaimed memory visible; its fd stays in the store under the name it has."""
+    gmemd.objects.commit(backend)
+    custody = gmemd.custody
+    if custody is None:
+        return {}
+    custody.release()
+    status = os.fstat(backend.fd)
+    backend.record = record = record_of(backend, gmemd.kernel)
+    record.fd_name, record.st_size = name, status.st_size
+    record.st_dev, record.st_ino = status.st_dev, status.st_ino
+
+    def undo() -> None:
+        gmemd.objects.remove(backend.id)
+        gmemd.unclaimed.append((name, backend.fd))
+
+    return Change({}, custody.add(record), undo=undo)
+
+
+def query_memdev_lost(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"id": record.id, "qom-type": record.qom_type, "size": record.size} for record in gmemd.lost.values()]
+
+
+def memdev_persist(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    backend, custody = gmemd.objects.find(arguments["id"]), gmemd.custody
+    if custody is None:
+        raise QmpError("nobody keeps objects here: gmemd runs with --persist off, or without systemd and --keeper")
+    if arguments["persist"] == (backend.record is not None):
+        return {}
+    before = (backend.record, backend.private_record)
+
+    def undo() -> None:
+        backend.record, backend.private_record = before
+
+    if arguments["persist"]:
+        custody.reserve()
+        backend.record = record_of(backend, gmemd.kernel)
+        return Change({}, custody.add(backend.record, backend.fd), undo=undo)
+    operations = [custody.remove(record) for record in before if record is not None]
+    backend.record = backend.private_record = None
+    return Change({}, *operations, undo=undo)
