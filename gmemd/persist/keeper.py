@@ -18,7 +18,8 @@ N]
        [--watchdog SECONDS] [--restart-delay SECONDS] [--start-timeout SECONDS] [--stop-timeout SECONDS]
        [--] DAEMON-ARGUMENT... | --exec COMMAND ARGUMENT...
 
-Imports little on purpose: its memory is paid per container, and what it does not import cannot fail in it.
+Imports little on purpose (no dataclasses, no typing): its memory is paid per container, and what it does not
+import cannot fail in it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from time import monotonic
 
 from gmemd.persist.kept import KeptFds, valid_name
@@ -55,20 +55,20 @@ _PASSED_ON = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
-@dataclass(slots=True)
 class Options:
-    """How the keeper was asked to work."""
+    """How the keeper was asked to work. Times are in seconds."""
 
-    command: list[str]
-    listen: list[tuple[str, str]] = field(default_factory=list)  # name in $LISTEN_FDNAMES, path
-    listen_mode: int = 0o660
-    listen_group: str = ""
-    fdstore_max: int = FDSTORE_MAX
-    watchdog: float = 0.0  # seconds, 0: none
-    restart_delay: float = RESTART_DELAY  # seconds
-    start_timeout: float = 90.0  # seconds to READY=1
-    stop_timeout: float = 10.0  # seconds from SIGTERM to SIGKILL
-    abort_timeout: float = 5.0  # seconds from the watchdog's SIGABRT to SIGKILL
+    def __init__(self, command: list[str], *, fdstore_max: int = FDSTORE_MAX) -> None:
+        self.command = command
+        self.listen: list[tuple[str, str]] = []  # name in $LISTEN_FDNAMES, path
+        self.listen_mode = 0o660
+        self.listen_group = ""
+        self.fdstore_max = fdstore_max
+        self.watchdog = 0.0  # 0: none
+        self.restart_delay = RESTART_DELAY
+        self.start_timeout = 90.0  # to READY=1
+        self.stop_timeout = 10.0  # from SIGTERM to SIGKILL
+        self.abort_timeout = 5.0  # from the watchdog's SIGABRT to SIGKILL
 
 
 class Keeper:

@@ -9,7 +9,10 @@ import signal
 import socket
 import stat
 import sys
-from typing import NoReturn
+
+TYPE_CHECKING = False  # typing is not imported: the keeper is to be small
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 EXIT_EXEC = 203  # systemd's status for "could not be executed"
