@@ -115,6 +115,7 @@ class Daemon:
         """Take over what a predecessor left; the listening sockets that came with it."""
         gmemd, directory = self._gmemd, self._options.state_dir
         gmemd.custody = self._manager.custody(self._options.persist, directory)
+        gmemd.keeping = self._manager.keeping
         restored = self._manager.restore(gmemd.custody, gmemd.kernel.identify)
         for words in restored.words:
             log.warning("restore", words=words)

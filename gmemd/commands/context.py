@@ -27,6 +27,7 @@ from gmemd.qmp.encode import encode
 from gmemd.qmp.session import Session
 from gmemd.ranges import RangeMap
 from gmemd.schema.validate import Schema
+from gmemd.survival import Keeping
 
 if TYPE_CHECKING:
     from gmemd.kernel.base import Kernel
@@ -88,6 +89,7 @@ class Gmemd:
         self.name = name
         self.uuid = uuid
         self.custody = custody
+        self.keeping = Keeping()
         self.objects = Objects()
         self.named_fds = NamedFds()
         self.fd_sets = FdSets()

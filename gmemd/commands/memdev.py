@@ -10,6 +10,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Change, Gmemd, WithFds, in_thread, record_of
 from gmemd.commands.qom import find_context
 from gmemd.errors import os_errors
+from gmemd.survival import fates
 
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -134,4 +135,12 @@ def _status(gmemd: Gmemd, backend: HostMemoryBackend, now: float) -> dict[str, A
     return {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind, "kernel": gmemd.kernel.name,
             "kernel-reason": gmemd.kernel.why, "size": backend.memory_size, "resident": resident,
             "owner": {"uid": uid, "pid": pid}, "age": max(0, int(now - backend.created)),
-            "handed-out": backend.handed_out}
+            "handed-out": backend.handed_out, "survival": _survival(gmemd, backend)}
+
+
+def _survival(gmemd: Gmemd, backend: HostMemoryBackend) -> list[dict[str, Any]]:
+    kind = "hugetlb-memfd" if backend.properties.get("hugetlb") else backend.kind
+    kept = backend.record is not None
+    return [{"event": fate.event, "survives": fate.survives, **({"advice": fate.advice} if fate.advice else {})}
+            for fate in fates(kind, kept=kept, opted_out=gmemd.custody is not None and not kept,
+                              keeping=gmemd.keeping)]

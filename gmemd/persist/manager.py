@@ -16,6 +16,7 @@ from gmemd.persist.fdstore import FdStore, Notifier, listen_fds, store_limit, wa
 from gmemd.persist.record import State
 from gmemd.persist.registry import Registry
 from gmemd.persist.restore import Identify, Restored, sort_out
+from gmemd.survival import Keeping
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -31,8 +32,10 @@ class Manager:
     """What was passed on at start, and the notifications that go the other way."""
 
     def __init__(
-        self, notifier: Notifier | None, fds: list[tuple[str, int]], limit: int, watchdog: float | None
+        self, notifier: Notifier | None, fds: list[tuple[str, int]], limit: int, watchdog: float | None,
+        keeping: Keeping,
     ) -> None:
+        self.keeping = keeping
         self._notifier = notifier
         self._fds = fds
         self._limit = limit  # entries of the fd store
@@ -43,9 +46,10 @@ class Manager:
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Manager:
         """Take what the environment says."""
+        keeping = _keeping(environ)
         watchdog, fds = watchdog_seconds(environ), listen_fds(environ)
         limit, notifier = store_limit(environ), Notifier.from_environ(environ)
-        return cls(notifier, fds, limit, watchdog)
+        return cls(notifier, fds, limit, watchdog, keeping)
 
     def custody(self, persist: str, directory: str) -> Custody | None:
         """Open the registry in `directory`; None when objects are not to be kept, or (auto) nobody could keep them."""
@@ -105,3 +109,16 @@ class Manager:
             message(*arguments)
         except OSError:
             return
+
+
+def _keeping(environ: MutableMapping[str, str]) -> Keeping:
+    """Who keeps descriptors, by the environment that the manager has set."""
+    notify = environ.get("NOTIFY_SOCKET", "")
+    if not notify:
+        return Keeping()
+    if not notify.endswith("/systemd/notify"):
+        return Keeping("keeper")
+    # The unit says so itself, beside FileDescriptorStorePreserve=, which nothing else tells the service;
+    # $FDSTORE comes from systemd 254 on, which is the first to know that setting.
+    preserve = "FDSTORE" in environ and environ.get("GMEMD_FDSTORE_PRESERVE") == "yes"
+    return Keeping("systemd", preserve, os.path.exists("/dev/liveupdate"))
