@@ -35,6 +35,7 @@ HIGH_WATER = 1 << 20
 CUT_BYTES = 8 << 20
 STALL_SECONDS = 60.0
 _ANCILLARY_SIZE = socket.CMSG_SPACE(FDS_MAX * 4)
+_CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 
 log = structlog.get_logger()
 
@@ -47,7 +48,7 @@ class Monitor:
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
-        self._dispatcher = dispatcher
+        self._dispatch = dispatcher.run
         self._gmemd: Gmemd = dispatcher.gmemd
         self._closed = closed
         self.session = Session(self._gmemd.version, pretty=pretty)
@@ -70,11 +71,11 @@ class Monitor:
     # -- input -----------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        if not self._may_read():
+        if (self._busy or self._backlog) and not self._may_read():
             self._stop_reading()
             return
         try:
-            data, ancillary, _, _ = self._sock.recvmsg(READ_SIZE, _ANCILLARY_SIZE, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, _, _ = self._sock.recvmsg(READ_SIZE, _ANCILLARY_SIZE, _CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -121,17 +122,16 @@ class Monitor:
 
     def _run(self) -> None:
         """Answer everything that can be answered now, then send and read on."""
-        while self._open and self._backlog_bytes <= HIGH_WATER and not self._gmemd.stopping:
-            request = self._next()
+        gmemd, session, dispatch, deliver = self._gmemd, self.session, self._dispatch, self._deliver
+        while self._open and self._backlog_bytes <= HIGH_WATER and not gmemd.stopping:
+            request = self._next() if self._busy or self._queue else session.next_request()
             if request is None:
                 break
             try:
-                result = self._dispatcher.run(request, self.session, self)
-            except QmpError as exc:
-                result = exc
+                result = dispatch(request, session, self)
             except Exception as exc:
                 result = exc
-            self._deliver(request, result)
+            deliver(request, result)
         if self._changes and not self._busy:
             self._settle()
         self._flush()
@@ -158,7 +158,9 @@ class Monitor:
     def _deliver(self, request: Request, result: Any) -> None:
         """Turn what a command gave into its reply, now or when it is time for it."""
         kind = type(result)
-        if kind is Change:
+        if kind is dict or kind is bytes:
+            self._out.append(self.session.success(request, result))
+        elif kind is Change:
             self._changes.append((len(self._out), request, result))
             self._out.append(self.session.success(request, result.value))
         elif kind is CoroutineType or kind is WithFds:
@@ -223,9 +225,10 @@ class Monitor:
     # -- output ----------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        if self._out:
-            data = b"".join(self._out)
-            self._out.clear()
+        out = self._out
+        if out:
+            data = out[0] if len(out) == 1 else b"".join(out)
+            out.clear()
             self._transmit(data)
 
     def _transmit(self, data: bytes, fds: list[int] | None = None) -> None:
@@ -236,7 +239,7 @@ class Monitor:
         sent = 0
         if not self._backlog:
             try:
-                sent = self._send(data, fds)
+                sent = self._send(data, fds) if fds else self._sock.send(data)
             except (BlockingIOError, InterruptedError):
                 pass
             except OSError:
