@@ -24,7 +24,7 @@ BACKENDS: dict[str, type[HostMemoryBackend]] = {
     backend.qom_type: backend for backend in (RamBackend, FileBackend, MemfdBackend, ShmBackend, GuestMemfdBackend)
 }
 
-_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*")
+_is_identifier = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*").fullmatch
 
 
 class Objects:
@@ -64,9 +64,10 @@ class Objects:
         `find_context` judges a prealloc-context by its name.
         """
         object_id = arguments["id"]
-        if not _IDENTIFIER.fullmatch(object_id):
+        if not _is_identifier(object_id):
             raise QmpError("Parameter 'id' expects an identifier")
-        properties = {name: value for name, value in arguments.items() if name not in ("id", "qom-type")}
+        properties = arguments.copy()
+        del properties["id"], properties["qom-type"]
         backend = BACKENDS[arguments["qom-type"]](object_id, properties)
         backend.owner = owner
         backend.check(find_context)

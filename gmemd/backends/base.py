@@ -42,24 +42,26 @@ class HostMemoryBackend:
     }
     unseen: ClassVar[frozenset[str]] = frozenset({"size"})
 
+    # What an object is at first: on the class, for most of it stays so and there are many objects.
+    fd = -1
+    kind = "memfd"  # guest-memfd, memfd or file
+    guest_memfd_flags: int | None = None
+    memory_size = 0  # bytes of memory behind fd: size rounded up to pages
+    offset = 0  # bytes before it in the file
+    owner = (-1, -1)  # uid and pid of the creator
+    handed_out = 0
+    visibility: RangeMap | None = None  # what is private and what shared; None: it is no guest_memfd
+    private_fd = -1  # a memfd with the private bytes that were preserved; -1: none
+    busy = ""  # what a worker is doing with the contents; "": nothing
+    private_record: Any = None  # what custody knows of private_fd
+    record: Any = None  # what custody knows of it; None without custody
+    _memdev: bytes | None = None
+
     def __init__(self, object_id: str, properties: dict[str, Any]) -> None:
         self.id = object_id
         self.properties = properties
         self.size: int = properties["size"]  # bytes, as asked
-        self.fd = -1
-        self.kind = "memfd"  # guest-memfd, memfd or file
-        self.guest_memfd_flags: int | None = None
-        self.memory_size = 0  # bytes of memory behind fd: size rounded up to pages
-        self.offset = 0  # bytes before it in the file
         self.created = time.time()  # seconds since the epoch
-        self.owner = (-1, -1)  # uid and pid of the creator
-        self.handed_out = 0
-        self.visibility: RangeMap | None = None  # what is private and what shared; None: it is no guest_memfd
-        self.private_fd = -1  # a memfd with the private bytes that were preserved; -1: none
-        self.busy = ""  # what a worker is doing with the contents; "": nothing
-        self.private_record: Any = None  # what custody knows of private_fd
-        self.record: Any = None  # what custody knows of it; None without custody
-        self._memdev: bytes | None = None
 
     # -- step 1 ----------------------------------------------------------------------------------
 
@@ -70,12 +72,15 @@ class HostMemoryBackend:
             find_context(properties["prealloc-context"])
         if properties["prealloc"] and not properties["reserve"]:
             raise QmpError("'prealloc=on' and 'reserve=off' are incompatible")
-        for name in ("hugetlbsize", "host-nodes", "prealloc-threads", "size"):
-            if name in properties:
-                self.check_value(name, properties[name])
         nodes = properties["host-nodes"]
+        if properties.get("hugetlbsize") == 0:
+            self.check_value("hugetlbsize", 0)
         if nodes:
+            self.check_value("host-nodes", nodes)
             properties["host-nodes"] = sorted(set(nodes))
+        for name in ("prealloc-threads", "size"):
+            if not properties[name]:
+                self.check_value(name, 0)
 
     def check_value(self, name: str, value: Any) -> None:
         """Raise the refusal of a value that is of the right type but not allowed."""
