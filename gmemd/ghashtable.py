@@ -16,6 +16,7 @@ from typing import Final
 _MIN_SHIFT: Final = 3
 _FREE: Final = 0  # no hash is 0 or 1: those two become 2
 _TOMBSTONE: Final = 1
+_REMEMBERED_LENGTH: Final = 64  # characters of a name whose hash is worth keeping
 
 
 class GHashSet:
@@ -118,13 +119,19 @@ def first_unexpected(given: Iterable[str], declared: Collection[str]) -> str | N
     return next(iter(left), None)
 
 
-@lru_cache(maxsize=4096)
 def _hash(name: str) -> int:
     """Hash as g_str_hash does: signed bytes of the name as a C string (NUL as C0 80), 32 bits."""
+    return _remembered_hash(name) if len(name) <= _REMEMBERED_LENGTH else _compute_hash(name)
+
+
+def _compute_hash(name: str) -> int:
     value = 5381
     for byte in name.encode("utf-8", "surrogatepass").replace(b"\0", b"\xc0\x80"):
         value = (value * 33 + byte - (byte >> 7 << 8)) & 0xFFFFFFFF
     return value if value > _TOMBSTONE else _TOMBSTONE + 1
+
+
+_remembered_hash = lru_cache(maxsize=4096)(_compute_hash)
 
 
 @lru_cache(maxsize=32)

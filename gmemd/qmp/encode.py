@@ -9,7 +9,6 @@ not to decide.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as _quote
@@ -94,41 +93,47 @@ def _shape(members: dict[str, Any]) -> _Shape:
     return shape
 
 
-@lru_cache(maxsize=2048)
 def _bucket(name: str) -> int:
     """Find QDict's bucket of a name: a hash over the bytes of the C string (NUL as C0 80), 32 bits."""
+    return _remembered_bucket(name) if len(name) <= _CACHED_KEY else _compute_bucket(name)
+
+
+def _compute_bucket(name: str) -> int:
     data = name.encode("utf-8", "surrogatepass").replace(b"\0", b"\xc0\x80")
     value = 0x238F13AF * len(data) + sum(byte << (5 * i % 24) for i, byte in enumerate(data))
     return ((1103515243 * value + 12345) & 0xFFFFFFFF) % _BUCKETS
 
 
-_SHORT_ESCAPES: Final = {
-    "\b": "\\b",
-    "\f": "\\f",
-    "\n": "\\n",
-    "\r": "\\r",
-    "\t": "\\t",
-    '"': '\\"',
-    "\\": "\\\\",
-}
-_not_plain = re.compile(r"[^ !#-\[\]-~]")
+_remembered_bucket = lru_cache(maxsize=2048)(_compute_bucket)
 
 
 def _escape(value: str) -> str:
-    return '"' + _not_plain.sub(_escape_character, value) + '"'
+    return '"' + value.translate(_escapes) + '"'
 
 
-def _escape_character(found: re.Match[str]) -> str:
-    character = found[0]
-    code = ord(character)
-    if character in _SHORT_ESCAPES:
-        return _SHORT_ESCAPES[character]
+class _Escapes(dict[int, str]):
+    """For str.translate: what each code point is written as. Made when first needed, as far as there is room."""
+
+    ROOM: Final = 8192
+
+    def __missing__(self, code: int) -> str:
+        text = _escape_character(code)
+        if len(self) < self.ROOM:
+            self[code] = text
+        return text
+
+
+def _escape_character(code: int) -> str:
     if 0xD800 <= code <= 0xDFFF or 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE:
         return "\\uFFFD"  # no valid character, so QEMU's UTF-8 decoder refuses it
     if code > 0xFFFF:
         code -= 0x10000
         return f"\\u{0xD800 + (code >> 10):04X}\\u{0xDC00 + (code & 0x3FF):04X}"
     return f"\\u{code:04X}"
+
+
+_escapes = _Escapes({code: chr(code) for code in range(0x20, 0x7F)})
+_escapes.update(zip(b'\b\f\n\r\t"\\', ("\\b", "\\f", "\\n", "\\r", "\\t", '\\"', "\\\\"), strict=True))
 
 
 def _write_all(value: Any, newline: str | None = None) -> str:

@@ -110,7 +110,7 @@ class Lexer:
             if state is _RECOVERY:
                 self._seen = True  # this byte is read afresh
             else:
-                at += 1
+                at = to.take_run(data, at + 1).end() if to.has_run else at + 1
             state = to
 
     def position(self) -> tuple[int, int]:
@@ -145,6 +145,7 @@ class _State:
 
     def __init__(self, run: bytes = b"", *, is_between: bool = False) -> None:
         """`run` matches the bytes that lead back to the state; `is_between` says that it is in no token."""
+        self.has_run = bool(run)
         self.take_run = cast("Callable[[bytes, int], re.Match[bytes]]", re.compile(run).match)
         self.is_between = is_between
         self.table: list[int | _State] = []  # for each byte the next state, or the kind of the token it ends

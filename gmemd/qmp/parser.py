@@ -1,6 +1,6 @@
 """JSON tokens to values by the rules of QEMU 11.1 (reference qmp.md section 3).
 
-A push parser: each token is judged as it comes, against one expectation (the bound method `_expect`).
+A push parser: each token is judged as it comes, against one expectation (the method `_expect`).
 Containers under construction are on a list, not on the Python stack. A fault is reported at once; then
 tokens are skipped until braces and brackets, which are counted apart, are balanced. A closing bracket
 nobody waits for and a lexical error count as balance.
@@ -49,7 +49,7 @@ class Parser:
 
     def __init__(self, lexer: Lexer) -> None:
         self._lexer = lexer
-        self._expect: Callable[[int], Any] = self._value
+        self._expect: Callable[[Parser, int], Any] = Parser._value
         self._open: list[dict[str, Any] | list[Any]] = []  # containers under construction
         self._keys: list[str] = []  # of the open dicts, each with its value under construction
         self._braces = 0  # open ones
@@ -98,7 +98,7 @@ class Parser:
         """Drop the message, as far as it is there, and skip the rest of it."""
         self._open.clear()
         self._keys.clear()
-        self._expect = self._value
+        self._expect = Parser._value
         self._size = self._count = 0
         self._is_skipping = self._braces + self._brackets > 0
 
@@ -120,17 +120,17 @@ class Parser:
             raise QmpError("JSON token count limit exceeded")
         if self._braces + self._brackets > NESTING_LIMIT:
             raise QmpError("JSON nesting depth limit exceeded")
-        return self._expect(kind)
+        return self._expect(self, kind)
 
     # The expectations: what may come next, and what it does.
 
     def _value(self, kind: int) -> Any:
         if kind == LEFT_BRACE:
             self._open.append({})
-            self._expect = self._key_or_brace
+            self._expect = Parser._key_or_brace
         elif kind == LEFT_BRACKET:
             self._open.append([])
-            self._expect = self._value_or_bracket
+            self._expect = Parser._value_or_bracket
         elif kind == STRING:
             return self._complete(decode_string(self._lexer.token))
         elif kind in _SCALARS:
@@ -149,13 +149,13 @@ class Parser:
         if kind != STRING:
             raise ParseFault(b"expecting key")
         self._keys.append(decode_string(self._lexer.token))
-        self._expect = self._colon
+        self._expect = Parser._colon
         return _MORE
 
     def _colon(self, kind: int) -> Any:
         if kind != COLON:
             raise ParseFault(b"expecting ':'")
-        self._expect = self._value
+        self._expect = Parser._value
         return _MORE
 
     def _comma_or_brace(self, kind: int) -> Any:
@@ -163,7 +163,7 @@ class Parser:
             return self._complete(self._open.pop())
         if kind != COMMA:
             raise ParseFault(b"expected ',' or '}'")
-        self._expect = self._key
+        self._expect = Parser._key
         return _MORE
 
     def _comma_or_bracket(self, kind: int) -> Any:
@@ -171,24 +171,24 @@ class Parser:
             return self._complete(self._open.pop())
         if kind != COMMA:
             raise ParseFault(b"expected ',' or ']'")
-        self._expect = self._value
+        self._expect = Parser._value
         return _MORE
 
     def _complete(self, value: Any) -> Any:
         """Put a complete value where it belongs; return it if it is the whole message."""
         if not self._open:
-            self._expect = self._value
+            self._expect = Parser._value
             return value
         container = self._open[-1]
         if isinstance(container, list):
             container.append(value)
-            self._expect = self._comma_or_bracket
+            self._expect = Parser._comma_or_bracket
             return _MORE
         key = self._keys.pop()
         if key in container:
             raise ParseFault(b"duplicate key")
         container[key] = value
-        self._expect = self._comma_or_brace
+        self._expect = Parser._comma_or_brace
         return _MORE
 
 

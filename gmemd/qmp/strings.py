@@ -1,28 +1,16 @@
 """String tokens to str, and the bytes quoted in error texts to str, by QEMU's rules (qmp.md section 2).
 
-QEMU keeps strings in modified UTF-8: NUL is C0 80, and non-characters count as bad.
+QEMU keeps strings in modified UTF-8: NUL is C0 80, and non-characters (the last two code points of each
+plane, FDD0 ... FDEF) are as bad as surrogates. No loop over characters: a string may be 64 MiB of escapes.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Final
+from typing import Final, cast
 
 _TEXT_LIMIT: Final = 1023  # bytes of a fault's text; QEMU formats it into a buffer of 1024
-
-_SIMPLE_ESCAPES: Final = {
-    ord(letter): character for letter, character in zip("bfnrt\"'\\/", "\b\f\n\r\t\"'\\/", strict=True)
-}
-_escape_or_run = re.compile(rb"\\u|\\(.)|[^\\]+", re.DOTALL)
-_four_hex_digits = re.compile(rb"[0-9A-Fa-f]{4}")
-_non_character = re.compile(
-    "[\ufdd0-\ufdef" + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF)) + "]"
-)
-# One unit of (possibly bad) UTF-8: a lead byte with the continuation bytes it asks for, as far as they come.
-_utf8_unit = re.compile(
-    rb"[\x00-\x7f]+|[\xc0-\xdf][\x80-\xbf]?|[\xe0-\xef][\x80-\xbf]{0,2}|[\xf0-\xf7][\x80-\xbf]{0,3}"
-    rb"|[\xf8-\xfb][\x80-\xbf]{0,4}|[\xfc-\xfd][\x80-\xbf]{0,5}|[\x80-\xbf\xfe\xff]"
-)
 
 
 class ParseFault(Exception):
@@ -35,26 +23,14 @@ class ParseFault(Exception):
 
 def decode_string(token: bytes) -> str:
     """Read a string token, quotes included; raise ParseFault for the first fault in it."""
-    if b"\\" not in token:
-        return _decode_run(token[1:-1])
-    out: list[str] = []
-    at = 1
-    while at < len(token) - 1:
-        found = _escape_or_run.match(token, at, len(token) - 1)
-        assert found is not None
-        if token[at] != 0x5C:
-            out.append(_decode_run(found[0]))
-        elif found[1] is None:
-            character, length = _decode_unicode_escape(token, at)
-            out.append(character)
-            at += length
-            continue
-        elif found[1][0] in _SIMPLE_ESCAPES:
-            out.append(_SIMPLE_ESCAPES[found[1][0]])
-        else:
-            raise ParseFault(b"invalid escape sequence in string")
-        at = found.end()
-    return "".join(out)
+    end = len(token) - 1
+    good_to = end if b"\\" not in token else cast("re.Match[bytes]", _good_escapes(token, 1, end)).end()
+    text = _decode_utf8(token[1:good_to])
+    if text is None:
+        raise ParseFault(b"invalid UTF-8 sequence in string")
+    if good_to < end:
+        raise _bad_escape(token, good_to)
+    return _unescape(text) if "\\" in text else text
 
 
 def readable(data: bytes) -> str:
@@ -64,36 +40,53 @@ def readable(data: bytes) -> str:
     return "".join("\ufffd" if (text := _decode_utf8(unit)) is None else text for unit in _utf8_unit.findall(data))
 
 
-def _decode_run(data: bytes) -> str:
-    """Read the part of a string that has no escapes."""
-    text = data.decode("ascii") if data.isascii() else _decode_utf8(data)
-    if text is None:
-        raise ParseFault(b"invalid UTF-8 sequence in string")
-    return text
+# As much of a string as has no bad escape; matches at least "".
+_good_escapes = re.compile(
+    rb"""(?: [^\\]++
+           | \\[bfnrt"'\\/]
+           | \\u (?! [dD][89a-fA-F] | [fF][dD][d-eD-E] | [fF]{3}[e-fE-F] ) [0-9a-fA-F]{4}
+           | \\u (?! ..[37bfBF][fF] \\u..[fF][e-fE-F] ) [dD][89abAB][0-9a-fA-F]{2} \\u[dD][c-fC-F][0-9a-fA-F]{2}
+         )*+""",
+    re.VERBOSE | re.DOTALL,
+).match
+
+# A code point that is no character, in UTF-8.
+_non_character = re.compile(
+    rb"\xef(?:\xb7[\x90-\xaf]|\xbf[\xbe\xbf])|[\xf0-\xf4][\x8f\x9f\xaf\xbf]\xbf[\xbe\xbf]"
+).search
+
+# One unit of (possibly bad) UTF-8: a lead byte with the continuation bytes it asks for, as far as they come.
+_utf8_unit = re.compile(
+    rb"[\x00-\x7f]+|[\xc0-\xdf][\x80-\xbf]?|[\xe0-\xef][\x80-\xbf]{0,2}|[\xf0-\xf7][\x80-\xbf]{0,3}"
+    rb"|[\xf8-\xfb][\x80-\xbf]{0,4}|[\xfc-\xfd][\x80-\xbf]{0,5}|[\x80-\xbf\xfe\xff]"
+)
 
 
 def _decode_utf8(data: bytes) -> str | None:
     """Read modified UTF-8; None if it is bad."""
+    if data.isascii():
+        return data.decode("ascii")
     try:
         text = data.replace(b"\xc0\x80", b"\0").decode("utf-8")
     except UnicodeDecodeError:
         return None
-    return None if _non_character.search(text) else text
+    return None if _non_character(data) else text
 
 
-def _decode_unicode_escape(token: bytes, at: int) -> tuple[str, int]:
-    r"""Read the \uXXXX at `at`, with a second one if it begins a surrogate pair: character and length."""
-    code, length = _hex_digits(token, at + 2), 6
-    if 0xD800 <= code <= 0xDBFF and token[at + 6 : at + 8] == b"\\u":
-        low = _hex_digits(token, at + 8)
-        if 0xDC00 <= low <= 0xDFFF:
-            code, length = 0x10000 + ((code & 0x3FF) << 10 | low & 0x3FF), 12
-    if code < 0 or 0xD800 <= code <= 0xDFFF or _non_character.match(chr(code)):
-        raise ParseFault(token[at : at + length] + b" is not a valid Unicode character")
-    return chr(code), length
+def _unescape(text: str) -> str:
+    """Undo good escapes with the json module, which does not know \\' and wants every " escaped."""
+    text = text.replace("\\\\", "\\u005c")  # from now on every backslash begins an escape
+    text = text.replace('\\"', '"').replace("\\'", "'").replace('"', '\\"')
+    unescaped: str = json.loads(f'"{text}"', strict=False)
+    return unescaped
 
 
-def _hex_digits(token: bytes, at: int) -> int:
-    """Read four hex digits, or return -1 if they are not there."""
-    found = _four_hex_digits.match(token, at)
-    return int(found[0], 16) if found else -1
+def _bad_escape(token: bytes, at: int) -> ParseFault:
+    """Say what is wrong with the escape at `at`; of \\u it quotes 6 bytes, of a surrogate pair 12."""
+    if token[at + 1 : at + 2] != b"u":
+        return ParseFault(b"invalid escape sequence in string")
+    length = 12 if _surrogate_pair(token, at) else 6
+    return ParseFault(token[at : at + length] + b" is not a valid Unicode character")
+
+
+_surrogate_pair = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}").match
