@@ -29,6 +29,7 @@ a second transaction. What could not be undone or removed at once is owed, and d
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 from collections.abc import Generator, Iterable
@@ -192,6 +193,7 @@ class Custody:
     def flush(self) -> Flush:
         """Make everything noted so far durable; yields what to wait for. Raises NotKept.
 
+        A driver that cannot wait throws its OSError in. One that is closed leaves all as a crash would.
         One flush at a time; what is noted meanwhile belongs to the next one, or is undone with this one.
         """
         assert not self._flushing, "a flush is under way"
@@ -205,7 +207,8 @@ class Custody:
         finally:
             self._flushing = False
             if batch.barrier >= 0:
-                os.close(batch.barrier)
+                with contextlib.suppress(OSError):
+                    os.close(batch.barrier)
 
     def flush_blocking(self, timeout: float = BARRIER_TIMEOUT) -> None:
         """Flush until nothing is left to do, waiting here at most `timeout` seconds. Raises NotKept."""
@@ -215,7 +218,12 @@ class Custody:
             try:
                 wait = next(flush)
                 while True:
-                    wait = flush.send(wait_for(wait, max(0.0, end - monotonic())))
+                    try:
+                        there = wait_for(wait, max(0.0, end - monotonic()))
+                    except OSError as exc:
+                        wait = flush.throw(exc)
+                    else:
+                        wait = flush.send(there)
             except StopIteration:
                 continue
 
@@ -331,7 +339,7 @@ class Custody:
             return f"registry '{self._registry.path}' cannot be written: {exc}"
         if isinstance(exc, TimeoutError):
             return f"the service manager did not answer within {self._timeout:g} s"
-        return f"the service manager cannot be reached: {os.strerror(exc.errno or 0)}"
+        return f"cannot hand over to the service manager: {os.strerror(exc.errno or 0)}"
 
     # -- start and end ---------------------------------------------------------------------------------------
     def restore(self, fds: Iterable[tuple[str, int]], identify: Identify | None = None) -> Restored:

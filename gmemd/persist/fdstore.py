@@ -80,12 +80,13 @@ class Notifier:
         """Ask for a sign that all sent so far was looked at: the returned fd (the caller's) reads EOF."""
         reader, writer = os.pipe()
         try:
-            self.notify("BARRIER=1", (writer,))
+            try:
+                self.notify("BARRIER=1", (writer,))
+            finally:
+                os.close(writer)
         except BaseException:
             os.close(reader)
             raise
-        finally:
-            os.close(writer)
         return reader
 
     def ready(self, status: str = "") -> None:

@@ -32,7 +32,11 @@ class Manager:
     """What was passed on at start, and the notifications that go the other way."""
 
     def __init__(
-        self, notifier: Notifier | None, fds: list[tuple[str, int]], limit: int, watchdog: float | None,
+        self,
+        notifier: Notifier | None,
+        fds: list[tuple[str, int]],
+        limit: int,
+        watchdog: float | None,
         keeping: Keeping,
     ) -> None:
         self.keeping = keeping

@@ -320,7 +320,7 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("step", "exc", "words"),
         [
-            ("before FDSTORE=1", OSError(errno.ENOBUFS, ""), "cannot be reached: No buffer space available"),
+            ("before FDSTORE=1", OSError(errno.ENOBUFS, ""), "cannot hand over to the service manager: No buffer space available"),
             ("after FDSTORE=1", OSError(errno.ETOOMANYREFS, ""), "Too many references"),
             ("before BARRIER=1", OSError(errno.EMFILE, ""), "Too many open files"),
             ("before transaction", NotWritten("full"), "registry '.*' cannot be written: full"),
@@ -363,6 +363,16 @@ class TestFailures:
         self.assert_as_before(world, ["other"])
         assert world.custody.trouble == ""
         assert world.restored.objects[0][0].extra == {"version": 5}
+
+    def test_driver_cannot_wait(self, world: World) -> None:
+        """An error of the event loop is an error of the flush."""
+        operation = world.add("a")
+        flush = world.custody.flush()
+        next(flush)
+        with pytest.raises(NotKept, match="No space left on device") as caught:
+            flush.throw(OSError(errno.ENOSPC, ""))
+        assert caught.value.undone == [operation]
+        self.assert_as_before(world, [])
 
     def test_removes_stand_without_an_answer(self, world: World) -> None:
         """A removal that is written is acknowledged; it is asked for again until it is confirmed."""

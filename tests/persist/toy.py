@@ -17,7 +17,7 @@ from typing import Any
 
 from gmemd.errors import QmpError
 from gmemd.persist import fdstore
-from gmemd.persist.custody import Custody
+from gmemd.persist.custody import Custody, NotKept
 from gmemd.persist.record import Record
 from gmemd.persist.registry import Registry
 
@@ -42,6 +42,8 @@ class Toy:
         self.custody = Custody(Registry(registry), notifier, store)
         restored = self.custody.restore(fds)
         self.objects = {record.id: (record, fd) for record, fd in restored.objects}
+        self.custody.flush_blocking()
+        self.leaving: dict[str, tuple[Record, int]] = {}
         self.unclaimed = [name for name, _ in restored.unclaimed]
         [(_, listener)] = restored.sockets
         self.listener = socket.socket(fileno=listener)
@@ -58,6 +60,8 @@ class Toy:
                         answer = getattr(self, request.pop("do"))(**request)
                     except QmpError as exc:
                         answer = {"error": exc.desc}
+                    except OSError as exc:
+                        answer = {"error": exc.strerror}
                     print(json.dumps(answer), file=lines, flush=True)
 
     def info(self) -> dict[str, Any]:
@@ -76,13 +80,26 @@ class Toy:
             record = Record(id_, "memory-backend-memfd", {"size": 4096}, "memfd", 4096)
             self.custody.add(record, fd)
             self.objects[id_] = (record, fd)
-        self.custody.flush_blocking()
+        self.flush()
 
     def remove(self, id: str) -> None:
         record, fd = self.objects.pop(id)
         self.custody.remove(record)
-        self.custody.flush_blocking()
-        os.close(fd)
+        self.leaving[id] = (record, fd)
+        self.flush()
+        os.close(self.leaving.pop(id)[1])
+
+    def flush(self) -> None:
+        """Make it durable, or undo it."""
+        try:
+            self.custody.flush_blocking()
+        except NotKept as exc:
+            for operation in exc.undone:
+                if operation.kind == "add":
+                    os.close(self.objects.pop(operation.record.id)[1])
+                else:
+                    self.objects[operation.record.id] = self.leaving.pop(operation.record.id)
+            raise
 
     def read(self, id: str) -> str:
         with mmap.mmap(self.objects[id][1], 4096, prot=mmap.PROT_READ) as memory:
