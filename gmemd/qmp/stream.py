@@ -27,7 +27,8 @@ class Stream:
 
     def feed(self, data: bytes) -> None:
         """Store bytes as they came."""
-        self._lexer.feed(data)
+        if data:
+            self._lexer.feed(data)
 
     def next(self) -> Any:
         """Return the next message's value, a QmpError that says why it has none, or NEED_DATA.
@@ -36,10 +37,10 @@ class Stream:
         other number a float.
         """
         if self._is_at_rest:
-            first_byte = self._lexer.skip_blanks()
-            if first_byte < 0:
+            lexer = self._lexer
+            if lexer.at == len(lexer.data) and not lexer.load():
                 return NEED_DATA
-            if first_byte == LEFT_BRACE:
+            if lexer.data[lexer.at] == LEFT_BRACE or lexer.skip_blanks() == LEFT_BRACE:
                 value = self._scan()
                 if value is not None:
                     return value
@@ -56,7 +57,11 @@ class Stream:
             return None
         value: dict[str, Any]
         try:
-            value, end = _scan_once(text, start)
+            value, end = _scan_quickly(text, start)
+            arguments = value.get("arguments")
+            members = len(value) + len(arguments) if type(arguments) is dict else len(value)
+            if text.count(":", start, end) != members:
+                value, end = _scan_carefully(text, start)
         except (ValueError, StopIteration, RecursionError):
             lexer.trial_from = start + start // _BACK_OFF
             return None
@@ -95,11 +100,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-_scan_once = make_scanner(
-    json.JSONDecoder(  # type: ignore[arg-type]  # what the scanner takes, though typeshed does not say so
-        object_pairs_hook=_object, parse_int=_integer, parse_float=_refuse, parse_constant=_refuse
+def _scanner(**hooks: Any) -> Any:
+    decoder: Any = json.JSONDecoder(
+        parse_int=_integer, parse_float=_refuse, parse_constant=_refuse, **hooks
     )
-)
+    return make_scanner(decoder)
+
+
+# Where a key is given twice the first scanner keeps one of both. Each member has a colon: a message with no
+# more colons than members in it and its arguments has none twice; any other one goes to the second scanner.
+_scan_quickly = _scanner()
+_scan_carefully = _scanner(object_pairs_hook=_object)
 
 
 def _is_within_limits(text: str, start: int, end: int) -> bool:
