@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -150,6 +151,9 @@ class Daemon:
                                             accepted=accepted, remove=True))
 
     def _emit(self, name: str, data: dict[str, Any]) -> None:
+        counts = self._gmemd.counters.events
+        counts[name] = counts.get(name, 0) + 1
+        self._gmemd.events.append((time.time(), name, data))
         for monitor in list(self._monitors):
             monitor.emit(name, data)
 

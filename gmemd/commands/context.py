@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError
 from gmemd.fds import FdSets, NamedFds
+from gmemd.metrics import Counters
 from gmemd.objects import BACKENDS, Objects
 from gmemd.persist.record import Record
 from gmemd.qmp.encode import encode
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from gmemd.persist.restore import Restored
 
 
+EVENTS_KEPT = 200  # the latest, for those who come later
 PRIVATE_STORE = "private-store"  # the registry's type of such a memfd
 
 
@@ -91,6 +94,8 @@ class Gmemd:
         self.custody = custody
         self.keeping = Keeping()
         self.objects = Objects()
+        self.counters = Counters(schema.commands)
+        self.events: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)  # when (seconds), name, data
         self.named_fds = NamedFds()
         self.fd_sets = FdSets()
         self.lost: dict[str, Record] = {}  # objects of which only the record came back
@@ -113,6 +118,7 @@ class Gmemd:
                 backend.private_record, backend.private_fd = stores.pop(store_id(backend), (None, -1))
                 self.objects.restore([backend])
         self.unclaimed += [(record.fd_name, fd) for record, fd in stores.values()]
+        self.counters.restored += len(self.objects)
         self.lost = {record.id: record for record in restored.lost}
         self.unclaimed += restored.unclaimed
         for object_id in self.lost:

@@ -66,7 +66,7 @@ def _converted(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, An
     event = {name: arguments[name] for name in ("id", "offset", "size", "to")}
     custody = gmemd.custody
     if custody is None or backend.record is None:
-        gmemd.emit("MEMDEV_CONVERTED", event)
+        _tell(gmemd, event, converted)
         return value
     operations = []
     if backend.private_fd >= 0 and backend.private_record is None:
@@ -75,7 +75,13 @@ def _converted(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, An
         operations.append(custody.add(backend.private_record, backend.private_fd))
     backend.record = updated(backend)
     operations.append(custody.update(backend.record))
-    return Change(value, *operations, undo=undo, done=lambda: gmemd.emit("MEMDEV_CONVERTED", event))
+    return Change(value, *operations, undo=undo, done=lambda: _tell(gmemd, event, converted))
+
+
+def _tell(gmemd: Gmemd, event: dict[str, Any], converted: int) -> None:
+    gmemd.counters.conversions[event["to"]] += 1
+    gmemd.counters.converted_bytes[event["to"]] += converted
+    gmemd.emit("MEMDEV_CONVERTED", event)
 
 
 def query_memdev_ranges(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import structlog
 from gmemd.commands.context import Change, Gmemd, WithFds
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
+from gmemd.metrics import clock
 from gmemd.qmp.session import Request, Session
 
 READ_SIZE = 16 * 1024  # bytes a turn: what one client can make the others wait for
@@ -51,6 +52,8 @@ class Monitor:
         self._dispatch = dispatcher.run
         self._gmemd: Gmemd = dispatcher.gmemd
         self._closed = closed
+        self._count = self._gmemd.counters.count
+        self._gmemd.counters.connections += 1
         self.session = Session(self._gmemd.version, pretty=pretty)
         self.pid, self.uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         self._fds: list[int] = []  # received, not yet taken by a command
@@ -127,6 +130,7 @@ class Monitor:
             request = self._next() if self._busy or self._queue else session.next_request()
             if request is None:
                 break
+            request.began = clock()
             try:
                 result = dispatch(request, session, self)
             except Exception as exc:
@@ -160,6 +164,7 @@ class Monitor:
         kind = type(result)
         if kind is dict or kind is bytes:
             self._out.append(self.session.success(request, result))
+            self._count(request.execute, request.began, ok=True)
         elif kind is Change:
             self._changes.append((len(self._out), request, result))
             self._out.append(self.session.success(request, result.value))
@@ -170,6 +175,7 @@ class Monitor:
             elif kind is WithFds:
                 self._flush()
                 self._transmit(self.session.success(request, result.value), result.fds)
+                self._count(request.execute, request.began, ok=True)
             else:
                 self._start(request, result)
         elif isinstance(result, Exception):
@@ -177,8 +183,10 @@ class Monitor:
                 log.error("internal error", command=request.execute, exc_info=result)
                 result = QmpError("internal error")
             self._out.append(self.session.failure(request, result))
+            self._count(request.execute, request.began, ok=False)
         else:
             self._out.append(self.session.success(request, result))
+            self._count(request.execute, request.began, ok=True)
 
     def _start(self, request: Request, work: CoroutineType[Any, Any, Any]) -> None:
         """Run a long command; the monitor is busy until it is done."""
@@ -204,6 +212,7 @@ class Monitor:
             for place, request, change in changes:
                 if change.error is not None:
                     out[place] = self.session.failure(request, change.error)
+                self._count(request.execute, request.began, ok=change.error is None)
             self._out[:0] = out
             self._busy = False
             deferred, self._deferred = self._deferred, None
@@ -258,6 +267,7 @@ class Monitor:
         if not fds:
             return self._sock.send(data)
         sent = self._sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+        self._gmemd.counters.fds_sent += len(fds)
         _close_all(fds)
         return sent
 

@@ -23,7 +23,7 @@ _OK: Final = b'{"return": {}}\r\n'
 class Request:
     """One message of a client: a command to run, or the error that it is answered with."""
 
-    __slots__ = ("arguments", "error", "execute", "id", "oob")
+    __slots__ = ("arguments", "began", "error", "execute", "id", "oob")
 
     def __init__(self, execute: str, arguments: dict[str, Any], request_id: Any, *, oob: bool = False,
                  error: QmpError | None = None) -> None:
@@ -32,6 +32,7 @@ class Request:
         self.id = request_id
         self.oob = oob
         self.error = error
+        self.began = 0.0  # when its command was started, by the monitor's clock
 
 
 class Session:
