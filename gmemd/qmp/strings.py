@@ -45,7 +45,7 @@ _good_escapes = re.compile(
     rb"""(?: [^\\]++
            | \\[bfnrt"'\\/]
            | \\u (?! [dD][89a-fA-F] | [fF][dD][d-eD-E] | [fF]{3}[e-fE-F] ) [0-9a-fA-F]{4}
-           | \\u (?! ..[37bfBF][fF] \\u..[fF][e-fE-F] ) [dD][89abAB][0-9a-fA-F]{2} \\u[dD][c-fC-F][0-9a-fA-F]{2}
+           | \\u (?! ..[37bfBF][fF] \\u[dD][fF]{2}[e-fE-F] ) [dD][89abAB][0-9a-fA-F]{2} \\u[dD][c-fC-F][0-9a-fA-F]{2}
          )*+""",
     re.VERBOSE | re.DOTALL,
 ).match
