@@ -28,7 +28,7 @@ LOCKED_UP = ("--pull=never", "--network=none", "--read-only", "--cap-drop=all",
              "--security-opt=no-new-privileges")
 GROUP = 10001  # of the image: may open the socket
 STOP = 10.0  # seconds
-TIMEOUT = 20.0  # seconds, for an answer
+TIMEOUT = 40.0  # seconds, for an answer
 
 Serve = Callable[..., contextlib.AbstractContextManager["Server"]]
 _volumes = (f"gmemd-{number}" for number in itertools.count())
@@ -134,6 +134,17 @@ def test_memory_survives_the_daemon(serve: Serve, record_property: Callable[[str
         assert server.client("read", "ram0") == "still here"
         assert server.keeper() == keeper
         assert server.daemon() != daemon
+
+
+def test_container_restart_is_told(serve: Serve) -> None:
+    """A restart of the container ends the keeper, and memory with it: the object is listed as lost, not remade."""
+    with serve() as server:
+        server.client("write", "going", MEMFD, "id=ram0")
+        server.podman("restart", f"--time={STOP:.0f}", server.name)
+        with Client(server.socket(), timeout=TIMEOUT, wait=TIMEOUT) as client:
+            assert [lost["id"] for lost in client.execute("query-memdev-lost")] == ["ram0"]
+            client.execute("object-del", {"id": "ram0"})
+        server.client("write", "new", MEMFD, "id=ram0")
 
 
 @pytest.mark.kvm

@@ -18,7 +18,7 @@ from gmemd.qmp.client import Client
 SOCKET = "/run/gmemd/qmp.sock"
 UNITS = ("gmemd.service", "gmemd.socket")
 SIZE = 2 << 20  # bytes of an object
-TIMEOUT = 20.0  # seconds
+TIMEOUT = 40.0  # seconds
 
 TREE = Path(__file__).parents[3]
 
@@ -55,6 +55,14 @@ def systemd_version() -> int:
 def show(name: str) -> str:
     """Return a property of the service."""
     return systemctl("show", "--value", f"--property={name}", "gmemd.service")
+
+
+def exposure(at_most: float = 1.0) -> str:
+    """Return the exposure of the service as systemd-analyze judges it."""
+    words = ["systemd-analyze", "security", "--no-pager", f"--threshold={at_most * 10:.0f}", "gmemd.service"]
+    found = re.search(r"Overall exposure level for gmemd.service: (\S+)", output(*words))
+    assert found is not None
+    return found[1]
 
 
 def main_pid() -> int:
