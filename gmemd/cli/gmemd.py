@@ -71,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except QmpError as exc:
         print(f"gmemd: {exc.desc}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # of "gmemd --object help | head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -79,6 +82,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.version:
         print(f"gmemd {package_version()}")
         return 0
+    from gmemd.schema.help import object_help
     from gmemd.schema.keyval import parse_object
 
     for spec in options.object:
@@ -118,16 +122,6 @@ def keeper_arguments(arguments: Sequence[str]) -> list[str]:
     asked += [word.removeprefix("--qmp=") for word in rest if word.startswith("--qmp=")]
     paths = [parse_qmp(text)[0] for text in asked] or [default_socket()]
     return [word for path in paths for word in ("--listen", f"qmp={os.path.abspath(path)}")] + rest
-
-
-def object_help(spec: str) -> str | None:
-    """The help text that an --object asks for ('help', 'TYPE,help'), else None."""
-    kind, _, rest = spec.partition(",")
-    if kind not in ("help", "?") and rest not in ("help", "?"):
-        return None
-    from gmemd.schema.help import object_properties_help, object_types_help
-
-    return object_types_help() if kind in ("help", "?") else object_properties_help(kind.removeprefix("qom-type="))
 
 
 def _uuid(text: str) -> str:
