@@ -1,4 +1,4 @@
-"""`python -m gmemd.schema`: derive qom.json and docs/reference.md from the QAPI source.
+"""`python -m gmemd.schema`: derive qom.json, emulator.json and docs/reference.md from the QAPI source.
 
 `--write` writes them, `--check` says which is stale and exits with 1, without either the first is printed.
 """
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from .document import json_schema
+from .entities import Entities
 from .qapi import load
 from .reference import reference
 
@@ -21,11 +22,17 @@ REFERENCE = HERE.parent.parent / "docs" / "reference.md"
 def derived() -> dict[Path, str]:
     """Return what the derived files must contain, by path."""
     entities = load(HERE / "qapi")
-    document = json_schema(entities, title="A command gmemd understands")
-    files = {HERE / "qom.json": json.dumps(document, indent=1, ensure_ascii=True) + "\n"}
+    files = {
+        HERE / "qom.json": _document(entities, "A command gmemd understands"),
+        HERE / "emulator.json": _document(load(HERE / "qapi" / "emulator.json"), "A command gmemd-emulator understands"),
+    }
     if REFERENCE.parent.is_dir():  # in a clone, not in an installed package
         files[REFERENCE] = reference(entities)
     return files
+
+
+def _document(entities: Entities, title: str) -> str:
+    return json.dumps(json_schema(entities, title=title), indent=1, ensure_ascii=True) + "\n"
 
 
 def stale() -> list[Path]:

@@ -120,6 +120,8 @@ class _Writer:
             return NO_MEMBERS
         if kind.implicit:
             self._defs[owner.name] = self._flat(kind, None, owner.name)
+            if isinstance(owner, Command) and not owner.gen:  # takes more than is declared
+                self._defs[owner.name]["additionalProperties"] = True
             return owner.name
         self._define(kind)
         return kind.name

@@ -87,6 +87,8 @@ class Judge:
             elif "default" in member:
                 completed[name] = member["default"]
         if visited < len(given):
+            if schema["additionalProperties"]:
+                return given | completed
             raise QmpError(f"Parameter '{prefix}{_unexpected(given, properties)}' is unexpected")
         return completed
 

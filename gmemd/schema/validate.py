@@ -21,7 +21,7 @@ from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 if TYPE_CHECKING:
     from .explain import Judge
 
-QOM_JSON: Final = os.path.join(os.path.dirname(__file__), "qom.json")
+_HERE: Final = os.path.dirname(__file__)
 OBJECT_ADD: Final = "object-add"
 
 
@@ -63,11 +63,14 @@ class Schema:
         self._judge: Judge | None = None
 
     @classmethod
-    def load(cls, *, unstable_input: str = "accept") -> Schema:
-        """Read qom.json; with `unstable_input` "reject" members that are unstable are refused."""
+    def load(cls, document: str = "qom.json", *, unstable_input: str = "accept") -> Schema:
+        """Read a derived document, qom.json or the emulator's emulator.json.
+
+        With `unstable_input` "reject" members that are unstable are refused.
+        """
         if unstable_input not in ("accept", "reject"):
             raise ValueError(f"unstable_input must be accept or reject, not {unstable_input}")
-        with open(QOM_JSON, encoding="utf-8") as file:
+        with open(os.path.join(_HERE, document), encoding="utf-8") as file:
             return cls(json.load(file), unstable_input=unstable_input)
 
     def check_object(self, properties: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from gmemd.schema.qapi import load
 from gmemd.schema.validate import Schema
 from tests.schema.reference_visitor import Fault, Visitor
 
-ENTITIES = load(Path(gmemd.schema.validate.QOM_JSON).parent / "qapi")
+ENTITIES = load(Path(gmemd.schema.validate.__file__).parent / "qapi")
 SCHEMA = Schema.load()
 REJECTING = Schema.load(unstable_input="reject")
 
