@@ -36,6 +36,7 @@ class Objects:
         # in the order of everything that comes after it.
         self._slots = GHashSet()
         self._slots.add("compat_monitor0")
+        self.version = 0  # changes with the set of live objects
         self._adding: set[str] = set()  # ids that are taken though no live object has them
 
     def __len__(self) -> int:
@@ -85,6 +86,7 @@ class Objects:
         """Make the object visible."""
         self._adding.discard(backend.id)
         self._live[backend.id] = backend
+        self.version += 1
 
     def cancel(self, backend: HostMemoryBackend) -> None:
         """Undo `begin`: free the id and whatever memory there is."""
@@ -96,6 +98,7 @@ class Objects:
         """Take an object out; its memory goes to the caller, who closes it or puts it back with `restore`."""
         backend = self.find(object_id)
         del self._live[object_id]
+        self.version += 1
         self._slots.discard(object_id, rebuild=False)
         return backend
 
@@ -104,3 +107,4 @@ class Objects:
         for backend in backends:
             self._slots.add(backend.id)
             self._live[backend.id] = backend
+            self.version += 1

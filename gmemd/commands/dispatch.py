@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import CoroutineType, ModuleType
 from typing import Any
 
-from gmemd.commands import control, conversion, custody, fds, memdev, qom
+from gmemd.commands import control, conversion, custody, fds, jobs, memdev, qom
 from gmemd.commands.context import Caller, Change, Gmemd
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.qmp.session import Request, Session
@@ -16,7 +16,7 @@ from gmemd.schema.validate import Command
 
 Function = Callable[[Gmemd, Caller, dict[str, Any]], Any]
 
-MODULES: tuple[ModuleType, ...] = (control, conversion, custody, fds, memdev, qom)
+MODULES: tuple[ModuleType, ...] = (control, conversion, custody, fds, jobs, memdev, qom)
 
 
 def functions() -> dict[str, Function]:
@@ -61,6 +61,13 @@ class Dispatcher:
             raise QmpError(f"The command {request.execute} does not support OOB")
         return found
 
+    async def query(self, name: str, arguments: dict[str, Any]) -> Any:
+        """What a command that only reads answers to gmemd itself: a value, or `bytes` that are JSON; or QmpError."""
+        assert name.startswith("query-")
+        command, function = self._commands[name]
+        result = function(self.gmemd, AtStart(), command.check(arguments))
+        return await result if isinstance(result, CoroutineType) else result
+
     async def at_start(self, name: str, arguments: dict[str, Any]) -> None:
         """Run a command of the command line, before there are clients; QmpError when it is refused."""
         command, function = self._commands[name]
@@ -76,7 +83,7 @@ class Dispatcher:
 
 
 class AtStart:
-    """The caller of the command line's commands: gmemd itself."""
+    """The caller of the command line's commands and of the web's queries: gmemd itself."""
 
     def __init__(self) -> None:
         self.session: Any = None

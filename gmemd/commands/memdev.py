@@ -117,7 +117,7 @@ def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
     wanted = arguments.get("id")
     backends = list(gmemd.objects) if wanted is None else [gmemd.objects.find(wanted)]
     now = time.time()
-    return [_status(gmemd, backend, now) for backend in backends]
+    return [describe_status(gmemd, backend, now, _resident(gmemd, backend)) for backend in backends]
 
 
 def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
@@ -128,17 +128,22 @@ def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
     return info
 
 
-def _status(gmemd: Gmemd, backend: HostMemoryBackend, now: float) -> dict[str, Any]:
+def _resident(gmemd: Gmemd, backend: HostMemoryBackend) -> int:
     with os_errors(f"cannot measure '{backend.id}'"):
-        resident = gmemd.kernel.resident(backend.fd)
+        return gmemd.kernel.resident(backend.fd)
+
+
+def describe_status(gmemd: Gmemd, backend: HostMemoryBackend, now: float, resident: int) -> dict[str, Any]:
+    """The members of MemdevStatus at wall-clock time `now` (seconds); `resident` bytes were measured."""
     uid, pid = backend.owner
     return {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind, "kernel": gmemd.kernel.name,
             "kernel-reason": gmemd.kernel.why, "size": backend.memory_size, "resident": resident,
             "owner": {"uid": uid, "pid": pid}, "age": max(0, int(now - backend.created)),
-            "handed-out": backend.handed_out, "survival": _survival(gmemd, backend)}
+            "handed-out": backend.handed_out, "survival": describe_survival(gmemd, backend)}
 
 
-def _survival(gmemd: Gmemd, backend: HostMemoryBackend) -> list[dict[str, Any]]:
+def describe_survival(gmemd: Gmemd, backend: HostMemoryBackend) -> list[dict[str, Any]]:
+    """The MemdevSurvival of an object."""
     kind = "hugetlb-memfd" if backend.properties.get("hugetlb") else backend.kind
     kept = backend.record is not None
     return [{"event": fate.event, "survives": fate.survives, **({"advice": fate.advice} if fate.advice else {})}
