@@ -1,0 +1,187 @@
+"""Log lines, cheap enough for one every command: a JSON object each, or on a terminal a line for people.
+
+The objects are those of structlog's JSONRenderer: an event's own members, then `event`, `level`, `timestamp`.
+structlog itself renders on a terminal only, for importing it takes 20 to 80 ms and up to 8 MiB. To the
+journal each line begins with its priority (sd-daemon(3)).
+
+Warnings and errors are written at once; other lines wait in memory, FLUSH_SECONDS at most, as soon as there
+is a loop to call back later. The usual command's line is put together from bytes made before, and gets a new
+timestamp once a millisecond. Commands beyond CLIENT_LINES a second of one client are summed up in one line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from gmemd.errors import QmpError
+
+LEVELS: Final = ("debug", "info", "warning", "error")
+FLUSH_SECONDS: Final = 0.05
+FLUSH_LINES: Final = 256
+CLIENT_LINES: Final = 1000
+TEXT_MAX: Final = 200  # characters that a line repeats of what a client said
+_PRIORITIES: Final = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>"}
+_STAMP_SECONDS: Final = 0.001
+
+Write = Callable[[bytes], None]
+Render = Callable[[dict[str, Any]], str]
+
+
+class Log:
+    """A log; `write` takes whole lines. `call_later`, once set, lets lines wait."""
+
+    def __init__(self, write: Write) -> None:
+        self._write = write
+        self.call_later: Callable[[float, Callable[[], None]], object] | None = None
+        self._lines: list[bytes] = []
+        self._flush_is_due = False
+        self.configure()
+
+    def configure(self, *, level: str = "info", render: Render | None = None, journal: bool = False) -> None:
+        """Set the least level that is logged, what makes lines for people, and whether the journal reads them."""
+        self._threshold = LEVELS.index(level)
+        self._render: Render = render or _to_json
+        self._priorities: Mapping[str, str] = _PRIORITIES if journal else {}
+        # How the usual command's line begins; None: it is made like any other one.
+        self.head = None if render else self._priorities.get("info", "").encode() + b'{"command": "'
+
+    def debug(self, event: str, **members: Any) -> None:
+        """Log what helps a developer."""
+        self._log("debug", event, members)
+
+    def info(self, event: str, **members: Any) -> None:
+        """Log a step of the daemon's normal life."""
+        self._log("info", event, members)
+
+    def warning(self, event: str, **members: Any) -> None:
+        """Log what an operator should look at some time."""
+        self._log("warning", event, members)
+
+    def error(self, event: str, **members: Any) -> None:
+        """Log a failure; of an exception in `exc_info` the traceback is shown."""
+        self._log("error", event, members)
+
+    def takes(self, level: str) -> bool:
+        """Whether lines of that level are written."""
+        return LEVELS.index(level) >= self._threshold
+
+    def append(self, line: bytes) -> None:
+        """Add a finished line."""
+        self._lines.append(line)
+        if self.call_later is None or len(self._lines) >= FLUSH_LINES:
+            self.flush()
+        elif not self._flush_is_due:
+            self._flush_is_due = True
+            self.call_later(FLUSH_SECONDS, self._flush_late)
+
+    def flush(self) -> None:
+        """Write what waits."""
+        if self._lines:
+            data = b"".join(self._lines)
+            self._lines.clear()
+            self._write(data)
+
+    def _flush_late(self) -> None:
+        self._flush_is_due = False
+        self.flush()
+
+    def _log(self, level: str, event: str, members: dict[str, Any]) -> None:
+        if not self.takes(level):
+            return
+        error = members.pop("exc_info", None)
+        if error is not None:
+            members["exception"] = "".join(traceback.format_exception(error)).rstrip()
+        members.update(event=event, level=level, timestamp=_timestamp())
+        line = f"{self._priorities.get(level, '')}{self._render(members)}\n"
+        self.append(line.encode("utf-8", "backslashreplace"))
+        if level in ("warning", "error"):
+            self.flush()
+
+
+class ClientLog:
+    """The commands of one client, a line each: what, by whom, how long, with what result.
+
+    `who` are the members that tell the client from others.
+    """
+
+    def __init__(self, log: Log, who: dict[str, Any]) -> None:
+        self._log = log
+        self._who = who
+        self._who_json = json.dumps(who)[1:-1].encode()
+        self._lines_a_second = CLIENT_LINES if log.takes("info") else 0
+        self._left = 0  # lines that may still be written in this second
+        self._omitted = 0
+        self._second_ends = 0.0  # all times by the clock of `answered`
+        self._stamp = b""
+        self._stamp_ends = 0.0
+
+    def answered(self, command: str, began: float, ended: float, *, request_id: bytes = b"",
+                 error: QmpError | None = None) -> None:
+        """Log an answered command; times in seconds of one clock, `request_id` is JSON, empty if there was none."""
+        if ended >= self._stamp_ends:
+            self._go_on(ended)
+        if self._left <= 0:
+            self._omitted += 1
+            return
+        self._left -= 1
+        if len(request_id) > TEXT_MAX:
+            request_id = b'"(long)"'
+        head = self._log.head
+        if error is None and head is not None:
+            self._log.append(b'%b%b", "id": %b, %b, "us": %d, "result": "ok", "event": "command", "level": "info",'
+                             b' "timestamp": "%b"}\n' % (head, command.encode(), request_id or b"null",
+                                                         self._who_json, (ended - began) * 1e6, self._stamp))
+        else:
+            self._explain(command, request_id, ended - began, error)
+
+    def close(self) -> None:
+        """Say what was left out."""
+        if self._omitted and self._lines_a_second:
+            self._log.info("commands not logged", count=self._omitted, **self._who)
+        self._omitted = 0
+
+    def _go_on(self, now: float) -> None:
+        """Renew the timestamp and, in a new second, the lines that may be written."""
+        self._stamp = _timestamp().encode()
+        self._stamp_ends = now + _STAMP_SECONDS
+        if now >= self._second_ends:
+            self.close()
+            self._left = self._lines_a_second
+            self._second_ends = now + 1.0
+
+    def _explain(self, command: str, request_id: bytes, seconds: float, error: QmpError | None) -> None:
+        result = {"result": "ok"} if error is None else {"result": error.error_class, "desc": error.desc[:TEXT_MAX]}
+        self._log.info("command", command=command[:TEXT_MAX], id=json.loads(request_id or b"null"), **self._who,
+                       us=int(seconds * 1e6), **result)
+
+
+def _timestamp() -> str:
+    """Now, in UTC, to the millisecond."""
+    now = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+
+
+def _to_json(members: dict[str, Any]) -> str:
+    return json.dumps(members, default=str)
+
+
+def _to_stderr(data: bytes) -> None:
+    while data:
+        data = data[os.write(sys.stderr.fileno(), data):]
+
+
+def for_people() -> Render:
+    """What renders lines on a terminal."""
+    import structlog
+
+    renderer = structlog.dev.ConsoleRenderer()
+    return lambda members: str(renderer(None, "", members))
+
+
+log: Final = Log(_to_stderr)
