@@ -132,10 +132,14 @@ class Custody:
 
         Every add of an fd uses up one reservation. Fills in the second group of the record's members.
         """
+        if fd >= 0:
+            try:
+                status = os.fstat(fd)
+            except OSError as exc:  # not by os_errors, which costs as much as the rest
+                raise QmpError(f"looking at memory to be kept: {os.strerror(exc.errno or 0)}") from exc
         self._seq += 1
         record.seq = self._seq
         if fd >= 0:
-            status = os.fstat(fd)
             record.st_dev, record.st_ino, record.st_size = status.st_dev, status.st_ino, status.st_size
             record.fd_name = f"{self._prefix}{self._seq}"
         return self._note(Operation("add", record, fd, row_of(record)))

@@ -400,6 +400,16 @@ class TestStart:
         assert self.run("--listen", path, "--exec", "false")[0] == 1
         assert Path(path).read_text() == "precious"
 
+    def test_limit_of_open_files(self) -> None:
+        """The store is never larger than what can be held and handed down at once."""
+        keeper = f"{sys.executable} -S -m gmemd.persist.keeper --fdstore-max 500 --exec sh -c 'echo $FDSTORE'"
+        for limit, announced in ((20, "0"), (164, "50"), (1064, "500")):
+            done = subprocess.run(
+                ["sh", "-c", f"ulimit -n {limit}; exec {keeper}"], capture_output=True, text=True, check=True,
+                env={**os.environ, "PYTHONPATH": ROOT},
+            )  # fmt: skip
+            assert done.stdout.strip() == announced
+
     def test_wrong_options(self) -> None:
         assert self.run("--listen")[1] == "gmemd --keeper: --listen needs a value\n"
         assert self.run("--watchdog", "soon")[1] == "gmemd --keeper: --watchdog: 'soon' is no number\n"
