@@ -6,11 +6,13 @@ A guest_memfd cannot be watched or revoked; looking is all there is.  What may n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
+
+File = tuple[int, int]  # device and inode
 
 
 @dataclass
@@ -30,54 +32,69 @@ class Holder:
 def holders(fd: int, proc: Path = PROC) -> list[Holder]:
     """The processes other than this one that hold the file behind the (borrowed) fd. Takes long; for a thread."""
     status = os.fstat(fd)
-    found = []
+    file = status.st_dev, status.st_ino
+    return holders_of({file}, proc).get(file, [])
+
+
+def holders_of(wanted: Collection[File], proc: Path = PROC) -> dict[File, list[Holder]]:
+    """The same for many files at once, by file; those that nobody holds are left out. Takes long; for a thread."""
+    found: dict[File, list[Holder]] = {}
+    shown = {(f"{os.major(device):02x}:{os.minor(device):02x}", str(inode)): (device, inode)
+             for device, inode in wanted}
     for entry in sorted(int(name) for name in os.listdir(proc) if name.isdecimal()):
         if entry != os.getpid():
-            holder = _look(proc / str(entry), entry, (status.st_dev, status.st_ino))
-            if holder is not None:
-                found.append(holder)
+            for file, holder in _look(proc / str(entry), entry, shown).items():
+                found.setdefault(file, []).append(holder)
     return found
 
 
-def _look(place: Path, pid: int, file: tuple[int, int]) -> Holder | None:
-    """How a process holds the file; None when it does not, has ended, or may not be looked at."""
+def _look(place: Path, pid: int, shown: Mapping[tuple[str, str], File]) -> dict[File, Holder]:
+    """How a process holds files; nothing when it does not, has ended, or may not be looked at.
+
+    `shown`: device and inode as /proc/PID/maps shows them, of each file that is looked for.
+    """
+    found: dict[File, Holder] = {}
+
+    def holder(file: File) -> Holder:
+        return found.setdefault(file, Holder(pid, 0, "", None))
+
     try:
-        fds = list(_open_modes(place, file))
-        mappings = list(_mappings(place, file))
-        if not fds and not mappings:
-            return None
-        holder = Holder(pid, place.stat().st_uid, (place / "comm").read_text().rstrip("\n"), _cgroup(place))
+        for file, writable in _open_files(place, set(shown.values())):
+            holder(file).fds += 1
+            holder(file).writable |= writable
+        for file, size, mode in _mappings(place, shown):
+            holder(file).mapped += size
+            holder(file).writable |= "w" in mode and "s" in mode
+            holder(file).private_copy |= "p" in mode
+        for one in found.values():
+            one.uid, one.cgroup = place.stat().st_uid, _cgroup(place)
+            one.comm = (place / "comm").read_text().rstrip("\n")
     except OSError:
-        return None
-    holder.fds = len(fds)
-    holder.mapped = sum(size for size, _ in mappings)
-    holder.writable = any(fds) or any("w" in mode and "s" in mode for _, mode in mappings)
-    holder.private_copy = any("p" in mode for _, mode in mappings)
-    return holder
+        return {}
+    return found
 
 
-def _open_modes(place: Path, file: tuple[int, int]) -> Iterator[bool]:
-    """For each fd that is the file: whether it was opened for writing."""
+def _open_files(place: Path, wanted: Collection[File]) -> Iterator[tuple[File, bool]]:
+    """For each fd that is one of the files: which one, and whether it was opened for writing."""
     for name in os.listdir(place / "fd"):
         try:
-            status = os.stat(place / "fd" / name)
-            if (status.st_dev, status.st_ino) == file:
+            status = os.stat(f"{place}/fd/{name}")
+            if (status.st_dev, status.st_ino) in wanted:
                 flags = (place / "fdinfo" / name).read_text().partition("flags:\t")[2].partition("\n")[0]
-                yield bool(int(flags, 8) & os.O_ACCMODE)
+                yield (status.st_dev, status.st_ino), bool(int(flags, 8) & os.O_ACCMODE)
         except FileNotFoundError:
             continue
 
 
-def _mappings(place: Path, file: tuple[int, int]) -> Iterator[tuple[int, str]]:
-    """Size and permissions of each mapping of the file."""
-    device, inode = file
-    wanted = [f"{os.major(device):02x}:{os.minor(device):02x}", str(inode)]
+def _mappings(place: Path, shown: Mapping[tuple[str, str], File]) -> Iterator[tuple[File, int, str]]:
+    """Which file, size and permissions of each mapping of one of the files."""
     with open(place / "maps") as maps:
         for line in maps:
             fields = line.split(None, 5)
-            if fields[3:5] == wanted:
+            file = shown.get((fields[3], fields[4]))
+            if file is not None:
                 start, _, end = fields[0].partition("-")
-                yield int(end, 16) - int(start, 16), fields[1]
+                yield file, int(end, 16) - int(start, 16), fields[1]
 
 
 def _cgroup(place: Path) -> str | None:

@@ -47,6 +47,10 @@ class Objects:
         live = self._live
         return iter([live[name] for name in reversed(list(self._slots)) if name in live])
 
+    def in_creation_order(self) -> list[HostMemoryBackend]:
+        """Live objects, the oldest first."""
+        return list(self._live.values())
+
     def get(self, object_id: str) -> HostMemoryBackend | None:
         """The live object of that id, else None."""
         return self._live.get(object_id)
