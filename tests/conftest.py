@@ -8,6 +8,8 @@ import pytest
 
 from tests.daemon import Daemon
 
+pytest_plugins = ["pytester"]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is marked `kvm` where the real kernel has no shared guest_memfd for us, and say why."""
