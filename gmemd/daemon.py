@@ -71,7 +71,9 @@ def package_version() -> str:
 class Daemon:
     """One running gmemd."""
 
-    def __init__(self, options: Options) -> None:
+    document = "qom.json"  # what is spoken
+
+    def __init__(self, options: Options, manager: Manager | None = None) -> None:
         self._options = options
         self._monitors: set[Monitor] = set()
         self._listeners: list[Listener] = []
@@ -79,7 +81,7 @@ class Daemon:
         self._unsettled: Waiting = []
         self._flushing = False
         self._stopped: asyncio.Event
-        self._manager = Manager.from_environ(os.environ)
+        self._manager = manager or Manager.from_environ(os.environ)
 
     async def run(self) -> None:
         """Serve until `quit`, SIGTERM or SIGINT; QmpError when it cannot start."""
@@ -88,7 +90,7 @@ class Daemon:
         gmemd = self._gmemd = self._make_gmemd()
         try:
             sockets = self._restore()
-            dispatcher = Dispatcher(gmemd)
+            dispatcher = self._make_dispatcher()
             await self._make_objects(dispatcher)
             self._listen(dispatcher, sockets)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,6 +98,7 @@ class Daemon:
             log.info("ready", sockets=[listener.path for listener in self._listeners], kernel=gmemd.kernel.name,
                      why=gmemd.kernel.why, objects=len(gmemd.objects), persist=gmemd.custody is not None)
             self._manager.serve(self._loop, gmemd)
+            self._ready()
             await self._stopped.wait()
         finally:
             await self._close()
@@ -103,7 +106,8 @@ class Daemon:
     def _make_gmemd(self) -> Gmemd:
         options = self._options
         kernel = choose_kernel(options.kernel)
-        gmemd = Gmemd(schema=Schema.load(unstable_input=options.unstable_input), kernel=kernel,
+        schema = Schema.load(self.document, unstable_input=options.unstable_input)
+        gmemd = Gmemd(schema=schema, kernel=kernel,
                       version={"qemu": QEMU_VERSION, "package": f"gmemd {package_version()}"},
                       name=options.name, uuid=options.uuid)
         gmemd.emit = self._emit
@@ -111,6 +115,12 @@ class Daemon:
         gmemd.spawn = self._spawn
         gmemd.settle = self._settle
         return gmemd
+
+    def _make_dispatcher(self) -> Dispatcher:
+        return Dispatcher(self._gmemd)
+
+    def _ready(self) -> None:
+        """What is to be done once everything serves."""
 
     def _restore(self) -> list[socket.socket]:
         """Take over what a predecessor left; the listening sockets that came with it."""
@@ -132,6 +142,17 @@ class Daemon:
                 await dispatcher.at_start("object-add", properties)
 
     def _listen(self, dispatcher: Dispatcher, passed: list[socket.socket]) -> None:
+        asked = {option.path: option for option in self._options.qmp}
+        for sock in passed:
+            option = asked.pop(sock.getsockname(), None)
+            self._serve(dispatcher, sock, pretty=option is not None and option.pretty, remove=False)
+        for option in asked.values():
+            if passed and option.default:
+                continue
+            self._serve(dispatcher, bind_unix(option.path), pretty=option.pretty, remove=True)
+
+    def _serve(self, dispatcher: Dispatcher, sock: socket.socket, *, pretty: bool, remove: bool) -> None:
+        """Give each client of a listening socket, which is kept, a monitor; `remove` the socket file at the end."""
         def accepted(client: socket.socket, pretty: bool) -> None:
             try:
                 self._monitors.add(Monitor(self._loop, client, dispatcher, pretty=pretty,
@@ -139,16 +160,7 @@ class Daemon:
             except OSError:
                 client.close()
 
-        asked = {option.path: option for option in self._options.qmp}
-        for sock in passed:
-            option = asked.pop(sock.getsockname(), None)
-            self._listeners.append(Listener(self._loop, sock, pretty=option is not None and option.pretty,
-                                            accepted=accepted, remove=False))
-        for option in asked.values():
-            if passed and option.default:
-                continue
-            self._listeners.append(Listener(self._loop, bind_unix(option.path), pretty=option.pretty,
-                                            accepted=accepted, remove=True))
+        self._listeners.append(Listener(self._loop, sock, pretty=pretty, accepted=accepted, remove=remove))
 
     def _emit(self, name: str, data: dict[str, Any]) -> None:
         counts = self._gmemd.counters.events

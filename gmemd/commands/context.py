@@ -15,7 +15,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -81,6 +81,25 @@ class Caller(Protocol):
         ...
 
 
+class Machine(Protocol):
+    """What gmemd-emulator puts around the memory, as far as other commands see it."""
+
+    types: Mapping[str, str | None]  # its QOM types and their parents
+    abstract: frozenset[str]  # those of them that cannot be instantiated
+
+    def node(self) -> Any:
+        """The node /machine of the QOM tree."""
+        ...
+
+    def object_nodes(self) -> Mapping[str, Any]:
+        """The nodes below /objects that are no memory, by id."""
+        ...
+
+    def properties(self, type_name: str) -> list[dict[str, Any]]:
+        """What qom-list-properties tells of one of `types`, but for its type."""
+        ...
+
+
 class Gmemd:
     """The parts of the daemon that commands work on."""
 
@@ -92,6 +111,7 @@ class Gmemd:
         self.name = name
         self.uuid = uuid
         self.custody = custody
+        self.machine: Machine | None = None
         self.keeping = Keeping()
         self.objects = Objects()
         self.counters = Counters(schema.commands)

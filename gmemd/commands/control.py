@@ -23,7 +23,7 @@ def query_commands(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> b
 
 
 def query_qmp_schema(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> bytes:
-    return gmemd.encoded("schema", _introspection)
+    return gmemd.encoded("schema", gmemd.schema.introspection)
 
 
 def query_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> bytes:
@@ -59,13 +59,3 @@ def quit(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, A
 
 # A memory daemon has no vCPUs to run: what QEMU answers under -S.
 _STATUS = encode({"status": "prelaunch", "running": False})
-
-
-def _introspection() -> list[dict[str, Any]]:
-    from pathlib import Path
-
-    from gmemd import schema
-    from gmemd.schema.introspect import introspect
-    from gmemd.schema.qapi import load
-
-    return introspect(load(Path(schema.__path__[0]) / "qapi"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import CoroutineType, ModuleType
 from typing import Any
 
@@ -19,9 +19,12 @@ Function = Callable[[Gmemd, Caller, dict[str, Any]], Any]
 MODULES: tuple[ModuleType, ...] = (control, conversion, custody, fds, jobs, memdev, qom)
 
 
-def functions() -> dict[str, Function]:
-    """Every command function by its Python name: the public functions of the command modules that take a caller."""
-    return {name: member for module in MODULES for name, member in vars(module).items()
+def functions(modules: Iterable[ModuleType] = MODULES) -> dict[str, Function]:
+    """Every command function by its Python name: the public functions of the modules that take a caller.
+
+    A later module replaces what an earlier one has.
+    """
+    return {name: member for module in modules for name, member in vars(module).items()
             if not name.startswith("_") and getattr(member, "__module__", None) == module.__name__
             and "caller" in getattr(getattr(member, "__code__", None), "co_varnames", ())}
 
@@ -29,9 +32,9 @@ def functions() -> dict[str, Function]:
 class Dispatcher:
     """Runs requests: mode, name, out-of-band, arguments, then the command, in QEMU's order of checks."""
 
-    def __init__(self, gmemd: Gmemd) -> None:
+    def __init__(self, gmemd: Gmemd, modules: Iterable[ModuleType] = MODULES) -> None:
         self.gmemd = gmemd
-        table = functions()
+        table = functions(modules)
         self._commands = {name: (command, table[name.replace("-", "_")])
                           for name, command in gmemd.schema.commands.items()}
         # The same without those that the policy forbids: what a plain request needs no further question for.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
@@ -37,6 +38,7 @@ class Node:
 
     @property
     def type_name(self) -> str:
+        """The QOM type."""
         if self.region:
             return "memory-region"
         return self.backend.qom_type if self.backend else "container"
@@ -49,9 +51,18 @@ class Node:
             return Node(self.gmemd, f"{self.path}/{name}", self.backend, region=True) \
                 if name == f"{self.backend.id}[0]" else None
         if self.path == "":
-            return Node(self.gmemd, "/objects") if name == "objects" else None
+            return self._top(name)
         backend = self.gmemd.objects.get(name)
-        return None if backend is None else Node(self.gmemd, f"{self.path}/{name}", backend)
+        if backend is not None:
+            return Node(self.gmemd, f"{self.path}/{name}", backend)
+        machine = self.gmemd.machine
+        return None if machine is None else machine.object_nodes().get(name)
+
+    def _top(self, name: str) -> Node | None:
+        if name == "objects":
+            return Node(self.gmemd, "/objects")
+        machine = self.gmemd.machine
+        return machine.node() if machine is not None and name == "machine" else None
 
     def listing(self) -> list[dict[str, str]]:
         """The answer of qom-list."""
@@ -64,8 +75,11 @@ class Node:
             rows.append((f"{self.backend.id}[0]", "child<memory-region>"))
         elif self.path == "":
             rows.append(("objects", "child<container>"))
+            rows += [("machine", f"child<{self.gmemd.machine.node().type_name}>")] if self.gmemd.machine else []
         else:
             rows += [(backend.id, f"child<{backend.qom_type}>") for backend in self.gmemd.objects]
+            others = self.gmemd.machine.object_nodes() if self.gmemd.machine else {}
+            rows += [(name, f"child<{node.type_name}>") for name, node in others.items()]
         return [{"name": name, "type": kind} for name, kind in rows]
 
     def get(self, name: str) -> Any:
@@ -81,9 +95,40 @@ class Node:
             return self.backend.get(name)
         raise self.no_property(name)
 
+    def set(self, name: str, value: Any) -> Any:
+        """Change a property of what is no backend; the result of qom-set."""
+        self.get(name)
+        raise QmpError(f"Property '{self.type_name}.{name}' is not writable")
+
     def no_property(self, name: str) -> QmpError:
         """The refusal of a property that is not there."""
         return QmpError(f"Property '{self.type_name}.{name}' not found")
+
+
+class Fixed(Node):
+    """A place with the properties (name -> type, value) and children it is given: what a machine adds."""
+
+    def __init__(self, gmemd: Gmemd, path: str, type_name: str, properties: Mapping[str, tuple[str, Any]],
+                 children: Mapping[str, Node] = MappingProxyType({})) -> None:
+        super().__init__(gmemd, path)
+        self._type_name = type_name
+        self._properties = properties
+        self._children = children
+
+    @property
+    def type_name(self) -> str:
+        return self._type_name
+
+    def child(self, name: str) -> Node | None:
+        return self._children.get(name)
+
+    def listing(self) -> list[dict[str, str]]:
+        rows = {"type": "string", **{name: kind for name, (kind, _) in self._properties.items()},
+                **{name: f"child<{node.type_name}>" for name, node in self._children.items()}}
+        return [{"name": name, "type": kind} for name, kind in rows.items()]
+
+    def get(self, name: str) -> Any:
+        return self._properties[name][1] if name in self._properties else super().get(name)
 
 
 def resolve(gmemd: Gmemd, path: str) -> Node:
@@ -99,6 +144,9 @@ def resolve(gmemd: Gmemd, path: str) -> Node:
         owner = gmemd.objects.get(parts[0].removesuffix("[0]"))
         if owner is not None:
             starts.append(Node(gmemd, f"/objects/{owner.id}", owner))
+        if gmemd.machine is not None:
+            machine = gmemd.machine.node()
+            starts += [machine, machine.child("peripheral")]
         found = [_walk(start, parts) for start in starts]
     nodes = [node for node in found if node is not None]
     if not nodes:
@@ -107,9 +155,9 @@ def resolve(gmemd: Gmemd, path: str) -> Node:
 
 
 def find_context(gmemd: Gmemd, path: str) -> None:
-    """Judge what prealloc-context names: never a thread-context, for there is no such type."""
-    resolve(gmemd, path)
-    raise QmpError("Invalid parameter type for 'prealloc-context', expected: thread-context")
+    """Judge what prealloc-context names; without a machine there is no such type as thread-context."""
+    if resolve(gmemd, path).type_name != "thread-context":
+        raise QmpError("Invalid parameter type for 'prealloc-context', expected: thread-context")
 
 
 def _walk(node: Node | None, parts: list[str]) -> Node | None:
@@ -140,8 +188,7 @@ def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     node, name, value = resolve(gmemd, arguments["path"]), arguments["property"], arguments["value"]
     backend = node.backend
     if backend is None or node.region or name not in backend.property_names():
-        node.get(name)
-        raise QmpError(f"Property '{node.type_name}.{name}' is not writable")
+        return node.set(name, value)
     backend.refuse_set(name, seen=False)
     value = gmemd.schema.check_property(backend.qom_type, name, value)
     if name == "prealloc-context" and value:
@@ -173,13 +220,14 @@ def _set(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any
 def qom_list_types(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
     implements, abstract = arguments.get("implements"), arguments.get("abstract", False)
     rows = []
-    for name, parent in TYPES.items():
-        if name in ABSTRACT and not abstract:
+    types, no_instances = _types(gmemd)
+    for name, parent in types.items():
+        if name in no_instances and not abstract:
             continue
-        if implements is not None and not _is_a(name, implements):
+        if implements is not None and not _is_a(gmemd, name, implements):
             continue
         row: dict[str, Any] = {"name": name}
-        if name in ABSTRACT:
+        if name in no_instances:
             row["abstract"] = True
         if parent is not None:
             row["parent"] = parent
@@ -187,13 +235,21 @@ def qom_list_types(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> l
     return rows
 
 
-def _is_a(name: str | None, ancestor: str) -> bool:
+def _types(gmemd: Gmemd) -> tuple[dict[str, str | None], frozenset[str]]:
+    """All types with their parents, and those that cannot be instantiated."""
+    if gmemd.machine is None:
+        return TYPES, ABSTRACT
+    return TYPES | dict(gmemd.machine.types), ABSTRACT | gmemd.machine.abstract
+
+
+def _is_a(gmemd: Gmemd, name: str | None, ancestor: str) -> bool:
     if ancestor == "user-creatable":
-        return name in BACKENDS
+        return name in gmemd.schema.object_types
+    types, _ = _types(gmemd)
     while name is not None:
         if name == ancestor:
             return True
-        name = TYPES[name]
+        name = types[name]
     return False
 
 
@@ -201,7 +257,7 @@ def qom_list_properties(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
     type_name = arguments["typename"]
     if type_name in INTERFACES:
         raise QmpError("Parameter 'typename' expects a QOM type")
-    if type_name not in TYPES:
+    if type_name not in _types(gmemd)[0]:
         raise QmpError(f"Class '{type_name}' not found", DEVICE_NOT_FOUND)
     rows: list[dict[str, str]] = [{"name": "type", "type": "string"}]
     backend = BACKENDS.get(type_name)
@@ -212,6 +268,8 @@ def qom_list_properties(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
             if declared.description is not None:
                 row["description"] = declared.description
             rows.append(row)
+    elif gmemd.machine is not None and type_name in gmemd.machine.types:
+        rows += gmemd.machine.properties(type_name)
     return rows
 
 

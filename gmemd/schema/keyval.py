@@ -44,15 +44,18 @@ def has_bad_id(pairs: list[tuple[str, str]]) -> bool:
     return first is not None and not _IDENTIFIER.fullmatch(first)
 
 
-def split(spec: str, warn: Warn | None = None) -> list[tuple[str, str]]:
-    """Return the (key, value) pairs of a key=value string in the order of the text."""
+def split(spec: str, warn: Warn | None = None, *, implied: str = "qom-type") -> list[tuple[str, str]]:
+    """Return the (key, value) pairs of a key=value string in the order of the text.
+
+    `implied` is the key that the first item may leave out; "": it may not.
+    """
     pairs: list[tuple[str, str]] = []
     rest = spec
     while rest:
-        key, rest = _key(rest, "" if pairs else "qom-type")
+        key, rest = _key(rest, "" if pairs else implied)
         if rest.startswith("="):
             value, rest = _value(rest[1:])
-        elif not pairs:
+        elif not pairs and implied:
             value, rest = _value(rest)
         else:
             flag = key
