@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError
 from gmemd.fds import FdSets, NamedFds
+from gmemd.jobs import Jobs
 from gmemd.metrics import Counters
 from gmemd.objects import BACKENDS, Objects
 from gmemd.persist.record import Record
@@ -118,6 +119,7 @@ class Gmemd:
         self.events: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)  # when (seconds), name, data
         self.named_fds = NamedFds()
         self.fd_sets = FdSets()
+        self.jobs = Jobs(lambda name, data: self.emit(name, data))
         self.lost: dict[str, Record] = {}  # objects of which only the record came back
         self.unclaimed: list[tuple[str, int]] = []  # fds that came back without a record, by fd-store name; ours
         self.stopping = False
@@ -166,6 +168,18 @@ class Gmemd:
         for backend in list(self.objects):
             backend.close()
         self.kernel.close()
+
+
+async def settled(gmemd: Gmemd, result: Any) -> Any:
+    """The value of a result, once the change that it may be is durable; QmpError if it could not be made so."""
+    if not isinstance(result, Change):
+        return result
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    gmemd.settle([result], lambda: done.set_result(None))
+    await done
+    if result.error is not None:
+        raise result.error
+    return result.value
 
 
 def in_thread(function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:

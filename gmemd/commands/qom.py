@@ -197,18 +197,19 @@ def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend.check_value(name, value)
     if name == "prealloc" and value and not backend.properties["prealloc"]:
         return _preallocate(gmemd, backend)
-    return _set(gmemd, backend, name, value)
+    return set_property(gmemd, backend, name, value)
 
 
 def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend) -> Coroutine[Any, Any, Any]:
     async def work() -> Any:
         await in_thread(backend.populate, gmemd.kernel)
-        return _set(gmemd, backend, "prealloc", True)
+        return set_property(gmemd, backend, "prealloc", True)
 
     return work()
 
 
-def _set(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any:
+def set_property(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any:
+    """Store a judged value, also in the record; the result of the command that does so."""
     before = backend.properties.get(name)
     backend.set(name, value)
     if gmemd.custody is None or backend.record is None:

@@ -1,0 +1,190 @@
+"""Commands on jobs, and those that start one: verifying, populating, wiping."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.commands.context import Caller, Gmemd, in_thread, settled
+from gmemd.commands.memdev import object_del
+from gmemd.commands.qom import set_property
+from gmemd.errors import QmpError, os_errors
+from gmemd.jobs import CANCELLED, Job
+
+_CHUNKS_MAX: Final = 1 << 20  # digests that one job may give: some 150 MiB
+_WIPE_CHUNK: Final = 64 << 20  # bytes between two reports of progress
+
+Part = tuple[int, int, int]  # fd, offset, bytes
+Said = Callable[[dict[str, Any]], None]
+
+
+def query_jobs(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
+    return [job.describe() for job in gmemd.jobs]
+
+
+def job_cancel(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+    gmemd.jobs.find(arguments["id"]).cancel()
+    return {}
+
+
+def job_dismiss(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+    gmemd.jobs.dismiss(arguments["id"])
+    return {}
+
+
+def memdev_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+    backend, chunk = gmemd.objects.find(arguments["id"]), arguments["chunk"]
+    gmemd.jobs.check_id(arguments["job-id"])
+    if chunk == 0 or chunk % gmemd.kernel.page_size:
+        raise QmpError(f"parameter 'chunk' must be a multiple of the page size, {gmemd.kernel.page_size}")
+    if backend.memory_size > chunk * _CHUNKS_MAX:
+        raise QmpError(f"chunks of {chunk} bytes would give more than {_CHUNKS_MAX} digests")
+    with os_errors(f"cannot read '{backend.id}'"):
+        part = (os.dup(backend.fd), backend.offset, backend.memory_size)
+    _start(gmemd, arguments["job-id"], "verify", backend.memory_size, lambda job: _verify(job, part, chunk))
+    return {}
+
+
+async def _verify(job: Job, part: Part, chunk: int) -> list[dict[str, Any]]:
+    digests: list[dict[str, Any]] = []
+
+    def said(message: dict[str, Any]) -> None:
+        job.current = message.pop("done")
+        digests.append(message)
+
+    try:
+        await _worker(job, "hash", part, chunk, said)
+    finally:
+        os.close(part[0])
+    return digests
+
+
+def query_memdev_digests(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
+    job = gmemd.jobs.find(arguments["job-id"])
+    if job.kind != "verify" or job.result is None:
+        raise QmpError(f"Job '{job.id}' has no digests")
+    found = [digest for digest in job.result if digest["offset"] >= arguments["offset"]]
+    return found[:arguments["limit"]]
+
+
+def memdev_populate(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    backend = gmemd.objects.find(arguments["id"])
+    backend.check_idle()
+    if backend.properties.get("readonly"):
+        raise QmpError("qemu_prealloc_mem: preallocating memory failed: Bad address")
+    backend.check_value("prealloc", True)
+    return _run(gmemd, arguments, "populate", backend.memory_size, lambda job: _populate(gmemd, backend, job))
+
+
+async def _populate(gmemd: Gmemd, backend: HostMemoryBackend, job: Job | None) -> Any:
+    def progress(done: int) -> None:
+        if job is not None:
+            job.current = done
+
+    backend.busy = "it is being populated"
+    try:
+        await in_thread(backend.populate, gmemd.kernel, progress, lambda: job is not None and job.cancelled)
+    finally:
+        backend.busy = ""
+    return set_property(gmemd, backend, "prealloc", True)
+
+
+def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    if not arguments["zero"] and "job-id" not in arguments:
+        return object_del(gmemd, caller, arguments)
+    backend = gmemd.objects.find(arguments["id"])
+    backend.check_idle()
+    if arguments["zero"] and (backend.properties.get("readonly") or not backend.properties["share"]) \
+            and backend.kind == "file":
+        raise QmpError(f"object '{backend.id}' may not write to its file")
+
+    async def work(job: Job | None) -> Any:
+        if arguments["zero"]:
+            await _wipe(backend, job)
+        return object_del(gmemd, caller, {"id": backend.id})
+
+    return _run(gmemd, arguments, "delete", backend.memory_size, work)
+
+
+async def _wipe(backend: HostMemoryBackend, job: Job | None) -> None:
+    """Overwrite the contents of an object, and of what it keeps aside."""
+    def said(message: dict[str, Any]) -> None:
+        if job is not None:
+            job.current = message["done"]
+
+    parts = [(backend.fd, backend.offset, backend.memory_size)]
+    if backend.private_fd >= 0:
+        parts.insert(0, (backend.private_fd, 0, backend.memory_size))
+    backend.busy = "it is being wiped"
+    try:
+        for part in parts:
+            await _worker(job, "zero", part, _WIPE_CHUNK, said)
+    finally:
+        backend.busy = ""
+
+
+# -- running ----------------------------------------------------------------------------------------
+
+def _run(gmemd: Gmemd, arguments: dict[str, Any], kind: str, total: int,
+         work: Callable[[Job | None], Coroutine[Any, Any, Any]]) -> Any:
+    """The work as a job where that is asked for; else itself, for the monitor to wait for."""
+    if "job-id" not in arguments:
+        return work(None)
+    _start(gmemd, arguments["job-id"], kind, total, work)
+    return {}
+
+
+def _start(gmemd: Gmemd, job_id: str, kind: str, total: int, work: Callable[[Job], Awaitable[Any]]) -> None:
+    job = gmemd.jobs.create(job_id, kind, total)
+
+    async def run() -> None:
+        error: str | None = "internal error"
+        try:
+            job.result = await settled(gmemd, await work(job))
+            error = None
+        except QmpError as exc:
+            error = exc.desc
+        finally:
+            job.conclude(error)
+
+    gmemd.spawn(run())
+
+
+async def _worker(job: Job | None, work: str, part: Part, chunk: int, said: Said) -> None:
+    """Have a process of its own work on contents; QmpError when it fails, is killed, or kills itself."""
+    fd, *numbers = part
+    with os_errors("cannot start the worker process"):
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "gmemd.kernel.worker", work), *map(str, (fd, *numbers, chunk)),
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, pass_fds=(fd,))
+    assert process.stdout is not None
+    if job is not None:
+        job.interrupt = process.kill
+        if job.cancelled:
+            process.kill()
+    try:
+        async for line in process.stdout:
+            message = json.loads(line)
+            if "end" in message:
+                return
+            if "errno" in message:
+                raise QmpError(f"the worker process failed: {os.strerror(message['errno'])}")
+            said(message)
+        if job is not None and job.cancelled:
+            raise QmpError(CANCELLED)
+        raise QmpError(f"the worker process ended by itself: {_why_ended(await process.wait())}")
+    finally:
+        if job is not None:
+            job.interrupt = lambda: None
+        if process.returncode is None and not process.stdout.at_eof():
+            process.kill()
+        await process.wait()
+
+
+def _why_ended(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"exit status {status}"

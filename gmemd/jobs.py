@@ -1,0 +1,117 @@
+"""Long work as QEMU's jobs: identity, status and progress; who does the work is not known here.
+
+The states and which verb each accepts are those of QEMU's job.c, as far as these jobs reach them:
+
+    created -> running -> waiting -> pending -> concluded -> null
+                       -> aborting (failed or cancelled)  -> concluded -> null
+
+A job stays listed as `concluded`, with its error if it has one, until it is dismissed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from gmemd.errors import QmpError
+
+CANCELLED: Final = "Operation canceled"  # strerror(ECANCELED), what QEMU gives as a cancelled job's error
+
+# verb -> the states that accept it
+_VERBS: Final = {
+    "cancel": frozenset(("created", "running", "waiting", "pending")),
+    "dismiss": frozenset(("concluded",)),
+}
+_IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*")
+
+
+class Job:
+    """One piece of long work. The numbers may be set from any thread, the states only from the event loop."""
+
+    def __init__(self, job_id: str, kind: str, total: int, emit: Callable[[str, dict[str, Any]], None]) -> None:
+        self.id = job_id
+        self.kind = kind
+        self.status = "undefined"
+        self.current = 0  # bytes
+        self.total = total  # bytes; the estimate may change
+        self.error: str | None = None
+        self.cancelled = False  # read by whoever does the work, in any thread
+        self.interrupt: Callable[[], None] = lambda: None  # set by work that has to be woken to see `cancelled`
+        self.result: Any = None  # of a job that succeeded; its shape is the kind's own
+        self._emit = emit
+
+    def go(self, *states: str) -> None:
+        """Pass through states, each announced."""
+        for state in states:
+            self.status = state
+            self._emit("JOB_STATUS_CHANGE", {"id": self.id, "status": state})
+
+    def check(self, verb: str) -> None:
+        """Refuse a verb that the job's state does not accept."""
+        if self.status not in _VERBS[verb]:
+            raise QmpError(f"Job '{self.id}' in state '{self.status}' cannot accept command verb '{verb}'")
+
+    def cancel(self) -> None:
+        """Ask the work to stop; it ends as `concluded` with the error CANCELLED, at its next step."""
+        self.check("cancel")
+        self.cancelled = True
+        self.interrupt()
+
+    def conclude(self, error: str | None) -> None:
+        """End the job: well when there is no error."""
+        self.error = CANCELLED if self.cancelled and error is not None else error
+        self.interrupt = lambda: None
+        if self.error is None:
+            self.current = self.total
+            self.go("waiting", "pending", "concluded")
+        else:
+            self.go("aborting", "concluded")
+
+    def describe(self) -> dict[str, Any]:
+        """Its entry in query-jobs."""
+        entry = {"id": self.id, "type": self.kind, "status": self.status, "current-progress": self.current,
+                 "total-progress": self.total}
+        if self.error is not None:
+            entry["error"] = self.error
+        return entry
+
+
+class Jobs:
+    """All jobs that were not dismissed yet."""
+
+    def __init__(self, emit: Callable[[str, dict[str, Any]], None]) -> None:
+        self._emit = emit
+        self._jobs: dict[str, Job] = {}
+
+    def __iter__(self) -> Iterator[Job]:
+        """The newest first, as QEMU lists them."""
+        return iter(reversed(list(self._jobs.values())))
+
+    def create(self, job_id: str, kind: str, total: int) -> Job:
+        """A new job, `created` and then `running`; QmpError if the id is none or taken."""
+        self.check_id(job_id)
+        job = self._jobs[job_id] = Job(job_id, kind, total, self._emit)
+        job.go("created", "running")
+        return job
+
+    def check_id(self, job_id: str) -> None:
+        """Refuse what cannot be a new job's id."""
+        if not _IDENTIFIER.fullmatch(job_id):
+            raise QmpError(f"Invalid job ID '{job_id}'")
+        if job_id in self._jobs:
+            raise QmpError(f"Job ID '{job_id}' already in use")
+
+    def find(self, job_id: str) -> Job:
+        """The job of that id; QmpError if there is none."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            raise QmpError("Job not found")
+        return job
+
+    def dismiss(self, job_id: str) -> None:
+        """Forget a concluded job."""
+        job = self.find(job_id)
+        job.check("dismiss")
+        del self._jobs[job_id]
+        job.go("null")

@@ -1,0 +1,198 @@
+"""The worker process: `python -m gmemd.kernel.worker hash|zero FD OFFSET SIZE CHUNK` reads or wipes contents.
+
+The daemon never touches contents that others can pull from under it: a SIGBUS cannot be caught in Python.
+Here it ends only this process. Absent pages are never read through a mapping, which would allocate them.
+
+It writes a line of JSON for each chunk that has any content: {"done": BYTES} and, when it hashes, {"offset": N,
+"size": N, "digest": HEX} beside it; and in the end {"end": true} or {"errno": N}.
+
+The digest of a chunk is the XXH3 (128 bits, big-endian hex) of its bytes, absent pages being zeros: anybody
+who maps the object gets the same. A page that nobody may touch (private memory) counts as absent.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import sys
+from collections.abc import Iterator
+
+from . import backing, residency, syscalls, uapi
+from .base import PAGE_SIZE
+
+WINDOW = 16 << 20  # bytes that are mapped, read or written at a time
+
+Ranges = list[tuple[int, int]]
+Message = dict[str, int | str]
+
+_ZEROS = memoryview(bytes(1 << 20))
+
+
+def hash_chunks(fd: int, offset: int, size: int, chunk: int) -> Iterator[Message]:
+    """Give the digest of each chunk of a range of the file; offsets count from the range's begin."""
+    from xxhash import xxh3_128
+
+    for start, length, parts in _chunks(_present(fd, offset, size), offset, size, chunk):
+        digest = xxh3_128()
+        for at, count, exists in _filled(parts, offset + start, length):
+            for part in _read(fd, at, count) if exists else _zeros(count):
+                digest.update(part)
+        yield {"offset": start, "size": length, "digest": digest.hexdigest(), "done": start + length}
+
+
+def zero_chunks(fd: int, offset: int, size: int, chunk: int) -> Iterator[Message]:
+    """Overwrite what exists of a range with zeros, then give its pages back; a holder's pin keeps zeros, too."""
+    for start, length, parts in _chunks(_present(fd, offset, size), offset, size, chunk):
+        for at, count in parts:
+            _wipe(fd, at, count)
+        yield {"done": start + length}
+    if backing.is_only_memory(fd):
+        syscalls.fallocate(fd, uapi.FALLOC_FL_KEEP_SIZE | uapi.FALLOC_FL_PUNCH_HOLE, offset, size)
+
+
+def _chunks(present: Ranges, offset: int, size: int, chunk: int) -> Iterator[tuple[int, int, Ranges]]:
+    """Give (begin, bytes, what is present there) of each chunk that is not all absent; begins count from `offset`."""
+    parts: Ranges = []
+    start = 0
+    for at, count in present:
+        while count:
+            begin = (at - offset) // chunk * chunk
+            if begin != start and parts:
+                yield start, min(chunk, size - start), parts
+                parts = []
+            start = begin
+            piece = min(count, offset + begin + chunk - at)
+            parts.append((at, piece))
+            at, count = at + piece, count - piece
+    if parts:
+        yield start, min(chunk, size - start), parts
+
+
+def _present(fd: int, offset: int, size: int) -> Ranges:
+    """Return [(offset, bytes)] of what has any content in a range, swapped pages included, ascending."""
+    if backing.page_size(fd) != PAGE_SIZE:
+        return _not_zero(fd, offset, size)
+    try:
+        return _data(fd, offset, size)
+    except OSError as exc:
+        if exc.errno != errno.ESPIPE:
+            raise
+    return residency.resident_ranges(fd, offset, size)  # a guest_memfd cannot seek
+
+
+def _data(fd: int, offset: int, size: int) -> Ranges:
+    found: Ranges = []
+    at, end = offset, offset + size
+    while at < end:
+        try:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:
+                raise
+            break
+        at = os.lseek(fd, begin, os.SEEK_HOLE)
+        if begin < end:
+            found.append((begin, min(at, end) - begin))
+    return found
+
+
+def _not_zero(fd: int, offset: int, size: int) -> Ranges:
+    """The huge pages of a range that hold anything: reading a hole of a hugetlb file allocates nothing."""
+    page = backing.page_size(fd)
+    return [(at, page) for at in range(offset, offset + size, page)
+            if any(bytes(part).strip(b"\0") for part in _by_read(fd, at, page))]
+
+
+def _filled(present: Ranges, offset: int, size: int) -> Iterator[tuple[int, int, bool]]:
+    """Give the whole range piece by piece: (offset, bytes, whether it is present)."""
+    for at, count in present:
+        if at > offset:
+            yield offset, at - offset, False
+        yield at, count, True
+        size -= at + count - offset
+        offset = at + count
+    if size:
+        yield offset, size, False
+
+
+def _zeros(count: int) -> Iterator[memoryview]:
+    while count:
+        part = min(count, len(_ZEROS))
+        yield _ZEROS[:part]
+        count -= part
+
+
+def _read(fd: int, offset: int, size: int) -> Iterator[memoryview]:
+    """Give the bytes of a range: by read(2), which no hole and no shrinking can hurt, or else by mapping it."""
+    try:
+        os.pread(fd, 1, offset)
+    except OSError as exc:
+        if exc.errno not in (errno.ESPIPE, errno.EINVAL):
+            raise
+        return _by_mapping(fd, offset, size)
+    return _by_read(fd, offset, size)
+
+
+def _by_read(fd: int, offset: int, size: int) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(size, 1 << 20)))
+    end = offset + size
+    while offset < end:
+        count = os.preadv(fd, [buffer[:min(len(buffer), end - offset)]], offset)
+        if not count:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        yield buffer[:count]
+        offset += count
+
+
+def _by_mapping(fd: int, offset: int, size: int) -> Iterator[memoryview]:
+    for at in range(offset, offset + size, WINDOW):
+        count = min(WINDOW, offset + size - at)
+        with mmap.mmap(fd, count, prot=mmap.PROT_READ, offset=at) as window, memoryview(window) as view:
+            if _touchable(window):
+                yield view
+            else:  # some of it is private: page by page
+                for page in range(0, count, PAGE_SIZE):
+                    yield view[page:page + PAGE_SIZE] if _touchable(window, page) else memoryview(bytes(PAGE_SIZE))
+
+
+def _touchable(window: mmap.mmap, page: int | None = None) -> bool:
+    try:
+        if page is None:
+            window.madvise(uapi.MADV_POPULATE_READ)
+        else:
+            window.madvise(uapi.MADV_POPULATE_READ, page, PAGE_SIZE)
+    except OSError as exc:
+        if exc.errno != errno.EFAULT:
+            raise
+        return False
+    return True
+
+
+def _wipe(fd: int, offset: int, size: int) -> None:
+    for at in range(offset, offset + size, WINDOW):
+        count = min(WINDOW, offset + size - at)
+        with mmap.mmap(fd, count, offset=at) as window:
+            if _touchable(window):
+                window[:] = bytes(count)
+                continue
+            for page in range(0, count, PAGE_SIZE):
+                if _touchable(window, page):
+                    window[page:page + PAGE_SIZE] = bytes(PAGE_SIZE)
+
+
+def main(arguments: list[str]) -> int:
+    """Do the work and say how it went; the exit status is 0 when it could be said."""
+    work = {"hash": hash_chunks, "zero": zero_chunks}[arguments[0]]
+    try:
+        for message in work(*map(int, arguments[1:])):
+            print(json.dumps(message), flush=True)
+        print('{"end": true}', flush=True)
+    except OSError as exc:
+        print(json.dumps({"errno": exc.errno or errno.EIO}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

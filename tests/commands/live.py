@@ -1,0 +1,81 @@
+"""A gmemd inside a running event loop, for commands whose work goes on after their reply."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from gmemd.commands.context import Change, WithFds
+from gmemd.errors import QmpError
+from gmemd.qmp.session import Request
+from tests.commands.conftest import Machine
+
+
+class LiveMachine(Machine):
+    """The Machine for asynchronous tests: `do` waits for a command's reply, `ended` for a job's end."""
+
+    def __init__(self, kernel: str = "simulated") -> None:
+        super().__init__(kernel)
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self.gmemd.emit = self._emitted
+        self.gmemd.spawn = self._spawn
+
+    def _emitted(self, name: str, data: dict[str, Any]) -> None:
+        self.events.append((name, data))
+        self._changed.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def do(self, command: str, /, **arguments: Any) -> Any:
+        """The result of a command; its arguments with underscores for hyphens."""
+        result = self.dispatcher.run(
+            Request(command, {name.replace("_", "-"): value for name, value in arguments.items()}, None),
+            self.session, self)
+        if asyncio.iscoroutine(result):
+            result = await result
+        assert not isinstance(result, Change)
+        return result
+
+    async def refused(self, command: str, /, **arguments: Any) -> str:
+        """The sentence with which a command is refused."""
+        try:
+            result = await self.do(command, **arguments)
+        except QmpError as exc:
+            return exc.desc
+        raise AssertionError(f"not refused: {result.value if isinstance(result, WithFds) else result}")
+
+    async def wait_event(self, name: str, **data: Any) -> dict[str, Any]:
+        """The first event of that name with at least that data, now or later."""
+        async with asyncio.timeout(10):
+            while True:
+                for found, members in self.events:
+                    if found == name and data.items() <= members.items():
+                        return members
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def ended(self, job_id: str) -> dict[str, Any]:
+        """What query-jobs says of a job once it has concluded."""
+        async with asyncio.timeout(10):
+            while True:
+                job: dict[str, Any] = next(job for job in await self.do("query-jobs") if job["id"] == job_id)
+                if job["status"] == "concluded":
+                    return job
+                self._changed.clear()
+                await self._changed.wait()
+
+    def states(self, job_id: str) -> list[str]:
+        """The states that events have told of a job."""
+        return [data["status"] for name, data in self.events if name == "JOB_STATUS_CHANGE" and data["id"] == job_id]
+
+    async def close(self) -> None:
+        """End what still runs, and give everything back."""
+        for task in list(self.tasks):
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.gmemd.close()
