@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TIMEOUT = 60.0  # seconds
+TIMEOUT = 120.0  # seconds; a loaded machine
 
 
 def needs(program: str) -> pytest.MarkDecorator:
