@@ -107,6 +107,11 @@ class Custody:
         return self._registry.read_only
 
     @property
+    def room(self) -> tuple[int, int]:
+        """How many descriptors the manager holds, and how many it can."""
+        return len(self._store), self._store.limit
+
+    @property
     def dirty(self) -> bool:
         """Is there anything for flush to do?"""
         return bool(self._pending) or self._owed_due
@@ -279,14 +284,14 @@ class Custody:
                     yield from self._wait("writable", self._notifier.fileno())
 
     def _send_removals(self, batch: Batch) -> Flush:
-        for name in sorted(self._owed):
-            while name not in batch.removals:
+        for name in sorted(self._owed.difference(batch.removals)):
+            while True:
                 try:
                     self._notifier.remove(name)
+                    break
                 except BlockingIOError:
                     yield from self._wait("writable", self._notifier.fileno())
-                    continue
-                batch.removals.append(name)
+            batch.removals.append(name)
 
     def _send_barrier(self, batch: Batch) -> Flush:
         while batch.barrier < 0:

@@ -7,19 +7,19 @@ corresponds:
   Type=notify, NotifyAccess=main, Restart=always, StartLimitIntervalSec=0, WatchdogSec=,
   FileDescriptorStoreMax=
 
-So a daemon that ends by `quit` is started again with its memory. SIGTERM or SIGINT to the keeper ends
-daemon and keeper, and with them the memory, as does the keeper's own death: it is the memory's anchor.
-SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on. One thing differs from systemd: a daemon that exits
-before it was ever ready, with nothing held, ends the keeper with its status, so that a wrong option is seen
-at once.
+So a daemon that ends by `quit` is started again with its memory, and what a dead one leaves running is
+killed. SIGTERM or SIGINT to the keeper ends daemon and keeper, and with them the memory, as does the
+keeper's own death: it is the memory's anchor. SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on. One thing
+differs from systemd: a daemon that exits before it was ever ready, with nothing held, ends the keeper with
+its status, so that a wrong option is seen at once.
 
 Usage: gmemd --keeper [--listen [NAME=]PATH]... [--listen-mode OCTAL] [--listen-group GROUP] [--fdstore-max
 N]
        [--watchdog SECONDS] [--restart-delay SECONDS] [--start-timeout SECONDS] [--stop-timeout SECONDS]
        [--] DAEMON-ARGUMENT... | --exec COMMAND ARGUMENT...
 
-Imports little on purpose (no dataclasses, no typing): its memory is paid per container, and what it does not
-import cannot fail in it.
+Imports little on purpose (no dataclasses, no typing): its memory is paid per container, and what it does
+not import cannot fail in it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ import signal
 import socket
 import struct
 import sys
+import time
 from array import array
 from collections.abc import Callable
 from time import monotonic
 
 from gmemd.persist.kept import KeptFds, valid_name
-from gmemd.persist.launch import become, fit_limit, listen_on, parent, same_program, unlink
+from gmemd.persist.launch import become, fit_limit, kill_group, listen_on, parent, same_program, unlink
 
 FDSTORE_MAX = 1024  # as in the shipped unit
 MESSAGE_MAX = 4096  # bytes, as systemd's NOTIFY_BUFFER_MAX: a longer one is ignored with its fds
@@ -108,11 +109,11 @@ class Keeper:
         try:
             self._start()
             while self.pid or not self._ending:
-                events = poll.poll(self._patience())
-                self.receive()  # before the reaping: the last words of a dead daemon count
-                if any(fd == woken for fd, _ in events):
-                    self._signals(os.read(woken, 4096))
-                self._deadlines()
+                try:
+                    self._turn(poll, woken)
+                except (OSError, MemoryError) as exc:  # the machine is short of something; the memory is held
+                    self._log(f"{exc}")
+                    time.sleep(RESTART_DELAY)
         finally:
             signal.set_wakeup_fd(old_waker)
             for number, handler in old_handlers.items():
@@ -120,6 +121,14 @@ class Keeper:
             os.close(woken)
             os.close(waker)
         return self._status
+
+    def _turn(self, poll: select.poll, woken: int) -> None:
+        """Wait for the next thing to do, and do it."""
+        events = poll.poll(self._patience())
+        self.receive()  # before the reaping: the last words of a dead daemon count
+        if any(fd == woken for fd, _ in events):
+            self._signals(os.read(woken, 4096))
+        self._deadlines()
 
     def close(self) -> None:
         """Take the sockets away and let the memory go."""
@@ -160,11 +169,16 @@ class Keeper:
         environ = self.environ([name for name, _ in fds])
         # a signal that comes between fork and exec must not be swallowed by our handler in the child
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        self.pid = os.fork()
-        if self.pid == 0:
-            signal.set_wakeup_fd(-1)
-            become(self._options.command, environ, [fd for _, fd in fds], set(map(int, mask)))
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            self.pid = os.fork()
+            if self.pid == 0:
+                signal.set_wakeup_fd(-1)
+                become(self._options.command, environ, [fd for _, fd in fds], set(map(int, mask)))
+        except OSError as exc:
+            self._due = {"restart": monotonic() + RESTART_DELAY_MAX}
+            self._log(f"cannot fork: {os.strerror(exc.errno or 0)}")
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def environ(self, names: list[str]) -> dict[str, str]:
         address = self._notify.getsockname()
@@ -213,12 +227,15 @@ class Keeper:
         """Collect the dead; as pid 1 also those of others."""
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if pid == 0:
+            if dead is None:
                 return
-            if pid == self.pid:
+            if dead.si_pid == self.pid:
+                kill_group(self.pid)  # while its number cannot be another's
+            _, status = os.waitpid(dead.si_pid, 0)
+            if dead.si_pid == self.pid:
                 while self.receive():  # all its last words
                     pass
                 self._ended(os.waitstatus_to_exitcode(status))
@@ -230,15 +247,15 @@ class Keeper:
             self._due = {"kill": monotonic() + self._options.stop_timeout}
 
     def _kill(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(OSError):
             os.kill(self.pid, number)
 
     # -- time ------------------------------------------------------------------------------------------------
     def _patience(self) -> float | None:
-        """Milliseconds until something is due."""
+        """Milliseconds until something is due, at most an hour: poll(2) takes no longer time."""
         if not self._due:
             return None
-        return max(0.0, min(self._due.values()) - monotonic()) * 1000 + 1
+        return min(max(0.0, min(self._due.values()) - monotonic()), 3600.0) * 1000 + 1
 
     def _deadlines(self) -> None:
         now = monotonic()
@@ -276,7 +293,8 @@ class Keeper:
             if data != b"BARRIER=1" and self._acceptable(pid, flags):
                 self._message(data, fds)
             for fd in fds:
-                os.close(fd)
+                with contextlib.suppress(OSError):
+                    os.close(fd)
         return True
 
     def _acceptable(self, pid: int, flags: int) -> bool:
@@ -324,7 +342,12 @@ class Keeper:
 
     def _store(self, name: str, fds: array[int]) -> None:
         for fd in fds.tolist():
-            if self.kept.take(name, fd):
+            try:
+                kept = self.kept.take(name, fd)
+            except OSError as exc:
+                self._log(f"'{name}' is not kept: {os.strerror(exc.errno or 0)}")
+                continue
+            if kept:
                 fds.remove(fd)
             elif len(self.kept) >= self.kept.limit:
                 self._log(f"the store is full with {self.kept.limit} fds, '{name}' is not kept")
@@ -336,7 +359,7 @@ class Keeper:
     def _watchdog_message(self, fields: dict[bytes, bytes]) -> None:
         usec = fields.get(b"WATCHDOG_USEC", b"")
         if usec.isdigit():
-            self._watchdog = min(int(usec) / 1e6, 1e9)
+            self._watchdog = min(int(usec), 10**15) / 1e6
             self._due.pop("watchdog", None)
         if fields.get(b"WATCHDOG") == b"trigger":
             self._abort("watchdog triggered")

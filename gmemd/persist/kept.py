@@ -7,6 +7,7 @@ with everything: files are found by inode, so the cost does not grow with the nu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
@@ -29,7 +30,10 @@ class KeptFds:
         return len(self._entries)
 
     def take(self, name: str, fd: int) -> bool:
-        """Keep this fd, or leave it to the caller (False): the store is full, or has this open file."""
+        """Keep this fd, or leave it to the caller (False): the store is full, or has this open file.
+
+        OSError when not even fstat works on it.
+        """
         if len(self._entries) >= self.limit:
             return False
         status = os.fstat(fd)
@@ -53,7 +57,8 @@ class KeptFds:
             others.remove(fd)
             if not others:
                 del self._by_file[file]
-            os.close(fd)
+            with contextlib.suppress(OSError):  # of the file system behind it; closed it is all the same
+                os.close(fd)
 
     def close(self) -> None:
         """Close them all."""

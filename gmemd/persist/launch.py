@@ -90,6 +90,14 @@ def become(command: list[str], environ: dict[str, str], fds: list[int], mask: se
     os._exit(EXIT_EXEC)
 
 
+def kill_group(pid: int) -> None:
+    """Kill what a dead daemon has left running, as systemd's KillMode=control-group would."""
+    with contextlib.suppress(OSError):
+        group = os.getpgid(pid)
+        if group != os.getpgid(0):
+            os.killpg(group, signal.SIGKILL)
+
+
 def parent(pid: int) -> int:
     """The parent of a process; 0: there is no such process."""
     try:

@@ -332,6 +332,7 @@ class TestMessages:
         kept("add", id="a", text="here")
         for text in (
             *("", "\0" * 4096, "FDSTOREREMOVE=1", "FDSTORE=1", "WATCHDOG_USEC=0", "WATCHDOG_USEC=x"),
+            *("WATCHDOG_USEC=" + "9" * 4000,),
             *("MAINPID=0", "MAINPID=-1", "MAINPID=99999999999", f"MAINPID={pid}", "READY=1\nREADY=0"),
         ):
             kept("notify", text=text, memory=2)
@@ -365,6 +366,17 @@ class TestPid1:
         kept.ready()
         orphan = kept("orphan", successor=False)
         assert not os.path.exists(f"/proc/{orphan}")
+
+    def test_workers_die_with_the_daemon(self, start: Start) -> None:
+        """Nothing of a dead daemon goes on with its memory."""
+        kept = start()
+        pid = kept.ready()
+        worker = os.pidfd_open(kept("worker"))
+        kept.disconnect()
+        os.kill(pid, signal.SIGKILL)
+        assert select.select([worker], [], [], PATIENCE)[0] == [worker]
+        os.close(worker)
+        kept.ready()
 
     def test_successor(self, start: Start) -> None:
         """The daemon may hand over to another child of the keeper; its end counts from then on."""

@@ -150,6 +150,14 @@ class Toy:
         os.waitpid(child, 0)
         self.barrier()
 
+    def worker(self) -> int:
+        """Start a process that goes on for ever; its pid."""
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.hang()
+        return pid
+
     def orphan(self, successor: bool) -> int:
         """Make a process whose parent is gone; it dies, or it serves in our place and we die. Its pid."""
         told, tell = os.pipe()
