@@ -1,11 +1,12 @@
 #!/bin/bash
-# boot.sh OUT   (root; util-linux 2.36, overlayfs, cgroup2)
+# [ROOT=/] boot.sh OUT   (root; util-linux 2.36, overlayfs, cgroup2)
 # Boots this machine's systemd as a real pid 1 in namespaces of its own and runs OUT/run in it as root. Exits with its
 # status, or 137 after $TIMEOUT seconds (60). Its output is in OUT/log, what it writes to /out comes to OUT.
 #   OUT/mounts   lines "SOURCE TARGET": directories to be seen there, read-only
 #   OUT/setup    run before the boot, outside, with the tree as its argument: installs units, users, programs
-# The tree is an overlay over /: all programs of this machine are there, and nothing that is written stays. There is
-# no user namespace, so all that the caller may do, systemd may do: device rules and address rules are in force.
+# The tree is an overlay over /: all programs of this machine are there, and nothing that is written stays. ROOT may
+# be another system's tree, to run under its systemd. There is no user namespace, so all that the caller may do, systemd
+# may do: device rules and address rules are in force.
 # Whatever kills this script kills everything inside.
 set -euo pipefail
 self=$(realpath "$0")
@@ -56,7 +57,7 @@ mkdir "$work"
 mount -t tmpfs tmpfs "$work"
 mkdir "$work"/{upper,work,root}
 tree=$work/root
-mount -t overlay overlay -o "lowerdir=/,upperdir=$work/upper,workdir=$work/work" "$tree"
+mount -t overlay overlay -o "lowerdir=${ROOT:-/},upperdir=$work/upper,workdir=$work/work" "$tree"
 mount -t tmpfs -o mode=755 tmpfs "$tree/run"
 mount -t tmpfs -o mode=1777 tmpfs "$tree/tmp"
 mkdir "$tree/out"
