@@ -3,61 +3,36 @@ neither.
 
 What is promised: an operation whose flush has ended is durable, whatever kills the process afterwards; one
 whose flush has not ended is, after a crash, there whole or not at all. One flush carries all operations
-gathered since the last one: one transaction and one barrier for the whole batch.
+gathered since the last one: one transaction and one barrier for the whole batch (delivery.py has the
+order).
 
-The order, and what a restart makes of a crash after each step:
+A flush that fails before its commit undoes everything; after it removes and updates stand, and adds are
+undone by a second transaction.
 
-  adds     FDSTORE sent            fd with a sequence number above last_seq, no record: never acknowledged,
-  dropped
-           transaction committed   fd and record: the object is there
-  removes  the same transaction    no record, name in state.removing: the removal is finished
-           FDSTOREREMOVE sent
-           barrier passed          -> replies leave; the name leaves state.removing with the next
-           transaction
-
-A batch without removes sends its barrier before the transaction: the two do not depend on each other, and
-by the time the one is written the other has mostly passed. A store too full for the adds lets the removes
-go first.
-
-"Sequence number above last_seq" counts only in the registry whose generation stands in the name: a lost or
-damaged registry never leads to a dropped fd. A record without its fd is reported lost and kept until the
-object is deleted.
-
-Failure before the commit undoes the whole batch. After it removes and updates stand, and adds are undone by
-a second transaction. What could not be undone or removed at once is owed, and done with the next flush.
+A fd is dropped only on the word of a whole registry: by its own names (they carry its generation), not by
+their absence from a new or damaged one. A record without its fd is reported lost and kept until the object
+is deleted.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from time import monotonic
-from typing import Literal
 
 from gmemd.errors import QmpError, os_errors
 from gmemd.persist.batch import Batch, Operation, Pending
+from gmemd.persist.delivery import Delivery
 from gmemd.persist.fdstore import FdStore, Notifier, check_name, is_socket
-from gmemd.persist.record import Record, Row, row_of
+from gmemd.persist.record import Record, row_of
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.restore import Identify, Restored, name_prefix, sequence, sort_out
+from gmemd.persist.waits import Flush, Wait, wait_for
+
+__all__ = ["BARRIER_TIMEOUT", "Custody", "Flush", "NotKept", "Wait", "wait_for"]
 
 STORED_SOCKET = "s-"  # what the names of sockets in the store begin with
 BARRIER_TIMEOUT = 30.0  # seconds; systemd's daemon-reload with 4,000 fds in the store was seen to take 7
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """What a flush waits for; the driver sends True into it when that is there, False after `timeout`."""
-
-    what: Literal["readable", "writable"]
-    fd: int
-    timeout: float  # seconds
-
-
-Flush = Generator[Wait, bool, None]
 
 
 class NotKept(QmpError):
@@ -92,12 +67,11 @@ class Custody:
         self._timeout = barrier_timeout
         self._seq = registry.state.last_seq
         self._prefix = name_prefix(registry.state)
-        self._longest = self._prefix + "9" * 12
+        self._reservation = self._prefix + "9" * 12  # a name as long as any
         self._pending = Pending()
+        self._delivery = Delivery(registry, notifier, store, reservation=self._reservation, timeout=barrier_timeout)
         self._flushing = False
-        self._owed: set[str] = set()  # names to be removed from the store
-        self._owed_due = False  # a removal that no later operation need wait for
-        self._owed_rows: set[str] = set()  # ids whose rows an undo could not delete
+        self._due = False  # something is owed that no later operation need wait for
         self.trouble = ""  # why the last flush failed or left something owed; "" when all is well
 
     # -- decide ----------------------------------------------------------------------------------------------
@@ -114,16 +88,16 @@ class Custody:
     @property
     def dirty(self) -> bool:
         """Is there anything for flush to do?"""
-        return bool(self._pending) or self._owed_due
+        return bool(self._pending) or self._due
 
     def reserve(self) -> None:
         """Hold room for one object between the decision and add(), which uses it up. QmpError: no room."""
         self.check_writable()
-        self._store.reserve(self._longest)
+        self._store.reserve(self._reservation)
 
     def release(self) -> None:
         """Give a reservation back: the object could not be made."""
-        self._store.release(self._longest)
+        self._store.release(self._reservation)
 
     def check_writable(self) -> None:
         """Raise QmpError while the registry cannot be written; tries once more."""
@@ -155,7 +129,7 @@ class Custody:
         operation = Operation("remove", record)
         cancelled = self._pending.note(operation)
         if cancelled is not None:
-            self._release([cancelled])
+            self._delivery.release([cancelled])
         elif record.fd_name in self._store:
             self._store.leaving.add(record.fd_name)
         return operation
@@ -167,8 +141,8 @@ class Custody:
 
     def discard(self, name: str) -> None:
         """Remove an unclaimed fd or a socket from the store for good, with all others of this name."""
-        self._owe([name])
-        self._owed_due = True
+        self._delivery.owe([name])
+        self._due = True
 
     def keep_socket(self, name: str, fd: int) -> None:
         """Keep a socket, too; it comes back among `sockets` under STORED_SOCKET + name. QmpError: no room.
@@ -186,17 +160,11 @@ class Custody:
 
     def retry(self) -> None:
         """Let the next flush ask again for what is owed, though nothing else is to be done; call it now and then."""
-        self._owed_due = bool(self._owed or self._owed_rows)
+        self._due = bool(self._delivery.owed or self._delivery.owed_rows)
 
     def _note(self, operation: Operation) -> Operation:
         self._pending.note(operation)
         return operation
-
-    def _owe(self, names: Iterable[str]) -> None:
-        for name in names:
-            self._owed.add(name)
-            if name in self._store:
-                self._store.leaving.add(name)
 
     # -- act -------------------------------------------------------------------------------------------------
     def flush(self) -> Flush:
@@ -207,17 +175,15 @@ class Custody:
         """
         assert not self._flushing, "a flush is under way"
         batch = self._pending.take()
-        self._flushing, self._owed_due = True, False
+        self._flushing, self._due = True, False
         try:
-            yield from self._carry_out(batch)
+            yield from self._delivery.carry_out(batch)
             self.trouble = ""
         except (OSError, NotWritten) as exc:
             self._fail(batch, exc)
         finally:
             self._flushing = False
-            if batch.barrier >= 0:
-                with contextlib.suppress(OSError):
-                    os.close(batch.barrier)
+            self._delivery.end(batch)
 
     def flush_blocking(self, timeout: float = BARRIER_TIMEOUT) -> None:
         """Flush until nothing is left to do, waiting here at most `timeout` seconds. Raises NotKept."""
@@ -236,112 +202,18 @@ class Custody:
             except StopIteration:
                 continue
 
-    def _carry_out(self, batch: Batch) -> Flush:
-        if self._store.leaving and self._store.crowded(op.record.fd_name for op in batch.unsent):
-            self._write(batch, batch.removes, [])
-            yield from self._send_removals(batch)
-        yield from self._send_adds(batch)
-        removals_follow = bool(self._owed) or (bool(batch.removes) and not batch.removed)
-        if not removals_follow and batch.sent:
-            yield from self._send_barrier(batch)
-        self._write(batch, [] if batch.removed else batch.removes, batch.rows)
-        batch.committed = True
-        if removals_follow:
-            yield from self._send_removals(batch)
-            yield from self._send_barrier(batch)
-        if batch.barrier >= 0:
-            yield from self._wait("readable", batch.barrier)
-            self._confirmed(batch)
-
-    def _write(self, batch: Batch, removes: list[Record], rows: list[Row]) -> None:
-        """One transaction; from now on the removes stand, and their fds are owed."""
-        names = [record.fd_name for record in removes if record.fd_name]
-        if removes or rows or self._owed_rows:
-            batch.writing = bool(rows)
-            last_seq = self._registry.state.last_seq
-            self._registry.apply(
-                put=rows,
-                delete=self._owed_rows.union([record.id for record in removes]),
-                removing=self._owed.union(names),
-                last_seq=max(last_seq, batch.last_seq) if rows else last_seq,
-            )
-            self._owed_rows.clear()
-        batch.removed = True
-        self._owe(names)
-
-    def _send_adds(self, batch: Batch) -> Flush:
-        while batch.unsent:
-            operation = batch.unsent.pop()
-            name = operation.record.fd_name
-            self._store.release(self._longest)
-            self._store.account(name)
-            batch.sent.append(name)
-            while True:
-                try:
-                    self._notifier.store(name, operation.fd)
-                    break
-                except BlockingIOError:
-                    yield from self._wait("writable", self._notifier.fileno())
-
-    def _send_removals(self, batch: Batch) -> Flush:
-        for name in sorted(self._owed.difference(batch.removals)):
-            while True:
-                try:
-                    self._notifier.remove(name)
-                    break
-                except BlockingIOError:
-                    yield from self._wait("writable", self._notifier.fileno())
-            batch.removals.append(name)
-
-    def _send_barrier(self, batch: Batch) -> Flush:
-        while batch.barrier < 0:
-            try:
-                batch.barrier = self._notifier.barrier()
-            except BlockingIOError:
-                yield from self._wait("writable", self._notifier.fileno())
-
-    def _confirmed(self, batch: Batch) -> None:
-        for name in batch.removals:
-            self._owed.discard(name)
-            self._store.forget(name)
-
-    def _wait(self, what: Literal["readable", "writable"], fd: int) -> Flush:
-        if not (yield Wait(what, fd, self._timeout)):
-            raise TimeoutError
-
-    # -- undo ------------------------------------------------------------------------------------------------
     def _fail(self, batch: Batch, exc: OSError | NotWritten) -> None:
         """Take the batch back as far as it does not stand, and all noted after it; raises NotKept."""
-        self.trouble = desc = self._describe(exc)
-        if isinstance(exc, NotWritten) and self._registry.recover():
-            batch.removed, batch.committed = True, batch.writing or not batch.rows
-            self._owe(self._registry.state.removing)
+        desc = self._describe(exc)
+        self.trouble = self._delivery.take_back(batch, exc) or desc
         later = self._pending.take()
+        self._delivery.release(later.unsent)
         undone = [*later.undone(), *batch.undone()]
-        self._release(later.unsent)
-        self._release(batch.unsent)
-        self._take_back(batch)
-        self._store.leaving -= {op.record.fd_name for op in undone if op.kind == "remove"} - self._owed
+        owed = self._delivery.owed
+        self._store.leaving -= {op.record.fd_name for op in undone if op.kind == "remove"} - owed
+        self._due = bool(batch.operations and owed)  # a flush of nothing else is not tried again at once
         if undone:
             raise NotKept(desc, undone) from exc
-
-    def _take_back(self, batch: Batch) -> None:
-        """Undo the adds in store and registry; what cannot be done now is owed."""
-        self._owe(batch.sent)
-        self._owed_due = bool(batch.operations and self._owed)  # a flush of nothing else is not tried again
-        if not batch.committed or not batch.adds:
-            return
-        self._owed_rows.update(operation.record.id for operation in batch.adds)
-        try:
-            self._write(batch, [], [])
-        except NotWritten as exc:
-            self.trouble = self._describe(exc)
-            self._registry.recover()
-
-    def _release(self, operations: Iterable[Operation]) -> None:
-        for operation in operations:
-            if operation.fd >= 0:
-                self._store.release(self._longest)
 
     def _describe(self, exc: OSError | NotWritten) -> str:
         if isinstance(exc, NotWritten):
@@ -360,11 +232,8 @@ class Custody:
         """
         fds = list(fds)
         registry = self._registry
-        records = registry.records
-        if registry.damage:
-            self._rewrite(records)
         trusted = not registry.damage and not registry.read_only
-        result = sort_out(fds, records, registry.state, trusted=trusted, identify=identify)
+        result = sort_out(fds, registry.records, registry.state, trusted=trusted, identify=identify)
         result.words[:0] = [words for words in (registry.damage, self._read_only_words()) if words]
         for name, fd in fds:
             self._account(name, fd)
@@ -382,14 +251,6 @@ class Custody:
         else:
             self._store.account(name)
 
-    def _rewrite(self, records: list[Record]) -> None:
-        """Write what was saved of a damaged registry into the new one."""
-        last = max((record.seq for record in records), default=0)
-        try:
-            self._registry.apply(put=[row_of(record) for record in records], last_seq=last)
-        except NotWritten as exc:
-            self._registry.read_only = str(exc)
-
     def _read_only_words(self) -> str:
         why, path = self._registry.read_only, self._registry.path
         return f"registry '{path}' cannot be written: {why}; memory is handed out as it is" if why else ""
@@ -397,10 +258,3 @@ class Custody:
     def close(self) -> None:
         """Close the registry; nothing is flushed."""
         self._registry.close()
-
-
-def wait_for(wait: Wait, timeout: float | None = None) -> bool:
-    """Wait here for what a flush waits for, at most `timeout` seconds; what is to be sent into the flush."""
-    poll = select.poll()
-    poll.register(wait.fd, select.POLLIN if wait.what == "readable" else select.POLLOUT)
-    return bool(poll.poll(1000 * (wait.timeout if timeout is None else min(timeout, wait.timeout))))

@@ -25,8 +25,8 @@ from collections.abc import Callable, Collection, Sequence, Set
 
 from gmemd.errors import QmpError
 from gmemd.persist.reason import reason
-from gmemd.persist.record import COLUMNS, Damaged, Record, Row, State, record_of, state_of, state_row
-from gmemd.persist.salvage import move_aside, salvage
+from gmemd.persist.record import COLUMNS, Damaged, Record, Row, State, record_of, row_of, state_of, state_row
+from gmemd.persist.salvage import new_file, put_in_place, salvage
 
 Migration = Callable[[sqlite3.Connection], None]
 
@@ -293,16 +293,26 @@ class Registry:
         return new
 
     def _replace(self, damage: str) -> None:
-        """Take what is sound out of a damaged file, move it aside and begin a new one."""
+        """Take what is sound out of a damaged file into a new one, and keep the damaged one beside it."""
         self.close()
         sound = salvage(self.path)
+        self.damage = f"registry '{self.path}' is damaged ({damage})"
         try:
-            aside = move_aside(self.path)
-        except OSError as exc:
-            why = os.strerror(exc.errno or 0)
-            raise QmpError(f"registry '{self.path}' is damaged ({damage}) and cannot be moved aside: {why}") from exc
-        self.damage = f"registry '{self.path}' is damaged ({damage}), moved to '{aside}'"
-        self.state = self._open()
+            replacement = Registry(new_file(self.path), migrations=self._migrations)
+            self.state, self.read_only = replacement.state, replacement.read_only
+            last_seq = max((record.seq for record in sound), default=0)
+            try:
+                replacement.apply(put=[row_of(record) for record in sound], last_seq=last_seq)
+            finally:
+                replacement.close()
+            aside = put_in_place(replacement.path, self.path)
+        except (NotWritten, OSError) as exc:
+            why = str(exc) if isinstance(exc, NotWritten) else os.strerror(exc.errno or 0)
+            self.damage += f" and cannot be replaced: {why}"
+            self.read_only = why
+        else:
+            self.damage += f", what is sound in it was taken over, it is now '{aside}'"
+            self.state = self._open()
         self.records = sound
 
 

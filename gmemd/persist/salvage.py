@@ -1,4 +1,4 @@
-"""What becomes of a damaged registry: its sound rows are read, the file is moved aside."""
+"""What becomes of a damaged registry: its sound rows go into a new one, the file is kept beside it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,26 @@ def salvage(path: str) -> list[Record]:
     return sorted(found.values(), key=lambda record: record.seq)
 
 
-def move_aside(path: str) -> str:
-    """Rename the file and its journal, the new name; the tenth copy is overwritten by later ones. OSError."""
+def new_file(path: str) -> str:
+    """Where the replacement of a registry is written; nothing is there. OSError."""
+    new = f"{path}.new"
+    for suffix in ("-journal", ""):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new + suffix)
+    return new
+
+
+def put_in_place(new: str, path: str) -> str:
+    """Put a new file in the place of a damaged one, at no moment without either. OSError.
+
+    The answer is the damaged file's new name; the tenth copy is overwritten by later ones.
+    """
     number = next((n for n in range(1, COPIES) if not os.path.exists(f"{path}.damaged-{n}")), COPIES)
     aside = f"{path}.damaged-{number}"
-    for suffix in ("-journal", ""):
-        if os.path.exists(path + suffix):
-            os.replace(path + suffix, aside + suffix)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(aside)
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(f"{path}-journal", f"{aside}-journal")  # it is not the new file's
+    os.link(path, aside)
+    os.replace(new, path)
     return aside

@@ -61,7 +61,7 @@ class CustodyModel(RuleBasedStateMachine):
 
     def owed(self) -> int:
         """Entries that a failed flush could not take back yet."""
-        return len(self.world.custody._owed)
+        return len(self.world.custody._delivery.owed)
 
     @rule(id_=IDS)
     def remove(self, id_: str) -> None:

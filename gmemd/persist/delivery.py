@@ -1,0 +1,154 @@
+"""Bring one batch to the service manager and into the registry, or take it back.
+
+The order, and what a restart makes of a crash after each step:
+
+  adds     FDSTORE sent            an fd above last_seq without record: never acknowledged, it is dropped
+           transaction committed   fd and record: the object is there
+  removes  the same transaction    no record, its name in state.removing: the removal is finished
+           FDSTOREREMOVE sent
+           barrier passed          replies leave; the name leaves state.removing with a later transaction
+
+A batch without removes sends its barrier before the transaction: the two do not depend on each other, and
+by the time the one is written the other has mostly passed. A store too full for the adds lets the removes
+go first. What cannot be removed or undone at once is owed, and done with the next batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from typing import Literal
+
+from gmemd.persist.batch import Batch, Operation
+from gmemd.persist.fdstore import FdStore, Notifier
+from gmemd.persist.record import Record, Row
+from gmemd.persist.registry import NotWritten, Registry
+from gmemd.persist.waits import Flush, Wait
+
+
+class Delivery:
+    """The way of each batch, one after the other, and what is owed between them."""
+
+    def __init__(
+        self, registry: Registry, notifier: Notifier, store: FdStore, *, reservation: str, timeout: float
+    ) -> None:
+        """`reservation`: the name under which room is reserved; `timeout`: seconds for each wait."""
+        self._registry = registry
+        self._notifier = notifier
+        self._store = store
+        self._reservation = reservation
+        self._timeout = timeout
+        self.owed: set[str] = set()  # names to be removed from the store
+        self.owed_rows: set[str] = set()  # ids of objects whose rows an undo could not delete
+
+    def carry_out(self, batch: Batch) -> Flush:
+        """Make a batch durable; OSError or NotWritten when that fails: then take_back() it. Always end() it."""
+        if self._store.leaving and self._store.crowded(op.record.fd_name for op in batch.unsent):
+            self._write(batch, batch.removes, [])
+            yield from self._send_removals(batch)
+        yield from self._send_adds(batch)
+        removals_follow = bool(self.owed) or (bool(batch.removes) and not batch.removed)
+        if not removals_follow and batch.sent:
+            yield from self._send_barrier(batch)
+        self._write(batch, [] if batch.removed else batch.removes, batch.rows)
+        batch.committed = True
+        if removals_follow:
+            yield from self._send_removals(batch)
+            yield from self._send_barrier(batch)
+        if batch.barrier >= 0:
+            yield from self._wait("readable", batch.barrier)
+            for name in batch.removals:
+                self.owed.discard(name)
+                self._store.forget(name)
+
+    def take_back(self, batch: Batch, exc: OSError | NotWritten) -> str:
+        """Undo what of a failed batch does not stand, as batch.undone() says then; what remains is owed.
+
+        The answer says what could not be undone; "": nothing.
+        """
+        if isinstance(exc, NotWritten) and self._registry.recover():
+            # an error hid that the transaction did happen
+            batch.removed, batch.committed = True, batch.writing or not batch.rows
+            self.owe(self._registry.state.removing)
+        self.release(batch.unsent)
+        self.owe(batch.sent)
+        if not batch.committed or not batch.adds:
+            return ""
+        self.owed_rows.update(operation.record.id for operation in batch.adds)
+        try:
+            self._write(batch, [], [])
+        except NotWritten as undoing:
+            self._registry.recover()
+            return str(undoing)
+        return ""
+
+    def end(self, batch: Batch) -> None:
+        """Close what a batch has open."""
+        if batch.barrier >= 0:
+            with contextlib.suppress(OSError):
+                os.close(batch.barrier)
+
+    def owe(self, names: Iterable[str]) -> None:
+        """Let these leave the store with the next batch."""
+        for name in names:
+            self.owed.add(name)
+            if name in self._store:
+                self._store.leaving.add(name)
+
+    def release(self, operations: Iterable[Operation]) -> None:
+        """Give back the room that adds not sent hold."""
+        for operation in operations:
+            if operation.fd >= 0:
+                self._store.release(self._reservation)
+
+    def _write(self, batch: Batch, removes: list[Record], rows: list[Row]) -> None:
+        """One transaction; from now on the removes stand, and their fds are owed."""
+        names = [record.fd_name for record in removes if record.fd_name]
+        if removes or rows or self.owed_rows:
+            batch.writing = bool(rows)
+            last_seq = self._registry.state.last_seq
+            self._registry.apply(
+                put=rows,
+                delete=self.owed_rows.union([record.id for record in removes]),
+                removing=self.owed.union(names),
+                last_seq=max(last_seq, batch.last_seq) if rows else last_seq,
+            )
+            self.owed_rows.clear()
+        batch.removed = True
+        self.owe(names)
+
+    def _send_adds(self, batch: Batch) -> Flush:
+        while batch.unsent:
+            operation = batch.unsent.pop()
+            name = operation.record.fd_name
+            self._store.release(self._reservation)
+            self._store.account(name)
+            batch.sent.append(name)
+            while True:
+                try:
+                    self._notifier.store(name, operation.fd)
+                    break
+                except BlockingIOError:
+                    yield from self._wait("writable", self._notifier.fileno())
+
+    def _send_removals(self, batch: Batch) -> Flush:
+        for name in sorted(self.owed.difference(batch.removals)):
+            while True:
+                try:
+                    self._notifier.remove(name)
+                    break
+                except BlockingIOError:
+                    yield from self._wait("writable", self._notifier.fileno())
+            batch.removals.append(name)
+
+    def _send_barrier(self, batch: Batch) -> Flush:
+        while batch.barrier < 0:
+            try:
+                batch.barrier = self._notifier.barrier()
+            except BlockingIOError:
+                yield from self._wait("writable", self._notifier.fileno())
+
+    def _wait(self, what: Literal["readable", "writable"], fd: int) -> Flush:
+        if not (yield Wait(what, fd, self._timeout)):
+            raise TimeoutError
