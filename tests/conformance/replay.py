@@ -13,6 +13,7 @@ import os
 import select
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from typing import Any, Protocol
 
 WAIT = 10.0  # seconds for an answer that was recorded
 SILENCE = 0.05  # seconds to listen where nothing was recorded
+ALL = sys.maxsize  # lines: to the end of file
 NEGOTIATE = {
     "ready": b'{"execute":"qmp_capabilities"}\n',
     "ready-oob": b'{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}\n',
@@ -63,11 +65,6 @@ def recorded_lines(step: Step) -> list[Any]:
     return out
 
 
-def expects(step: Step) -> int | None:
-    """Say how many lines a step waits for; None if it does not listen."""
-    return len(recorded_lines(step)) if step.get("do", "send") in ("send", "read") else None
-
-
 class Connection:
     """One client, bytes to lines."""
 
@@ -96,17 +93,13 @@ class Connection:
         while True:
             *whole, self._buffer = self._buffer.split(b"\n")
             lines += [_text(line) for line in whole]
+            if self.closed and self._buffer:
+                lines.append(_text(self._buffer))
             left = end - time.monotonic()
             if self.closed or left <= 0 or (want and len(lines) >= want):
                 return lines
             if select.select([self.sock], [], [], left)[0]:
                 self._receive()
-
-    def read_end(self) -> bool:
-        """Wait for the end of file; say whether it came before any further byte."""
-        if not self.closed and select.select([self.sock], [], [], WAIT)[0]:
-            self._receive()
-        return self.closed and not self._buffer
 
     def _receive(self) -> None:
         try:
@@ -169,13 +162,9 @@ class Replay:
             connection.send(LAST, [])
             lines: list[str] = []
             while not (lines and '"id": "last"' in lines[-1]):
-                more = connection.read(1)
-                if not more:
-                    lines.append("<no answer to the last command>")
-                    break
-                lines += more
-            lines = [line for line in lines[:-1] if CLEARED not in line]
-            results[-1].lines += lines
+                lines += connection.read(1) or ['<no answer>, "id": "last"']
+            ended = [] if lines[-1].startswith("{") else lines[-1:]
+            results[-1].lines += [line for line in lines[:-1] if CLEARED not in line] + ended
 
     def _open(self, number: int) -> Connection:
         connection = self._connections[number] = Connection(self._server.connect())
@@ -206,13 +195,8 @@ class Replay:
             finally:
                 for fd in fds:
                     os.close(fd)
-        want = expects(step) or 0
-        if step.get("closed") and want == 0:
-            lines: list[str] = []
-        else:
-            lines = connection.read(want, max(WAIT, step.get("wait", 0)))
-        if step.get("closed"):
-            connection.read_end()
+        want = ALL if step.get("closed") else len(recorded_lines(step))
+        lines = connection.read(want, max(WAIT, step.get("wait", 0)))
         (self._quiet.discard if lines else self._quiet.add)(number)
         self._note_fds(lines)
         return Result([line.replace(str(self._scratch), "@DIR@") for line in lines], connection.closed)
