@@ -21,6 +21,7 @@ import structlog
 
 from gmemd.commands.context import Change, Gmemd
 from gmemd.commands.dispatch import Dispatcher
+from gmemd.commands.lease import watch_leases
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
 from gmemd.persist.custody import Flush, NotKept
@@ -93,6 +94,7 @@ class Daemon:
             dispatcher = self._make_dispatcher()
             await self._make_objects(dispatcher)
             self._listen(dispatcher, sockets)
+            watch_leases(gmemd)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")
             log.info("ready", sockets=[listener.path for listener in self._listeners], kernel=gmemd.kernel.name,

@@ -14,7 +14,7 @@ ROOT = Path(gmemd.__file__).parent
 
 # Bottom to top; a module may import from its own layer's packages and from everything below.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "metrics", "ghashtable", "ranges", "holders", "jobs", "survival"),
+    ("errors", "metrics", "ghashtable", "ranges", "holders", "jobs", "lease", "survival"),
     ("qmp.lexer", "qmp.parser", "qmp.strings", "qmp.stream", "qmp.encode", "schema", "kernel"),
     ("qmp.session", "backends", "persist", "fds"),
     ("objects",),

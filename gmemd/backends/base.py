@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
+from gmemd.lease import Lease
 from gmemd.qmp.encode import encode
 from gmemd.ranges import RangeMap
 
@@ -50,6 +51,8 @@ class HostMemoryBackend:
     offset = 0  # bytes before it in the file
     owner = (-1, -1)  # uid and pid of the creator
     handed_out = 0
+    foreign = False  # somebody may have had it before this process did
+    lease: Lease | None = None
     visibility: RangeMap | None = None  # what is private and what shared; None: it is no guest_memfd
     private_fd = -1  # a memfd with the private bytes that were preserved; -1: none
     busy = ""  # what a worker is doing with the contents; "": nothing
@@ -127,7 +130,7 @@ class HostMemoryBackend:
         try:
             kernel.populate(self.fd, self.offset, self.memory_size, self.properties["prealloc-threads"],
                             policy=self.properties["policy"], nodes=self.properties["host-nodes"],
-                            fresh=self.handed_out == 0, progress=progress, cancelled=cancelled)
+                            fresh=self.handed_out == 0 and not self.foreign, progress=progress, cancelled=cancelled)
         except OSError as exc:
             raise QmpError("qemu_prealloc_mem: preallocating memory failed: "
                            f"{os.strerror(exc.errno or 0)}") from exc
@@ -139,6 +142,8 @@ class HostMemoryBackend:
 
     def close(self) -> None:
         """Give the memory back, as far as this process holds it."""
+        if self.lease is not None:
+            self.lease.end()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

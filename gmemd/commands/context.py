@@ -23,6 +23,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError
 from gmemd.fds import FdSets, NamedFds
 from gmemd.jobs import Jobs
+from gmemd.lease import Lease
 from gmemd.metrics import Counters
 from gmemd.objects import BACKENDS, Objects
 from gmemd.persist.record import Record
@@ -219,6 +220,8 @@ def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
     extra: dict[str, Any] = {"kind": backend.kind, "flags": backend.guest_memfd_flags, "offset": backend.offset}
     if backend.visibility is not None:
         extra["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
+    if backend.lease is not None:
+        extra["lease"] = backend.lease.dump()
     return extra
 
 
@@ -251,6 +254,9 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
     if "visibility" in record.extra:
         initial, *changes = record.extra["visibility"]
         backend.visibility = RangeMap(record.size, initial, changes)
+    if "lease" in record.extra:
+        backend.lease = Lease(*record.extra["lease"])
+    backend.foreign = True
     backend.owner = (record.owner_uid, record.owner_pid)
     backend.created = float(record.created)
     backend.record = record

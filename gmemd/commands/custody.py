@@ -67,7 +67,7 @@ def _adopted(gmemd: Gmemd, caller: Caller, fd: int, arguments: dict[str, Any]) -
     except BaseException:
         gmemd.objects.cancel(backend)
         raise
-    backend.fd, backend.memory_size = fd, size
+    backend.fd, backend.memory_size, backend.foreign = fd, size, True
     backend.kind = "memfd" if kind == "hugetlb-memfd" else kind
     if kind == "guest-memfd":
         backend.guest_memfd_flags = SHARED_FLAGS

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Gmemd, in_thread, settled
-from gmemd.commands.memdev import object_del
+from gmemd.commands.memdev import delete
 from gmemd.commands.qom import set_property
 from gmemd.errors import QmpError, os_errors
 from gmemd.jobs import CANCELLED, Job
@@ -96,7 +96,7 @@ async def _populate(gmemd: Gmemd, backend: HostMemoryBackend, job: Job | None) -
 
 def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     if not arguments["zero"] and "job-id" not in arguments:
-        return object_del(gmemd, caller, arguments)
+        return delete(gmemd, arguments["id"])
     backend = gmemd.objects.find(arguments["id"])
     backend.check_idle()
     if arguments["zero"] and (backend.properties.get("readonly") or not backend.properties["share"]) \
@@ -106,7 +106,7 @@ def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> An
     async def work(job: Job | None) -> Any:
         if arguments["zero"]:
             await _wipe(backend, job)
-        return object_del(gmemd, caller, {"id": backend.id})
+        return delete(gmemd, backend.id)
 
     return _run(gmemd, arguments, "delete", backend.memory_size, work)
 

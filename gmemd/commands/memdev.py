@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.commands.context import Caller, Change, Gmemd, WithFds, in_thread, record_of
+from gmemd.commands.context import Caller, Change, Gmemd, in_thread, record_of
 from gmemd.commands.qom import find_context
 from gmemd.errors import os_errors
 from gmemd.survival import fates
@@ -67,14 +66,19 @@ def added(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
 
 
 def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    return delete(gmemd, arguments["id"])
+
+
+def delete(gmemd: Gmemd, object_id: str) -> Any:
+    """Delete an object, or what is left of a lost one; the result of the command that does so."""
     custody = gmemd.custody
     if custody is None:
-        gmemd.objects.find(arguments["id"]).check_idle()
-        gmemd.objects.remove(arguments["id"]).close()
+        gmemd.objects.find(object_id).check_idle()
+        gmemd.objects.remove(object_id).close()
         return {}
-    if arguments["id"] in gmemd.lost:
-        return _forget(gmemd, arguments["id"])
-    backend = gmemd.objects.find(arguments["id"])
+    if object_id in gmemd.lost:
+        return _forget(gmemd, object_id)
+    backend = gmemd.objects.find(object_id)
     backend.check_idle()
     operations = [custody.remove(record) for record in (backend.record, backend.private_record) if record is not None]
     gmemd.objects.remove(backend.id)
@@ -103,14 +107,6 @@ def query_memdev(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> byt
 def query_memory_size_summary(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
     # No machine, no RAM of a machine: the objects are in query-memdev.
     return {"base-memory": 0, "plugged-memory": 0}
-
-
-def memdev_get_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> WithFds:
-    backend = gmemd.objects.find(arguments["id"])
-    with os_errors(f"cannot hand out '{backend.id}'"):
-        fd = os.dup(backend.fd)
-    backend.handed_out += 1
-    return WithFds(describe_memory(gmemd, backend), [fd])
 
 
 def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:

@@ -201,6 +201,10 @@ class Kernel(Protocol):
         """Return the pools of huge pages, by size: first the machine's, then each node's."""
         ...
 
+    def duplicate(self, fd: int) -> int:
+        """Return another fd of the same file for somebody to be given; the caller owns it, CLOEXEC is set."""
+        ...
+
     def identify(self, fd: int) -> str:
         """Return "guest-memfd", "memfd", "hugetlb-memfd", "file" or "other": by link, magic and seals."""
         ...

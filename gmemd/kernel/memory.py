@@ -113,6 +113,9 @@ class OrdinaryMemory:
     def huge_pools(self) -> list[HugePool]:
         return hugepages.huge_pools()
 
+    def duplicate(self, fd: int) -> int:
+        return os.dup(fd)
+
     def identify(self, fd: int) -> str:
         link = os.readlink(f"/proc/self/fd/{fd}")
         magic, _ = syscalls.filesystem(fd)

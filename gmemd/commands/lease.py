@@ -1,0 +1,175 @@
+"""Handing memory out: freely, as QEMU would, or as a lease to one writer whose end is watched for.
+
+What runs here outside a command is called by the event loop: a holder has ended, an orphan's time is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from typing import Any
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.commands.context import Caller, Change, Gmemd, WithFds, settled, updated
+from gmemd.commands.memdev import delete, describe_memory
+from gmemd.errors import QmpError, os_errors
+from gmemd.lease import Lease, command_name, start_time
+
+_BUSY_AGAIN = 1.0  # seconds until the deletion of a busy orphan is tried again
+
+
+def memdev_get_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    backend = gmemd.objects.find(arguments["id"])
+    lease = backend.lease
+    wanted = arguments.get("lease")
+    if lease is None and wanted is None:
+        return _hand_out(gmemd, backend)
+    if lease is not None and not arguments["force"]:
+        _check_free(backend, lease, caller)
+    if wanted is None and lease is not None and not lease.orphaned:
+        return _hand_out(gmemd, backend)
+    new = None if wanted is None else _lease(backend, caller, wanted, arguments["delete-after"])
+    return _replace(gmemd, backend, new)
+
+
+def memdev_release(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    backend = gmemd.objects.find(arguments["id"])
+    lease = backend.lease
+    if lease is None:
+        raise QmpError(f"object '{backend.id}' is not leased")
+    if not arguments["force"]:
+        _check_free(backend, lease, caller)
+    return _exchange(gmemd, backend, None)
+
+
+def query_memdev_leases(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"id": backend.id, **backend.lease.describe()} for backend in gmemd.objects if backend.lease is not None]
+
+
+def _check_free(backend: HostMemoryBackend, lease: Lease, caller: Caller) -> None:
+    """Refuse whoever is not the holder of a lease that is in force."""
+    if not lease.orphaned and not lease.is_of(caller.pid):
+        raise QmpError(f"object '{backend.id}' is leased to process {lease.pid} ({command_name(lease.pid)}): "
+                       "a second writer needs 'force'")
+
+
+def _hand_out(gmemd: Gmemd, backend: HostMemoryBackend) -> WithFds:
+    with os_errors(f"cannot hand out '{backend.id}'"):
+        fd = gmemd.kernel.duplicate(backend.fd)
+    backend.handed_out += 1
+    return WithFds(describe_memory(gmemd, backend), [fd])
+
+
+def _lease(backend: HostMemoryBackend, caller: Caller, policy: str, delete_after: int) -> Lease:
+    if delete_after and policy != "delete":
+        raise QmpError("parameter 'delete-after' needs 'lease' to be 'delete'")
+    start = start_time(caller.pid)
+    if start is None:
+        raise QmpError(f"cannot lease '{backend.id}': the receiving process cannot be seen from here")
+    return Lease(caller.pid, start, caller.uid, policy, delete_after)
+
+
+def _replace(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None) -> Coroutine[Any, Any, WithFds]:
+    """Hand out under a new lease, or none, that is recorded before the fd leaves."""
+    reply = _hand_out(gmemd, backend)
+
+    async def work() -> WithFds:
+        try:
+            await settled(gmemd, _exchange(gmemd, backend, lease))
+        except BaseException:
+            os.close(reply.fds.pop())
+            backend.handed_out -= 1
+            raise
+        return reply
+
+    return work()
+
+
+def _exchange(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None) -> Any:
+    """Put a lease in place of another; the result of the command that does so."""
+    before = backend.lease
+    if lease is not None and not _watch(gmemd, backend, lease):
+        raise QmpError(f"cannot lease '{backend.id}': the receiving process has ended")
+    if before is not None:
+        before.end()
+    backend.lease = lease
+    if gmemd.custody is None or backend.record is None:
+        return {}
+    backend.record = updated(backend)
+
+    def undo() -> None:
+        if lease is not None:
+            lease.end()
+        backend.lease = before
+        if before is not None:
+            _resume(gmemd, backend, before)
+
+    return Change({}, gmemd.custody.update(backend.record), undo=undo)
+
+
+# -- watching ----------------------------------------------------------------------------------------
+
+def watch_leases(gmemd: Gmemd) -> None:
+    """Watch the holders that a predecessor left; those that have ended meanwhile leave orphans."""
+    for backend in list(gmemd.objects):
+        if backend.lease is not None:
+            _resume(gmemd, backend, backend.lease)
+
+
+def _resume(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> None:
+    if lease.orphaned or not _watch(gmemd, backend, lease):
+        _orphaned(gmemd, backend, lease)
+
+
+def _watch(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> bool:
+    """Have the loop wait for the holder's end; False when it has ended already."""
+    try:
+        pidfd = os.pidfd_open(lease.pid)
+    except OSError:
+        return False
+    if start_time(lease.pid) != lease.start:  # asked after opening: the pidfd cannot change hands
+        os.close(pidfd)
+        return False
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+        lease.end = lambda: None
+
+    def ended() -> None:
+        end()
+        _orphaned(gmemd, backend, lease)
+
+    lease.end = end
+    loop.add_reader(pidfd, ended)
+    return True
+
+
+def _orphaned(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> None:
+    """The holder has ended: say so, and let the policy run."""
+    lease.orphaned = True
+    gmemd.emit("MEMDEV_ORPHANED", {"id": backend.id, **{name: value for name, value in lease.describe().items()
+                                                        if name != "orphaned"}})
+    if lease.policy == "delete":
+        _later(gmemd, backend, lease, lease.delete_after)
+
+
+def _later(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease, seconds: float) -> None:
+    def delete() -> None:
+        if backend.busy:
+            _later(gmemd, backend, lease, _BUSY_AGAIN)
+        elif gmemd.objects.get(backend.id) is backend and backend.lease is lease:
+            gmemd.spawn(_delete(gmemd, backend, lease))
+
+    lease.end = asyncio.get_running_loop().call_later(seconds, delete).cancel
+
+
+async def _delete(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> None:
+    try:
+        await settled(gmemd, delete(gmemd, backend.id))
+    except QmpError:  # custody's, which has said it: the object stays, and its time begins anew
+        _later(gmemd, backend, lease, max(_BUSY_AGAIN, lease.delete_after))
+        return
+    gmemd.emit("MEMDEV_EXPIRED", {"id": backend.id})

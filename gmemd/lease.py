@@ -1,0 +1,57 @@
+"""A lease: who is the one writer of an object, and what becomes of it when that process has ended.
+
+A process is named by its id and its start time (proc(5), field 22 of stat), which no other process shares.
+While the daemon runs it is watched by a pidfd; the two numbers are what a restart has to find it again by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROC = Path("/proc")
+
+
+@dataclass
+class Lease:
+    """The terms. `end` stops whatever waits for the holder's end, or for the object's deletion after it."""
+
+    pid: int
+    start: int  # clock ticks since boot
+    uid: int
+    policy: str  # "keep" or "delete": what becomes of the object
+    delete_after: int = 0  # seconds
+    orphaned: bool = False
+    end: Callable[[], None] = lambda: None
+
+    def is_of(self, pid: int) -> bool:
+        """Is that living process the holder?"""
+        return not self.orphaned and pid == self.pid and start_time(pid) == self.start
+
+    def dump(self) -> list[Any]:
+        """What Lease(*dump) makes again."""
+        return [self.pid, self.start, self.uid, self.policy, self.delete_after]
+
+    def describe(self) -> dict[str, Any]:
+        """Its members in query-memdev-leases."""
+        terms = {"delete-after": self.delete_after} if self.policy == "delete" else {}
+        return {"pid": self.pid, "uid": self.uid, "policy": self.policy, **terms, "orphaned": self.orphaned}
+
+
+def start_time(pid: int, proc: Path = PROC) -> int | None:
+    """When a process began, in clock ticks since boot; None when it has ended or cannot be seen from here."""
+    try:
+        fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def command_name(pid: int, proc: Path = PROC) -> str:
+    """The name of a process for people; "?" when it cannot be read."""
+    try:
+        return (proc / str(pid) / "comm").read_text().rstrip("\n")
+    except OSError:
+        return "?"

@@ -1,0 +1,166 @@
+"""Leases: one writer, tied to a process; orphans and their policy; over a restart of the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import pytest_asyncio
+
+from gmemd.commands.context import WithFds, backend_of, record_of
+from gmemd.commands.lease import watch_leases
+from gmemd.lease import Lease, command_name, start_time
+from tests.commands.live import LiveMachine
+
+PAGE = os.sysconf("SC_PAGESIZE")
+
+
+@pytest_asyncio.fixture
+async def live() -> AsyncIterator[LiveMachine]:
+    machine = LiveMachine()
+    await machine.do("object-add", qom_type="memory-backend-memfd", id="m", size=PAGE)
+    yield machine
+    await machine.close()
+
+
+@pytest.fixture
+def other() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends when its input does."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL)
+    yield process
+    end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()
+
+
+async def get(machine: LiveMachine, **how: object) -> None:
+    """Get the object's fd, and close it."""
+    reply = await machine.do("memdev-get-fd", id="m", **how)
+    assert isinstance(reply, WithFds)
+    os.close(reply.fds.pop())
+
+
+async def test_no_lease_by_default(live: LiveMachine) -> None:
+    """Without a lease anybody may have the memory, as often as they like."""
+    await get(live)
+    await get(live)
+    assert await live.do("query-memdev-leases") == []
+
+
+async def test_a_second_writer_is_refused(live: LiveMachine, other: subprocess.Popen[bytes]) -> None:
+    """By name, with what would help; the holder itself may have it again; force takes it."""
+    live.pid = other.pid
+    await get(live, lease="keep")
+    await get(live)
+    live.pid = os.getpid()
+    refusal = f"object 'm' is leased to process {other.pid} ({command_name(other.pid)}): a second writer needs 'force'"
+    assert await live.refused("memdev-get-fd", id="m") == refusal
+    assert await live.refused("memdev-get-fd", id="m", lease="keep") == refusal
+    assert await live.refused("memdev-release", id="m") == refusal
+    await get(live, force=True)
+    assert [lease["pid"] for lease in await live.do("query-memdev-leases")] == [other.pid]
+    await get(live, force=True, lease="delete", delete_after=7)
+    assert await live.do("query-memdev-leases") == [
+        {"id": "m", "pid": os.getpid(), "uid": os.getuid(), "policy": "delete", "delete-after": 7, "orphaned": False}]
+    end(other)
+    await live.do("memdev-release", id="m")
+    assert live.events == []
+
+
+async def test_the_end_of_the_holder(live: LiveMachine, other: subprocess.Popen[bytes]) -> None:
+    """It leaves an orphan, which is announced and may be taken by anybody."""
+    live.pid = other.pid
+    await get(live, lease="keep")
+    end(other)
+    assert await live.wait_event("MEMDEV_ORPHANED") == {"id": "m", "pid": other.pid, "uid": os.getuid(),
+                                                        "policy": "keep"}
+    assert (await live.do("query-memdev-leases"))[0]["orphaned"] is True
+    live.pid = os.getpid()
+    await get(live)
+    assert await live.do("query-memdev-leases") == []
+
+
+async def test_an_orphan_is_deleted(live: LiveMachine, other: subprocess.Popen[bytes]) -> None:
+    """Where the lease said so, after its time."""
+    live.pid = other.pid
+    await get(live, lease="delete")
+    end(other)
+    await live.wait_event("MEMDEV_EXPIRED", id="m")
+    assert [name for name, _ in live.events] == ["MEMDEV_ORPHANED", "MEMDEV_EXPIRED"]
+    assert await live.refused("memdev-get-fd", id="m") == "object 'm' not found"
+
+
+async def test_an_orphan_that_is_taken_stays(live: LiveMachine, other: subprocess.Popen[bytes]) -> None:
+    """The next receiver ends the wait for the deletion."""
+    live.pid = other.pid
+    await get(live, lease="delete", delete_after=3600)
+    end(other)
+    await live.wait_event("MEMDEV_ORPHANED")
+    live.pid = os.getpid()
+    await get(live, lease="keep")
+    assert [lease["policy"] for lease in await live.do("query-memdev-leases")] == ["keep"]
+
+
+async def test_deleting_ends_the_lease(live: LiveMachine, other: subprocess.Popen[bytes]) -> None:
+    """Nothing is watched any more."""
+    live.pid = other.pid
+    await get(live, lease="delete")
+    await live.do("object-del", id="m")
+    end(other)
+    await asyncio.sleep(0)
+    assert live.events == []
+
+
+async def test_who_cannot_lease(live: LiveMachine, other: subprocess.Popen[bytes]) -> None:
+    """A process that has ended, or that this one does not see; a time without the policy."""
+    assert await live.refused("memdev-get-fd", id="m", lease="keep", delete_after=1) \
+        == "parameter 'delete-after' needs 'lease' to be 'delete'"
+    end(other)
+    for live.pid in (other.pid, 0):
+        assert await live.refused("memdev-get-fd", id="m", lease="keep") \
+            == "cannot lease 'm': the receiving process cannot be seen from here"
+    live.pid = os.getpid()
+    assert await live.refused("memdev-release", id="m") == "object 'm' is not leased"
+    assert live.gmemd.objects.find("m").handed_out == 0
+
+
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_restart_finds_the_holder_again(live: LiveMachine, other: subprocess.Popen[bytes],
+                                                ended: bool) -> None:
+    """By its id and start time; one that ended meanwhile, or whose id another process has now, left an orphan."""
+    live.pid = other.pid
+    await get(live, lease="keep")
+    backend = live.gmemd.objects.find("m")
+    record = record_of(backend, live.gmemd.kernel)
+    next_one = LiveMachine()
+    next_one.gmemd.objects.restore([backend_of(record, os.dup(backend.fd), next_one.gmemd.schema)])
+    await live.do("object-del", id="m")
+    if ended:
+        record.extra["lease"][1] += 1
+        next_one.gmemd.objects.find("m").lease = Lease(*record.extra["lease"])
+    watch_leases(next_one.gmemd)
+    assert [name for name, _ in next_one.events] == ["MEMDEV_ORPHANED"] * ended
+    end(other)
+    await next_one.wait_event("MEMDEV_ORPHANED", pid=other.pid)
+    await next_one.close()
+
+
+def test_start_times() -> None:
+    """A process has one while it lives."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL)
+    assert isinstance(start_time(process.pid), int)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert start_time(process.pid) is None  # a zombie
+    process.communicate()
+    assert start_time(process.pid) is None
+    assert command_name(process.pid) == "?"
