@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -29,6 +29,10 @@ from gmemd.persist.manager import Manager
 from gmemd.qmp.listener import Listener, bind_unix
 from gmemd.qmp.monitor import Monitor
 from gmemd.schema.validate import Schema
+
+if TYPE_CHECKING:
+    from gmemd.web.address import Address
+    from gmemd.web.server import HttpServer
 
 # The dialect that is spoken: QEMU 11.1.
 QEMU_VERSION = {"major": 11, "minor": 1, "micro": 0}
@@ -59,6 +63,7 @@ class Options:
     name: str | None = None
     uuid: str | None = None
     unstable_input: str = "accept"
+    http: Address | None = None
 
 
 def package_version() -> str:
@@ -81,6 +86,7 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsettled: Waiting = []
         self._flushing = False
+        self._http: HttpServer | None = None
         self._stopped: asyncio.Event
         self._manager = manager or Manager.from_environ(os.environ)
 
@@ -92,6 +98,7 @@ class Daemon:
         try:
             sockets = self._restore()
             dispatcher = self._make_dispatcher()
+            await self._start_http(dispatcher)
             await self._make_objects(dispatcher)
             self._listen(dispatcher, sockets)
             watch_leases(gmemd)
@@ -99,6 +106,9 @@ class Daemon:
                 self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")
             log.info("ready", sockets=[listener.path for listener in self._listeners], kernel=gmemd.kernel.name,
                      why=gmemd.kernel.why, objects=len(gmemd.objects), persist=gmemd.custody is not None)
+            if self._http is not None:
+                self._http.state.serving = True
+                log.info("serving HTTP", url=self._http.url)
             self._manager.serve(self._loop, gmemd)
             self._ready()
             await self._stopped.wait()
@@ -136,6 +146,14 @@ class Daemon:
         if gmemd.custody is not None and gmemd.custody.dirty:
             self._settle([], lambda: None)
         return [socket.socket(fileno=fd) for _, fd in restored.sockets]
+
+    async def _start_http(self, dispatcher: Dispatcher) -> None:
+        """Serve HTTP, if it is asked for; only then are its libraries loaded."""
+        if self._options.http is not None:
+            from gmemd.web.server import HttpServer
+
+            self._http = HttpServer(self._options.http, dispatcher, lambda: len(self._monitors))
+            await self._http.start()
 
     async def _make_objects(self, dispatcher: Dispatcher) -> None:
         """Make the objects of the command line, except those that a predecessor has left."""
@@ -240,6 +258,8 @@ class Daemon:
 
     async def _close(self) -> None:
         self._manager.stopping()
+        if self._http is not None:
+            await self._http.close()
         for listener in self._listeners:
             listener.close()
         if self._tasks:

@@ -7,8 +7,12 @@ import os
 import sys
 import uuid
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from gmemd.errors import QmpError
+
+if TYPE_CHECKING:
+    from gmemd.web.address import Address
 
 DEFAULT_SOCKET = "qmp.sock"
 
@@ -33,6 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--persist", choices=("auto", "on", "off"), default="auto", help="keep objects over restarts")
     add("--name", help="the name that query-name answers")
     add("--uuid", help="the UUID that query-uuid answers")
+    add("--http", default="off", metavar="off|unix:PATH|tcp:127.0.0.1:PORT",
+        help="show state, metrics and a status page there; changes nothing")
     add("--compat", metavar="unstable-input=accept|reject", help="policy for unstable members and commands")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="least level that is logged")
     add("--version", action="store_true", help="print the version and end")
@@ -102,6 +108,7 @@ def _run(options: argparse.Namespace) -> int:
         qmp=sockets, objects=tuple(parse_object(spec) for spec in options.object), kernel=options.kernel,
         state_dir=directory, persist=options.persist, name=options.name,
         uuid=None if options.uuid is None else _uuid(options.uuid), unstable_input=_unstable_input(options.compat),
+        http=_http(options.http),
     )).run())
     return 0
 
@@ -138,6 +145,14 @@ def _unstable_input(compat: str | None) -> str:
     if name != "unstable-input" or value not in ("accept", "reject"):
         raise QmpError(f"--compat takes unstable-input=accept|reject, not '{compat}'")
     return value
+
+
+def _http(text: str) -> Address | None:
+    if text == "off":
+        return None
+    from gmemd.web.address import parse_http
+
+    return parse_http(text)
 
 
 def configure_log(level: str) -> None:

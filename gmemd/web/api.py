@@ -1,0 +1,107 @@
+"""The answers of the JSON routes. Each takes the state and the judged parameters and returns a JSON value."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import Any
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.commands.memdev import describe_status
+from gmemd.errors import DEVICE_NOT_FOUND, QmpError
+from gmemd.ranges import PRIVATE
+from gmemd.web.holding import describe
+from gmemd.web.openapi import document
+from gmemd.web.routes import routes
+from gmemd.web.state import State
+
+_FRESH = 1.0  # seconds that a measurement is good for
+
+
+async def version(state: State, given: dict[str, Any]) -> Any:
+    return await state.query("query-version")
+
+
+async def jobs(state: State, given: dict[str, Any]) -> Any:
+    return await state.query("query-jobs")
+
+
+async def capabilities(state: State, given: dict[str, Any]) -> Any:
+    gmemd = state.gmemd
+    kernel, schema = gmemd.kernel, gmemd.schema
+    return {"capabilities": ["oob"], "commands": list(schema.commands), "events": list(schema.events),
+            "object-types": list(schema.object_types), "kernel": kernel.name, "kernel-reason": kernel.why,
+            "conversion": kernel.conversion, "guest-memfd-flags": kernel.guest_memfd_flags,
+            "page-size": kernel.page_size, "kept": gmemd.custody is not None}
+
+
+async def openapi(state: State, given: dict[str, Any]) -> Any:
+    gmemd = state.gmemd
+    return gmemd.encoded("openapi", lambda: document(gmemd.schema, routes(gmemd.schema.commands),
+                                                     gmemd.version["package"]))
+
+
+async def objects(state: State, given: dict[str, Any]) -> Any:
+    found = state.objects(given["q"], given["sort"])
+    shown = found[given["offset"]:given["offset"] + given["limit"]]
+    await state.measurer.measure(shown, _FRESH)
+    return {"total": len(found), "offset": given["offset"], "objects": [_object(state, backend) for backend in shown]}
+
+
+async def one_object(state: State, given: dict[str, Any]) -> Any:
+    backend = _find(state, given["id"])
+    await state.measurer.measure([backend], _FRESH)
+    return _object(state, backend)
+
+
+async def ranges(state: State, given: dict[str, Any]) -> Any:
+    backend, limit = _find(state, given["id"]), given["limit"]
+    visibility = backend.visibility
+    if visibility is None:
+        raise QmpError(f"object '{backend.id}' is no guest_memfd", DEVICE_NOT_FOUND)
+    offset = min(given["offset"], visibility.size)
+    found = list(islice(visibility.ranges(offset, visibility.size - offset), limit + 1))
+    kernel = state.gmemd.kernel
+    answer = {"simulated": not (kernel.conversion and kernel.kvm_enabled), "private": visibility.total(PRIVATE),
+              "ranges": [{"offset": start, "size": size, "visibility": "private" if state_ is PRIVATE else "shared"}
+                         for start, size, state_ in found[:limit]]}
+    return {**answer, "next-offset": found[limit][0]} if len(found) > limit else answer
+
+
+async def holders_of_one(state: State, given: dict[str, Any]) -> Any:
+    backend = _find(state, given["id"])
+    return [describe(holder) for holder in (await state.holders.find([backend]))[backend.id]]
+
+
+async def holders(state: State, given: dict[str, Any]) -> Any:
+    found = state.objects()
+    shown = found[given["offset"]:given["offset"] + given["limit"]]
+    held = await state.holders.find(shown)
+    return {"total": len(found), "offset": given["offset"],
+            "objects": [{"id": name, "holders": [describe(holder) for holder in those]}
+                        for name, those in held.items()]}
+
+
+async def events(state: State, given: dict[str, Any]) -> Any:
+    return [{"event": name, "data": data,
+             "timestamp": {"seconds": int(when), "microseconds": int(when % 1 * 1_000_000)}}
+            for when, name, data in islice(reversed(state.gmemd.events), given["limit"])]
+
+
+def _find(state: State, object_id: str) -> HostMemoryBackend:
+    backend = state.gmemd.objects.get(object_id)
+    if backend is None:
+        raise QmpError(f"object '{object_id}' not found", DEVICE_NOT_FOUND)
+    return backend
+
+
+def _object(state: State, backend: HostMemoryBackend) -> dict[str, Any]:
+    """The members of MemoryObject; the object has just been measured."""
+    known = state.measurer.last(backend)
+    private, shared = (0, 0) if known is None else (known.private, known.shared)
+    answer = {**describe_status(state.gmemd, backend, time.time(), private + shared),
+              "resident-private": private, "resident-shared": shared}
+    if backend.visibility is not None:
+        answer["private"] = backend.visibility.total(PRIVATE)
+        answer["ranges"] = len(backend.visibility)
+    return answer

@@ -1,0 +1,77 @@
+"""What memory the host has, and how fast the event loop turns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from time import monotonic
+from typing import Final
+
+from gmemd.commands.context import in_thread
+from gmemd.kernel.base import Headroom, HugePool, Kernel
+
+FRESH: Final = 1.0  # seconds that a reading is good for
+LAG_PERIOD: Final = 0.25  # seconds between two looks at the clock
+LAG_WINDOW: Final = 60.0  # seconds over which the longest lag is given
+
+
+@dataclass(frozen=True)
+class Host:
+    """One reading. None: the kernel did not tell."""
+
+    headroom: Headroom | None
+    pools: tuple[HugePool, ...]
+
+
+class HostReader:
+    """Reads the host's memory in a worker thread, once for all who ask within a second."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._host = Host(None, ())
+        self._when = -FRESH
+        self._lock = asyncio.Lock()
+
+    async def read(self) -> Host:
+        """What the host has."""
+        async with self._lock:
+            if monotonic() - self._when >= FRESH:
+                self._host = await in_thread(self._read)
+                self._when = monotonic()
+        return self._host
+
+    def _read(self) -> Host:
+        try:
+            headroom = self._kernel.headroom()
+        except OSError:
+            headroom = None
+        try:
+            return Host(headroom, tuple(self._kernel.huge_pools()))
+        except (OSError, ValueError):
+            return Host(headroom, ())
+
+
+class Lag:
+    """The longest time that something due on the event loop has had to wait within the last minute."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._found: deque[float] = deque(maxlen=round(LAG_WINDOW / LAG_PERIOD))
+        self._plan()
+
+    def _plan(self) -> None:
+        self._due = self._loop.time() + LAG_PERIOD
+        self._timer = self._loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        self._found.append(max(0.0, self._loop.time() - self._due))
+        self._plan()
+
+    @property
+    def longest(self) -> float:
+        """In seconds."""
+        return max(self._found, default=0.0)
+
+    def close(self) -> None:
+        self._timer.cancel()

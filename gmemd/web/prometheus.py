@@ -1,0 +1,205 @@
+"""The metrics, made from the core's counts and the snapshots when somebody scrapes; docs/metrics.md lists them.
+
+At most 300 series whatever there is: objects are summed up by type, and only the first COMMANDS_NAMED commands
+that are used get series of their own where the schema has more.  Series for each object are written only on
+request, by `per_object`, in portions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator
+from itertools import accumulate
+from typing import Any, Final
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import CollectorRegistry
+
+from gmemd.commands.context import in_thread
+from gmemd.metrics import BOUNDS, OTHER, Tally
+from gmemd.web.host import Host
+from gmemd.web.measure import Totals
+from gmemd.web.state import State
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+COMMANDS_NAMED: Final = 60
+WAIT: Final = 1.0  # seconds that a scrape waits for a sweep
+_PORTION: Final = 100  # objects written at a time
+
+_SIZE = ("gmemd_object_size_bytes", "Size of the memory objects, by type.")
+_RESIDENT = ("gmemd_object_resident_bytes", "Memory that the objects occupy now, by visibility.")
+
+
+class Scraper:
+    """Makes the text of a scrape."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._named: list[str] = []  # commands with series of their own
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+
+    async def text(self, *, objects: bool) -> AsyncIterator[bytes]:
+        """The exposition in portions, with a series for each object if asked."""
+        totals = await self._state.measurer.sweep(WAIT)
+        host = await self._state.host.read()
+        yield await in_thread(generate_latest, self._process)
+        registry = CollectorRegistry()
+        registry.register(_Families(list(self._families(totals, host, summed=not objects))))
+        yield generate_latest(registry)
+        if objects:
+            async for portion in self._per_object():
+                yield portion
+
+    def _families(self, totals: Totals | None, host: Host, *, summed: bool) -> Iterator[Metric]:
+        yield from self._daemon()
+        yield from self._objects(totals, summed=summed)
+        yield from _host(host)
+        yield from self._qmp()
+        yield from self._work()
+        yield from self._custody()
+
+    def _daemon(self) -> Iterator[Metric]:
+        gmemd = self._state.gmemd
+        yield InfoMetricFamily("gmemd_build", "The daemon: its version, the QMP dialect, what makes guest_memfd.", {
+            "version": str(gmemd.version["package"]).removeprefix("gmemd "), "kernel": gmemd.kernel.name,
+            "qmp": "{major}.{minor}.{micro}".format(**gmemd.version["qemu"])})
+        yield GaugeMetricFamily("gmemd_ready", "1 if the daemon can do all of its work, as /readyz says.",
+                                float(not self._state.why_not_ready()))
+        yield GaugeMetricFamily("gmemd_event_loop_lag_seconds",
+                                "The longest that the event loop was late within the last minute.",
+                                self._state.lag.longest)
+
+    def _objects(self, totals: Totals | None, *, summed: bool) -> Iterator[Metric]:
+        by_type = self._state.by_type()
+        counts = {name: number for name, (number, _) in by_type.items()}
+        sizes = {name: size for name, (_, size) in by_type.items()}
+        yield _labelled(GaugeMetricFamily("gmemd_objects", "How many memory objects there are.", labels=["qom_type"]),
+                        counts)
+        if summed:
+            yield _labelled(GaugeMetricFamily(*_SIZE, labels=["qom_type"]), sizes)
+        if summed and totals is not None:
+            yield _labelled(GaugeMetricFamily(*_RESIDENT, labels=["visibility"]),
+                            {"private": totals.private, "shared": totals.shared})
+        if totals is not None:
+            yield GaugeMetricFamily("gmemd_objects_unmeasured", "Objects whose residency the kernel does not tell.",
+                                    totals.unknown)
+            yield GaugeMetricFamily("gmemd_measurement_duration_seconds", "How long measuring all objects took.",
+                                    totals.seconds)
+
+    def _qmp(self) -> Iterator[Metric]:
+        counters = self._state.gmemd.counters
+        commands = CounterMetricFamily("gmemd_qmp_commands", "Answered commands.", labels=["command", "result"])
+        for name, (succeeded, failed) in self._tallies().items():
+            commands.add_metric([name, "ok"], succeeded)
+            commands.add_metric([name, "error"], failed)
+        yield commands
+        durations = HistogramMetricFamily(
+            "gmemd_qmp_command_duration_seconds",
+            "From the start of a command to its reply: those that only read, and those that change something"
+            " (until that is durable).", labels=["kind"])
+        for kind, found in (("query", counters.queries), ("change", counters.changes)):
+            bounds = [*(str(bound) for bound in BOUNDS), "+Inf"]
+            durations.add_metric([kind], list(zip(bounds, accumulate(found.counts), strict=True)), found.seconds)
+        yield durations
+        yield GaugeMetricFamily("gmemd_qmp_connections", "QMP clients that are connected.", self._state.connections())
+        yield CounterMetricFamily("gmemd_qmp_connections_accepted", "QMP clients that ever were.",
+                                  counters.connections)
+        yield _labelled(CounterMetricFamily("gmemd_qmp_events", "Events that were sent out, by name.",
+                                            labels=["event"]), {**dict.fromkeys(self._events(), 0), **counters.events})
+
+    def _events(self) -> Iterable[str]:
+        return self._state.gmemd.schema.events[:20]
+
+    def _tallies(self) -> dict[str, tuple[int, int]]:
+        """Successes and failures by command; what has no series of its own counts as OTHER."""
+        tallies: dict[str, Tally] = self._state.gmemd.counters.commands
+        room = COMMANDS_NAMED - len(self._named)
+        if room > 0:
+            by_use = sorted(tallies, key=lambda name: not (tallies[name].succeeded or tallies[name].failed))
+            used = [name for name in by_use if name != OTHER and name not in self._named
+                    and (len(tallies) <= COMMANDS_NAMED or tallies[name].succeeded or tallies[name].failed)]
+            self._named += used[:room]
+        named = {name: (tallies[name].succeeded, tallies[name].failed) for name in self._named}
+        rest = [tally for name, tally in tallies.items() if name not in named]
+        named[OTHER] = (sum([tally.succeeded for tally in rest]), sum([tally.failed for tally in rest]))
+        return named
+
+    def _work(self) -> Iterator[Metric]:
+        counters = self._state.gmemd.counters
+        yield CounterMetricFamily("gmemd_fds_sent", "Descriptors that were handed out to clients.", counters.fds_sent)
+        yield _labelled(CounterMetricFamily("gmemd_conversions", "Conversions of parts of guest_memfds.",
+                                            labels=["to"]), counters.conversions)
+        yield _labelled(CounterMetricFamily("gmemd_converted_bytes", "Bytes that changed their visibility.",
+                                            labels=["to"]), counters.converted_bytes)
+
+    def _custody(self) -> Iterator[Metric]:
+        gmemd = self._state.gmemd
+        yield CounterMetricFamily("gmemd_restored_objects", "Objects that came back from a predecessor.",
+                                  gmemd.counters.restored)
+        yield GaugeMetricFamily("gmemd_lost_objects", "Objects of which only the record came back.", len(gmemd.lost))
+        yield GaugeMetricFamily("gmemd_unclaimed_fds", "Descriptors that came back without a record.",
+                                len(gmemd.unclaimed))
+        held, limit = (0, 0) if gmemd.custody is None else gmemd.custody.room
+        yield GaugeMetricFamily("gmemd_fdstore_entries", "Descriptors that the service manager keeps.", held)
+        yield GaugeMetricFamily("gmemd_fdstore_limit", "Descriptors that the service manager can keep; 0: nobody does.",
+                                limit)
+        yield GaugeMetricFamily("gmemd_registry_writable", "1 if what is kept can be recorded, or nothing is kept.",
+                                float(gmemd.custody is None or not gmemd.custody.read_only))
+
+    async def _per_object(self) -> AsyncIterator[bytes]:
+        backends = list(self._state.objects())
+        for name, text in (_SIZE, _RESIDENT):
+            yield f"# HELP {name} {text}\n# TYPE {name} gauge\n".encode()
+            for start in range(0, len(backends), _PORTION):
+                lines = [line for backend in backends[start:start + _PORTION] for line in self._lines(name, backend)]
+                yield "".join(lines).encode()
+
+    def _lines(self, name: str, backend: Any) -> Iterator[str]:
+        """Ids and types need no escaping."""
+        if name is _SIZE[0]:
+            yield f'{name}{{id="{backend.id}",qom_type="{backend.qom_type}"}} {backend.memory_size}\n'
+            return
+        known = self._state.measurer.last(backend)
+        if known is not None and known.known:
+            yield f'{name}{{id="{backend.id}",visibility="private"}} {known.private}\n'
+            yield f'{name}{{id="{backend.id}",visibility="shared"}} {known.shared}\n'
+
+
+class _Families:
+    """A collector of what was made already."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Metric]:
+        return self._families
+
+
+def _labelled(family: Any, values: dict[str, int]) -> Any:
+    for label, value in values.items():
+        family.add_metric([label], value)
+    return family
+
+
+def _host(host: Host) -> Iterator[Metric]:
+    if host.headroom is not None:
+        yield GaugeMetricFamily("gmemd_headroom_bytes", "Memory that can still be allocated.", host.headroom.available)
+        yield GaugeMetricFamily("gmemd_headroom_limit_bytes", "Of how much that is the rest: the machine or a cgroup.",
+                                host.headroom.total)
+    for name, text in (("total", "Huge pages in the pool"), ("free", "Huge pages that are free"),
+                       ("reserved", "Free huge pages that are promised"), ("surplus", "Huge pages over the pool")):
+        family = GaugeMetricFamily(f"gmemd_hugepages_{'configured' if name == 'total' else name}",
+                                   f"{text}; node \"\" is the machine.", labels=["page_size_bytes", "node"])
+        for pool in host.pools[:24]:
+            if name != "reserved" or pool.node is None:
+                family.add_metric([str(pool.page_size), "" if pool.node is None else str(pool.node)],
+                                  getattr(pool, name))
+        yield family

@@ -1,0 +1,185 @@
+"""The parts of the status page that change, each as HTML: host, objects' rows, jobs, events, warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import Any
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.commands.context import Gmemd
+from gmemd.commands.memdev import describe_survival
+from gmemd.holders import Holder
+from gmemd.kernel.base import HugePool
+from gmemd.ranges import PRIVATE
+from gmemd.web.host import Host
+from gmemd.web.measure import Resident, Totals
+from gmemd.web.strip import HEIGHT, KINDS, Cell, paths
+from gmemd.web.words import EVENTS, bar, exactly, members, moment, percent, plural, size
+
+
+def summary(gmemd: Gmemd, number: int, total_size: int, totals: Totals | None, why_not_ready: str) -> str:
+    """The figures at the top."""
+    resident = "…" if totals is None else exactly(totals.private + totals.shared)
+    ready = ('<span class="good">ready</span>' if not why_not_ready
+             else f'<span class="bad">not ready: {escape(why_not_ready)}</span>')
+    kept = "kept over restarts" if gmemd.custody is not None else "not kept over restarts"
+    return (f'<div><dt>Daemon</dt><dd>{ready}</dd></div>'
+            f'<div><dt>Objects</dt><dd>{number:,}</dd></div>'
+            f'<div><dt>Size</dt><dd>{exactly(total_size)}</dd></div>'
+            f'<div><dt>In memory</dt><dd>{resident}</dd></div>'
+            f'<div><dt>guest_memfd</dt><dd>{escape(gmemd.kernel.name)}<small>{escape(gmemd.kernel.why)}</small></dd></div>'
+            f'<div><dt>Objects are</dt><dd>{kept}</dd></div>')
+
+
+def warnings(gmemd: Gmemd) -> str:
+    """What an operator should look after; "" when there is nothing."""
+    rows = []
+    if gmemd.lost:
+        rows.append(f"{plural(len(gmemd.lost), 'object')} lost: only the record came back "
+                    f"({escape(', '.join(list(gmemd.lost)[:10]))}). Delete it, or look where its memory went.")
+    if gmemd.unclaimed:
+        rows.append(f"{plural(len(gmemd.unclaimed), 'descriptor')} came back without a record: "
+                    "see query-memdev-unclaimed and memdev-claim.")
+    return "".join(f"<p>{row}</p>" for row in rows)
+
+
+def host_bar(host: Host, totals: Totals | None) -> str:
+    """Memory of the host, and its huge pages by node."""
+    parts = []
+    if host.headroom is not None:
+        total, available = host.headroom.total, host.headroom.available
+        used = max(0, total - available)
+        ours = 0 if totals is None else min(used, totals.private + totals.shared)
+        text = (f"{size(ours)} by objects, {size(used - ours)} by others, {size(available)} available "
+                f"of {size(total)} ({host.headroom.limit})")
+        parts.append(f'<div class="meter"><h3>Memory</h3>'
+                     f'{bar([("ours", ours), ("others", used - ours), ("rest", available)], total, text)}'
+                     f'<p class="key"><span><i class="ours"></i>objects {exactly(ours)}</span>'
+                     f'<span><i class="others"></i>others {exactly(used - ours)}</span>'
+                     f'<span><i class="rest"></i>available {exactly(available)} of {exactly(total)}, '
+                     f'{escape(host.headroom.limit)}</span></p></div>')
+    parts += [_pool(pool) for pool in _worth_showing(host.pools)]
+    if not any(pool.total for pool in host.pools):
+        parts.append('<p class="none">No huge pages are configured.</p>')
+    return "".join(parts)
+
+
+def _worth_showing(pools: Iterable[HugePool]) -> list[HugePool]:
+    """Pools with pages: by node, or the machine's where there are no nodes."""
+    pools = [pool for pool in pools if pool.total]
+    by_node = [pool for pool in pools if pool.node is not None]
+    return by_node or pools
+
+
+def _pool(pool: HugePool) -> str:
+    where = "" if pool.node is None else f", node {pool.node}"
+    used = pool.total - pool.free
+    text = f"{used} of {pool.total} used, {pool.free} free"
+    return (f'<div class="meter"><h3>Huge pages of {size(pool.page_size)}{where}</h3>'
+            f'{bar([("others", used), ("rest", pool.free)], pool.total, text)}<p class="key">{text}</p></div>')
+
+
+def row(gmemd: Gmemd, backend: HostMemoryBackend, known: Resident | None, cells: list[Cell],
+        holders: list[Holder] | None) -> str:
+    """An object's row of the table."""
+    name = escape(backend.id)
+    stand_in = backend.kind == "guest-memfd" and gmemd.kernel.simulated
+    tag = ' <small class="tag" title="a memfd stands in for it">simulated</small>' if stand_in else ""
+    busy = f'<small class="tag busy">{escape(backend.busy)}</small>' if backend.busy else ""
+    kind = escape(backend.qom_type.removeprefix("memory-backend-"))
+    return (f'<tr id="o-{name}" data-id="{name}"><th scope="row">{name}<small>{kind}</small>{busy}</th>'
+            f'<td data-label="Memory">{exactly(backend.memory_size)}<small>{escape(backend.kind)}{tag}</small></td>'
+            f'<td data-label="In memory">{_resident(backend, known)}</td>'
+            f'<td data-label="Pages" class="pages">{_strip(cells)}{_visibility(backend)}</td>'
+            f'<td data-label="Held by">{_holders(backend, holders)}</td>'
+            f'<td data-label="Survives">{_survival(gmemd, backend)}</td>'
+            f'<td data-label="Made">{moment(backend.created)}<small>{_owner(backend)}</small></td></tr>')
+
+
+def _resident(backend: HostMemoryBackend, known: Resident | None) -> str:
+    if known is None or not known.known:
+        return '<span class="none">unknown</span>'
+    resident = known.private + known.shared
+    return f"{exactly(resident)}<small>{percent(resident, backend.memory_size)}</small>"
+
+
+def _strip(cells: list[Cell]) -> str:
+    """The picture of an object's pages."""
+    sums = [sum(column) for column in zip(*cells, strict=True)] or [0] * len(KINDS)
+    whole = sum(sums)
+    words = ("private in memory", "shared in memory", "private and absent", "shared and absent")
+    text = ", ".join(f"{percent(part, whole)} {word}" for part, word in zip(sums, words, strict=True) if part)
+    drawn = "".join(f'<path class="{kind}" d="{path}"/>' for kind, path in paths(cells).items())
+    return (f'<svg class="strip" viewBox="0 0 {max(1, len(cells))} {HEIGHT}" preserveAspectRatio="none" role="img" '
+            f'aria-label="Pages: {text}"><title>{text}</title>{drawn}</svg>')
+
+
+def _visibility(backend: HostMemoryBackend) -> str:
+    if backend.visibility is None:
+        return "<small>shared with every holder</small>"
+    private = backend.visibility.total(PRIVATE)
+    number = len(backend.visibility)
+    ranges = f" in {plural(number, 'range')}" if number > 1 else ""
+    return f"<small>{size(private)} private, {size(backend.memory_size - private)} shared{ranges}</small>"
+
+
+def _holders(backend: HostMemoryBackend, holders: list[Holder] | None) -> str:
+    if holders is None:
+        return '<span class="none">…</span>'
+    if not holders:
+        return f'<span class="none">nobody</span><small>handed out {plural(backend.handed_out, "time")}</small>'
+    items = "".join(f"<li>{escape(holder.comm)} <small>pid {holder.pid}, uid {holder.uid}, "
+                    f"{size(holder.mapped) + ' mapped' if holder.mapped else plural(holder.fds, 'descriptor')}"
+                    f"{'' if holder.writable else ', only reads'}{', private copy' if holder.private_copy else ''}"
+                    f"</small></li>" for holder in holders[:20])
+    more = f"<li>and {len(holders) - 20} more</li>" if len(holders) > 20 else ""
+    first = escape(holders[0].comm) + (f" and {len(holders) - 1} more" if len(holders) > 1 else "")
+    return f'<details data-key="held"><summary>{first}</summary><ul>{items}{more}</ul></details>'
+
+
+def _survival(gmemd: Gmemd, backend: HostMemoryBackend) -> str:
+    fates = describe_survival(gmemd, backend)
+    survived = [fate for fate in fates if fate["survives"]]
+    dots = "".join(f'<circle class="{"yes" if fate["survives"] else "no"}" cx="{6 + 12 * place}" cy="6" r="4"/>'
+                   for place, fate in enumerate(fates))
+    items = "".join(
+        f'<li class="{"yes" if fate["survives"] else "no"}">{EVENTS.get(fate["event"], escape(fate["event"]))}'
+        + (f"<small>{escape(fate['advice'])}</small>" if "advice" in fate else "") + "</li>" for fate in fates)
+    return ('<details data-key="survives"><summary>'
+            f'<svg class="dots" viewBox="0 0 {12 * len(fates)} 12" aria-hidden="true">{dots}</svg> '
+            f'{len(survived)} of {len(fates)}</summary><ul class="fates">{items}</ul></details>')
+
+
+def _owner(backend: HostMemoryBackend) -> str:
+    uid, pid = backend.owner
+    return f"by pid {pid}, uid {uid}" if pid >= 0 else "owner unknown"
+
+
+def jobs(found: list[dict[str, Any]]) -> str:
+    """The jobs with their progress."""
+    if not found:
+        return '<p class="none">No jobs.</p>'
+    rows = []
+    for job in found[:50]:
+        current, total = job["current-progress"], job["total-progress"]
+        name = escape(job["id"])
+        error = f'<small class="bad">{escape(job["error"])}</small>' if "error" in job else ""
+        rows.append(f'<tr><th scope="row">{name}<small>{escape(str(job["type"]))}</small></th>'
+                    f'<td data-label="Status">{escape(str(job["status"]))}{error}</td>'
+                    f'<td data-label="Progress"><progress value="{current}" max="{max(1, total)}" '
+                    f'aria-label="progress of {name}"></progress> {percent(current, total)}</td></tr>')
+    return ('<div class="scroll"><table><thead><tr><th scope="col">Job</th><th scope="col">Status</th>'
+            f'<th scope="col">Progress</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>')
+
+
+def events(found: list[tuple[float, str, dict[str, Any]]]) -> str:
+    """The latest events."""
+    if not found:
+        return '<p class="none">No events since the start.</p>'
+    rows = "".join(f'<tr><td data-label="When">{moment(when)}</td><th scope="row">{escape(name)}</th>'
+                   f'<td data-label="Data" class="members">{members(data)}</td></tr>' for when, name, data in found)
+    return ('<div class="scroll"><table><thead><tr><th scope="col">When</th><th scope="col">Event</th>'
+            f'<th scope="col">Data</th></tr></thead><tbody>{rows}</tbody></table></div>')
+
+

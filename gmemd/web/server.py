@@ -1,0 +1,206 @@
+"""The HTTP server: which requests are let in, and who answers them.
+
+Let in are GET and HEAD of the routes in routes.py, with parameters that these know.  On TCP the Host header must
+name this host and no other site's page may ask (DNS rebinding); the number of connections is limited, so that
+HTTP cannot use up the descriptors that QMP needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from gmemd.commands.dispatch import Dispatcher
+from gmemd.errors import DEVICE_NOT_FOUND, QmpError
+from gmemd.web import api
+from gmemd.web.address import Address, listen, url_of
+from gmemd.web.live import Live
+from gmemd.web.page import render_page, security_policy
+from gmemd.web.picture import Painter
+from gmemd.web.prometheus import CONTENT_TYPE, Scraper
+from gmemd.web.routes import JSON, QUERY_MAX, Route, routes
+from gmemd.web.state import State
+
+CONNECTIONS_MAX: Final = 64
+_CLOSE_SECONDS: Final = 1.0
+_LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+_HEADERS: Final = {
+    "Content-Security-Policy": security_policy(),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+log = structlog.get_logger()
+
+
+class HttpServer:
+    """HTTP at one address, from `start` to `close`."""
+
+    def __init__(self, address: Address, dispatcher: Dispatcher, connections: Callable[[], int]) -> None:
+        """`connections` tells how many QMP clients there are."""
+        self._address = address
+        self.state = State(dispatcher, connections)
+        self._painter = Painter(self.state)
+        self._streams = Live(self._painter)
+        self._scraper = Scraper(self.state)
+        self.url = ""
+
+    async def start(self) -> None:
+        """Listen; QmpError when that is not possible."""
+        application = web.Application(middlewares=[self._guard])
+        for route in routes(self.state.gmemd.schema.commands):
+            application.router.add_get(route.path, self._handler(route), allow_head=route.answer != "live")
+        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=30.0,
+                                     shutdown_timeout=_CLOSE_SECONDS)
+        await self._runner.setup()
+        listener = listen(self._address)
+        self.url = url_of(listener)
+        loop = asyncio.get_running_loop()
+        if self._address.path:
+            self._inode = _inode(self._address.path)
+            self._server = await loop.create_unix_server(self._connection, sock=listener)
+        else:
+            self._server = await loop.create_server(self._connection, sock=listener)
+
+    def _connection(self) -> asyncio.BaseProtocol:
+        server = self._runner.server
+        assert server is not None
+        return server() if len(server.connections) < CONNECTIONS_MAX else _Refusal()
+
+    async def close(self) -> None:
+        """End every connection and stop listening."""
+        self.state.close()
+        await self._streams.close()
+        self._server.close()
+        await self._runner.cleanup()
+        if self._address.path and _inode(self._address.path) == self._inode:
+            with contextlib.suppress(OSError):
+                os.unlink(self._address.path)
+
+    # -- requests --------------------------------------------------------------------------------
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse what is not to be answered, and answer errors in one form."""
+        try:
+            if not self._address.path:
+                _check_site(request)
+            if len(request.query_string) > QUERY_MAX:
+                return _error(414, f"the query has more than {QUERY_MAX} bytes")
+            return await handler(request)
+        except QmpError as exc:
+            return _error(404 if exc.error_class == DEVICE_NOT_FOUND else 400, exc.desc, exc.error_class)
+        except web.HTTPException as exc:
+            allow = {"Allow": exc.headers["Allow"]} if "Allow" in exc.headers else None
+            return _error(exc.status, exc.reason, headers=allow)
+        except ConnectionError:
+            raise
+        except Exception as exc:
+            log.error("internal error", http=request.path, exc_info=exc)
+            return _error(500, "internal error")
+
+    def _handler(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        answer = getattr(self, f"_{route.answer}", None)
+        give = getattr(api, route.answer, None)
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            given = route.read(list(request.query.items()), request.match_info)
+            if answer is not None:
+                response: web.StreamResponse = await answer(request, given)
+                return response
+            assert give is not None
+            value = await give(self.state, given)
+            return _json(200, value)
+
+        return handle
+
+    async def _healthz(self, request: web.Request, given: dict[str, Any]) -> web.StreamResponse:
+        return _text(200, "ok\n")
+
+    async def _readyz(self, request: web.Request, given: dict[str, Any]) -> web.StreamResponse:
+        why = self.state.why_not_ready()
+        return _text(503, f"{why}\n") if why else _text(200, "ready\n")
+
+    async def _status_page(self, request: web.Request, given: dict[str, Any]) -> web.StreamResponse:
+        page = await render_page(self.state, self._painter, given)
+        return web.Response(text=page, content_type="text/html", charset="utf-8", headers=_HEADERS)
+
+    async def _live(self, request: web.Request, given: dict[str, Any]) -> web.StreamResponse:
+        if self._streams.is_full:
+            return _text(503, "too many watch already\n")
+        response = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
+        await self._streams.stream(request, response, given)
+        return response
+
+    async def _metrics(self, request: web.Request, given: dict[str, Any]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={**_HEADERS, "Content-Type": CONTENT_TYPE})
+        await response.prepare(request)
+        async for portion in self._scraper.text(objects=given["objects"]):
+            if request.method != "HEAD":
+                await response.write(portion)
+        await response.write_eof()
+        return response
+
+
+class _Refusal(asyncio.Protocol):
+    """Hangs up at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+def _check_site(request: web.Request) -> None:
+    """Raise unless a program or page of this very host and port asks."""
+    hosts = request.headers.getall("Host", [])
+    if len(hosts) != 1:
+        raise web.HTTPBadRequest(reason="one Host header is needed")
+    if _hostname(hosts[0]) not in _LOCAL:
+        raise web.HTTPForbidden(reason="the Host header names another host")
+    origin = request.headers.get("Origin")
+    if origin is not None and origin != f"http://{hosts[0]}":
+        raise web.HTTPForbidden(reason="another site asks")
+    if (request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin")
+            and request.headers.get("Sec-Fetch-Mode") != "navigate"):
+        raise web.HTTPForbidden(reason="another site asks")
+
+
+def _hostname(host: str) -> str:
+    try:
+        parts = urlsplit(f"//{host}")
+        return (parts.hostname or "") if parts.netloc == host and "@" not in host else ""
+    except ValueError:
+        return ""
+
+
+def _text(status: int, text: str) -> web.Response:
+    return web.Response(status=status, text=text, headers=_HEADERS)
+
+
+def _json(status: int, value: Any, headers: dict[str, str] | None = None) -> web.Response:
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return web.Response(status=status, body=body, content_type=JSON, headers={**_HEADERS, **(headers or {})})
+
+
+def _error(status: int, desc: str, error_class: str = "GenericError",
+           headers: dict[str, str] | None = None) -> web.Response:
+    return _json(status, {"error": {"class": error_class, "desc": desc}}, headers)
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,77 @@
+"""What every page, route and metric is made from: the daemon's parts, and the snapshots that are taken of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.commands.context import Gmemd
+from gmemd.commands.dispatch import Dispatcher
+from gmemd.web.holding import HolderFinder
+from gmemd.web.host import HostReader, Lag
+from gmemd.web.measure import Measurer
+
+
+class State:
+    """The daemon as HTTP sees it."""
+
+    def __init__(self, dispatcher: Dispatcher, connections: Callable[[], int]) -> None:
+        self.gmemd: Gmemd = dispatcher.gmemd
+        self.dispatcher = dispatcher
+        self.connections = connections  # how many QMP clients there are
+        self.serving = False  # the daemon has restored and made its objects, and listens
+        self.started = time.time()  # seconds since the epoch
+        self.measurer = Measurer(self.gmemd)
+        self.holders = HolderFinder()
+        self.host = HostReader(self.gmemd.kernel)
+        self.lag = Lag(asyncio.get_running_loop())
+        self._by_type: tuple[int, dict[str, tuple[int, int]]] = (-1, {})
+        self._sorted: tuple[Any, list[HostMemoryBackend]] = (None, [])
+
+    def why_not_ready(self) -> str:
+        """Why the daemon cannot do all of its work; "" when it can."""
+        custody = self.gmemd.custody
+        if self.gmemd.stopping:
+            return "stopping"
+        if not self.serving:
+            return "starting: objects are being restored or made"
+        if custody is not None and custody.read_only:
+            return f"the registry cannot be written: {custody.read_only}"
+        if custody is not None and custody.trouble:
+            return custody.trouble
+        return ""
+
+    def objects(self, wanted: str = "", order: str = "created") -> Sequence[HostMemoryBackend]:
+        """The objects whose id contains `wanted`, by "created", "id" or "size" (the largest first)."""
+        key = (self.gmemd.objects.version, wanted, order)
+        if self._sorted[0] != key:
+            found = [backend for backend in self.gmemd.objects.in_creation_order() if wanted in backend.id]
+            if order == "id":
+                found.sort(key=lambda backend: backend.id)
+            elif order == "size":
+                found.sort(key=lambda backend: (-backend.memory_size, backend.id))
+            self._sorted = (key, found)
+        return self._sorted[1]
+
+    def by_type(self) -> dict[str, tuple[int, int]]:
+        """Number and bytes of the objects of each type."""
+        version = self.gmemd.objects.version
+        if self._by_type[0] != version:
+            found = dict.fromkeys(self.gmemd.schema.object_types, (0, 0))
+            for backend in self.gmemd.objects.in_creation_order():
+                number, size = found.get(backend.qom_type, (0, 0))
+                found[backend.qom_type] = (number + 1, size + backend.memory_size)
+            self._by_type = (version, found)
+        return self._by_type[1]
+
+    async def query(self, command: str) -> Any:
+        """The answer of a query command without arguments, as a value."""
+        return await self.dispatcher.query(command, {})
+
+    def close(self) -> None:
+        self.lag.close()
+        self.measurer.close()
+        self.holders.close()
