@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-
-
 EXAMPLE = '''
     import mmap
     import os
