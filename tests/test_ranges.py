@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +24,7 @@ def test_agrees_with_a_map_of_bytes(initial: bool, steps: list[tuple[tuple[int, 
     assert [ranges.at(offset) for offset in range(SIZE)] == model
     listed = list(ranges.ranges())
     assert [state for _, size, state in listed for _ in range(size)] == model
-    assert all(one[2] != other[2] for one, other in zip(listed, listed[1:], strict=False))
+    assert all(one[2] != other[2] for one, other in pairwise(listed))
     assert len(ranges) == len(listed)
     assert ranges.total(PRIVATE) + ranges.total(SHARED) == SIZE
     assert ranges.total(PRIVATE) == sum(model)
