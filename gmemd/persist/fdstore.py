@@ -31,7 +31,8 @@ FIRST_FD = 3  # SD_LISTEN_FDS_START
 
 _SEND_BUFFER = 8 << 20  # bytes; so that the manager's queue length is the only limit
 _GONE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN)  # the last: it was refused before
-_NOWAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_NOWAIT = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 
 
 class Notifier:
@@ -126,7 +127,7 @@ class Notifier:
         data = text.encode()
         if len(data) > MESSAGE_MAX:
             raise ValueError(f"a message of {len(data)} bytes would be dropped by the manager")
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))] if fds else []
+        rights = [(_SOL_SOCKET, _SCM_RIGHTS, array("i", fds))] if fds else []
         self._socket.sendmsg([data], rights, _NOWAIT)
 
 

@@ -59,6 +59,12 @@ def _is_dead_socket(path: str) -> bool:
     return False
 
 
+def log(text: str) -> None:
+    """Say something to the operator, on standard error."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"gmemd-keeper: {text}\n".encode())
+
+
 def unlink(path: str) -> None:
     """Remove a file if it is there."""
     with contextlib.suppress(OSError):
@@ -85,8 +91,7 @@ def become(command: list[str], environ: dict[str, str], fds: list[int], mask: se
         os.execvpe(command[0], command, environ)
     except BaseException as exc:
         # E2BIG here is $LISTEN_FDNAMES over 128 KiB
-        with contextlib.suppress(OSError):
-            os.write(2, f"gmemd-keeper: cannot start {command[0]}: {exc}\n".encode())
+        log(f"cannot start {command[0]}: {exc}")
     os._exit(EXIT_EXEC)
 
 

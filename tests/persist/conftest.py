@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gmemd.persist.fdstore import Notifier
-from gmemd.persist.keeper import Keeper, Options
+from gmemd.persist.keeper import Keeper
+from gmemd.persist.keeper_options import Options
 from tests.persist.manager import StandIn
 
 
@@ -22,7 +23,7 @@ class KeeperAsManager(Keeper):
 
     @property
     def address(self) -> str:
-        return self.environ([])["NOTIFY_SOCKET"]
+        return self.mailbox.address
 
     def names(self) -> list[str]:
         return [name for name, _ in self.kept.newest_first()]

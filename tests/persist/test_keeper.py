@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from gmemd.persist.keeper import Keeper, Options, parse
+from gmemd.persist.keeper import Keeper
+from gmemd.persist.keeper_options import Options, parse
 
 TOY = str(Path(__file__).with_name("toy.py"))
 ROOT = str(Path(__file__).parents[2])

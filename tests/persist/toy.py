@@ -184,8 +184,8 @@ class Toy:
         select.select([dead], [], [])
         for fd in (told, tell, go, dead):
             os.close(fd)
-        self.barrier()
-        self.barrier()  # the keeper has been round once since the death
+        while os.path.exists(f"/proc/{pid}"):  # until it is reaped; each round trip lets the keeper go round
+            self.barrier()
         return pid
 
 

@@ -1,0 +1,103 @@
+"""The keeper's notify socket: who sent what, with which fds. The receiving end of sd_notify(3)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from array import array
+from collections.abc import Callable
+
+from gmemd.persist.launch import log, unlink
+
+MESSAGE_MAX = 4096  # bytes, as systemd's NOTIFY_BUFFER_MAX: a longer one is ignored with its fds
+RIGHTS_MAX = 253  # fds a message, the kernel's SCM_MAX_FD
+ROUND = 1000  # messages; a daemon gone mad must not keep the keeper from its signals
+
+_RECEIVE_BUFFER = 8 << 20  # bytes
+_ANCILLARY = socket.CMSG_SPACE(RIGHTS_MAX * 4) + socket.CMSG_SPACE(12)
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+# plain numbers: comparing the socket module's enumerations costs more than receiving
+_FLAGS = int(socket.MSG_CMSG_CLOEXEC)
+_SCM_RIGHTS, _SCM_CREDENTIALS = int(socket.SCM_RIGHTS), int(socket.SCM_CREDENTIALS)
+
+Act = Callable[[int, bytes, "array[int]"], None]
+
+
+class Mailbox:
+    """A datagram socket that tells the sender's pid."""
+
+    def __init__(self, path: str = "") -> None:
+        """Bind to a path that only this user may write to; "": to an abstract name that the kernel chooses."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._path = ""
+        umask = os.umask(0o177)
+        try:
+            if path:
+                unlink(path)
+            self._socket.bind(path)
+            self._path = path
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            os.umask(umask)
+        name = self._socket.getsockname()
+        self.address = name if isinstance(name, str) else "@" + name[1:].decode()  # for $NOTIFY_SOCKET
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def receive(self, act: Act) -> bool:
+        """Work through the messages in the queue; True: there may be more.
+
+        `act` gets the sender's pid, the text and the fds, and takes out of them what it keeps; the rest is
+        closed. A barrier is anyone's, and the close is its answer.
+        """
+        for _ in range(ROUND):
+            try:
+                data, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_MAX, _ANCILLARY, _FLAGS)
+            except BlockingIOError:
+                return False
+            fds, pid = array("i"), 0
+            for _, kind, value in ancillary:
+                if kind == _SCM_RIGHTS:
+                    fds.frombytes(value[: len(value) & ~3])
+                elif kind == _SCM_CREDENTIALS:
+                    pid = _CREDENTIALS.unpack(value)[0]
+            try:
+                if data != b"BARRIER=1" and (flags == _FLAGS or _whole(flags)):
+                    act(pid, data, fds)
+            finally:
+                for fd in fds:
+                    with contextlib.suppress(OSError):  # of the file system behind it
+                        os.close(fd)
+        return True
+
+    def close(self) -> None:
+        self._socket.close()
+        if self._path:
+            unlink(self._path)
+
+
+def fields_of(lines: list[bytes]) -> dict[bytes, bytes]:
+    """The assignments of a message; of a key given twice the first counts."""
+    fields: dict[bytes, bytes] = {}
+    for line in lines:
+        key, equals, value = line.partition(b"=")
+        if equals:
+            fields.setdefault(key, value)
+    return fields
+
+
+def _whole(flags: int) -> bool:
+    """May a message with these flags be acted on? Says what is missing."""
+    if flags & socket.MSG_TRUNC:
+        log(f"a message of more than {MESSAGE_MAX} bytes is ignored")
+        return False
+    if flags & socket.MSG_CTRUNC:
+        log("fds of a message were lost: too many open files")
+    return True
