@@ -23,13 +23,13 @@ def summary(gmemd: Gmemd, number: int, total_size: int, totals: Totals | None, w
     resident = "…" if totals is None else exactly(totals.private + totals.shared)
     ready = ('<span class="good">ready</span>' if not why_not_ready
              else f'<span class="bad">not ready: {escape(why_not_ready)}</span>')
-    kept = "kept over restarts" if gmemd.custody is not None else "not kept over restarts"
+    restart = "they stay" if gmemd.custody is not None else "they end"
     return (f'<div><dt>Daemon</dt><dd>{ready}</dd></div>'
             f'<div><dt>Objects</dt><dd>{number:,}</dd></div>'
             f'<div><dt>Size</dt><dd>{exactly(total_size)}</dd></div>'
             f'<div><dt>In memory</dt><dd>{resident}</dd></div>'
             f'<div><dt>guest_memfd</dt><dd>{escape(gmemd.kernel.name)}<small>{escape(gmemd.kernel.why)}</small></dd></div>'
-            f'<div><dt>Objects are</dt><dd>{kept}</dd></div>')
+            f'<div><dt>Objects when gmemd restarts</dt><dd>{restart}</dd></div>')
 
 
 def warnings(gmemd: Gmemd) -> str:
@@ -128,7 +128,7 @@ def _holders(backend: HostMemoryBackend, holders: list[Holder] | None) -> str:
     if holders is None:
         return '<span class="none">…</span>'
     if not holders:
-        return f'<span class="none">nobody</span><small>handed out {plural(backend.handed_out, "time")}</small>'
+        return f'<span class="none">nobody</span><small>{_handed_out(backend.handed_out)}</small>'
     items = "".join(f"<li>{escape(holder.comm)} <small>pid {holder.pid}, uid {holder.uid}, "
                     f"{size(holder.mapped) + ' mapped' if holder.mapped else plural(holder.fds, 'descriptor')}"
                     f"{'' if holder.writable else ', only reads'}{', private copy' if holder.private_copy else ''}"
@@ -136,6 +136,10 @@ def _holders(backend: HostMemoryBackend, holders: list[Holder] | None) -> str:
     more = f"<li>and {len(holders) - 20} more</li>" if len(holders) > 20 else ""
     first = escape(holders[0].comm) + (f" and {len(holders) - 1} more" if len(holders) > 1 else "")
     return f'<details data-key="held"><summary>{first}</summary><ul>{items}{more}</ul></details>'
+
+
+def _handed_out(times: int) -> str:
+    return f"handed out {plural(times, 'time')}" if times else "never handed out"
 
 
 def _survival(gmemd: Gmemd, backend: HostMemoryBackend) -> str:

@@ -52,8 +52,12 @@ def moment(when: float) -> str:
 
 def members(value: dict[str, Any]) -> str:
     """The members of an event's data, as HTML."""
-    return " ".join(f"<span><i>{escape(str(name))}</i>\u00a0{escape(str(member))}</span>"
+    return " ".join(f"<span><i>{escape(str(name))}</i>\u00a0{_member(name, member)}</span>"
                     for name, member in value.items())
+
+
+def _member(name: str, value: Any) -> str:
+    return exactly(value) if name in ("offset", "size") and isinstance(value, int) else escape(str(value)[:200])
 
 
 def bar(parts: list[tuple[str, int]], whole: int, text: str) -> str:

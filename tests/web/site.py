@@ -1,0 +1,70 @@
+"""A gmemd with HTTP on, as the tests of the web use it, and plain requests to it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from tests.daemon import START, Daemon
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An HTTP response."""
+
+    status: int
+    headers: dict[str, str]  # names in lower case
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+
+class Site(Daemon):
+    """A daemon that serves HTTP: on a unix socket, or by TCP on a port of the loopback interface."""
+
+    def __init__(self, *arguments: str, tcp: bool = False, kernel: str = "simulated", **how: Any) -> None:
+        address = "tcp:127.0.0.1:0" if tcp else "unix:{dir}/http.sock"
+        super().__init__(*arguments, "--http", address, kernel=kernel, **how)
+        self.tcp = tcp
+
+    @property
+    def url(self) -> str:
+        """The address of the status page."""
+        while not (found := re.search(r'"url": "([^"]+)"', self.log_text())):
+            assert self.process.poll() is None
+        return found[1]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rstrip("/").rpartition(":")[2])
+
+    def connect_http(self) -> socket.socket:
+        """A socket that is connected to HTTP."""
+        if self.tcp:
+            return socket.create_connection(("127.0.0.1", self.port), START)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(START)
+        sock.connect(str(self.dir / "http.sock"))
+        return sock
+
+    def get(self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None) -> Reply:
+        """Ask for a path; `headers` replace the usual ones."""
+        connection = http.client.HTTPConnection("localhost", timeout=START)
+        connection.sock = self.connect_http()
+        try:
+            connection.request(method, path, headers={"Host": "localhost", **(headers or {})})
+            response = connection.getresponse()
+            names = {name.lower(): value for name, value in response.getheaders()}
+            return Reply(response.status, names, response.read())
+        finally:
+            connection.close()
