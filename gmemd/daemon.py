@@ -15,16 +15,20 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import structlog
 
+from gmemd.commands import lab
 from gmemd.commands.context import Change, Gmemd
-from gmemd.commands.dispatch import Dispatcher
+from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.commands.lease import watch_leases
 from gmemd.errors import QmpError
+from gmemd.kernel.base import Kernel
 from gmemd.kernel.choose import choose_kernel
+from gmemd.lab import Lab, LabKernel, LabNotifier
 from gmemd.persist.custody import Flush, NotKept
+from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
 from gmemd.qmp.listener import Listener, bind_unix
 from gmemd.qmp.monitor import Monitor
@@ -63,6 +67,7 @@ class Options:
     name: str | None = None
     uuid: str | None = None
     unstable_input: str = "accept"
+    lab: bool = False  # the fault lab is there
     http: Address | None = None
 
 
@@ -118,7 +123,7 @@ class Daemon:
     def _make_gmemd(self) -> Gmemd:
         options = self._options
         kernel = choose_kernel(options.kernel)
-        schema = Schema.load(self.document, unstable_input=options.unstable_input)
+        schema = Schema.load(self.document, unstable_input=options.unstable_input, lab=options.lab)
         gmemd = Gmemd(schema=schema, kernel=kernel,
                       version={"qemu": QEMU_VERSION, "package": f"gmemd {package_version()}"},
                       name=options.name, uuid=options.uuid)
@@ -126,10 +131,18 @@ class Daemon:
         gmemd.stop = self._stop
         gmemd.spawn = self._spawn
         gmemd.settle = self._settle
+        if options.lab:
+            self._make_lab(gmemd)
         return gmemd
 
+    def _make_lab(self, gmemd: Gmemd) -> None:
+        """Put the fault lab before the kernel and the service manager."""
+        faults = gmemd.lab = Lab()
+        gmemd.kernel = cast(Kernel, LabKernel(gmemd.kernel, faults))
+        self._manager.disturb(lambda notifier: cast(Notifier, LabNotifier(notifier, faults)))
+
     def _make_dispatcher(self) -> Dispatcher:
-        return Dispatcher(self._gmemd)
+        return Dispatcher(self._gmemd, MODULES if self._gmemd.lab is None else (*MODULES, lab))
 
     def _ready(self) -> None:
         """What is to be done once everything serves."""

@@ -73,9 +73,14 @@ def convert(backend: HostMemoryBackend, kernel: Kernel, offset: int, size: int, 
     visibility = backend.visibility
     assert visibility is not None
     parts = [(start, length) for start, length, state in visibility.ranges(offset, size) if state != to]
-    if preserve and to is PRIVATE:
-        _keep_aside(backend, kernel, parts)
-    kernel.convert(backend.fd, offset, size, parts, private=to)
+    try:
+        if preserve and to is PRIVATE:
+            _keep_aside(backend, kernel, parts)
+        kernel.convert(backend.fd, offset, size, parts, private=to)
+    except OSError:
+        if to is PRIVATE:
+            _forget(backend, kernel, parts)
+        raise
     visibility.set(offset, size, to)
     if to is SHARED and backend.private_fd >= 0:
         for start, length in parts:
@@ -84,6 +89,13 @@ def convert(backend: HostMemoryBackend, kernel: Kernel, offset: int, size: int, 
                     copy_in(backend.private_fd, backend.fd, found, count)
             kernel.punch_hole(backend.private_fd, start, length)
     return sum(length for _, length in parts)
+
+
+def _forget(backend: HostMemoryBackend, kernel: Kernel, parts: list[tuple[int, int]]) -> None:
+    """Drop what was kept aside of parts that stay shared."""
+    if backend.private_fd >= 0:
+        for start, length in parts:
+            kernel.punch_hole(backend.private_fd, start, length)
 
 
 def _keep_aside(backend: HostMemoryBackend, kernel: Kernel, parts: list[tuple[int, int]]) -> None:

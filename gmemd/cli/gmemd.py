@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--uuid", help="the UUID that query-uuid answers")
     add("--http", default="off", metavar="off|unix:PATH|tcp:127.0.0.1:PORT",
         help="show state, metrics and a status page there; changes nothing")
+    add("--lab", action="store_true", help="offer the fault lab: x-memdev-inject and what belongs to it")
     add("--compat", metavar="unstable-input=accept|reject", help="policy for unstable members and commands")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="least level that is logged")
     add("--version", action="store_true", help="print the version and end")
@@ -108,6 +109,7 @@ def _run(options: argparse.Namespace) -> int:
         qmp=sockets, objects=tuple(parse_object(spec) for spec in options.object), kernel=options.kernel,
         state_dir=directory, persist=options.persist, name=options.name,
         uuid=None if options.uuid is None else _uuid(options.uuid), unstable_input=_unstable_input(options.compat),
+        lab=options.lab,
         http=_http(options.http),
     )).run())
     return 0

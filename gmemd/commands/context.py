@@ -23,6 +23,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError
 from gmemd.fds import FdSets, NamedFds
 from gmemd.jobs import Jobs
+from gmemd.lab import Lab
 from gmemd.lease import Lease
 from gmemd.metrics import Counters
 from gmemd.objects import BACKENDS, Objects
@@ -120,6 +121,7 @@ class Gmemd:
         self.events: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)  # when (seconds), name, data
         self.named_fds = NamedFds()
         self.fd_sets = FdSets()
+        self.lab: Lab | None = None  # with --lab
         self.jobs = Jobs(lambda name, data: self.emit(name, data))
         self.lost: dict[str, Record] = {}  # objects of which only the record came back
         self.unclaimed: list[tuple[str, int]] = []  # fds that came back without a record, by fd-store name; ours

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
@@ -22,18 +23,37 @@ def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> A
     _visibility(backend)
     if arguments["preserve"] and size > _AT_ONCE:
         return _convert_in_thread(gmemd, backend, arguments)
-    undo = _undo(backend)
-    return _converted(gmemd, backend, arguments, _convert(gmemd, backend, arguments), undo)
+    with _store_room(gmemd, backend, arguments) as store:
+        undo = _undo(gmemd, backend, arguments)
+        converted = _convert(gmemd, backend, arguments)
+    return _converted(gmemd, backend, arguments, converted, store, undo)
+
+
+@contextlib.contextmanager
+def _store_room(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Iterator[bool]:
+    """Hold custody's room for the memfd of preserved bytes, if this conversion may make it; gives whether so."""
+    custody = gmemd.custody
+    if custody is None or backend.record is None or backend.private_record is not None \
+            or not arguments["preserve"] or arguments["to"] != "private":
+        yield False
+        return
+    custody.reserve()
+    try:
+        yield True
+    except BaseException:
+        custody.release()
+        raise
 
 
 async def _convert_in_thread(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Any:
     backend.busy = "a part of it is being converted"
-    undo = _undo(backend)
     try:
-        converted = await in_thread(_convert, gmemd, backend, arguments)
+        with _store_room(gmemd, backend, arguments) as store:
+            undo = _undo(gmemd, backend, arguments)
+            converted = await in_thread(_convert, gmemd, backend, arguments)
     finally:
         backend.busy = ""
-    return _converted(gmemd, backend, arguments, converted, undo)
+    return _converted(gmemd, backend, arguments, converted, store, undo)
 
 
 def _convert(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> int:
@@ -48,19 +68,25 @@ def _convert(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]
         raise QmpError(f"cannot convert '{backend.id}': {os.strerror(exc.errno or 0)}") from exc
 
 
-def _undo(backend: HostMemoryBackend) -> Any:
-    """What puts the map back as it is now; what is zero by then stays zero."""
+def _undo(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Any:
+    """What puts map and preserved content back as they are now; content that was not preserved stays zero."""
     ranges = _visibility(backend)
     before = RangeMap(ranges.size, ranges.initial, ranges.dump())
+    records = (backend.record, backend.private_record)
 
     def undo() -> None:
+        if arguments["preserve"]:
+            for start, length, state in before.ranges(arguments["offset"], arguments["size"]):
+                with contextlib.suppress(OSError):
+                    convert(backend, gmemd.kernel, start, length, state, preserve=True)
         backend.visibility = before
+        backend.record, backend.private_record = records
 
     return undo
 
 
 def _converted(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any], converted: int,
-               undo: Any) -> Any:
+               store: bool, undo: Any) -> Any:
     """Keep the new map, tell everybody, and answer."""
     value = {"simulated": _simulated(gmemd), "converted": converted}
     event = {name: arguments[name] for name in ("id", "offset", "size", "to")}
@@ -69,8 +95,9 @@ def _converted(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, An
         _tell(gmemd, event, converted)
         return value
     operations = []
-    if backend.private_fd >= 0 and backend.private_record is None:
-        custody.reserve()
+    if store and backend.private_fd < 0:
+        custody.release()
+    elif store:
         backend.private_record = store_record(backend)
         operations.append(custody.add(backend.private_record, backend.private_fd))
     backend.record = updated(backend)

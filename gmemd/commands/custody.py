@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import SHARED_FLAGS
-from gmemd.commands.context import Caller, Change, Gmemd, in_thread, record_of
+from gmemd.commands.context import Caller, Change, Gmemd, in_thread, record_of, store_record
 from gmemd.commands.memdev import added, describe_memory
 from gmemd.errors import QmpError, os_errors
 from gmemd.holders import holders
 from gmemd.ranges import SHARED, RangeMap
+
+if TYPE_CHECKING:
+    from gmemd.persist.custody import Custody
 
 # Which type an adopted fd becomes, by what it is.
 _TYPES = {"memfd": "memory-backend-memfd", "hugetlb-memfd": "memory-backend-memfd",
@@ -155,9 +158,24 @@ def memdev_persist(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> A
         backend.record, backend.private_record = before
 
     if arguments["persist"]:
-        custody.reserve()
+        _reserve(custody, 1 if backend.private_fd < 0 else 2)
         backend.record = record_of(backend, gmemd.kernel)
-        return Change({}, custody.add(backend.record, backend.fd), undo=undo)
+        operations = [custody.add(backend.record, backend.fd)]
+        if backend.private_fd >= 0:
+            backend.private_record = store_record(backend)
+            operations.append(custody.add(backend.private_record, backend.private_fd))
+        return Change({}, *operations, undo=undo)
     operations = [custody.remove(record) for record in before if record is not None]
     backend.record = backend.private_record = None
     return Change({}, *operations, undo=undo)
+
+
+def _reserve(custody: Custody, count: int) -> None:
+    """Hold room for so many fds, or for none."""
+    for done in range(count):
+        try:
+            custody.reserve()
+        except QmpError:
+            for _ in range(done):
+                custody.release()
+            raise

@@ -7,7 +7,7 @@ claim.
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError
@@ -54,6 +54,11 @@ class Manager:
         watchdog, fds = watchdog_seconds(environ), listen_fds(environ)
         limit, notifier = store_limit(environ), Notifier.from_environ(environ)
         return cls(notifier, fds, limit, watchdog, keeping)
+
+    def disturb(self, wrap: Callable[[Notifier], Notifier]) -> None:
+        """Put something between the daemon and the service manager; before `custody`."""
+        if self._notifier is not None:
+            self._notifier = wrap(self._notifier)
 
     def custody(self, persist: str, directory: str) -> Custody | None:
         """Open the registry in `directory`; None when objects are not to be kept, or (auto) nobody could keep them."""

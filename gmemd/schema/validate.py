@@ -46,13 +46,14 @@ class Property:
 class Schema:
     """Every command and object type there is; made by `load`."""
 
-    def __init__(self, document: dict[str, Any], *, unstable_input: str = "accept") -> None:
+    def __init__(self, document: dict[str, Any], *, unstable_input: str = "accept", lab: bool = False) -> None:
         self.document = document  # qom.json as it is
         self._reject_unstable = unstable_input == "reject"
         self._shapes: dict[str, Shape] = {}
         commands = document["x-commands"]
         self.commands: Mapping[str, Command] = MappingProxyType(
-            {name: Command(self, name, entry) for name, entry in commands.items()}
+            {name: Command(self, name, entry) for name, entry in commands.items()
+             if lab or "lab" not in entry.get("x-features", ())}
         )
         self.events: tuple[str, ...] = tuple(document["x-events"])
         union = document["$defs"][commands[OBJECT_ADD]["arguments"]]
@@ -63,15 +64,16 @@ class Schema:
         self._judge: Judge | None = None
 
     @classmethod
-    def load(cls, document: str = "qom.json", *, unstable_input: str = "accept") -> Schema:
+    def load(cls, document: str = "qom.json", *, unstable_input: str = "accept", lab: bool = False) -> Schema:
         """Read a derived document, qom.json or the emulator's emulator.json.
 
-        With `unstable_input` "reject" members that are unstable are refused.
+        With `unstable_input` "reject" members that are unstable are refused. Without `lab` there are no commands
+        of the fault lab.
         """
         if unstable_input not in ("accept", "reject"):
             raise ValueError(f"unstable_input must be accept or reject, not {unstable_input}")
         with open(os.path.join(_HERE, document), encoding="utf-8") as file:
-            return cls(json.load(file), unstable_input=unstable_input)
+            return cls(json.load(file), unstable_input=unstable_input, lab=lab)
 
     def check_object(self, properties: dict[str, Any]) -> dict[str, Any]:
         """Check what object-add takes and return it completed; raise QmpError."""
@@ -96,7 +98,7 @@ class Schema:
     def introspection(self) -> list[dict[str, Any]]:
         """Return the answer of query-qmp-schema."""
         answer: list[dict[str, Any]] = self.document["x-introspection"]
-        return answer
+        return [entity for entity in answer if entity["meta-type"] != "command" or entity["name"] in self.commands]
 
     @property
     def judge(self) -> Judge:

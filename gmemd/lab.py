@@ -1,0 +1,180 @@
+"""The fault lab: makes the n-th creation, population, conversion, hand-out or store fail or take its time.
+
+Nothing else in gmemd knows of it. It stands where the daemon meets the world: LabKernel before the Kernel,
+LabNotifier before the service manager. Which operation is struck depends only on how many there were: no
+clock, no chance.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from gmemd.kernel.base import PAGE_SIZE, PageInUse, refuse
+from gmemd.kernel.populate import without
+
+if TYPE_CHECKING:
+    from gmemd.kernel.base import Kernel
+    from gmemd.persist.fdstore import Notifier
+
+HALFWAY: Final = ("populate", "convert")  # operations that can fail at an offset
+_FULL: Final = (1 << 64) - 2  # the most that an eventfd counts to; writing to it would then wait
+
+
+@dataclass
+class Injection:
+    """One fault that waits for its turn."""
+
+    number: int
+    operation: str
+    nth: int  # the n-th operation from now on, or each n-th
+    code: int | None  # errno; None: it succeeds
+    seconds: float  # that it takes longer
+    offset: int | None  # bytes; where it fails
+    repeat: bool
+    seen: int = 0
+    struck: int = 0
+
+
+class Lab:
+    """The injections that there are. Operations may come from any thread."""
+
+    def __init__(self) -> None:
+        self._injections: dict[int, Injection] = {}
+        self._numbers = 0
+        self._lock = threading.Lock()
+
+    def inject(self, operation: str, *, nth: int = 1, code: int | None = None, seconds: float = 0,
+               offset: int | None = None, repeat: bool = False) -> int:
+        """Add a fault; its number."""
+        with self._lock:
+            self._numbers += 1
+            self._injections[self._numbers] = Injection(self._numbers, operation, nth, code, seconds, offset, repeat)
+            return self._numbers
+
+    def injections(self) -> list[Injection]:
+        """All that may still strike, the oldest first."""
+        with self._lock:
+            return list(self._injections.values())
+
+    def clear(self, number: int | None = None) -> bool:
+        """Forget one fault, or all; False if there is none of that number."""
+        with self._lock:
+            if number is None:
+                self._injections.clear()
+                return True
+            return self._injections.pop(number, None) is not None
+
+    def strike(self, operation: str) -> Injection | None:
+        """Count an operation; the oldest fault that strikes it, if any does."""
+        found = None
+        with self._lock:
+            for injection in list(self._injections.values()):
+                if injection.operation != operation:
+                    continue
+                injection.seen += 1
+                if injection.seen % injection.nth == 0 and found is None:
+                    found = injection
+                    injection.struck += 1
+                    if not injection.repeat:
+                        del self._injections[injection.number]
+        return found
+
+
+class LabKernel:
+    """A Kernel that does what another one does, except where the lab strikes."""
+
+    def __init__(self, inner: Kernel, lab: Lab, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._inner = inner
+        self._lab = lab
+        self._sleep = sleep
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def memfd_create(self, name: str, flags: int) -> int:
+        self._strike("create")
+        return self._inner.memfd_create(name, flags)
+
+    def create_guest_memfd(self, size: int, flags: int) -> int:
+        self._strike("create")
+        return self._inner.create_guest_memfd(size, flags)
+
+    def duplicate(self, fd: int) -> int:
+        self._strike("hand-out")
+        return self._inner.duplicate(fd)
+
+    def convert(self, fd: int, *arguments: Any, **how: Any) -> None:
+        struck = self._delay("convert")
+        if struck is not None and struck.offset is not None:
+            raise PageInUse(struck.offset)
+        _fail(struck)
+        self._inner.convert(fd, *arguments, **how)
+
+    def populate(self, fd: int, offset: int, size: int, threads: int, *, fresh: bool = False, **how: Any) -> None:
+        struck = self._delay("populate")
+        if struck is not None and struck.offset:
+            self._populate_part(fd, offset, min(size, -(-struck.offset // PAGE_SIZE) * PAGE_SIZE), threads, fresh, how)
+        _fail(struck)
+        self._inner.populate(fd, offset, size, threads, fresh=fresh, **how)
+
+    def _populate_part(self, fd: int, offset: int, size: int, threads: int, fresh: bool, how: dict[str, Any]) -> None:
+        """Allocate the part before the failure, and give it back as a failed population does."""
+        before = self._inner.resident_ranges(fd, offset, size) if fresh else []
+        self._inner.populate(fd, offset, size, threads, fresh=fresh, **how)
+        for start, length in without(before, offset, offset + size) if fresh else []:
+            self._inner.punch_hole(fd, start, length)
+
+    def _strike(self, operation: str) -> None:
+        _fail(self._delay(operation))
+
+    def _delay(self, operation: str) -> Injection | None:
+        struck = self._lab.strike(operation)
+        if struck is not None and struck.seconds:
+            self._sleep(struck.seconds)
+        return struck
+
+
+def _fail(struck: Injection | None) -> None:
+    if struck is not None and struck.code is not None:
+        raise refuse(struck.code)
+
+
+class LabNotifier:
+    """A Notifier whose `store` the lab strikes; a delay lets the event loop go on."""
+
+    def __init__(self, inner: Notifier, lab: Lab) -> None:
+        self._inner = inner
+        self._lab = lab
+        self._waiting: Injection | None = None
+        self._gate = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def store(self, name: str, fd: int) -> None:
+        struck, self._waiting = self._waiting, None
+        if struck is None:
+            struck = self._lab.strike("store")
+            if struck is not None and struck.seconds:
+                self._waiting = struck
+                os.eventfd_write(self._gate, _FULL)
+                timer = threading.Timer(struck.seconds, os.eventfd_read, (self._gate,))
+                timer.daemon = True
+                timer.start()
+                raise refuse(errno.EAGAIN)
+        _fail(struck)
+        self._inner.store(name, fd)
+
+    def fileno(self) -> int:
+        """What becomes writable when it is time to try again."""
+        return self._inner.fileno() if self._waiting is None else self._gate
+
+    def close(self) -> None:
+        os.close(self._gate)
+        self._inner.close()
