@@ -95,6 +95,13 @@ class Schema:
             self._properties[qom_type] = found
         return found
 
+    def set_defaults(self, **defaults: Any) -> None:
+        """Change the defaults of members of object types, before the first check."""
+        for key, definition in self.document["$defs"].items():
+            if key.startswith(f"{self._object_add.arguments}:"):
+                for name in defaults.keys() & definition["properties"].keys():
+                    definition["properties"][name]["default"] = defaults[name]
+
     def introspection(self) -> list[dict[str, Any]]:
         """Return the answer of query-qmp-schema."""
         answer: list[dict[str, Any]] = self.document["x-introspection"]

@@ -1,0 +1,87 @@
+"""A domain's memory objects in a running gmemd: they outlast the emulator, and its next start finds them.
+
+An object `ram-node0` of the domain with UUID U is the daemon's object `vm-U.ram-node0`.  Every call makes a
+connection of its own and blocks: run it in a thread.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from gmemd.errors import DEVICE_NOT_FOUND, QmpError
+from gmemd.qmp.client import Client, ProtocolError
+
+TIMEOUT = 600.0  # seconds: preallocation takes its time
+
+# What may differ from an earlier run: how the memory is prepared, not what it is.
+_OF_NO_MOMENT = frozenset({"id", "qom-type", "prealloc", "prealloc-threads", "prealloc-context", "dump", "merge",
+                           "x-use-canonical-path-for-ramblock-id"})
+
+
+class Domain:
+    """The objects of one domain at the gmemd that listens on `path`."""
+
+    def __init__(self, path: str, uuid: str | None, name: str | None) -> None:
+        self.path = path
+        self._who = uuid or re.sub(r"[^A-Za-z0-9.-]", lambda match: f"_{ord(match[0]):x}_", name or "")
+
+    def daemon_id(self, object_id: str) -> str:
+        """The daemon's id of an object; QmpError if nobody knows which domain this is."""
+        if not self._who:
+            raise QmpError("memory that outlasts the emulator needs -uuid or -name")
+        return f"vm-{self._who}.{object_id}"
+
+    def obtain(self, arguments: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Find or make the object that complete object-add arguments describe; its fd and MemdevFd, now the caller's.
+
+        QmpError when it cannot be made, or is there and of another kind.
+        """
+        object_id = arguments["id"]
+        daemon_id = self.daemon_id(object_id)
+        wanted = {name: value for name, value in arguments.items() if name != "prealloc-context"} | {"id": daemon_id}
+        try:
+            with self._connect() as client:
+                if not _found(client, wanted):
+                    client.execute("object-add", wanted)
+                info, fds = client.execute_fds("memdev-get-fd", {"id": daemon_id})
+        except (OSError, ProtocolError) as exc:
+            raise QmpError(f"gmemd at {self.path} does not answer: {exc}") from exc
+        except QmpError as exc:
+            raise QmpError(exc.desc.replace(daemon_id, object_id), exc.error_class) from exc
+        return fds[0], info
+
+    def delete(self, object_id: str) -> None:
+        """Delete an object; QmpError when it cannot be deleted."""
+        try:
+            with self._connect() as client:
+                client.execute("object-del", {"id": self.daemon_id(object_id)})
+        except (OSError, ProtocolError) as exc:
+            raise QmpError(f"gmemd at {self.path} does not answer: {exc}") from exc
+
+    def _connect(self) -> Client:
+        return Client(self.path, timeout=TIMEOUT)
+
+
+def _found(client: Client, wanted: dict[str, Any]) -> bool:
+    """Whether the object is there; it is preallocated now if that is wanted. QmpError if it is another one."""
+    path = f"/objects/{wanted['id']}"
+    try:
+        [answer] = client.execute("qom-list-get", {"paths": [path]})
+    except QmpError as exc:
+        if exc.error_class != DEVICE_NOT_FOUND:
+            raise
+        return False
+    there = {row["name"]: row.get("value") for row in answer["properties"]}
+    if there["type"] != wanted["qom-type"]:
+        raise _another(wanted, "qom-type")
+    for name, value in wanted.items():
+        if name not in _OF_NO_MOMENT and there.get(name) != value:
+            raise _another(wanted, name)
+    if wanted["prealloc"] and not there["prealloc"]:
+        client.execute("qom-set", {"path": path, "property": "prealloc", "value": True})
+    return True
+
+
+def _another(wanted: dict[str, Any], name: str) -> QmpError:
+    return QmpError(f"object '{wanted['id']}' is left from an earlier run with another '{name}': delete it first")

@@ -1,0 +1,92 @@
+"""gmemd-emulator: started by libvirt, or by a person, in QEMU's place.
+
+The environment says what QEMU's command line has no words for: GMEMD_SOCKET, a gmemd that is to own the memory;
+GMEMD_KERNEL, as --kernel of gmemd.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from gmemd.emulator.commandline import CommandLine, parse
+from gmemd.errors import QmpError
+
+NAME = "gmemd-emulator"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the emulator; the exit status: 0 after a clean end, 1 when it cannot start."""
+    try:
+        line = parse(sys.argv[1:] if argv is None else argv)
+        text = _shown(line)
+        if text is not None:
+            print(text)
+        elif line.daemonize:
+            return _daemonize(line)
+        else:
+            _run(line, lambda: None)
+    except QmpError as exc:
+        print(f"{NAME}: {exc.desc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(line: CommandLine, ready: Callable[[], None]) -> None:
+    import asyncio
+
+    from gmemd.cli.gmemd import configure_log
+    from gmemd.emulator.process import Emulator
+
+    configure_log("warning")
+    asyncio.run(Emulator(line, os.environ, ready).run())
+
+
+def _daemonize(line: CommandLine) -> int:
+    """Run as a child in a session of its own; the parent's exit status, once the child serves or has failed."""
+    said, saying = os.pipe()
+    if os.fork():
+        os.close(saying)
+        return 0 if os.read(said, 1) else 1
+    os.close(said)
+    os.setsid()
+
+    def ready() -> None:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for number in range(3):
+            os.dup2(null, number)
+        os.close(null)
+        os.write(saying, b"1")
+        os.close(saying)
+
+    _run(line, ready)
+    return 0
+
+
+def _shown(line: CommandLine) -> str | None:
+    """The text that an option asks for, else None."""
+    if line.show == "version":
+        from gmemd.daemon import QEMU_VERSION, package_version
+
+        return f"QEMU emulator version {QEMU_VERSION['major']}.{QEMU_VERSION['minor']}.{QEMU_VERSION['micro']} " \
+               f"(gmemd {package_version()})"
+    if line.show == "help":
+        return f"usage: {NAME} [options of QEMU]\n\n{__doc__}"
+    if line.machine.get("type") in ("help", "?"):
+        from gmemd.emulator.machine import MACHINES
+
+        names = [name for kind in MACHINES for name in (kind.alias, kind.name) if name]
+        return "Supported machines are:\n" + "\n".join(names)
+    for spec in line.objects:
+        from gmemd.schema.help import object_help
+        from gmemd.schema.validate import Schema
+
+        text = object_help(spec, Schema.load("emulator.json"))
+        if text is not None:
+            return text
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

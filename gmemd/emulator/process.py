@@ -1,0 +1,108 @@
+"""The emulator's process: a daemon without persistence, around which a machine is built before it listens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Callable, Mapping
+
+from gmemd.commands.context import Gmemd
+from gmemd.commands.dispatch import MODULES, Dispatcher
+from gmemd.daemon import Daemon, Options
+from gmemd.emulator.commandline import Chardev, CommandLine
+from gmemd.emulator.commands import human, memory, runstate, system
+from gmemd.emulator.domain import Domain
+from gmemd.emulator.machine import Machine, machine_of
+from gmemd.errors import QmpError
+from gmemd.persist.manager import Manager
+from gmemd.qmp.listener import bind_unix
+from gmemd.schema.keyval import parse_object
+
+
+class Emulator(Daemon):
+    """One running gmemd-emulator; `ready` is called once its monitors listen."""
+
+    document = "emulator.json"
+
+    def __init__(self, line: CommandLine, environ: Mapping[str, str], ready: Callable[[], None]) -> None:
+        options = Options(qmp=(), kernel=environ.get("GMEMD_KERNEL", "auto"), persist="off", name=line.name,
+                          uuid=line.uuid)
+        super().__init__(options, Manager.from_environ({}))
+        self._line = line
+        self._socket_path = environ.get("GMEMD_SOCKET", "")
+        self._tell_ready = ready
+
+    def _make_gmemd(self) -> Gmemd:
+        gmemd, line = super()._make_gmemd(), self._line
+        dump, merge = (line.machine.get(name, "on") != "off" for name in ("dump-guest-core", "mem-merge"))
+        gmemd.schema.set_defaults(dump=dump, merge=merge)
+        domain = Domain(self._socket_path, line.uuid, line.name) if self._socket_path else None
+        gmemd.machine = Machine(gmemd, line, domain)
+        return gmemd
+
+    def _make_dispatcher(self) -> Dispatcher:
+        return Dispatcher(self._gmemd, (*MODULES, runstate, system, memory, human))
+
+    async def _make_objects(self, dispatcher: Dispatcher) -> None:
+        """Make objects, then the machine's memory, then devices, as QEMU does whatever the order of the words."""
+        gmemd, line = self._gmemd, self._line
+        machine = machine_of(gmemd)
+        for spec in line.objects:
+            await _named(f"-object {spec}", dispatcher, "object-add", parse_object(spec, gmemd.schema))
+        for object_id in machine.ram_ids():
+            if gmemd.objects.get(object_id) is None:
+                await dispatcher.at_start("object-add", {"qom-type": "memory-backend-ram", "id": object_id,
+                                                         "size": machine.base_memory})
+            machine.take(object_id)
+        machine.status = "starting"
+        for arguments in line.devices:
+            await _named(f"-device {arguments['driver']}", dispatcher, "device_add", arguments)
+        machine.status = "prelaunch" if line.paused else "running"
+
+    def _listen(self, dispatcher: Dispatcher, passed: list[socket.socket]) -> None:
+        for monitor in self._line.monitors:
+            sock, remove = _socket(self._line.chardevs[monitor.chardev])
+            self._serve(dispatcher, sock, pretty=monitor.pretty, remove=remove)
+
+    def _ready(self) -> None:
+        if self._line.pidfile:
+            write_pid(self._line.pidfile)
+        self._tell_ready()
+
+    async def _close(self) -> None:
+        await super()._close()
+        if self._line.pidfile:
+            with contextlib.suppress(OSError):
+                os.unlink(self._line.pidfile)
+
+
+async def _named(option: str, dispatcher: Dispatcher, command: str, arguments: dict[str, object]) -> None:
+    try:
+        await dispatcher.at_start(command, arguments)
+    except QmpError as exc:
+        raise QmpError(f"{option}: {exc.desc}", exc.error_class) from exc
+
+
+def _socket(chardev: Chardev) -> tuple[socket.socket, bool]:
+    """The listening socket of a monitor, and whether its file is to be removed at the end."""
+    if chardev.backend != "socket" or (chardev.fd < 0 and not chardev.path):
+        raise QmpError(f"-chardev {chardev.backend},id={chardev.label}: a monitor needs a socket with fd= or path=")
+    if chardev.fd < 0:
+        return bind_unix(chardev.path), True
+    try:
+        sock = socket.socket(fileno=chardev.fd)
+    except OSError as exc:
+        raise QmpError(f"-chardev socket,id={chardev.label},fd={chardev.fd}: {os.strerror(exc.errno or 0)}") from exc
+    sock.set_inheritable(False)
+    return sock, False
+
+
+def write_pid(path: str) -> None:
+    """Write the process id; QmpError if that cannot be done."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="ascii") as file:
+            file.write(f"{os.getpid()}\n")
+    except OSError as exc:
+        raise QmpError(f"cannot create PID file: Could not create '{path}': {os.strerror(exc.errno or 0)}") from exc

@@ -1,0 +1,126 @@
+"""Processors and NUMA nodes: -smp and -numa."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gmemd.emulator.argv import Pairs
+from gmemd.errors import QmpError
+from gmemd.schema.sizes import parse_range
+
+CPU_TYPE = "qemu64-x86_64-cpu"
+_LEVELS = ("sockets", "dies", "modules", "cores", "threads")
+_SMP = ("cpus", "maxcpus", "drawers", "books", "clusters", *_LEVELS)
+_NUMA_NODE = ("type", "nodeid", "cpus", "memdev", "initiator", "mem")
+_NUMA_OTHER = ("dist", "cpu", "hmat-lb", "hmat-cache")  # of no use without a guest
+
+
+@dataclass(frozen=True)
+class Cpus:
+    """-smp: how many processors there are and could be, and how they are packed."""
+
+    count: int = 1
+    most: int = 1
+    cores: int = 1  # of a socket
+    threads: int = 1  # of a core
+
+    def place(self, index: int) -> dict[str, int]:
+        """Where a processor is."""
+        core, thread = divmod(index, self.threads)
+        socket, core = divmod(core, self.cores)
+        return {"socket-id": socket, "core-id": core, "thread-id": thread}
+
+
+@dataclass(frozen=True)
+class NumaNode:
+    """-numa node: its number, its memory object, its processors."""
+
+    number: int
+    memdev: str
+    cpus: tuple[int, ...]
+    where: str  # the option as written
+
+
+def cpus_of(pairs: Pairs) -> Cpus:
+    """Read -smp; what is left out follows from the rest, cores before sockets (as QEMU does since 6.2)."""
+    unknown = next((key for key, _ in pairs.pairs if key not in _SMP), None)
+    if unknown is not None:
+        raise QmpError(f"Parameter 'smp.{unknown}' is unexpected")
+    given = {level: _positive(pairs, level) for level in ("cpus", "maxcpus", *_LEVELS) if level in pairs}
+    fixed = [given.get(level, 1) for level in ("dies", "modules")]
+    product = fixed[0] * fixed[1]
+    for level in ("sockets", "cores", "threads"):
+        product *= given.get(level, 1)
+    most = given.get("maxcpus") or max(given.get("cpus", 0), product)
+    missing = next((level for level in ("cores", "sockets", "threads") if level not in given), None)
+    sizes = dict(given)
+    if missing is not None:
+        sizes[missing] = max(1, most // product)
+        product *= sizes[missing]
+    if product != most:
+        sockets, cores, threads = (sizes.get(level, 1) for level in ("sockets", "cores", "threads"))
+        raise QmpError("Invalid CPU topology: product of the hierarchy must match maxcpus: "
+                       f"sockets ({sockets}) * dies ({fixed[0]}) * cores ({cores}) * threads ({threads}) "
+                       f"!= maxcpus ({most})")
+    count = given.get("cpus", most)
+    if count > most:
+        raise QmpError(f"Invalid CPU topology: maxcpus must be equal to or greater than smp: "
+                       f"maxcpus ({most}) < smp_cpus ({count})")
+    return Cpus(count, most, sizes.get("cores", 1) * product_of(fixed), sizes.get("threads", 1))
+
+
+def product_of(numbers: Sequence[int]) -> int:
+    """All of them multiplied."""
+    result = 1
+    for number in numbers:
+        result *= number
+    return result
+
+
+def _positive(pairs: Pairs, key: str) -> int:
+    if not pairs.text(key).isdigit():
+        raise QmpError(f"Parameter 'smp.{key}' expects integer")
+    value = int(pairs.text(key))
+    if value == 0:
+        raise QmpError("Invalid CPU topology: CPU topology parameters must be greater than zero")
+    return value
+
+
+def numa_node_of(pairs: Pairs, before: Sequence[NumaNode]) -> NumaNode | None:
+    """Read -numa; None when it is about something other than a node."""
+    kind = pairs.needed("type")
+    if kind in _NUMA_OTHER:
+        return None
+    if kind != "node":
+        raise pairs.error(f"Parameter 'type' does not accept value '{kind}'")
+    unknown = next((k for k, _ in pairs.pairs if k not in _NUMA_NODE), None)
+    if unknown is not None:
+        raise pairs.error(f"Invalid parameter '{unknown}'")
+    if "mem" in pairs:
+        raise pairs.error("Parameter -numa node,mem is not supported by this machine type")
+    number = pairs.number("nodeid", len(before))
+    if any(node.number == number for node in before):
+        raise pairs.error(f"Duplicate NUMA nodeid: {number}")
+    cpus: list[int] = []
+    for text in pairs.all("cpus"):
+        numbers = parse_range(text)
+        if numbers is None:
+            raise pairs.error("Parameter 'cpus' expects a uint64 value or range")
+        cpus += numbers
+    return NumaNode(number, pairs.text("memdev"), tuple(cpus), pairs.error("").desc)
+
+
+def node_of_cpu(nodes: Sequence[NumaNode], index: int) -> int | None:
+    """The NUMA node of a processor; the first one for those that nobody named; None without NUMA."""
+    for node in nodes:
+        if index in node.cpus:
+            return node.number
+    return nodes[0].number if nodes else None
+
+
+def cpu_props(cpus: Cpus, nodes: Sequence[NumaNode], index: int) -> dict[str, Any]:
+    """CpuInstanceProperties of a processor."""
+    node = node_of_cpu(nodes, index)
+    return cpus.place(index) | ({} if node is None else {"node-id": node})
