@@ -67,7 +67,7 @@ _PUT_STATE = (
 _GET_STATE = "SELECT version, generation, last_seq, commits, starts, removing, checksum FROM state"
 
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_CORRUPTFS", "SQLITE_ERROR")
-_NOT_WRITABLE = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_PERM")
+_NOT_WRITABLE = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_PERM", "SQLITE_IOERR_WRITE")
 _BUSY_TIMEOUT = 1  # seconds; a predecessor's lock goes with its death
 
 

@@ -274,6 +274,20 @@ class TestNotWritable:
         registry.apply(put=[row_of(record(4))], last_seq=4)
         registry.close()
 
+    def test_full_disk_and_damage(self, tmp_path: Path) -> None:
+        """The damaged file stays where it is, what is sound in it is handed out."""
+        fill(tmp_path / "r")
+        with closing(sqlite3.connect(tmp_path / "r", isolation_level=None)) as db:
+            db.execute("UPDATE objects SET size = 'x' WHERE id = 'ram2'")
+        with full_disk(), closing(Registry(str(tmp_path / "r"))) as registry:
+            assert "is damaged" in registry.damage
+            assert registry.read_only
+            assert [sound.id for sound in registry.records] == ["ram1", "ram3"]
+        with closing(Registry(str(tmp_path / "r"))) as registry:
+            assert registry.damage
+            assert not registry.read_only
+            assert [sound.id for sound in registry.records] == ["ram1", "ram3"]
+
     def test_full_disk_in_a_transaction(self, tmp_path: Path) -> None:
         """It did not happen, and the next one does."""
         fill(tmp_path / "r")
