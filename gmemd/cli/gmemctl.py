@@ -47,6 +47,10 @@ def run(options: argparse.Namespace) -> int:
     """Connect, do what the verb says, and tell of what went wrong; return the exit status."""
     from gmemd.cli.words import UsageError
 
+    if options.verb == "doctor":
+        from gmemd.cli.doctor import doctor
+
+        return doctor(json=options.output == "json")
     try:
         _check_fds(getattr(options, "fd", ()))
         with connect(options) as client:
@@ -89,9 +93,10 @@ def find_verb(name: str) -> Verb:
         from gmemd.cli.shell import shell
 
         return shell
-    from gmemd.cli import verbs
+    from gmemd.cli import memory, verbs
 
-    found: Verb = getattr(verbs, name.replace("-", "_"))
+    function = name.replace("-", "_")
+    found: Verb = getattr(memory, function, None) or getattr(verbs, function)
     return found
 
 
@@ -266,6 +271,39 @@ _VERBS: tuple[tuple[str, str, tuple[_Argument, ...]], ...] = (
             (("exec_command",), {"metavar": "-- COMMAND", "nargs": "?", "default": ()}),
         ),
     ),
+    ("survive", "show what objects outlive, and what to change", ((("id",), {"metavar": "ID", "nargs": "?"}),)),
+    ("who", "show which processes hold an object", (_ID,)),
+    (
+        "convert",
+        "make a part of a guest_memfd private or shared",
+        (
+            _ID,
+            (("to",), {"choices": ("private", "shared")}),
+            (("--offset",), {"metavar": "SIZE", "default": "0", "help": "where it begins; default 0"}),
+            (("--size",), {"metavar": "SIZE", "help": "default: to the end"}),
+            (("--preserve",), {"action": "store_true", "help": "keep the content"}),
+        ),
+    ),
+    ("ranges", "list the private and shared parts of a guest_memfd", (_ID,)),
+    ("verify", "read an object's memory in a job and show its digests", (_ID,)),
+    (
+        "jobs",
+        "list jobs",
+        (
+            (("--cancel",), {"metavar": "JOB", "help": "cancel this one"}),
+            (("--dismiss",), {"metavar": "JOB", "help": "forget this one, which has ended"}),
+        ),
+    ),
+    (
+        "top",
+        "show what objects occupy, again and again",
+        (
+            (("-d", "--delay"), {"type": float, "default": 2.0, "metavar": "SECONDS"}),
+            (("-n", "--count"), {"type": int, "metavar": "N", "help": "end after N times"}),
+            (("--lines",), {"type": int, "default": 20, "metavar": "N", "help": "the first N objects"}),
+        ),
+    ),
+    ("doctor", "check this host: kernel, KVM, huge pages, limits, systemd", ()),
     ("qmp", "send raw QMP and print the replies", ((("text",), {"metavar": "JSON", "nargs": "?"}), _FD)),
     (
         "call",

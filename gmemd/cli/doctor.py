@@ -1,0 +1,132 @@
+"""gmemctl doctor: what this host gives gmemd, and what follows where it gives less.
+
+Looks at the host itself, as the calling user; needs no daemon.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+GOOD, NOTE, BAD = "ok", "note", "BAD"
+PROBE = "probe: "  # items of interest to programs: what each single try of the kernel gave
+
+
+class Finding(NamedTuple):
+    """One line: what was looked at, how it is, the verdict, and what follows."""
+
+    item: str
+    found: str
+    verdict: str
+    follows: str = ""
+
+
+def doctor(*, json: bool) -> int:
+    """Print all findings; exit status 1 if one is bad."""
+    from gmemd.cli import render
+
+    findings = [finding for check in CHECKS for finding in check()]
+    if json:
+        print(render.as_json([finding._asdict() for finding in findings]))
+    else:
+        rows = [tuple(finding) for finding in findings if not finding.item.startswith(PROBE)]
+        print(render.table(("ITEM", "FOUND", "VERDICT", "WHAT FOLLOWS"), rows))
+    return 1 if any(finding.verdict == BAD for finding in findings) else 0
+
+
+def _kernel() -> Iterator[Finding]:
+    release = platform.release()
+    major, minor = (int("".join(filter(str.isdigit, part)) or 0) for part in (release + ".0").split(".")[:2])
+    if (major, minor) >= (6, 18):
+        yield Finding("kernel", release, GOOD)
+    else:
+        yield Finding("kernel", release, NOTE, "guest_memfd that can be mapped comes with Linux 6.18: simulated here")
+
+
+def _kvm() -> Iterator[Finding]:
+    from gmemd.kernel.choose import choose_kernel
+
+    kernel = choose_kernel("auto")
+    try:
+        real = kernel.name == "kvm"
+        yield Finding("guest_memfd", kernel.name, GOOD if real else NOTE,
+                      "" if real else f"{kernel.why}: objects are simulated, --kernel kvm is refused")
+        flags = kernel.guest_memfd_flags
+        yield Finding("guest_memfd flags", "none" if flags is None else f"{flags:#x}", GOOD,
+                      "" if kernel.conversion and real else "conversion between private and shared is simulated")
+        for item, outcome in kernel.probe().items():
+            yield Finding(f"{PROBE}{item}", str(outcome), GOOD)
+    finally:
+        kernel.close()
+
+
+def _memory() -> Iterator[Finding]:
+    from gmemd.cli.render import size
+    from gmemd.kernel.choose import choose_kernel
+
+    kernel = choose_kernel("simulated")
+    room = kernel.headroom()
+    yield Finding("head-room", f"{size(room.available)} of {size(room.total)}", GOOD, f"limited by {room.limit}")
+    pools = [pool for pool in kernel.huge_pools() if pool.node is None]
+    for pool in pools:
+        free = f"{pool.free} free of {pool.total}"
+        yield Finding(f"huge pages of {size(pool.page_size)}", free, GOOD if pool.free else NOTE,
+                      "" if pool.free else "hugetlb=on is refused until some are reserved (vm.nr_hugepages)")
+    if not pools:
+        yield Finding("huge pages", "none", NOTE, "hugetlb=on is refused")
+
+
+def _limits() -> Iterator[Finding]:
+    files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield Finding("RLIMIT_NOFILE", f"{files} (hard {hard})", GOOD if hard >= 4096 else NOTE,
+                  "" if hard >= 4096 else "each object takes one descriptor: raise LimitNOFILE=")
+    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    unlimited = locked == resource.RLIM_INFINITY
+    yield Finding("RLIMIT_MEMLOCK", "unlimited" if unlimited else str(locked), GOOD,
+                  "" if unlimited else "guest_memfd needs none; a VMM that locks its memory does")
+    written, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield Finding("RLIMIT_FSIZE", "unlimited" if written == resource.RLIM_INFINITY else str(written),
+                  GOOD if written == resource.RLIM_INFINITY else BAD,
+                  "" if written == resource.RLIM_INFINITY else "memfds larger than this are refused")
+    yield Finding("cgroup", _cgroup(), GOOD)
+
+
+def _cgroup() -> str:
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    groups = {kind: path for _, kind, path in (line.split(":", 2) for line in lines)}
+    return f"{groups.get('', groups.get('memory', '/'))} ({'v1' if 'memory' in groups else 'v2'})"
+
+
+def _systemd() -> Iterator[Finding]:
+    if not os.path.isdir("/run/systemd/system"):
+        yield Finding("service manager", "no systemd", NOTE, "start gmemd with --keeper, or nothing is kept")
+        return
+    version = _systemd_version()
+    if version >= 254:
+        yield Finding("service manager", f"systemd {version}", GOOD, "keeps memory over stop and soft-reboot, too")
+    else:
+        yield Finding("service manager", f"systemd {version or 'of unknown version'}", NOTE,
+                      "keeps memory over crash and restart, not over systemctl stop (254)")
+    live = os.path.exists("/dev/liveupdate") and version >= 261
+    yield Finding("kexec", "live update" if live else "no live update", GOOD if live else NOTE,
+                  "" if live else "memory is lost at kexec (Linux 6.19 and systemd 261 keep memfds)")
+
+
+def _systemd_version() -> int:
+    try:
+        words = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=True,
+                               timeout=10).stdout.split()
+        return int(words[1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 0
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (_kernel, _kvm, _memory, _limits, _systemd)

@@ -1,0 +1,137 @@
+"""gmemctl's verbs about what memory is in and who is at it: survive, who, convert, ranges, top, jobs, verify."""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import Namespace
+from typing import Any
+
+from gmemd.cli import render
+from gmemd.cli.verbs import DONE, REFUSED, Connection, note
+from gmemd.cli.words import UsageError
+from gmemd.errors import QmpError
+
+_POLL_SECONDS = 0.1
+
+
+def survive(connection: Connection, options: Namespace) -> int:
+    """What each object outlives, and what to change where it does not."""
+    found = connection.execute("query-memdev-status", {"id": options.id} if options.id else {})
+    if connection.json:
+        print(render.as_json([{"id": status["id"], "survival": status["survival"]} for status in found]))
+        return DONE
+    rows = [(status["id"], fate["event"], "yes" if fate["survives"] else "NO", fate.get("advice", ""))
+            for status in sorted(found, key=lambda status: str(status["id"])) for fate in status["survival"]]
+    print(render.table(("ID", "EVENT", "SURVIVES", "TO CHANGE THAT"), rows))
+    return DONE
+
+
+def who(connection: Connection, options: Namespace) -> int:
+    """Which processes hold an object."""
+    found = connection.execute("query-memdev-holders", {"id": options.id})
+    if connection.json:
+        print(render.as_json(found))
+        return DONE
+    rows = [(str(holder["pid"]), holder["comm"], render.user(holder["uid"]), str(holder["fds"]),
+             render.size(holder["mapped"]), _access(holder), holder.get("cgroup", "")) for holder in found]
+    print(render.table(("PID", "COMMAND", "USER", "FDS", "MAPPED", "ACCESS", "CGROUP"), rows, ("PID", "FDS", "MAPPED")))
+    return DONE
+
+
+def _access(holder: dict[str, Any]) -> str:
+    return ("rw" if holder["writable"] else "ro") + (", private copy" if holder["private-copy"] else "")
+
+
+def convert(connection: Connection, options: Namespace) -> int:
+    """Make a part of a guest_memfd private or shared."""
+    [status] = connection.execute("query-memdev-status", {"id": options.id})
+    offset = _bytes(options.offset)
+    size = status["size"] - offset if options.size is None else _bytes(options.size)
+    done = connection.execute("memdev-convert", {"id": options.id, "offset": offset, "size": size, "to": options.to,
+                                                 "preserve": options.preserve})
+    if connection.json:
+        print(render.as_json(done))
+    else:
+        by = "simulated: holders are not hindered" if done["simulated"] else "by the kernel"
+        print(f"{render.size(done['converted'])} became {options.to} ({by})")
+    return DONE
+
+
+def _bytes(text: str) -> int:
+    """A size as people write it: 4096, 64K, 1.5G, 0x1000."""
+    from gmemd.schema.keyval import parse_object
+
+    try:
+        return int(parse_object(f"memory-backend-ram,id=x,size={text}")["size"])
+    except QmpError:
+        raise UsageError(f"'{text}' is no size: use bytes, or k, M, G, T behind the number") from None
+
+
+def ranges(connection: Connection, options: Namespace) -> int:
+    """Which parts of a guest_memfd are private and which shared."""
+    found = connection.execute("query-memdev-ranges", {"id": options.id})
+    if connection.json:
+        print(render.as_json(found))
+        return DONE
+    rows = [(f"{part['offset']:#x}", render.size(part["size"]), part["visibility"]) for part in found["ranges"]]
+    print(render.table(("OFFSET", "SIZE", "VISIBILITY"), rows, ("OFFSET", "SIZE")))
+    return DONE
+
+
+def jobs(connection: Connection, options: Namespace) -> int:
+    """The jobs there are; with --cancel or --dismiss, do that to one."""
+    for verb in ("cancel", "dismiss"):
+        if getattr(options, verb):
+            connection.execute(f"job-{verb}", {"id": getattr(options, verb)})
+            return DONE
+    connection.show(connection.execute("query-jobs"), "query-jobs")
+    return DONE
+
+
+def verify(connection: Connection, options: Namespace) -> int:
+    """Read all that is in memory of an object, in a job, and show its progress."""
+    job = f"verify-{options.id}-{time.time_ns():x}"
+    connection.execute("memdev-verify", {"id": options.id, "job-id": job})
+    state = _follow(connection, job)
+    if state.get("error"):
+        note(state["error"])
+    else:
+        digests = connection.execute("query-memdev-digests", {"job-id": job})
+        connection.show(digests, "query-memdev-digests")
+    connection.execute("job-dismiss", {"id": job})
+    return REFUSED if state.get("error") else DONE
+
+
+def _follow(connection: Connection, job: str) -> dict[str, Any]:
+    """Wait for a job's end, its progress on a terminal; what query-jobs says of it then."""
+    while True:
+        [state] = [found for found in connection.execute("query-jobs") if found["id"] == job]
+        if sys.stderr.isatty():
+            total = state["total-progress"] or 1
+            print(f"\r{100 * state['current-progress'] // total:3d} %", end="", file=sys.stderr, flush=True)
+        if state["status"] == "concluded":
+            if sys.stderr.isatty():
+                print("\r     \r", end="", file=sys.stderr)
+            return dict(state)
+        time.sleep(_POLL_SECONDS)
+
+
+def top(connection: Connection, options: Namespace) -> int:
+    """The objects, by what they occupy, again and again."""
+    count = options.count
+    while count is None or count > 0:
+        found = sorted(connection.execute("query-memdev-status"), key=lambda status: -status["resident"])
+        rows = [(status["id"], status["kind"], render.size(status["size"]), render.size(status["resident"]),
+                 f"{100 * status['resident'] // max(1, status['size'])}%", str(status["handed-out"]))
+                for status in found[:options.lines]]
+        if sys.stdout.isatty():
+            print("\033[H\033[J", end="")
+        total, resident = (sum(status[name] for status in found) for name in ("size", "resident"))
+        print(f"{len(found)} objects, {render.size(resident)} of {render.size(total)} in memory")
+        print(render.table(("ID", "KIND", "SIZE", "RESIDENT", "", "OUT"), rows, ("SIZE", "RESIDENT", "", "OUT")),
+              flush=True)
+        count = None if count is None else count - 1
+        if count != 0:
+            time.sleep(options.delay)
+    return DONE

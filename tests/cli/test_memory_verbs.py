@@ -1,0 +1,84 @@
+"""gmemctl's verbs about survival, holders, visibility and jobs, against a running daemon; and doctor."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+
+import pytest
+
+from gmemd.cli.doctor import BAD, GOOD, NOTE
+from gmemd.cli.gmemctl import main
+from gmemd.qmp.client import Client
+from tests.cli.conftest import Gmemctl
+
+GUEST = "memory-backend-guest-memfd"
+
+
+@pytest.fixture
+def guest(gmemctl: Gmemctl) -> Gmemctl:
+    assert gmemctl("create", f"{GUEST},id=g0,size=1M").status == 0
+    return gmemctl
+
+
+def test_survive_tells_every_event(guest: Gmemctl) -> None:
+    """Each event has a line, those that end the memory an advice; one object can be asked for."""
+    lines = guest("survive").out.splitlines()
+    assert lines[0].split()[:3] == ["ID", "EVENT", "SURVIVES"]
+    assert [line.split()[2] for line in lines[1:]] == ["yes", "yes", *["NO"] * 6]
+    assert "start gmemd by systemd or with --keeper" in lines[3]
+    [only] = json.loads(guest("survive", "g0", "-o", "json").out)
+    assert [fate["event"] for fate in only["survival"]][-1] == "power-loss"
+    assert guest("survive", "nope").status == 1
+
+
+def test_convert_and_ranges(guest: Gmemctl) -> None:
+    """Sizes as people write them; the list shows what became of it, and every answer says what is simulated."""
+    assert "64 KiB became private (simulated" in guest("convert", "g0", "private", "--offset", "64k",
+                                                       "--size", "64K").out
+    rows = [line.split() for line in guest("ranges", "g0").out.splitlines()[1:]]
+    assert rows == [["0x0", "64", "KiB", "shared"], ["0x10000", "64", "KiB", "private"],
+                    ["0x20000", "896", "KiB", "shared"]]
+    assert json.loads(guest("convert", "g0", "shared", "-o", "json").out)["converted"] == 65536
+    assert guest("convert", "g0", "private", "--offset", "lots").status == 2
+    assert guest("convert", "g0", "private", "--offset", "1").status == 1
+
+
+def test_who_lists_nobody(guest: Gmemctl) -> None:
+    """An object that nobody has asked for has no holders."""
+    assert guest("who", "g0").out.split() == ["PID", "COMMAND", "USER", "FDS", "MAPPED", "ACCESS", "CGROUP"]
+    assert json.loads(guest("who", "g0", "-o", "json").out) == []
+
+
+def test_verify_shows_digests(guest: Gmemctl, client: Client) -> None:
+    """verify runs a job to its end, shows a digest for each chunk in memory, and leaves no job."""
+    _, [fd] = client.execute_fds("memdev-get-fd", {"id": "g0"})
+    with mmap.mmap(fd, 1 << 20) as memory:
+        memory[:5] = b"hello"
+    os.close(fd)
+    found = json.loads(guest("verify", "g0", "-o", "json").out)
+    assert [chunk["size"] for chunk in found] == [1 << 20]
+    assert json.loads(guest("jobs", "-o", "json").out) == []
+    assert guest("jobs", "--cancel", "nope").status == 1
+
+
+def test_top_ends_after_its_count(guest: Gmemctl) -> None:
+    """top shows what objects occupy, and sums it up."""
+    out = guest("top", "-n", "1").out
+    assert out.startswith("1 objects, ")
+    assert "g0" in out
+
+
+def test_doctor_checks_the_host(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every finding has a verdict, and what follows where it is not good; the probe is in the JSON."""
+    status = main(["doctor", "-o", "json"])
+    findings = json.loads(capsys.readouterr().out)
+    assert {finding["verdict"] for finding in findings} <= {GOOD, NOTE, BAD}
+    assert all(finding["follows"] for finding in findings if finding["verdict"] != GOOD)
+    assert {"kernel", "guest_memfd", "head-room", "RLIMIT_NOFILE", "cgroup", "service manager"} <= {
+        finding["item"] for finding in findings}
+    assert any(finding["item"].startswith("probe: create") for finding in findings)
+    assert status == any(finding["verdict"] == BAD for finding in findings)
+    main(["doctor"])
+    assert "probe:" not in capsys.readouterr().out
