@@ -55,6 +55,10 @@ class RangeMap:
         """The number of ranges."""
         return len(self._changes) + (not self._changes or self._changes[0] > 0)
 
+    def copy(self) -> RangeMap:
+        """The same map, which later changes do not touch."""
+        return RangeMap(self.size, self._initial, list(self._changes))
+
     def dump(self) -> list[int]:
         """What the constructor takes to make this map again, besides size and initial state."""
         return list(self._changes)

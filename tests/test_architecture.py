@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "metrics", "ghashtable", "ranges", "holders", "jobs", "lease", "survival"),
     ("qmp.lexer", "qmp.parser", "qmp.strings", "qmp.stream", "qmp.encode", "schema", "kernel"),
     ("qmp.session", "backends", "persist", "fds"),
-    ("objects", "lab"),
+    ("objects", "lab", "accounting"),
     ("commands",),
     ("qmp.messages", "qmp.client"),
     ("qmp.monitor", "qmp.listener", "web"),

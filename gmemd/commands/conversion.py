@@ -70,8 +70,7 @@ def _convert(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]
 
 def _undo(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Any:
     """What puts map and preserved content back as they are now; content that was not preserved stays zero."""
-    ranges = _visibility(backend)
-    before = RangeMap(ranges.size, ranges.initial, ranges.dump())
+    before = _visibility(backend).copy()
     records = (backend.record, backend.private_record)
 
     def undo() -> None:

@@ -77,6 +77,7 @@ class Kernel(Protocol):
     shared_policy: bool  # a guest_memfd keeps its NUMA policy (Linux 6.19); else it is placed by populate
     conversion: bool  # the guest_memfd itself can be converted between private and shared
     simulated: bool  # the guest_memfds that it makes are stand-ins
+    guest_counter: str  # what of /proc/meminfo they are counted in
     page_size: int  # bytes
 
     @property
@@ -191,6 +192,10 @@ class Kernel(Protocol):
 
     def headroom(self) -> Headroom:
         """Return how much memory can still be allocated before the cgroup or the machine is full."""
+        ...
+
+    def headrooms(self) -> list[Headroom]:
+        """Return the machine's head-room and that of each memory cgroup with a limit, its own first."""
         ...
 
     def check_headroom(self, size: int, fd: int | None = None) -> None:

@@ -64,12 +64,16 @@ class HeadroomReader:
 
     def read(self) -> Headroom:
         """Return the tightest head-room of all that apply."""
+        return min(self.read_all(), key=lambda headroom: headroom.available)
+
+    def read_all(self) -> list[Headroom]:
+        """Return the machine's head-room, then that of each cgroup that has a limit."""
         found = [self._machine()]
         for cgroup in self._cgroups:
             headroom = cgroup.read()
             if headroom is not None:
                 found.append(headroom)
-        return min(found, key=lambda headroom: headroom.available)
+        return found
 
     def _machine(self) -> Headroom:
         text = _read(self._meminfo)

@@ -37,6 +37,7 @@ class LinuxKernel(OrdinaryMemory):
 
     name = "kvm"
     simulated = False
+    guest_counter = "Unevictable"
     kvm_present = True
     kvm_enabled = True
     guest_memfd_flags: int | None

@@ -103,6 +103,9 @@ class OrdinaryMemory:
     def headroom(self) -> Headroom:
         return HeadroomReader().read()
 
+    def headrooms(self) -> list[Headroom]:
+        return HeadroomReader().read_all()
+
     def check_headroom(self, size: int, fd: int | None = None) -> None:
         page = PAGE_SIZE if fd is None else backing.page_size(fd)
         if page == PAGE_SIZE:

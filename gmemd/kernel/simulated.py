@@ -21,6 +21,7 @@ class SimulatedKernel(OrdinaryMemory):
 
     name = "simulated"
     simulated = True
+    guest_counter = "Shmem"
     kvm_enabled = False
 
     def __init__(self, profile: Profile = PROFILES[DEFAULT], *, why: str = "it was asked for") -> None:
