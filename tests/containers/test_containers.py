@@ -54,7 +54,7 @@ class Server:
     def socket(self) -> str:
         """Return the path of its socket, as seen here."""
         directory = self.podman("volume", "inspect", "--format={{.Mountpoint}}", self.volume)
-        return f"{directory}/qmp.sock"
+        return self.podman.seen_from_here(f"{directory}/qmp.sock")
 
     def kernel(self, name: str) -> str:
         """Return what has made the memory of an object."""
@@ -177,7 +177,7 @@ def test_memory_kept_by_systemd(podman: Podman, image: Image, seccomp: str,
                                 record_property: Callable[[str, object], None]) -> None:
     """With systemd around the container memory survives the container, too."""
     booted = boot.boot(["-m", "tests.containers.booted", image.name, str(Path("/podman", Path(seccomp).name))],
-                       mounts={"/podman": str(podman.directory)})
+                       mounts={"/podman": str(podman.directory)}, inside=podman.enter)
     assert booted.status == 0, booted.log
     record_property("figure", f"container under systemd, to the first answer: {booted.reports[0]}")
 
@@ -190,16 +190,13 @@ def seccomp(podman: Podman) -> str:
         pytest.skip(f"needs {default}")
     profile = json.loads(default.read_text())
     profile["syscalls"].append({"names": ["cachestat"], "action": "SCMP_ACT_ALLOW"})
-    path = podman.directory / "seccomp.json"
-    path.write_text(json.dumps(profile))
-    return str(path)
+    return str(podman.write("seccomp.json", json.dumps(profile)))
 
 
 @pytest.fixture
 def kvm_device(podman: Podman) -> str:
     """A device node of KVM that the container's group may open; the machine's own is often for root only."""
     node = podman.directory / "kvm"
-    if not node.exists():
-        podman.command("mknod", "-m", "0660", node, "c", "10", "232")
-        podman.command("chgrp", str(GROUP), node)
+    podman.command("mknod", "-m", "0660", node, "c", "10", "232")
+    podman.command("chgrp", str(GROUP), node)
     return str(node)

@@ -101,8 +101,11 @@ def run(tests: Sequence[str], maxfail: int) -> Reports:
     return Reports(by_test, f"{booted.log}(status {booted.status})")
 
 
-def boot(words: Sequence[str], *, mounts: Mapping[str, str] | None = None) -> Booted:
-    """Boot, and run Python with these arguments in there, in this tree; `mounts`: what else to show, where."""
+def boot(words: Sequence[str], *, mounts: Mapping[str, str] | None = None, inside: Sequence[str] = ()) -> Booted:
+    """Boot, and run Python with these arguments in there, in this tree.
+
+    `mounts`: what else to show, where. `inside`: a command that boots it where such things can be seen.
+    """
     names = _names() | {"words": shlex.join(words)}
     with tempfile.TemporaryDirectory(prefix="gmemd-boot-") as directory:
         out = Path(directory)
@@ -112,7 +115,7 @@ def boot(words: Sequence[str], *, mounts: Mapping[str, str] | None = None) -> Bo
             (out / name).write_text(text.format(**names))
             (out / name).chmod(0o755)
         _compile()
-        done = subprocess.run([HERE / "boot.sh", out], capture_output=True, text=True, check=False,
+        done = subprocess.run([*inside, HERE / "boot.sh", out], capture_output=True, text=True, check=False,
                               env={**os.environ, "TIMEOUT": str(TIMEOUT)})
         log = (out / "log").read_text(errors="replace") if (out / "log").exists() else ""
         reports = (out / REPORTS.name).read_text().splitlines() if (out / REPORTS.name).exists() else []

@@ -59,6 +59,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for data in reports.by_test.get(item.nodeid) or [_lost(item, reports)]:
         report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
+        if isinstance(report.longrepr, list):  # of a skipped test: a tuple that JSON made a list
+            report.longrepr = tuple(report.longrepr)
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True

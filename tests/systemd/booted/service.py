@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import re
@@ -45,6 +46,7 @@ def systemctl(*words: str) -> str:
     return output("systemctl", *words)
 
 
+@functools.cache
 def systemd_version() -> int:
     """Return the version of systemd."""
     found = re.search(r"\d+", systemctl("--version"))
@@ -89,26 +91,43 @@ def end_by(number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
+def clear() -> None:
+    """Make a running service empty; one that was stopped or changed as after the boot."""
+    if show("SubState") != "running" or any(_DROP_INS.glob("*")):
+        reset()
+        return
+    with Memory() as memory:
+        lost = [entry["id"] for entry in memory.client.execute("query-memdev-lost")]
+        for name in [*memory.names(), *lost]:
+            memory.client.execute("object-del", {"id": name})
+
+
 def reset() -> None:
     """Make all as after the boot: the socket listens, no daemon, no memory, no registry, no drop-ins."""
     systemctl("stop", *UNITS)
     systemctl("reset-failed")
     if systemd_version() >= 254:  # it keeps what is stored; `clean --what=fdstore` would need D-Bus
-        set_up("[Service]\nFileDescriptorStoreMax=0\n")
+        drop_in("[Service]\nFileDescriptorStoreMax=0\n")
     for file in [*_STATE.iterdir(), *_DROP_INS.glob("*")]:
         file.unlink()
     systemctl("daemon-reload")
     systemctl("start", "gmemd.socket")
 
 
-def set_up(text: str, name: str = "test.conf") -> None:
-    """Install a drop-in of the service, or with "" remove it."""
+def drop_in(text: str) -> None:
+    """Install a drop-in of the service, or with "" remove it; what runs is not restarted."""
     _DROP_INS.mkdir(parents=True, exist_ok=True)
     if text:
-        (_DROP_INS / name).write_text(text)
+        (_DROP_INS / "test.conf").write_text(text)
     else:
-        (_DROP_INS / name).unlink()
+        (_DROP_INS / "test.conf").unlink()
     systemctl("daemon-reload")
+
+
+def start_with(text: str) -> None:
+    """Start the service anew with a drop-in."""
+    drop_in(text)
+    systemctl("restart", "gmemd.service")
 
 
 class Memory:

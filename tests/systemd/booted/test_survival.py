@@ -15,12 +15,13 @@ from tests.systemd.booted.service import (
     SIZE,
     TREE,
     Memory,
+    drop_in,
     end_by,
     ending,
     exposure,
     main_pid,
-    set_up,
     show,
+    start_with,
     systemctl,
     systemd_version,
 )
@@ -41,8 +42,7 @@ def end() -> None:
 
 def hang() -> None:
     """Leave a daemon that does nothing any more, which the watchdog finds."""
-    set_up(f"[Service]\nWatchdogSec={WATCHDOG}\n")
-    restart()
+    start_with(f"[Service]\nWatchdogSec={WATCHDOG}\n")
     os.kill(main_pid(), signal.SIGSTOP)
 
 
@@ -94,7 +94,7 @@ def test_guest_memfd_survives() -> None:
 
 def test_healthy_daemon_is_left_alone() -> None:
     """The event loop feeds the watchdog while a client keeps it busy for longer than the watchdog waits."""
-    set_up(f"[Service]\nWatchdogSec={WATCHDOG}\n")
+    start_with(f"[Service]\nWatchdogSec={WATCHDOG}\n")
     with Memory() as memory:
         before, until = main_pid(), time.monotonic() + 1.5 * WATCHDOG
         while time.monotonic() < until:
@@ -106,11 +106,11 @@ def test_crash_loop() -> None:
     """A daemon that cannot start for a while loses nothing: there is no start limit."""
     with Memory() as memory:
         memory.add("ram0")
-    set_up("[Service]\nExecStartPre=/bin/false\nRestartSec=10ms\n")
+    drop_in("[Service]\nExecStartPre=/bin/false\nRestartSec=10ms\n")
     kill()
     while int(show("NRestarts")) < 8:
         os.sched_yield()
-    set_up("")
+    drop_in("")
     with Memory() as memory:
         assert memory.intact() == ["ram0"]
 
@@ -167,7 +167,7 @@ def test_file_in_shared_memory() -> None:
 
 def test_most_hardened(record_property: Callable[[str, object], None]) -> None:
     """With max-hardening.conf memory survives as well."""
-    set_up((TREE / "systemd" / "max-hardening.conf").read_text())
+    start_with((TREE / "systemd" / "max-hardening.conf").read_text())
     record_property("figure", f"gmemd.service with max-hardening.conf: exposure {exposure()}")
     with Memory() as memory:
         memory.add("ram0")
@@ -218,7 +218,7 @@ def test_many(record_property: Callable[[str, object], None]) -> None:
 
 def test_store_is_full() -> None:
     """An object that the store could not keep is refused with the setting to raise; the others stay."""
-    set_up("[Service]\nFileDescriptorStoreMax=4\nEnvironment=FDSTORE=4\n")
+    start_with("[Service]\nFileDescriptorStoreMax=4\nEnvironment=FDSTORE=4\n")
     with Memory() as memory:
         for number in range(4):
             memory.add(f"ram{number}")

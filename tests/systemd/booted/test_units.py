@@ -64,6 +64,7 @@ def test_files() -> None:
 def test_the_socket_is_enabled() -> None:
     """The socket listens from the boot on, and starts the service with the first client."""
     assert systemctl("is-enabled", "gmemd.socket") == "enabled"
+    systemctl("stop", "gmemd.service")
     assert main_pid() == 0
     with Memory() as memory:
         assert memory.client.execute("query-status")
@@ -72,7 +73,7 @@ def test_the_socket_is_enabled() -> None:
 
 def test_ready() -> None:
     """A start has succeeded only when the daemon answers; its status line says what it holds."""
-    systemctl("start", "gmemd.service")
+    systemctl("restart", "gmemd.service")
     assert (show("ActiveState"), show("SubState")) == ("active", "running")
     with Memory() as memory:
         memory.add("ram0")
