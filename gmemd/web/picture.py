@@ -17,7 +17,7 @@ from gmemd.web.state import State
 from gmemd.web.strip import measure_strip
 
 ROWS: Final = 50  # objects on a page
-EVENTS: Final = 20
+EVENTS: Final = 12
 FRESH: Final = 0.9  # seconds that a measurement of what is shown is good for
 _SWEEP_WAIT: Final = 0.3  # seconds
 _HOLDERS_WAIT: Final = 0.5  # seconds

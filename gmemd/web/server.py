@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -62,8 +63,8 @@ class HttpServer:
         application = web.Application(middlewares=[self._guard])
         for route in routes(self.state.gmemd.schema.commands):
             application.router.add_get(route.path, self._handler(route), allow_head=route.answer != "live")
-        self._runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=30.0,
-                                     shutdown_timeout=_CLOSE_SECONDS)
+        self._runner = web.AppRunner(application, access_log=None, logger=_quiet(), keepalive_timeout=30.0,
+                                     handle_signals=False, shutdown_timeout=_CLOSE_SECONDS)
         await self._runner.setup()
         listener = listen(self._address)
         self.url = url_of(listener)
@@ -159,6 +160,13 @@ class _Refusal(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.close()
+
+
+def _quiet() -> logging.Logger:
+    """A logger that says nothing: aiohttp would give a traceback for everything that is not HTTP."""
+    logger = logging.getLogger("gmemd.web")
+    logger.disabled = True
+    return logger
 
 
 def _check_site(request: web.Request) -> None:

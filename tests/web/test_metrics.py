@@ -1,0 +1,271 @@
+"""The metrics: names and values, how many there are, and what a real Prometheus makes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.daemon import START
+from tests.programs import ROOT, needs
+from tests.web.site import Site
+
+ALERTS = ROOT / "docs/prometheus/alerts.yml"
+DASHBOARD = ROOT / "docs/prometheus/grafana.json"
+SERIES_MAX = 300
+MANY = 10_000
+
+
+def series(site: Site, query: str = "") -> dict[str, float]:
+    """Every series by its name and labels, as written."""
+    return {sample.name + json.dumps(sample.labels, sort_keys=True) if sample.labels else sample.name: sample.value
+            for family in text_string_to_metric_families(site.get("/metrics" + query).text)
+            for sample in family.samples}
+
+
+def one(site: Site, name: str, **labels: str) -> float:
+    return series(site)[name + (json.dumps(labels, sort_keys=True) if labels else "")]
+
+
+def test_the_names_that_were_promised(site: Site) -> None:
+    """Dashboards depend on them."""
+    names = {name.partition("{")[0] for name in series(site)}
+    promised = {"gmemd_build_info", "gmemd_objects", "gmemd_object_size_bytes", "gmemd_object_resident_bytes",
+                "gmemd_fdstore_entries", "gmemd_qmp_commands_total", "gmemd_qmp_command_duration_seconds_bucket",
+                "gmemd_qmp_connections", "gmemd_fds_sent_total", "gmemd_conversions_total",
+                "gmemd_restored_objects_total", "gmemd_event_loop_lag_seconds", "process_resident_memory_bytes"}
+    assert set() == promised - names
+
+
+def test_sizes_and_residency_are_true(site: Site) -> None:
+    """ram0 is allocated, cvm0 empty; a sweep that is older than a second is repeated."""
+    assert 1 << 20 == one(site, "gmemd_object_size_bytes", qom_type="memory-backend-memfd")
+    assert 64 << 12 == one(site, "gmemd_object_size_bytes", qom_type="memory-backend-guest-memfd")
+    assert [1 << 20, 0] == [one(site, "gmemd_object_resident_bytes", visibility=found)
+                            for found in ("shared", "private")]
+
+
+def test_series_for_each_object_only_when_asked(site: Site) -> None:
+    """They take the place of the sums, so that a sum over them is the same."""
+    assert not any('"id"' in name for name in series(site))
+    found = series(site, "?objects=1")
+    sizes = {name: value for name, value in found.items() if name.startswith("gmemd_object_size_bytes")}
+    assert {'gmemd_object_size_bytes{"id": "ram0", "qom_type": "memory-backend-memfd"}': 1 << 20,
+            'gmemd_object_size_bytes{"id": "cvm0", "qom_type": "memory-backend-guest-memfd"}': 64 << 12} == sizes
+
+
+def test_commands_are_counted_by_name_and_result() -> None:
+    """What is no command of the schema is counted as other, whatever it is called."""
+    with Site() as site, site.client() as client:
+        client.execute("query-version")
+        for name in ("no-such", "nor-this", "object-del"):
+            with pytest.raises(Exception, match="not been found|expects|missing"):
+                client.execute(name)
+        _, [fd] = client.execute_fds("memdev-get-fd", {"id": _made(client)})
+        client.execute("memdev-convert", {"id": "g", "offset": 0, "size": 8192, "to": "private"})
+        os.close(fd)
+        found = series(site)
+    count = {name: value for name, value in found.items() if name.startswith("gmemd_qmp_commands_total") and value}
+    assert {("query-version", "ok"): 1, ("other", "error"): 2, ("object-del", "error"): 1, ("object-add", "ok"): 1,
+            ("memdev-get-fd", "ok"): 1, ("memdev-convert", "ok"): 1, ("qmp_capabilities", "ok"): 1} == {
+                (labels["command"], labels["result"]): value for name, value in count.items()
+                for labels in [json.loads(name.removeprefix("gmemd_qmp_commands_total"))]}
+    assert [1, 8192, 1] == [found[name] for name in (
+        'gmemd_conversions_total{"to": "private"}', 'gmemd_converted_bytes_total{"to": "private"}',
+        "gmemd_fds_sent_total")]
+    assert sum(count.values()) == sum(value for name, value in found.items()
+                                      if name.startswith("gmemd_qmp_command_duration_seconds_count"))
+
+
+def _made(client: Any) -> str:
+    client.execute("object-add", {"qom-type": "memory-backend-guest-memfd", "id": "g", "size": 8192})
+    return "g"
+
+
+@needs("promtool")
+@pytest.mark.e2e
+@pytest.mark.parametrize("query", ["", "?objects=1"])
+def test_promtool_finds_nothing_to_blame(site: Site, query: str) -> None:
+    """Names, units and help texts follow Prometheus's conventions."""
+    done = subprocess.run(["promtool", "check", "metrics"], input=site.get("/metrics" + query).body, check=False,
+                          capture_output=True, timeout=START)
+    blame = [line for line in done.stdout.decode().splitlines() + done.stderr.decode().splitlines()
+             if line and not line.startswith("process_")]
+    assert [] == blame
+
+
+@needs("promtool")
+@pytest.mark.e2e
+def test_the_alert_rules_are_rules() -> None:
+    """promtool reads the file that operators copy."""
+    done = subprocess.run(["promtool", "check", "rules", ALERTS], check=False, capture_output=True, timeout=START)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_rules_and_dashboard_ask_for_what_there_is(site: Site) -> None:
+    """Every metric that they name is served."""
+    served = {name.partition("{")[0] for name in series(site)} | {"gmemd_restored_objects_total"}
+    for file in (ALERTS, DASHBOARD):
+        named = set(re.findall(r"\b((?:gmemd|process)_[a-z_]+)\b(?!\.)", file.read_text()))
+        assert set() == {name for name in named if name not in served}, file
+
+
+@pytest.fixture(scope="module")
+def crowd() -> Iterator[Site]:
+    """A daemon with MANY objects, or as many as descriptors are allowed here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with Site(tcp=True) as site:
+            fill(site, min(MANY, hard - 500))
+            yield site
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def fill(site: Site, number: int, prefix: str = "o") -> None:
+    """Make objects, without waiting for each answer."""
+    with site.connect() as sock, sock.makefile("rb") as answers:
+        answers.readline()
+        sock.sendall(b'{"execute":"qmp_capabilities"}\n')
+        answers.readline()
+        for start in range(0, number, 100):
+            numbers = range(start, min(start + 100, number))
+            sock.sendall(b"".join(b'{"execute":"object-add","arguments":{"qom-type":"memory-backend-memfd",'
+                                  b'"id":"%b%d","size":4096}}\n' % (prefix.encode(), found) for found in numbers))
+            for _ in numbers:
+                assert answers.readline() == b'{"return": {}}\r\n'
+
+
+def test_few_series_with_many_objects(crowd: Site, record_property: Any) -> None:
+    """The number of series does not grow with the objects; with ?objects=1 each of them is there."""
+    found = series(crowd)
+    number = int(found['gmemd_objects{"qom_type": "memory-backend-memfd"}'])
+    began = time.monotonic()
+    assert len(crowd.get("/metrics").body) > 0
+    record_property("figure", f"/metrics with {number} objects: {len(found)} series, "
+                              f"{1000 * (time.monotonic() - began):.0f} ms")
+    assert number >= 500
+    assert len(found) <= SERIES_MAX
+    assert number == sum(name.startswith("gmemd_object_size_bytes") for name in series(crowd, "?objects=1"))
+
+
+def test_scrapes_do_not_hold_qmp_up(crowd: Site, record_property: Any) -> None:
+    """With many objects, no ping waits long for a scrape, a page or a list of objects."""
+    with crowd.client() as client:
+        def ping() -> float:
+            began = time.perf_counter()
+            client.execute("query-version")
+            return time.perf_counter() - began
+
+        alone = sorted(ping() for _ in range(300))
+        with ExitStack() as stack:
+            stack.enter_context(_scraping(crowd.url))
+            beside = sorted(ping() for _ in range(1500))
+    record_property("figure", "ping of query-version alone / beside constant scraping: median "
+                              f"{1e3 * alone[150]:.2f} / {1e3 * beside[750]:.2f} ms, p99 "
+                              f"{1e3 * alone[297]:.2f} / {1e3 * beside[1485]:.2f} ms, longest {1e3 * beside[-1]:.1f} ms")
+    assert beside[750] < 0.05
+
+
+def _scraping(url: str) -> subprocess.Popen[bytes]:
+    """A process that asks for metrics, page and objects in turn until it is killed."""
+    class Child(subprocess.Popen[bytes]):
+        def __exit__(self, *_: object) -> None:
+            self.kill()
+            self.wait()
+
+    return Child(["sh", "-c", f"while :; do for path in metrics metrics?objects=1 '' 'api/v1/objects?limit=200'; do "
+                              f"curl -s -o /dev/null '{url}'$path; done; done"])
+
+
+@pytest.fixture(scope="module")
+def prometheus(tcp_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Prometheus that scrapes the daemon every second."""
+    place = tmp_path_factory.mktemp("prometheus")
+    (place / "prometheus.yml").write_text(f"""
+global: {{scrape_interval: 1s, evaluation_interval: 1s}}
+rule_files: [{json.dumps(str(ALERTS))}]
+scrape_configs:
+  - job_name: gmemd
+    static_configs: [{{targets: ["127.0.0.1:{tcp_site.port}"]}}]
+""")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with (place / "log").open("wb") as log:
+        process = subprocess.Popen(
+            ["prometheus", f"--config.file={place}/prometheus.yml", f"--storage.tsdb.path={place}/data",
+             f"--web.listen-address=127.0.0.1:{port}"], stdout=subprocess.DEVNULL, stderr=log)
+    try:
+        yield _answering(f"http://127.0.0.1:{port}", process, place / "log")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answering(url: str, process: subprocess.Popen[bytes], log: Path) -> str:
+    end = time.monotonic() + START
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{url}/-/ready", timeout=START).close()
+            return url
+        except OSError:
+            time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+def ask(prometheus: str, query: str) -> list[Any]:
+    """The result of an instant query, as soon as it has one."""
+    end = time.monotonic() + START
+    while time.monotonic() < end:
+        with urllib.request.urlopen(f"{prometheus}/api/v1/query?query={urllib.parse.quote(query)}") as reply:
+            result: list[Any] = json.load(reply)["data"]["result"]
+        if result:
+            return result
+        time.sleep(0.05)
+    raise AssertionError(f"no answer to {query}")
+
+
+@needs("prometheus")
+@pytest.mark.e2e
+def test_prometheus_scrapes_and_answers(tcp_site: Site, prometheus: str) -> None:
+    """What was made by object-add comes out of a query; rates and quantiles can be computed."""
+    assert "1" == ask(prometheus, 'up{job="gmemd"} == 1')[0]["value"][1]
+    assert str((1 << 20) + (64 << 12)) == ask(prometheus, "sum(gmemd_object_size_bytes)")[0]["value"][1]
+    assert str(1 << 20) == ask(prometheus, 'gmemd_object_resident_bytes{visibility="shared"} > 0')[0]["value"][1]
+    assert "simulated" == ask(prometheus, "gmemd_build_info")[0]["metric"]["kernel"]
+    with tcp_site.client() as client:
+        for _ in range(10):
+            client.execute("query-version")
+        assert ask(prometheus, 'rate(gmemd_qmp_commands_total{command="query-version"}[1m]) > 0')
+        quantile = 'histogram_quantile(0.9, sum by (le) (rate(gmemd_qmp_command_duration_seconds_bucket[1m]))) > 0'
+        assert ask(prometheus, quantile)
+
+
+@needs("prometheus")
+@pytest.mark.e2e
+def test_prometheus_takes_the_alert_rules(prometheus: str) -> None:
+    """They are loaded and evaluated without error, and a daemon that is well raises none."""
+    ask(prometheus, "gmemd_ready == 1")
+    end = time.monotonic() + START
+    while time.monotonic() < end:
+        with urllib.request.urlopen(f"{prometheus}/api/v1/rules") as reply:
+            [group] = json.load(reply)["data"]["groups"]
+        if all(rule["health"] == "ok" for rule in group["rules"]):
+            break
+        time.sleep(0.05)
+    assert {"ok"} == {rule["health"] for rule in group["rules"]}
+    assert [] == [rule["name"] for rule in group["rules"] if rule["state"] == "firing"]

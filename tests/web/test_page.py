@@ -1,0 +1,226 @@
+"""The status page in a real browser, and what of it needs none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.programs import needs
+from tests.web.chromium import chromium, emulate
+from tests.web.site import Site
+from tests.web.test_metrics import fill
+
+SECOND = 1.0
+PATIENCE = 20.0  # seconds; a loaded machine
+
+pytestmark = [pytest.mark.e2e, needs("chromium"), needs("chromedriver")]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as driver:
+        yield driver
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """An empty daemon."""
+    with Site(tcp=True) as made:
+        yield made
+
+
+def wait_until(browser: Any, script: str, *arguments: Any) -> float:
+    """Wait until a script's value is true; return how long that took."""
+    began = time.monotonic()
+    while not browser.execute_script(script, *arguments):
+        assert time.monotonic() < began + PATIENCE, browser.page_source
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def open_live(browser: Any, url: str) -> None:
+    emulate(browser)
+    browser.get(url)
+    wait_until(browser, "return document.getElementById('live').className === 'on'")
+
+
+def complaints(browser: Any) -> list[str]:
+    """What the browser has written to its console: refused by the policy, failed requests, errors of scripts."""
+    return [entry["message"] for entry in browser.get_log("browser")]
+
+
+def add(client: Any, name: str, kind: str = "memfd", size: int = 64 << 12, **more: Any) -> None:
+    client.execute("object-add", {"qom-type": f"memory-backend-{kind}", "id": name, "size": size, **more})
+
+
+def test_an_object_appears_within_a_second(site: Site, browser: Any) -> None:
+    """object-add shows on an open page without reloading, and so does object-del."""
+    with site.client() as client:
+        open_live(browser, site.url)
+        assert "Nothing here yet" in browser.find_element("css selector", "#objects").text
+        add(client, "ram0")
+        assert wait_until(browser, "return !!document.getElementById('o-ram0')") < SECOND
+        assert "1" == browser.find_element("css selector", "#summary div:nth-child(2) dd").text
+        client.execute("object-del", {"id": "ram0"})
+        assert wait_until(browser, "return !document.getElementById('o-ram0')") < SECOND
+    assert [] == complaints(browser)
+
+
+def test_a_conversion_recolours_the_strip(site: Site, browser: Any) -> None:
+    """What becomes private is drawn private, in its place; the words say the same."""
+    with site.client() as client:
+        add(client, "cvm0", "guest-memfd", prealloc=True)
+        open_live(browser, site.url)
+        strip = "return document.querySelector('#o-cvm0 .strip .%s')?.getAttribute('d') || ''"
+        wait_until(browser, "return document.querySelector('#o-cvm0 .strip .shared')")
+        client.execute("memdev-convert", {"id": "cvm0", "offset": 16 << 12, "size": 16 << 12, "to": "private"})
+        assert wait_until(browser, strip % "private-absent") < SECOND
+        assert "M16 0h16v16h-16z" == browser.execute_script(strip % "private-absent")
+        wait_until(browser, "return document.querySelector('#o-cvm0 .strip .shared').getAttribute('d')"
+                            " === 'M0 0h16v16h-16zM32 0h32v16h-32z'")
+        label = browser.find_element("css selector", "#o-cvm0 .strip").get_attribute("aria-label")
+        assert "Pages: 75 % shared in memory, 25 % private and absent" == label
+        client.execute("memdev-convert", {"id": "cvm0", "offset": 0, "size": 64 << 12, "to": "shared"})
+        wait_until(browser, "return !document.querySelector('#o-cvm0 .strip .private-absent')")
+    assert [] == complaints(browser)
+
+
+def test_what_is_open_or_has_the_focus_stays_so(site: Site, browser: Any) -> None:
+    """An update of a row neither closes its details nor takes the keyboard away."""
+    with site.client() as client:
+        add(client, "cvm0", "guest-memfd")
+        open_live(browser, site.url)
+        summary = browser.find_element("css selector", "#o-cvm0 details[data-key=survives] summary")
+        summary.click()
+        browser.execute_script("(window.old = arguments[0]).focus()", summary)
+        client.execute("memdev-convert", {"id": "cvm0", "offset": 0, "size": 4096, "to": "private"})
+        wait_until(browser, "return !window.old.isConnected")
+        details = browser.find_element("css selector", "#o-cvm0 details[data-key=survives]")
+        assert details.get_attribute("open")
+        assert "power loss" in details.text
+        assert browser.execute_script("return document.activeElement.closest('details') === arguments[0]", details)
+
+
+def test_the_page_works_without_javascript(site: Site, browser: Any) -> None:
+    """Everything is in the document: the search and the pages are a form and links."""
+    fill(site, 120)
+    emulate(browser, scripts=False)
+    try:
+        browser.get(site.url)
+        assert 50 == len(browser.find_elements("css selector", "#rows tr"))
+        browser.find_element("link text", "Next").click()
+        assert "o50" == browser.find_element("css selector", "#rows th").text.split()[0]
+        browser.find_element("css selector", "input[name=q]").send_keys("o11")
+        browser.find_element("css selector", "form button").click()
+        assert 11 == len(browser.find_elements("css selector", "#rows tr"))
+        assert "1 to 11 of 11" in browser.find_element("id", "paging").text
+    finally:
+        emulate(browser)
+
+
+def test_nothing_is_fetched(site: Site, browser: Any) -> None:
+    """The document, its stream, and nothing else; not from elsewhere either."""
+    open_live(browser, site.url)
+    loaded = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert [] == [name for name in loaded if name != site.url + "live"]
+    assert [] == complaints(browser)
+
+
+def test_strange_names_are_only_text(site: Site, browser: Any) -> None:
+    """What a client can put into the page is shown, not run."""
+    with site.client() as client:
+        add(client, "ram0")
+        for path in ("?q=%3Cscript%3Ealert(1)%3C/script%3E", "?q=%22%20onfocus=alert(1)%20autofocus=%22"):
+            browser.get(site.url + path)
+            assert 1 == browser.execute_script("return document.scripts.length")
+            assert not browser.find_element("css selector", "input[name=q]").get_attribute("onfocus")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_both_schemes(site: Site, browser: Any, scheme: str) -> None:
+    """Ordinary and dim text have the contrast that WCAG asks for (4.5 to 1)."""
+    open_live(browser, site.url)
+    emulate(browser, scheme=scheme)
+    colours = browser.execute_script("""
+        const style = getComputedStyle(document.documentElement);
+        return Object.fromEntries(["ink", "dim", "link", "good", "bad", "card", "back"].map(
+            name => [name, style.getPropertyValue("--" + name).trim()]));""")
+    for text in ("ink", "dim", "link", "good", "bad"):
+        for ground in ("card", "back"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    emulate(browser)
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours (#rgb or #rrggbb) by WCAG 2.2."""
+    light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    digits = colour.lstrip("#")
+    digits = "".join(digit * 2 for digit in digits) if len(digits) == 3 else digits
+    parts = [int(digits[place:place + 2], 16) / 255 for place in (0, 2, 4)]
+    red, green, blue = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_it_fits_a_phone(site: Site, browser: Any) -> None:
+    """At 360 pixels nothing has to be scrolled sideways."""
+    with site.client() as client:
+        add(client, "an-object-with-quite-a-long-name.of-a-virtual-machine.example.org", "guest-memfd")
+        emulate(browser, width=360, height=780)
+        try:
+            browser.get(site.url)
+            wait_until(browser, "return document.getElementById('live').className === 'on'")
+            assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        finally:
+            browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_it_makes_sense_to_a_screen_reader(site: Site, browser: Any) -> None:
+    """Landmarks, headings, a table with headers and a name for every picture and control."""
+    with site.client() as client:
+        add(client, "ram0")
+        open_live(browser, site.url)
+        wait_until(browser, "return !!document.getElementById('o-ram0')")
+    nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    found = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
+    roles = {role for role, _ in found}
+    assert {"banner", "main", "contentinfo", "navigation", "search", "table", "columnheader", "rowheader"} <= roles
+    unnamed = [role for role, name in found if role in ("image", "link", "button", "searchbox", "combobox") and not name]
+    assert [] == unnamed
+    assert ("image", "Pages: 100 % shared and absent") in found
+
+
+def test_many_objects_stay_usable_by_paging(browser: Any, record_property: Any) -> None:
+    """With 10,000 objects the page shows 50, quickly, and each of them can be reached."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with Site(tcp=True) as site:
+            number = min(10_000, hard - 500)
+            fill(site, number)
+            began = time.monotonic()
+            open_live(browser, site.url)
+            record_property("figure", f"the page with {number} objects is live after {time.monotonic() - began:.2f} s, "
+                                      f"{len(site.get('/').body) >> 10} KiB")
+            assert 50 == len(browser.find_elements("css selector", "#rows tr"))
+            assert f"1 to 50 of {number:,}" in browser.find_element("id", "paging").text
+            browser.find_element("id", "last").click()
+            wait_until(browser, "return !!document.getElementById(arguments[0])", f"o-o{number - 1}")
+            browser.find_element("css selector", "input[name=q]").send_keys(f"o{number - 2}")
+            browser.find_element("css selector", "form button").click()
+            wait_until(browser, "return document.querySelectorAll('#rows tr').length === 1")
+            with site.client() as client:
+                add(client, f"o{number - 2}x")
+            assert wait_until(browser, "return document.querySelectorAll('#rows tr').length === 2") < 2 * SECOND
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
