@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +31,7 @@ from gmemd.lab import Lab, LabKernel, LabNotifier
 from gmemd.persist.custody import Flush, NotKept
 from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
+from gmemd.persist.waits import Wait
 from gmemd.qmp.listener import Listener, bind_unix
 from gmemd.qmp.monitor import Monitor
 from gmemd.schema.validate import Schema
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 # The dialect that is spoken: QEMU 11.1.
 QEMU_VERSION = {"major": 11, "minor": 1, "micro": 0}
+
+_RETRY_SECONDS = 30.0
 
 Waiting = list[tuple[list[Change], Callable[[], None]]]
 
@@ -116,6 +120,7 @@ class Daemon:
                 log.info("serving HTTP", url=self._http.url)
             self._manager.serve(self._loop, gmemd)
             self._ready()
+            self._loop.call_later(_RETRY_SECONDS, self._retry)
             await self._stopped.wait()
         finally:
             await self._close()
@@ -218,18 +223,19 @@ class Daemon:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Start a flush for all that wait, or stop when nobody does."""
+        """Start a flush for all that wait, or stop when there is nothing to do."""
         waiting, self._unsettled = self._unsettled, []
-        if not waiting:
+        custody = self._gmemd.custody
+        if custody is None or not (waiting or custody.dirty):
             self._flushing = False
             return
-        assert self._gmemd.custody is not None
-        self._drive(self._gmemd.custody.flush(), None, waiting)
+        flush = custody.flush()
+        self._drive(flush, partial(next, flush), waiting)
 
-    def _drive(self, flush: Flush, there: bool | None, waiting: Waiting) -> None:
+    def _drive(self, flush: Flush, advance: Callable[[], Wait], waiting: Waiting) -> None:
         """Carry a flush on to the next thing it waits for, or to its end."""
         try:
-            wait = next(flush) if there is None else flush.send(there)
+            wait = advance()
         except StopIteration:
             self._flushed(waiting, None)
             return
@@ -241,10 +247,22 @@ class Daemon:
         def resume(there: bool) -> None:
             timer.cancel()
             (loop.remove_reader if wait.what == "readable" else loop.remove_writer)(fd)
-            self._drive(flush, there, waiting)
+            self._drive(flush, partial(flush.send, there), waiting)
 
         timer = loop.call_later(wait.timeout, resume, False)
-        (loop.add_reader if wait.what == "readable" else loop.add_writer)(fd, resume, True)
+        try:
+            (loop.add_reader if wait.what == "readable" else loop.add_writer)(fd, resume, True)
+        except OSError as exc:
+            timer.cancel()
+            self._drive(flush, partial(flush.throw, exc), waiting)
+
+    def _retry(self) -> None:
+        """Now and then have done what an earlier flush could not do."""
+        if self._gmemd.custody is not None and not self._gmemd.stopping:
+            self._gmemd.custody.retry()
+            if self._gmemd.custody.dirty:
+                self._settle([], lambda: None)
+            self._loop.call_later(_RETRY_SECONDS, self._retry)
 
     def _flushed(self, waiting: Waiting, error: NotKept | None) -> None:
         """Finish the changes of a flush, undo those that did not happen, let the replies go, go on."""
