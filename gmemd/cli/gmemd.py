@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, os_errors
 
 if TYPE_CHECKING:
     from gmemd.web.address import Address
@@ -18,7 +18,10 @@ DEFAULT_SOCKET = "qmp.sock"
 
 
 def runtime_directory() -> str:
-    """Where the socket and the state are by default: /run/gmemd as root, else below $XDG_RUNTIME_DIR."""
+    """Where the socket and the state are by default: what systemd names, /run/gmemd as root, else $XDG_RUNTIME_DIR."""
+    given = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    if given:
+        return given
     if os.getuid() == 0:
         return "/run/gmemd"
     base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
@@ -68,13 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from gmemd.schema.compile import main as schema_main
 
         return schema_main(arguments[1:])
-    if "--keeper" in arguments:
-        from gmemd.persist.keeper import run_keeper
-
-        return run_keeper(keeper_arguments(arguments))
-    options = _parser().parse_args(arguments)
     try:
-        return _run(options)
+        if "--keeper" in arguments:
+            from gmemd.persist.keeper import run_keeper
+
+            return run_keeper(keeper_arguments(arguments))
+        return _run(_parser().parse_args(arguments))
     except QmpError as exc:
         print(f"gmemd: {exc.desc}", file=sys.stderr)
         return 1
@@ -118,7 +120,8 @@ def _run(options: argparse.Namespace) -> int:
 def default_socket() -> str:
     """The path of the default socket, whose directory is there."""
     directory = runtime_directory()
-    os.makedirs(directory, mode=0o750, exist_ok=True)
+    with os_errors(f"cannot make the runtime directory {directory}; --qmp names another place"):
+        os.makedirs(directory, mode=0o750, exist_ok=True)
     return os.path.join(directory, DEFAULT_SOCKET)
 
 
