@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gmemd.errors import QmpError
@@ -28,6 +29,16 @@ BASE_ORDER = ("share", "size", "dump", "prealloc-threads", "x-use-canonical-path
               "prealloc-context", "prealloc", "reserve", "host-nodes", "merge")
 
 _MEMDEV_MEMBERS = ("share", "reserve", "prealloc", "host-nodes", "size", "merge", "dump", "policy")
+
+
+@dataclass(frozen=True)
+class Enforcer:
+    """A process whose mapping of an object gmemd lets fault where the object is private; owns `fd`."""
+
+    pid: int
+    address: int
+    fd: int  # its userfaultfd
+    end: Callable[[], None]  # ends the watch for its end
 
 
 class HostMemoryBackend:
@@ -53,6 +64,7 @@ class HostMemoryBackend:
     handed_out = 0
     foreign = False  # somebody may have had it before this process did
     lease: Lease | None = None
+    enforcers: tuple[Enforcer, ...] = ()  # mappings in which private pages fault; shared ones are then all there
     visibility: RangeMap | None = None  # what is private and what shared; None: it is no guest_memfd
     private_fd = -1  # a memfd with the private bytes that were preserved; -1: none
     busy = ""  # what a worker is doing with the contents; "": nothing
@@ -135,6 +147,12 @@ class HostMemoryBackend:
             raise QmpError("qemu_prealloc_mem: preallocating memory failed: "
                            f"{os.strerror(exc.errno or 0)}") from exc
 
+    def drop(self, enforcer: Enforcer) -> None:
+        """Let go of one who cooperated; with the last copy of its fd its pages fault no more."""
+        self.enforcers = tuple(one for one in self.enforcers if one is not enforcer)
+        enforcer.end()
+        os.close(enforcer.fd)
+
     def check_idle(self) -> None:
         """Refuse while a worker is at the contents."""
         if self.busy:
@@ -144,6 +162,8 @@ class HostMemoryBackend:
         """Give the memory back, as far as this process holds it."""
         if self.lease is not None:
             self.lease.end()
+        for enforcer in self.enforcers:
+            self.drop(enforcer)
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1

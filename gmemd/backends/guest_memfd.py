@@ -77,6 +77,8 @@ def convert(backend: HostMemoryBackend, kernel: Kernel, offset: int, size: int, 
         if preserve and to is PRIVATE:
             _keep_aside(backend, kernel, parts)
         kernel.convert(backend.fd, offset, size, parts, private=to)
+        if to is SHARED:
+            fill(backend, kernel, parts)
     except OSError:
         if to is PRIVATE:
             _forget(backend, kernel, parts)
@@ -89,6 +91,21 @@ def convert(backend: HostMemoryBackend, kernel: Kernel, offset: int, size: int, 
                     copy_in(backend.private_fd, backend.fd, found, count)
             kernel.punch_hole(backend.private_fd, start, length)
     return sum(length for _, length in parts)
+
+
+def fill(backend: HostMemoryBackend, kernel: Kernel, parts: list[tuple[int, int]]) -> None:
+    """Allocate parts where a missing page would fault though it is shared; all of them or, on OSError, none."""
+    if not backend.enforcers:
+        return
+    done: list[tuple[int, int]] = []
+    try:
+        for start, length in parts:
+            done.append((start, length))
+            kernel.populate(backend.fd, start, length, 1)
+    except OSError:
+        for start, length in done:
+            kernel.punch_hole(backend.fd, start, length)
+        raise
 
 
 def _forget(backend: HostMemoryBackend, kernel: Kernel, parts: list[tuple[int, int]]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Iterator
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.backends.guest_memfd import convert
+from gmemd.backends.guest_memfd import convert, fill
 from gmemd.commands.context import Caller, Change, Gmemd, in_thread, store_record, updated
 from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.base import PageInUse, check_inside
@@ -21,7 +21,7 @@ _AT_ONCE = 16 << 20  # bytes that may be preserved on the event loop
 def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend, _, size = _part(gmemd, arguments)
     _visibility(backend)
-    if arguments["preserve"] and size > _AT_ONCE:
+    if (arguments["preserve"] or backend.enforcers) and size > _AT_ONCE:
         return _convert_in_thread(gmemd, backend, arguments)
     with _store_room(gmemd, backend, arguments) as store:
         undo = _undo(gmemd, backend, arguments)
@@ -145,6 +145,9 @@ def _discard(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int) -
         gmemd.kernel.punch_hole(backend.fd, backend.offset + offset, size)
         if backend.private_fd >= 0:
             gmemd.kernel.punch_hole(backend.private_fd, offset, size)
+        if backend.visibility is not None:
+            fill(backend, gmemd.kernel, [(start, length) for start, length, state
+                                         in backend.visibility.ranges(offset, size) if state is SHARED])
 
 
 def _part(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[HostMemoryBackend, int, int]:

@@ -13,6 +13,7 @@ from typing import Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Change, Gmemd, WithFds, settled, updated
 from gmemd.commands.memdev import delete, describe_memory
+from gmemd.commands.processes import watch
 from gmemd.errors import QmpError, os_errors
 from gmemd.lease import Lease, command_name, start_time
 
@@ -123,27 +124,11 @@ def _resume(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> None:
 
 
 def _watch(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> bool:
-    """Have the loop wait for the holder's end; False when it has ended already."""
-    try:
-        pidfd = os.pidfd_open(lease.pid)
-    except OSError:
+    """Wait for the holder's end; False when it has ended already."""
+    end = watch(lease.pid, lease.start, lambda: _orphaned(gmemd, backend, lease))
+    if end is None:
         return False
-    if start_time(lease.pid) != lease.start:  # asked after opening: the pidfd cannot change hands
-        os.close(pidfd)
-        return False
-    loop = asyncio.get_running_loop()
-
-    def end() -> None:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
-        lease.end = lambda: None
-
-    def ended() -> None:
-        end()
-        _orphaned(gmemd, backend, lease)
-
     lease.end = end
-    loop.add_reader(pidfd, ended)
     return True
 
 

@@ -1,0 +1,75 @@
+"""Private pages that fault: the cooperation of a holder that hands over its userfaultfd."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any
+
+from gmemd.backends.base import Enforcer, HostMemoryBackend
+from gmemd.commands.context import Caller, Gmemd, in_thread
+from gmemd.commands.processes import watch
+from gmemd.errors import QmpError, os_errors
+from gmemd.kernel.userfault import UFFD_FEATURE_SIGBUS, can_miss, features, is_mapped, register
+from gmemd.lease import start_time
+from gmemd.ranges import SHARED
+
+
+def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+    backend, name, address = gmemd.objects.find(arguments["id"]), arguments["fdname"], arguments["address"]
+    backend.check_idle()
+    if backend.visibility is None:
+        raise QmpError(f"object '{backend.id}' is no guest_memfd")
+    if not can_miss(backend.fd):
+        raise QmpError(f"object '{backend.id}' is a real guest_memfd: userfaultfd cannot make its pages fault")
+    with os_errors("cannot look at the descriptor"):
+        found = features(gmemd.named_fds.look(name))
+    if found is None or not found & UFFD_FEATURE_SIGBUS:
+        raise QmpError(f"the descriptor '{name}' is no userfaultfd with UFFD_FEATURE_SIGBUS")
+    start = start_time(caller.pid)
+    if start is None or not is_mapped(caller.pid, backend.fd, address, backend.memory_size):
+        raise QmpError(f"object '{backend.id}' is not mapped as a whole at {address:#x} in process {caller.pid}")
+    fd = gmemd.named_fds.take(name)
+    backend.busy = "its shared pages are being allocated"
+    return _enforce(gmemd, backend, fd, address, caller.pid, start)
+
+
+async def _enforce(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: int, pid: int,
+                   start: int) -> dict[str, Any]:
+    """Take the descriptor `fd` into service; it is closed when that fails."""
+
+    def drop() -> None:
+        if enforcer in backend.enforcers:
+            backend.drop(enforcer)
+
+    end = watch(pid, start, drop)
+    enforcer = Enforcer(pid, address, fd, end or (lambda: None))
+    backend.enforcers += (enforcer,)
+    try:
+        if end is None:
+            raise QmpError(f"process {pid} has ended")
+        with os_errors(f"cannot let private pages of '{backend.id}' fault"):
+            await in_thread(_begin, gmemd, backend, enforcer)
+    except BaseException:
+        drop()
+        raise
+    finally:
+        backend.busy = ""
+    return {}
+
+
+def _begin(gmemd: Gmemd, backend: HostMemoryBackend, enforcer: Enforcer) -> None:
+    """Allocate what is shared, have missing pages fault, and let go of what private ones have pages."""
+    assert backend.visibility is not None
+    ranges = list(backend.visibility.ranges())
+    for start, length, state in ranges:
+        if state is SHARED:
+            gmemd.kernel.populate(backend.fd, start, length, 1)
+    register(enforcer.fd, enforcer.address, backend.memory_size)
+    for start, length, state in ranges:
+        if state is not SHARED:
+            gmemd.kernel.punch_hole(backend.fd, start, length)
+
+
+def query_memdev_enforcers(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"id": backend.id, "pid": one.pid, "address": one.address}
+            for backend in gmemd.objects for one in backend.enforcers]

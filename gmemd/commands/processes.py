@@ -1,0 +1,39 @@
+"""Watching for the end of other processes, from the event loop, by pidfd."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+from gmemd.lease import start_time
+
+
+def watch(pid: int, start: int, ended: Callable[[], None]) -> Callable[[], None] | None:
+    """Call `ended` once when the process of that id and start time has ended; None: it has already.
+
+    What is returned ends the watch. It is called by itself before `ended`.
+    """
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:
+        return None
+    if start_time(pid) != start:  # asked after opening: the pidfd cannot change hands
+        os.close(pidfd)
+        return None
+    loop = asyncio.get_running_loop()
+    watching = True
+
+    def end() -> None:
+        nonlocal watching
+        if watching:
+            watching = False
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+
+    def readable() -> None:
+        end()
+        ended()
+
+    loop.add_reader(pidfd, readable)
+    return end

@@ -1,0 +1,62 @@
+"""Another process's userfaultfd, handed over: what it can do, and registering that process's memory with it.
+
+The ioctls work on the address space of the process that made the descriptor, whoever calls them.
+With UFFD_FEATURE_SIGBUS nobody has to answer faults: a touch of a missing page is SIGBUS, of a system call
+EFAULT (userfaultfd(2); linux/userfaultfd.h).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from struct import Struct
+
+from . import syscalls, uapi
+
+UFFDIO_REGISTER = 0xC020AA00
+UFFDIO_REGISTER_MODE_MISSING = 1 << 0
+UFFD_FEATURE_SIGBUS = 1 << 7
+
+_pack_register = Struct("<QQQQ").pack  # start, bytes, mode, ioctls (out)
+
+
+def features(fd: int) -> int | None:
+    """Return the features that a userfaultfd was opened with; None for any other descriptor."""
+    if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[userfaultfd]":
+        return None
+    with open(f"/proc/self/fdinfo/{fd}") as info:
+        for line in info:
+            if line.startswith("API:"):
+                return int(line.split(":")[2], 16)
+    return None
+
+
+def can_miss(fd: int) -> bool:
+    """Tell whether missing pages of a file can be made to fault: those of a memfd, not of a guest_memfd (6.18)."""
+    return syscalls.filesystem(fd)[0] in (uapi.TMPFS_MAGIC, uapi.HUGETLBFS_MAGIC)
+
+
+def register(fd: int, address: int, size: int) -> None:
+    """Have missing pages of a mapping fault. EINVAL: nothing fit is mapped there. ESRCH: the process is gone."""
+    fcntl.ioctl(fd, UFFDIO_REGISTER, bytearray(_pack_register(address, size, UFFDIO_REGISTER_MODE_MISSING, 0)), True)
+
+
+def is_mapped(pid: int, fd: int, address: int, size: int) -> bool:
+    """Tell whether a process has mapped a file from its begin, shared and for at least so many bytes, at an address.
+
+    False also where the process may not be looked at.
+    """
+    status = os.fstat(fd)
+    file = (f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}", str(status.st_ino))
+    reached = 0
+    try:
+        with open(f"/proc/{pid}/maps") as maps:
+            for line in maps:
+                place, mode, offset, *rest = line.split()
+                start, end = (int(part, 16) for part in place.split("-"))
+                if start == address + reached and (rest[0], rest[1]) == file and "s" in mode \
+                        and int(offset, 16) == reached:
+                    reached = end - address
+    except OSError:
+        return False
+    return reached >= size
