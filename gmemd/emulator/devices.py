@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 ALIGNMENT = 2 << 20  # bytes: dimms and virtio-mem begin at huge pages
 BLOCK = 2 << 20  # bytes: virtio-mem's block, unless told otherwise
 
+_BALLOON_STATS = tuple(f"stat-{name}" for name in (
+    "swap-in", "swap-out", "major-faults", "minor-faults", "free-memory", "total-memory", "available-memory",
+    "disk-caches", "htlb-pgalloc", "htlb-pgfail"))
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*")
 
 DEVICE_TYPES: dict[str, dict[str, str]] = {
@@ -226,6 +229,12 @@ class Balloon(Device):
             raise QmpError("Only one balloon device is supported")
         self.actual = machine.base_memory
 
+    def properties(self) -> dict[str, tuple[str, Any]]:
+        """No guest tells its figures: all are unknown."""
+        stats = dict.fromkeys(_BALLOON_STATS, (1 << 64) - 1)
+        return {"guest-stats": ("guest statistics", {"stats": stats, "last-update": 0}),
+                "guest-stats-polling-interval": ("int", 0)}
+
 
 _CLASSES: dict[str, type[Device]] = {"pc-dimm": Dimm, "virtio-mem-pci": VirtioMem, "virtio-balloon-pci": Balloon}
 
@@ -235,6 +244,8 @@ def make_device(machine: Machine, arguments: dict[str, Any], *, hotplugged: bool
     driver = arguments["driver"]
     if driver in machine.abstract:
         raise QmpError("Parameter 'driver' expects a non-abstract device type")
+    if driver == "nvdimm":
+        raise QmpError("nvdimm is not enabled: missing 'nvdimm' in '-M'")
     if driver not in _CLASSES and hotplugged:
         raise QmpError(f"'{driver}' is not a valid device model name")
     device_id = arguments.get("id")

@@ -14,8 +14,11 @@ from gmemd.qmp.client import Client, ProtocolError
 
 TIMEOUT = 600.0  # seconds: preallocation takes its time
 
+# What only the emulator knows.
+_OF_OURS = frozenset({"prealloc-context", "pmem"})
+
 # What may differ from an earlier run: how the memory is prepared, not what it is.
-_OF_NO_MOMENT = frozenset({"id", "qom-type", "prealloc", "prealloc-threads", "prealloc-context", "dump", "merge",
+_OF_NO_MOMENT = frozenset({"id", "qom-type", "prealloc", "prealloc-threads", "dump", "merge",
                            "x-use-canonical-path-for-ramblock-id"})
 
 
@@ -39,7 +42,7 @@ class Domain:
         """
         object_id = arguments["id"]
         daemon_id = self.daemon_id(object_id)
-        wanted = {name: value for name, value in arguments.items() if name != "prealloc-context"} | {"id": daemon_id}
+        wanted = {name: value for name, value in arguments.items() if name not in _OF_OURS} | {"id": daemon_id}
         try:
             with self._connect() as client:
                 if not _found(client, wanted):

@@ -12,6 +12,7 @@ from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.daemon import Daemon, Options
 from gmemd.emulator.commandline import Chardev, CommandLine
 from gmemd.emulator.commands import human, memory, runstate, system
+from gmemd.emulator.devices import follow_requests
 from gmemd.emulator.domain import Domain
 from gmemd.emulator.machine import Machine, machine_of
 from gmemd.errors import QmpError
@@ -34,31 +35,15 @@ class Emulator(Daemon):
         self._tell_ready = ready
 
     def _make_gmemd(self) -> Gmemd:
-        gmemd, line = super()._make_gmemd(), self._line
-        dump, merge = (line.machine.get(name, "on") != "off" for name in ("dump-guest-core", "mem-merge"))
-        gmemd.schema.set_defaults(dump=dump, merge=merge)
-        domain = Domain(self._socket_path, line.uuid, line.name) if self._socket_path else None
-        gmemd.machine = Machine(gmemd, line, domain)
+        gmemd = super()._make_gmemd()
+        put_machine(gmemd, self._line, self._socket_path)
         return gmemd
 
     def _make_dispatcher(self) -> Dispatcher:
-        return Dispatcher(self._gmemd, (*MODULES, runstate, system, memory, human))
+        return make_dispatcher(self._gmemd)
 
     async def _make_objects(self, dispatcher: Dispatcher) -> None:
-        """Make objects, then the machine's memory, then devices, as QEMU does whatever the order of the words."""
-        gmemd, line = self._gmemd, self._line
-        machine = machine_of(gmemd)
-        for spec in line.objects:
-            await _named(f"-object {spec}", dispatcher, "object-add", parse_object(spec, gmemd.schema))
-        for object_id in machine.ram_ids():
-            if gmemd.objects.get(object_id) is None:
-                await dispatcher.at_start("object-add", {"qom-type": "memory-backend-ram", "id": object_id,
-                                                         "size": machine.base_memory})
-            machine.take(object_id)
-        machine.status = "starting"
-        for arguments in line.devices:
-            await _named(f"-device {arguments['driver']}", dispatcher, "device_add", arguments)
-        machine.status = "prelaunch" if line.paused else "running"
+        await build(dispatcher, self._line)
 
     def _listen(self, dispatcher: Dispatcher, passed: list[socket.socket]) -> None:
         for monitor in self._line.monitors:
@@ -75,6 +60,36 @@ class Emulator(Daemon):
         if self._line.pidfile:
             with contextlib.suppress(OSError):
                 os.unlink(self._line.pidfile)
+
+
+def put_machine(gmemd: Gmemd, line: CommandLine, socket_path: str) -> None:
+    """Put the machine of a command line around a gmemd whose schema is emulator.json; `socket_path` is GMEMD_SOCKET."""
+    dump, merge = (line.machine.get(name, "on") != "off" for name in ("dump-guest-core", "mem-merge"))
+    gmemd.schema.set_defaults(dump=dump, merge=merge)
+    gmemd.machine = Machine(gmemd, line, Domain(socket_path, line.uuid, line.name) if socket_path else None)
+
+
+def make_dispatcher(gmemd: Gmemd) -> Dispatcher:
+    """The commands of gmemd and of the machine."""
+    return Dispatcher(gmemd, (*MODULES, runstate, system, memory, human))
+
+
+async def build(dispatcher: Dispatcher, line: CommandLine) -> None:
+    """Make objects, then the machine's memory, then devices, as QEMU does whatever the order of the words."""
+    gmemd = dispatcher.gmemd
+    machine = machine_of(gmemd)
+    machine.status = "starting"
+    for spec in line.objects:
+        await _named(f"-object {spec}", dispatcher, "object-add", parse_object(spec, gmemd.schema))
+    for object_id in machine.ram_ids():
+        if gmemd.objects.get(object_id) is None:
+            ram = {"qom-type": "memory-backend-ram", "id": object_id, "size": machine.base_memory}
+            await dispatcher.at_start("object-add", ram)
+        machine.take(object_id)
+    for arguments in line.devices:
+        await _named(f"-device {arguments['driver']}", dispatcher, "device_add", arguments)
+    machine.status = "prelaunch" if line.paused else "running"
+    follow_requests(machine)
 
 
 async def _named(option: str, dispatcher: Dispatcher, command: str, arguments: dict[str, object]) -> None:

@@ -1,0 +1,121 @@
+"""An emulator without sockets, and one as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from gmemd.commands.context import Gmemd
+from gmemd.daemon import QEMU_VERSION
+from gmemd.emulator.commandline import parse
+from gmemd.emulator.process import build, make_dispatcher, put_machine
+from gmemd.errors import QmpError
+from gmemd.kernel.choose import choose_kernel
+from gmemd.qmp.client import Client
+from gmemd.qmp.session import Request, Session
+from gmemd.schema.validate import Schema
+from tests.daemon import Server
+
+MIB = 1 << 20
+PC = ("-machine", "pc", "-m", "size=64M,slots=2,maxmem=1G")
+
+
+class Machine:
+    """An emulator that runs commands as one client, inside a running event loop; its events are in `events`."""
+
+    def __init__(self, *argv: str, kernel: str = "simulated", socket: str = "") -> None:
+        self._line = parse(argv)
+        self.gmemd = Gmemd(schema=Schema.load("emulator.json"), kernel=choose_kernel(kernel), name=self._line.name,
+                           uuid=self._line.uuid, version={"qemu": QEMU_VERSION, "package": "test"})
+        self.gmemd.emit = lambda name, data: self.events.append((name, data))
+        self.gmemd.stop = lambda: setattr(self, "stopped", True)
+        put_machine(self.gmemd, self._line, socket)
+        self.dispatcher = make_dispatcher(self.gmemd)
+        self.session = Session(self.gmemd.version)
+        self.session.negotiate([])
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.stopped = False
+        self.uid, self.pid = os.getuid(), os.getpid()
+
+    async def start(self) -> Machine:
+        """Make objects, machine and devices of the command line; QmpError when that is refused."""
+        await build(self.dispatcher, self._line)
+        return self
+
+    def take_fd(self) -> int:
+        raise QmpError("No file descriptor supplied via SCM_RIGHTS")
+
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        """The result of a command."""
+        result = self.dispatcher.run(Request(command, arguments or {}, None), self.session, self)
+        return await result if asyncio.iscoroutine(result) else result
+
+    async def run(self, command: str, /, **arguments: Any) -> Any:
+        """The result of a command; its arguments with underscores for hyphens."""
+        return await self.execute(command, {name.replace("_", "-"): value for name, value in arguments.items()})
+
+    async def refusal(self, command: str, /, **arguments: Any) -> str:
+        """The sentence with which a command is refused."""
+        with pytest.raises(QmpError) as caught:
+            await self.run(command, **arguments)
+        return caught.value.desc
+
+    async def wait_event(self, name: str) -> dict[str, Any]:
+        """The first event of that name, now or soon."""
+        async with asyncio.timeout(10):
+            while True:
+                for found, data in self.events:
+                    if found == name:
+                        return data
+                await asyncio.sleep(0.001)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self.gmemd.close()
+
+
+Start = Callable[..., Coroutine[Any, Any, Machine]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts an emulator on a command line, by default a PC with slots for dimms."""
+    machines: list[Machine] = []
+
+    async def start(*argv: str, **options: str) -> Machine:
+        machine = Machine(*(argv or PC), **options)
+        machines.append(machine)
+        return await machine.start()
+
+    yield start
+    for machine in machines:
+        machine.close()
+
+
+async def refusal(start: Start, *argv: str) -> str:
+    """The sentence with which a command line is refused."""
+    with pytest.raises(QmpError) as caught:
+        await start(*argv)
+    return caught.value.desc
+
+
+class Process(Server):
+    """A gmemd-emulator of this tree, with a monitor on `sock`."""
+
+    def __init__(self, *argv: str, env: dict[str, str] | None = None) -> None:
+        super().__init__([sys.executable, "-m", "gmemd.emulator.main", "-qmp", "unix:{sock},server=on,wait=off",
+                          *argv], env=env)
+
+    def client(self) -> Client:
+        """Give a connected, negotiated client."""
+        return Client(str(self.sock), timeout=30)
+
+    def check_end(self, status: int) -> None:
+        log = self.log_text()
+        assert log == "", log
+        assert status == 0
