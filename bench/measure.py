@@ -110,13 +110,13 @@ def idle_memory() -> Measure:
     return measure
 
 
-def memory_per_object(add: str, *, count: int) -> Measure:
-    """Growth of resident memory by `count` objects, for each; KiB."""
+def memory_per_object(add: str, first: Sequence[str], *, count: int) -> Measure:
+    """Growth of resident memory by `count` objects, for each; KiB. `first` are commands that go before."""
 
     def measure(name: str, scale: float) -> Sample:
         number = max(1000, int(count * scale))
         with Server(name) as server:
-            run_client(server, ["-n", "1"], [_PING], cpus={CLIENT_CPU})
+            run_client(server, ["-n", "100"], first, cpus={CLIENT_CPU})
             before = server.rss()
             run_client(server, ["-n", "1", "-g", str(number), "-a", add], [_PING], cpus={CLIENT_CPU})
             return Sample((server.rss() - before) / number / 1024)

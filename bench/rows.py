@@ -140,7 +140,7 @@ ROWS = (
          "raw fallocate": ("", raw_allocation("guest-memfd", threads=2))},
         (Target("raw fallocate", 0.95),), more_is_better=True, slow=True),
     Row("object-memory", "memory per object (10,000 objects)", "KiB",
-        _same(memory_per_object(FILL, count=10000), "gmemd"), (Target(limit=4),)),
+        _same(memory_per_object(FILL, [ADD, DEL], count=10000), "gmemd"), (Target(limit=4),)),
     Row("client-memory", "memory per idle client (1,000 clients)", "KiB",
         _same(memory_per_client(count=1000), "gmemd"), (Target(limit=32),)),
 )
