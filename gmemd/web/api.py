@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from itertools import islice
 from typing import Any
@@ -15,6 +16,7 @@ from gmemd.web.openapi import document
 from gmemd.web.routes import routes
 from gmemd.web.state import State
 
+_PORTION = 20  # objects described at a time
 _FRESH = 1.0  # seconds that a measurement is good for
 
 
@@ -45,7 +47,12 @@ async def objects(state: State, given: dict[str, Any]) -> Any:
     found = state.objects(given["q"], given["sort"])
     shown = found[given["offset"]:given["offset"] + given["limit"]]
     await state.measurer.measure(shown, _FRESH)
-    return {"total": len(found), "offset": given["offset"], "objects": [_object(state, backend) for backend in shown]}
+    rows = []
+    for backend in shown:
+        rows.append(_object(state, backend))
+        if len(rows) % _PORTION == 0:
+            await asyncio.sleep(0)  # others come first
+    return {"total": len(found), "offset": given["offset"], "objects": rows}
 
 
 async def one_object(state: State, given: dict[str, Any]) -> Any:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from time import monotonic
-from typing import Final
+from typing import Final, NamedTuple
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd, in_thread
@@ -27,14 +27,16 @@ FRESH: Final = 1.0  # seconds that a sweep is good for at least
 Part = tuple[int, int, int, bool]
 
 
-@dataclass(frozen=True, slots=True)
-class Resident:
+class Resident(NamedTuple):
     """Bytes of an object that are in memory; what is no guest_memfd counts as shared."""
 
     private: int
     shared: int
     when: float  # monotonic seconds
     known: bool = True  # False: the kernel did not tell
+
+
+Known = dict[str, tuple[HostMemoryBackend, Resident]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Measurer:
 
     def __init__(self, gmemd: Gmemd) -> None:
         self._gmemd = gmemd
-        self._known: dict[str, tuple[HostMemoryBackend, Resident]] = {}
+        self._known: Known = {}
         self._sweep: asyncio.Task[None] | None = None
         self.totals: Totals | None = None  # of the last sweep
 
@@ -80,8 +82,9 @@ class Measurer:
     async def measure(self, backends: Iterable[HostMemoryBackend], max_age: float) -> None:
         """Measure those (few) of which nothing is known that is younger than `max_age` seconds."""
         oldest = monotonic() - max_age
-        await self._measure([backend for backend in backends
-                             if (last := self.last(backend)) is None or last.when < oldest])
+        stale = [backend for backend in backends if (last := self.last(backend)) is None or last.when < oldest]
+        async for _ in self._measure(stale, self._known):
+            pass
 
     async def sweep(self, wait: float) -> Totals | None:
         """The totals; older ones when a new sweep takes longer than `wait` seconds, None when there are none yet."""
@@ -96,46 +99,45 @@ class Measurer:
         return totals is None or monotonic() - totals.when > max(FRESH, REST * totals.seconds)
 
     async def _measure_all(self) -> None:
-        began = monotonic()
+        began, private, shared, unknown = monotonic(), 0, 0, 0
+        known: Known = {}
         try:
-            backends = list(self._gmemd.objects)
-            await self._measure(backends)
-            present = {backend.id: known for backend in backends
-                       if (known := self._known.get(backend.id)) is not None and known[0] is backend}
-            self._known = present
-            found = [resident for _, resident in present.values()]
-            self.totals = Totals(sum([one.private for one in found]), sum([one.shared for one in found]),
-                                 sum([not one.known for one in found]), monotonic(), monotonic() - began)
+            async for found in self._measure(self._gmemd.objects.in_creation_order(), known):
+                private += sum([one.private for one in found])
+                shared += sum([one.shared for one in found])
+                unknown += sum([not one.known for one in found])
+            self._known = known
+            self.totals = Totals(private, shared, unknown, monotonic(), monotonic() - began)
         finally:
             self._sweep = None
 
-    async def _measure(self, backends: list[HostMemoryBackend]) -> None:
+    async def _measure(self, backends: Iterable[HostMemoryBackend], known: Known) -> AsyncIterator[list[Resident]]:
+        """Measure objects, note it in `known`, and give it in portions."""
         batch: list[tuple[HostMemoryBackend, Part]] = []
-        sums: dict[str, tuple[HostMemoryBackend, list[int]]] = {}
         for backend in backends:
-            if backend.fd < 0:  # it was deleted meanwhile
-                continue
-            sums[backend.id] = (backend, [0, 0, 1])
-            for part in list(parts(backend)):
-                batch.append((backend, part))
-                if len(batch) == BATCH:
-                    await self._run(batch, sums)
-                    batch = []
+            if backend.fd >= 0:  # else it was deleted meanwhile
+                batch += [(backend, part) for part in parts(backend)]
+            if len(batch) >= BATCH:
+                yield await self._measure_batch(batch, known)
+                batch = []
         if batch:
-            await self._run(batch, sums)
-        now = monotonic()
-        for backend, (shared, private, known) in sums.values():
-            self._known[backend.id] = (backend, Resident(private, shared, now, bool(known)))
+            yield await self._measure_batch(batch, known)
 
-    async def _run(self, batch: list[tuple[HostMemoryBackend, Part]],
-                   sums: dict[str, tuple[HostMemoryBackend, list[int]]]) -> None:
-        found = await self.look([part for _, part in batch])
-        for (backend, part), count in zip(batch, found, strict=True):
-            total = sums[backend.id][1]
-            if count is None:
-                total[2] = 0
-            else:
-                total[part[3]] += count
+    async def _measure_batch(self, batch: list[tuple[HostMemoryBackend, Part]], known: Known) -> list[Resident]:
+        """The same for whole objects, of whose parts there may be many."""
+        sums: dict[str, tuple[HostMemoryBackend, list[int]]] = {}
+        for start in range(0, len(batch), BATCH):
+            now = batch[start:start + BATCH]
+            counts = await self.look([part for _, part in now])
+            for (backend, (_, _, _, state)), count in zip(now, counts, strict=True):
+                total = sums.setdefault(backend.id, (backend, [0, 0, 0]))[1]
+                total[2 if count is None else state] += 1 if count is None else count
+        when = monotonic()
+        found = []
+        for backend, (shared, private, unknown) in sums.values():
+            found.append(Resident(private, shared, when, not unknown))
+            known[backend.id] = (backend, found[-1])
+        return found
 
     async def look(self, batch: list[Part]) -> list[int | None]:
         """The resident bytes of each (few) part; None where the kernel does not tell or the object is gone."""

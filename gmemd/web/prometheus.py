@@ -7,6 +7,7 @@ request, by `per_object`, in portions.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import accumulate
 from typing import Any, Final
@@ -50,10 +51,10 @@ class Scraper:
         """The exposition in portions, with a series for each object if asked."""
         totals = await self._state.measurer.sweep(WAIT)
         host = await self._state.host.read()
-        yield await in_thread(generate_latest, self._process)
         registry = CollectorRegistry()
         registry.register(_Families(list(self._families(totals, host, summed=not objects))))
-        yield generate_latest(registry)
+        yield await in_thread(generate_latest, registry)
+        yield await in_thread(generate_latest, self._process)
         if objects:
             async for portion in self._per_object():
                 yield portion
@@ -161,6 +162,7 @@ class Scraper:
             for start in range(0, len(backends), _PORTION):
                 lines = [line for backend in backends[start:start + _PORTION] for line in self._lines(name, backend)]
                 yield "".join(lines).encode()
+                await asyncio.sleep(0)  # others come first
 
     def _lines(self, name: str, backend: Any) -> Iterator[str]:
         """Ids and types need no escaping."""

@@ -98,7 +98,7 @@ SORT: Final = Parameter("sort", {"type": "string", "enum": ["created", "id", "si
                         "What they are sorted by.")
 PAGE: Final = Parameter("page", _integer(1, 1_000_000, 1), "Which page.")
 _OFFSET: Final = Parameter("offset", _integer(0, 1 << 31, 0), "How many to leave out.")
-_LIMIT: Final = Parameter("limit", _integer(1, 200, 50), "How many at most.")
+_LIMIT: Final = Parameter("limit", _integer(1, 100, 50), "How many at most.")
 _FROM: Final = Parameter("offset", _integer(0, (1 << 63) - 1, 0), "Where to begin, in bytes.")
 _RANGES: Final = Parameter("limit", _integer(1, 1000, 100), "How many ranges at most.")
 _ONLY_OBJECT: Final = {404: "There is no such object."}

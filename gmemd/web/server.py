@@ -12,11 +12,11 @@ import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
@@ -33,6 +33,7 @@ from gmemd.web.state import State
 
 CONNECTIONS_MAX: Final = 64
 _CLOSE_SECONDS: Final = 1.0
+_SWITCH_SECONDS: Final = 0.0005  # after which a worker thread lets the event loop go on
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _HEADERS: Final = {
     "Content-Security-Policy": security_policy(),
@@ -43,7 +44,6 @@ _HEADERS: Final = {
     "Cache-Control": "no-store",
 }
 
-log = structlog.get_logger()
 
 
 class HttpServer:
@@ -60,6 +60,7 @@ class HttpServer:
 
     async def start(self) -> None:
         """Listen; QmpError when that is not possible."""
+        sys.setswitchinterval(_SWITCH_SECONDS)
         application = web.Application(middlewares=[self._guard])
         for route in routes(self.state.gmemd.schema.commands):
             application.router.add_get(route.path, self._handler(route), allow_head=route.answer != "live")

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gmemd.errors import QmpError
 from tests.daemon import START
 from tests.programs import ROOT, needs
 from tests.web.site import Site
@@ -52,10 +53,10 @@ def test_the_names_that_were_promised(site: Site) -> None:
 
 def test_sizes_and_residency_are_true(site: Site) -> None:
     """ram0 is allocated, cvm0 empty; a sweep that is older than a second is repeated."""
-    assert 1 << 20 == one(site, "gmemd_object_size_bytes", qom_type="memory-backend-memfd")
-    assert 64 << 12 == one(site, "gmemd_object_size_bytes", qom_type="memory-backend-guest-memfd")
-    assert [1 << 20, 0] == [one(site, "gmemd_object_resident_bytes", visibility=found)
-                            for found in ("shared", "private")]
+    assert one(site, "gmemd_object_size_bytes", qom_type="memory-backend-memfd") == 1 << 20
+    assert one(site, "gmemd_object_size_bytes", qom_type="memory-backend-guest-memfd") == 64 << 12
+    assert [one(site, "gmemd_object_resident_bytes", visibility=found)
+                            for found in ("shared", "private")] == [1 << 20, 0]
 
 
 def test_series_for_each_object_only_when_asked(site: Site) -> None:
@@ -63,8 +64,8 @@ def test_series_for_each_object_only_when_asked(site: Site) -> None:
     assert not any('"id"' in name for name in series(site))
     found = series(site, "?objects=1")
     sizes = {name: value for name, value in found.items() if name.startswith("gmemd_object_size_bytes")}
-    assert {'gmemd_object_size_bytes{"id": "ram0", "qom_type": "memory-backend-memfd"}': 1 << 20,
-            'gmemd_object_size_bytes{"id": "cvm0", "qom_type": "memory-backend-guest-memfd"}': 64 << 12} == sizes
+    assert sizes == {'gmemd_object_size_bytes{"id": "ram0", "qom_type": "memory-backend-memfd"}': 1 << 20,
+            'gmemd_object_size_bytes{"id": "cvm0", "qom_type": "memory-backend-guest-memfd"}': 64 << 12}
 
 
 def test_commands_are_counted_by_name_and_result() -> None:
@@ -72,20 +73,21 @@ def test_commands_are_counted_by_name_and_result() -> None:
     with Site() as site, site.client() as client:
         client.execute("query-version")
         for name in ("no-such", "nor-this", "object-del"):
-            with pytest.raises(Exception, match="not been found|expects|missing"):
+            with pytest.raises(QmpError):
                 client.execute(name)
         _, [fd] = client.execute_fds("memdev-get-fd", {"id": _made(client)})
         client.execute("memdev-convert", {"id": "g", "offset": 0, "size": 8192, "to": "private"})
         os.close(fd)
         found = series(site)
-    count = {name: value for name, value in found.items() if name.startswith("gmemd_qmp_commands_total") and value}
-    assert {("query-version", "ok"): 1, ("other", "error"): 2, ("object-del", "error"): 1, ("object-add", "ok"): 1,
-            ("memdev-get-fd", "ok"): 1, ("memdev-convert", "ok"): 1, ("qmp_capabilities", "ok"): 1} == {
-                (labels["command"], labels["result"]): value for name, value in count.items()
-                for labels in [json.loads(name.removeprefix("gmemd_qmp_commands_total"))]}
-    assert [1, 8192, 1] == [found[name] for name in (
+    start = "gmemd_qmp_commands_total"
+    count = {tuple(json.loads(name.removeprefix(start)).values()): value
+             for name, value in found.items() if name.startswith(start) and value}
+    assert count == {("query-version", "ok"): 1, ("other", "error"): 2, ("object-del", "error"): 1,
+                     ("object-add", "ok"): 1, ("memdev-get-fd", "ok"): 1, ("memdev-convert", "ok"): 1,
+                     ("qmp_capabilities", "ok"): 1}
+    assert [found[name] for name in (
         'gmemd_conversions_total{"to": "private"}', 'gmemd_converted_bytes_total{"to": "private"}',
-        "gmemd_fds_sent_total")]
+        "gmemd_fds_sent_total")] == [1, 8192, 1]
     assert sum(count.values()) == sum(value for name, value in found.items()
                                       if name.startswith("gmemd_qmp_command_duration_seconds_count"))
 
@@ -104,7 +106,7 @@ def test_promtool_finds_nothing_to_blame(site: Site, query: str) -> None:
                           capture_output=True, timeout=START)
     blame = [line for line in done.stdout.decode().splitlines() + done.stderr.decode().splitlines()
              if line and not line.startswith("process_")]
-    assert [] == blame
+    assert blame == []
 
 
 @needs("promtool")
@@ -177,7 +179,8 @@ def test_scrapes_do_not_hold_qmp_up(crowd: Site, record_property: Any) -> None:
             beside = sorted(ping() for _ in range(1500))
     record_property("figure", "ping of query-version alone / beside constant scraping: median "
                               f"{1e3 * alone[150]:.2f} / {1e3 * beside[750]:.2f} ms, p99 "
-                              f"{1e3 * alone[297]:.2f} / {1e3 * beside[1485]:.2f} ms, longest {1e3 * beside[-1]:.1f} ms")
+                              f"{1e3 * alone[297]:.2f} / {1e3 * beside[1485]:.2f} ms, "
+                              f"longest {1e3 * alone[-1]:.1f} / {1e3 * beside[-1]:.1f} ms")
     assert beside[750] < 0.05
 
 
@@ -188,7 +191,7 @@ def _scraping(url: str) -> subprocess.Popen[bytes]:
             self.kill()
             self.wait()
 
-    return Child(["sh", "-c", f"while :; do for path in metrics metrics?objects=1 '' 'api/v1/objects?limit=200'; do "
+    return Child(["sh", "-c", f"while :; do for path in metrics metrics?objects=1 '' 'api/v1/objects?limit=100'; do "
                               f"curl -s -o /dev/null '{url}'$path; done; done"])
 
 
@@ -243,10 +246,10 @@ def ask(prometheus: str, query: str) -> list[Any]:
 @pytest.mark.e2e
 def test_prometheus_scrapes_and_answers(tcp_site: Site, prometheus: str) -> None:
     """What was made by object-add comes out of a query; rates and quantiles can be computed."""
-    assert "1" == ask(prometheus, 'up{job="gmemd"} == 1')[0]["value"][1]
+    assert ask(prometheus, 'up{job="gmemd"} == 1')[0]["value"][1] == "1"
     assert str((1 << 20) + (64 << 12)) == ask(prometheus, "sum(gmemd_object_size_bytes)")[0]["value"][1]
     assert str(1 << 20) == ask(prometheus, 'gmemd_object_resident_bytes{visibility="shared"} > 0')[0]["value"][1]
-    assert "simulated" == ask(prometheus, "gmemd_build_info")[0]["metric"]["kernel"]
+    assert ask(prometheus, "gmemd_build_info")[0]["metric"]["kernel"] == "simulated"
     with tcp_site.client() as client:
         for _ in range(10):
             client.execute("query-version")
@@ -268,4 +271,4 @@ def test_prometheus_takes_the_alert_rules(prometheus: str) -> None:
             break
         time.sleep(0.05)
     assert {"ok"} == {rule["health"] for rule in group["rules"]}
-    assert [] == [rule["name"] for rule in group["rules"] if rule["state"] == "firing"]
+    assert [rule["name"] for rule in group["rules"] if rule["state"] == "firing"] == []

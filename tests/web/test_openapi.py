@@ -52,8 +52,8 @@ def test_routes_keep_their_description(case: Any) -> None:
 def test_the_served_document_is_this_one(tcp_site: Site) -> None:
     """But for the version."""
     served = tcp_site.get("/openapi.json").json
-    assert {**DOCUMENT, "info": 0} == {**served, "info": 0}
-    assert "3.1.0" == served["openapi"]
+    assert {**served, "info": 0} == {**DOCUMENT, "info": 0}
+    assert served["openapi"] == "3.1.0"
 
 
 def test_types_are_the_schemas_own() -> None:

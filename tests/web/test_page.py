@@ -63,10 +63,10 @@ def test_an_object_appears_within_a_second(site: Site, browser: Any) -> None:
         assert "Nothing here yet" in browser.find_element("css selector", "#objects").text
         add(client, "ram0")
         assert wait_until(browser, "return !!document.getElementById('o-ram0')") < SECOND
-        assert "1" == browser.find_element("css selector", "#summary div:nth-child(2) dd").text
+        assert browser.find_element("css selector", "#summary div:nth-child(2) dd").text == "1"
         client.execute("object-del", {"id": "ram0"})
         assert wait_until(browser, "return !document.getElementById('o-ram0')") < SECOND
-    assert [] == complaints(browser)
+    assert complaints(browser) == []
 
 
 def test_a_conversion_recolours_the_strip(site: Site, browser: Any) -> None:
@@ -78,14 +78,14 @@ def test_a_conversion_recolours_the_strip(site: Site, browser: Any) -> None:
         wait_until(browser, "return document.querySelector('#o-cvm0 .strip .shared')")
         client.execute("memdev-convert", {"id": "cvm0", "offset": 16 << 12, "size": 16 << 12, "to": "private"})
         assert wait_until(browser, strip % "private-absent") < SECOND
-        assert "M16 0h16v16h-16z" == browser.execute_script(strip % "private-absent")
+        assert browser.execute_script(strip % "private-absent") == "M16 0h16v16h-16z"
         wait_until(browser, "return document.querySelector('#o-cvm0 .strip .shared').getAttribute('d')"
                             " === 'M0 0h16v16h-16zM32 0h32v16h-32z'")
         label = browser.find_element("css selector", "#o-cvm0 .strip").get_attribute("aria-label")
-        assert "Pages: 75 % shared in memory, 25 % private and absent" == label
+        assert label == "Pages: 75 % shared in memory, 25 % private and absent"
         client.execute("memdev-convert", {"id": "cvm0", "offset": 0, "size": 64 << 12, "to": "shared"})
         wait_until(browser, "return !document.querySelector('#o-cvm0 .strip .private-absent')")
-    assert [] == complaints(browser)
+    assert complaints(browser) == []
 
 
 def test_what_is_open_or_has_the_focus_stays_so(site: Site, browser: Any) -> None:
@@ -110,12 +110,12 @@ def test_the_page_works_without_javascript(site: Site, browser: Any) -> None:
     emulate(browser, scripts=False)
     try:
         browser.get(site.url)
-        assert 50 == len(browser.find_elements("css selector", "#rows tr"))
+        assert len(browser.find_elements("css selector", "#rows tr")) == 50
         browser.find_element("link text", "Next").click()
-        assert "o50" == browser.find_element("css selector", "#rows th").text.split()[0]
+        assert browser.find_element("css selector", "#rows th").text.split()[0] == "o50"
         browser.find_element("css selector", "input[name=q]").send_keys("o11")
         browser.find_element("css selector", "form button").click()
-        assert 11 == len(browser.find_elements("css selector", "#rows tr"))
+        assert len(browser.find_elements("css selector", "#rows tr")) == 11
         assert "1 to 11 of 11" in browser.find_element("id", "paging").text
     finally:
         emulate(browser)
@@ -125,8 +125,8 @@ def test_nothing_is_fetched(site: Site, browser: Any) -> None:
     """The document, its stream, and nothing else; not from elsewhere either."""
     open_live(browser, site.url)
     loaded = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
-    assert [] == [name for name in loaded if name != site.url + "live"]
-    assert [] == complaints(browser)
+    assert [name for name in loaded if name != site.url + "live"] == []
+    assert complaints(browser) == []
 
 
 def test_strange_names_are_only_text(site: Site, browser: Any) -> None:
@@ -135,7 +135,7 @@ def test_strange_names_are_only_text(site: Site, browser: Any) -> None:
         add(client, "ram0")
         for path in ("?q=%3Cscript%3Ealert(1)%3C/script%3E", "?q=%22%20onfocus=alert(1)%20autofocus=%22"):
             browser.get(site.url + path)
-            assert 1 == browser.execute_script("return document.scripts.length")
+            assert browser.execute_script("return document.scripts.length") == 1
             assert not browser.find_element("css selector", "input[name=q]").get_attribute("onfocus")
 
 
@@ -191,8 +191,9 @@ def test_it_makes_sense_to_a_screen_reader(site: Site, browser: Any) -> None:
     found = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes if not node["ignored"]]
     roles = {role for role, _ in found}
     assert {"banner", "main", "contentinfo", "navigation", "search", "table", "columnheader", "rowheader"} <= roles
-    unnamed = [role for role, name in found if role in ("image", "link", "button", "searchbox", "combobox") and not name]
-    assert [] == unnamed
+    to_be_named = ("image", "link", "button", "searchbox", "combobox")
+    unnamed = [role for role, name in found if role in to_be_named and not name]
+    assert unnamed == []
     assert ("image", "Pages: 100 % shared and absent") in found
 
 
@@ -210,7 +211,7 @@ def test_many_objects_stay_usable_by_paging(browser: Any, record_property: Any) 
             open_live(browser, site.url)
             record_property("figure", f"the page with {number} objects is live after {time.monotonic() - began:.2f} s, "
                                       f"{len(site.get('/').body) >> 10} KiB")
-            assert 50 == len(browser.find_elements("css selector", "#rows tr"))
+            assert len(browser.find_elements("css selector", "#rows tr")) == 50
             assert f"1 to 50 of {number:,}" in browser.find_element("id", "paging").text
             browser.find_element("id", "last").click()
             wait_until(browser, "return !!document.getElementById(arguments[0])", f"o-o{number - 1}")
