@@ -39,6 +39,7 @@ class Lexer:
         self.trial_from = 0  # index from which on the fast path is to be tried
         self.token = b""  # the bytes of the last token
         self._waiting: list[bytes] = []  # chunks not yet begun
+        self.feed = self._waiting.append  # stores a chunk
         self._state = _START
         self._parts: list[bytes] = []  # what earlier chunks held of the token being read
         self._cut = 0  # index of the byte that would be one too many for the token
@@ -49,13 +50,10 @@ class Lexer:
         self._line_start = 0  # index of the line's first byte; negative if in an earlier chunk
         self._counted = 0  # line feeds before this index are counted
 
-    def feed(self, data: bytes) -> None:
-        """Store a chunk."""
-        self._waiting.append(data)
-
     def load(self) -> bool:
         """Replace the chunk, which must be used up, by all that was fed since; False if that is nothing."""
-        if not self._waiting:
+        waiting = self._waiting
+        if not waiting:
             return False
         used = len(self.data)
         if not self._state.is_between:
@@ -65,10 +63,10 @@ class Lexer:
         self._start -= used
         self._cut -= used
         self._counted = self.at = self.trial_from = 0
-        self.data = self._waiting[0] if len(self._waiting) == 1 else b"".join(self._waiting)
-        self._waiting.clear()
-        self.text = self.data.decode("ascii") if self.data.isascii() and b"\\u" not in self.data else None
-        return True
+        self.data = data = waiting[0] if len(waiting) == 1 else b"".join(waiting)
+        waiting.clear()
+        self.text = data.decode("ascii") if data.isascii() and b"\\u" not in data else None
+        return len(data) > 0
 
     @property
     def at_rest(self) -> bool:

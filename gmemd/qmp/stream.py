@@ -22,13 +22,9 @@ class Stream:
 
     def __init__(self) -> None:
         self._lexer = Lexer()
+        self.feed = self._lexer.feed  # stores bytes as they came
         self._parser = Parser(self._lexer)
         self._is_at_rest = True  # nothing that was read bears on the next byte
-
-    def feed(self, data: bytes) -> None:
-        """Store bytes as they came."""
-        if data:
-            self._lexer.feed(data)
 
     def next(self) -> Any:
         """Return the next message's value, a QmpError that says why it has none, or NEED_DATA.
