@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.programs import needs
+from tests.programs import ROOT, needs
 from tests.web.chromium import chromium, emulate
+from tests.web.scene import picture, scene
 from tests.web.site import Site
 from tests.web.test_metrics import fill
 
@@ -29,6 +30,13 @@ def browser() -> Iterator[Any]:
 def site() -> Iterator[Site]:
     """An empty daemon."""
     with Site(tcp=True) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def busy() -> Iterator[Site]:
+    """A daemon with much to show."""
+    with scene() as made:
         yield made
 
 
@@ -195,6 +203,22 @@ def test_it_makes_sense_to_a_screen_reader(site: Site, browser: Any) -> None:
     unnamed = [role for role, name in found if role in to_be_named and not name]
     assert unnamed == []
     assert ("image", "Pages: 100 % shared and absent") in found
+
+
+@pytest.mark.parametrize(("name", "how"), [
+    ("light", {}), ("dark", {"scheme": "dark"}), ("phone", {"width": 390, "height": 844})])
+def test_pictures_for_people_to_look_at(busy: Site, browser: Any, name: str, how: dict[str, Any]) -> None:
+    """The page of a busy host, as artifacts/status-page-*.png; nothing is complained about meanwhile."""
+    file = ROOT / "artifacts" / f"status-page-{name}.png"
+    file.parent.mkdir(exist_ok=True)
+    emulate(browser, **how)
+    try:
+        picture(browser, busy.url, file)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert browser.execute_script("return document.querySelectorAll('#rows .strip .private').length") == 3
+    assert complaints(browser) == []
 
 
 def test_many_objects_stay_usable_by_paging(browser: Any, record_property: Any) -> None:
