@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from typing import ClassVar
 
 from gmemd.backends.base import HostMemoryBackend
@@ -124,6 +123,8 @@ class FileBackend(HostMemoryBackend):
 
 
 def _open_unlinked(directory: str) -> int:
+    import tempfile  # takes a few ms, and is rarely needed
+
     fd, path = tempfile.mkstemp(prefix="gmemd-memory.", dir=directory)
     os.unlink(path)
     return fd
