@@ -18,8 +18,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, cast
 
-import structlog
-
+from gmemd.audit import Audit
 from gmemd.commands import lab
 from gmemd.commands.context import Change, Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
@@ -28,6 +27,7 @@ from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
 from gmemd.kernel.choose import choose_kernel
 from gmemd.lab import Lab, LabKernel, LabNotifier
+from gmemd.log import log
 from gmemd.persist.custody import Flush, NotKept
 from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
@@ -46,8 +46,6 @@ QEMU_VERSION = {"major": 11, "minor": 1, "micro": 0}
 _RETRY_SECONDS = 30.0
 
 Waiting = list[tuple[list[Change], Callable[[], None]]]
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,7 @@ class Options:
     unstable_input: str = "accept"
     lab: bool = False  # the fault lab is there
     http: Address | None = None
+    audit: str = ""  # a file, "-" for standard error; "": none
 
 
 def package_version() -> str:
@@ -103,6 +102,7 @@ class Daemon:
         """Serve until `quit`, SIGTERM or SIGINT; QmpError when it cannot start."""
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
+        log.call_later = self._loop.call_later
         gmemd = self._gmemd = self._make_gmemd()
         try:
             sockets = self._restore()
@@ -113,6 +113,8 @@ class Daemon:
             watch_leases(gmemd)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")
+            if gmemd.audit is not None:
+                self._loop.add_signal_handler(signal.SIGHUP, gmemd.audit.reopen)
             log.info("ready", sockets=[listener.path for listener in self._listeners], kernel=gmemd.kernel.name,
                      why=gmemd.kernel.why, objects=len(gmemd.objects), persist=gmemd.custody is not None)
             if self._http is not None:
@@ -136,6 +138,7 @@ class Daemon:
         gmemd.stop = self._stop
         gmemd.spawn = self._spawn
         gmemd.settle = self._settle
+        gmemd.audit = Audit(options.audit) if options.audit else None
         if options.lab:
             self._make_lab(gmemd)
         return gmemd
@@ -178,6 +181,8 @@ class Daemon:
         for properties in self._options.objects:
             if self._gmemd.objects.get(properties.get("id", "")) is None or self._gmemd.custody is None:
                 await dispatcher.at_start("object-add", properties)
+                if self._gmemd.audit is not None:
+                    self._gmemd.audit.own("object-add", properties)
 
     def _listen(self, dispatcher: Dispatcher, passed: list[socket.socket]) -> None:
         asked = {option.path: option for option in self._options.qmp}
@@ -307,4 +312,8 @@ class Daemon:
             with contextlib.suppress(QmpError):
                 custody.flush_blocking()
             custody.close()
+        if self._gmemd.audit is not None:
+            self._gmemd.audit.close()
         self._gmemd.close()
+        log.call_later = None
+        log.flush()

@@ -67,7 +67,7 @@ def _look(place: Path, pid: int, shown: Mapping[tuple[str, str], File]) -> dict[
             holder(file).writable |= "w" in mode and "s" in mode
             holder(file).private_copy |= "p" in mode
         for one in found.values():
-            one.uid, one.cgroup = place.stat().st_uid, _cgroup(place)
+            one.uid, one.cgroup = place.stat().st_uid, cgroup_of(place)
             one.comm = (place / "comm").read_text().rstrip("\n")
     except OSError:
         return {}
@@ -97,8 +97,8 @@ def _mappings(place: Path, shown: Mapping[tuple[str, str], File]) -> Iterator[tu
                 yield file, int(end, 16) - int(start, 16), fields[1]
 
 
-def _cgroup(place: Path) -> str | None:
-    """The control group: the unified one, or that of the memory controller."""
+def cgroup_of(place: Path) -> str | None:
+    """The control group of the process at /proc/PID: the unified one, or that of the memory controller."""
     try:
         lines = (place / "cgroup").read_text().splitlines()
     except OSError:

@@ -11,6 +11,7 @@ timestamp once a millisecond. Commands beyond CLIENT_LINES a second of one clien
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -172,8 +173,15 @@ def _to_json(members: dict[str, Any]) -> str:
 
 
 def _to_stderr(data: bytes) -> None:
-    while data:
-        data = data[os.write(sys.stderr.fileno(), data):]
+    with contextlib.suppress(OSError):  # nobody reads, or the disk is full: gmemd goes on
+        while data:
+            data = data[os.write(sys.stderr.fileno(), data):]
+
+
+def reads_journal(environ: Mapping[str, str]) -> bool:
+    """Whether standard error goes to the journal (systemd.exec(5), JOURNAL_STREAM)."""
+    status = os.fstat(2)
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
 def for_people() -> Render:

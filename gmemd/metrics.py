@@ -15,7 +15,7 @@ clock: Final = perf_counter  # seconds; what durations are taken from
 BOUNDS: Final = (50e-6, 200e-6, 1e-3, 5e-3, 25e-3, 100e-3, 500e-3, 2.5, 10.0)  # seconds, upper bounds of buckets
 OTHER: Final = "other"  # what is no command of the schema, or no well-formed message
 
-_QUERIES = ("query-", "qom-list", "qom-get", "device-list-")
+READING: Final = ("query-", "qom-list", "qom-get", "device-list-")  # how names of commands begin that only read
 
 
 class Durations:
@@ -45,7 +45,7 @@ class Counters:
     def __init__(self, commands: Iterable[str]) -> None:
         self.queries = Durations()  # commands that only read
         self.changes = Durations()  # the others, until what they did is durable
-        self.commands = {name: Tally(self.queries if name.startswith(_QUERIES) else self.changes)
+        self.commands = {name: Tally(self.queries if name.startswith(READING) else self.changes)
                          for name in commands}
         self.other = self.commands[OTHER] = Tally(self.queries)
         self.connections = 0  # accepted since the start
@@ -55,14 +55,16 @@ class Counters:
         self.restored = 0  # objects that came back from a predecessor
         self.events: dict[str, int] = {}
 
-    def count(self, command: str, began: float, *, ok: bool) -> None:
-        """Count an answered command that began at `clock()` time `began`."""
+    def count(self, command: str, began: float, *, ok: bool) -> float:
+        """Count an answered command that began at `clock()` time `began`; the time now."""
         tally = self.commands.get(command) or self.other
         if ok:
             tally.succeeded += 1
         else:
             tally.failed += 1
-        seconds = clock() - began
+        now = clock()
+        seconds = now - began
         durations = tally.durations
         durations.seconds += seconds
         durations.counts[bisect_left(BOUNDS, seconds)] += 1
+        return now

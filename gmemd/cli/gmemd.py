@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         help="show state, metrics and a status page there; changes nothing")
     add("--lab", action="store_true", help="offer the fault lab: x-memdev-inject and what belongs to it")
     add("--compat", metavar="unstable-input=accept|reject", help="policy for unstable members and commands")
+    add("--audit", metavar="FILE|-", default="",
+        help="append a JSON line for each change there, opened anew on SIGHUP; -: standard error, or the journal")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="least level that is logged")
     add("--version", action="store_true", help="print the version and end")
     return parser
@@ -112,7 +114,7 @@ def _run(options: argparse.Namespace) -> int:
         state_dir=directory, persist=options.persist, name=options.name,
         uuid=None if options.uuid is None else _uuid(options.uuid), unstable_input=_unstable_input(options.compat),
         lab=options.lab,
-        http=_http(options.http),
+        http=_http(options.http), audit=options.audit,
     )).run())
     return 0
 
@@ -161,18 +163,10 @@ def _http(text: str) -> Address | None:
 
 
 def configure_log(level: str) -> None:
-    """Log to standard error: for people on a terminal, JSON otherwise."""
-    import logging
+    """Log to standard error: for people on a terminal, JSON otherwise, with priorities for the journal."""
+    from gmemd.log import for_people, log, reads_journal
 
-    import structlog
-
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer())
-    structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso"),
-                    structlog.processors.format_exc_info, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr), cache_logger_on_first_use=True)
+    log.configure(level=level, render=for_people() if sys.stderr.isatty() else None, journal=reads_journal(os.environ))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gmemd.audit import Audit
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError
 from gmemd.fds import FdSets, NamedFds
@@ -122,6 +123,7 @@ class Gmemd:
         self.named_fds = NamedFds()
         self.fd_sets = FdSets()
         self.lab: Lab | None = None  # with --lab
+        self.audit: Audit | None = None  # with --audit
         self.jobs = Jobs(lambda name, data: self.emit(name, data))
         self.lost: dict[str, Record] = {}  # objects of which only the record came back
         self.unclaimed: list[tuple[str, int]] = []  # fds that came back without a record, by fd-store name; ours

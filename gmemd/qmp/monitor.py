@@ -21,11 +21,10 @@ from collections.abc import Callable, Sequence
 from types import CoroutineType
 from typing import Any
 
-import structlog
-
 from gmemd.commands.context import Change, Gmemd, WithFds
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
+from gmemd.log import ClientLog, log
 from gmemd.metrics import clock
 from gmemd.qmp.session import Request, Session
 
@@ -37,8 +36,6 @@ CUT_BYTES = 8 << 20
 STALL_SECONDS = 60.0
 _ANCILLARY_SIZE = socket.CMSG_SPACE(FDS_MAX * 4)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
-
-log = structlog.get_logger()
 
 
 class Monitor:
@@ -52,10 +49,13 @@ class Monitor:
         self._dispatch = dispatcher.run
         self._gmemd: Gmemd = dispatcher.gmemd
         self._closed = closed
-        self._count = self._gmemd.counters.count
-        self._gmemd.counters.connections += 1
+        counters = self._gmemd.counters
+        counters.connections += 1
+        self._count = counters.count
         self.session = Session(self._gmemd.version, pretty=pretty)
         self.pid, self.uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self._log = ClientLog(log, {"monitor": counters.connections, "uid": self.uid, "pid": self.pid})
+        self._audit = None if self._gmemd.audit is None else self._gmemd.audit.client(self.uid, self.pid)
         self._fds: list[int] = []  # received, not yet taken by a command
         self._queue: deque[Request] = deque()  # read ahead while busy
         self._busy = False  # a long command runs, or changes wait for custody
@@ -164,7 +164,7 @@ class Monitor:
         kind = type(result)
         if kind is dict or kind is bytes:
             self._out.append(self.session.success(request, result))
-            self._count(request.execute, request.began, ok=True)
+            self._answered(request)
         elif kind is Change:
             self._changes.append((len(self._out), request, result))
             self._out.append(self.session.success(request, result.value))
@@ -174,8 +174,8 @@ class Monitor:
                 self._settle()
             elif kind is WithFds:
                 self._flush()
+                self._answered(request)
                 self._transmit(self.session.success(request, result.value), result.fds)
-                self._count(request.execute, request.began, ok=True)
             else:
                 self._start(request, result)
         elif isinstance(result, Exception):
@@ -183,10 +183,19 @@ class Monitor:
                 log.error("internal error", command=request.execute, exc_info=result)
                 result = QmpError("internal error")
             self._out.append(self.session.failure(request, result))
-            self._count(request.execute, request.began, ok=False)
+            self._answered(request, result)
         else:
             self._out.append(self.session.success(request, result))
-            self._count(request.execute, request.began, ok=True)
+            self._answered(request)
+
+    def _answered(self, request: Request, error: QmpError | None = None) -> None:
+        """Count, log and audit a command that is about to be answered."""
+        command, began = request.execute, request.began
+        ended = self._count(command, began, ok=error is None)
+        request_id = self.session.id_json(request)
+        self._log.answered(command, began, ended, request_id=request_id, error=error)
+        if self._audit is not None:
+            self._audit.answered(command, request.arguments, request_id=request_id, error=error)
 
     def _start(self, request: Request, work: CoroutineType[Any, Any, Any]) -> None:
         """Run a long command; the monitor is busy until it is done."""
@@ -212,7 +221,7 @@ class Monitor:
             for place, request, change in changes:
                 if change.error is not None:
                     out[place] = self.session.failure(request, change.error)
-                self._count(request.execute, request.began, ok=change.error is None)
+                self._answered(request, change.error)
             self._out[:0] = out
             self._busy = False
             deferred, self._deferred = self._deferred, None
@@ -320,6 +329,7 @@ class Monitor:
         self._backlog_bytes = 0
         with contextlib.suppress(OSError):
             self._sock.close()
+        self._log.close()
         self._closed(self)
 
 

@@ -107,6 +107,18 @@ class Session:
         self.negotiated = True
         self.oob = "oob" in enable
 
+    def id_json(self, request: Request) -> bytes:
+        """A request's id as JSON; empty if it has none."""
+        request_id = request.id
+        if request_id is _NO_ID:
+            return b""
+        if type(request_id) is int or type(request_id) is str:
+            return encode(request_id)
+        try:
+            return json.dumps(request_id, allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            return b'"(no JSON)"'
+
     def success(self, request: Request, value: Any) -> bytes:
         """The reply to `request`; a `bytes` value is JSON that was encoded before."""
         if self._pretty:

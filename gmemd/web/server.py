@@ -22,6 +22,7 @@ from aiohttp.typedefs import Handler
 
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
+from gmemd.log import log
 from gmemd.web import api
 from gmemd.web.address import Address, listen, url_of
 from gmemd.web.live import Live
@@ -43,7 +44,6 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-
 
 
 class HttpServer:

@@ -1,0 +1,141 @@
+"""The audit: a JSON line for every command that changes something: who, what, with what result.
+
+A line is written before the reply is sent.  Commands that QAPI's naming says only read are left out (`changes`), and
+so is what is no command.  When lines cannot be written the daemon goes on; the log says so, and how many were lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from gmemd.errors import COMMAND_NOT_FOUND, QmpError
+from gmemd.holders import PROC, cgroup_of
+from gmemd.log import TEXT_MAX, Log, log, reads_journal
+from gmemd.metrics import READING
+
+TO_STDERR: Final = "-"
+ARGUMENTS_MAX: Final = 64 << 10  # bytes of JSON
+_HIDDEN: Final = "(hidden)"
+_SECRETS: Final = frozenset(("data", "password", "secret"))  # members of secret objects and the like
+_UNITS: Final = (".service", ".scope", ".socket", ".mount", ".swap")  # systemd.unit(5), those with processes
+_FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+
+
+def changes(command: str) -> bool:
+    """Whether a command may change something, by its name: QAPI's query- commands and their like only read."""
+    return not command.startswith((*READING, "x-query-")) and command != "qmp_capabilities"
+
+
+class Audit:
+    """The stream: a file, or standard error for TO_STDERR."""
+
+    def __init__(self, target: str) -> None:
+        """Open it; QmpError when that fails."""
+        self._path = "" if target == TO_STDERR else os.path.abspath(target)
+        self._fd = os.dup(2) if not self._path else _open(self._path)
+        self._lines = Log(self._write)
+        self._lines.configure(journal=not self._path and reads_journal(os.environ))
+        self._lost = 0  # lines since the last one that was written
+        self._torn = False  # the last line was written in part
+
+    def client(self, uid: int, pid: int) -> ClientAudit:
+        """What writes the lines of one client."""
+        return ClientAudit(self._lines, {"uid": uid, "pid": pid, **_describe(PROC / str(pid))})
+
+    def own(self, command: str, arguments: dict[str, Any]) -> None:
+        """Tell of what gmemd did of its own accord, as a command would have done it."""
+        self._lines.info("audit", command=command, arguments=_without_secrets(arguments), uid=os.getuid(),
+                         pid=os.getpid(), comm="gmemd", result="ok")
+
+    def reopen(self) -> None:
+        """Open the file anew, which may have been moved away; the old one stays in use when that fails."""
+        if not self._path:
+            return
+        try:
+            fd = _open(self._path)
+        except QmpError as exc:
+            log.error("audit not reopened", desc=exc.desc)
+            return
+        os.close(self._fd)
+        self._fd = fd
+
+    def close(self) -> None:
+        """Close the stream."""
+        os.close(self._fd)
+
+    def _write(self, data: bytes) -> None:
+        if self._torn:
+            data = b"\n" + data
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self._fd, data[written:])
+        except OSError as exc:
+            self._torn = written > 0 or self._torn
+            self._lost += 1
+            if self._lost == 1:
+                log.error("audit not written", desc=exc.strerror)
+            return
+        self._torn = False
+        if self._lost:
+            log.warning("audit goes on", lost=self._lost)
+            self._lost = 0
+
+
+class ClientAudit:
+    """The changes of one client; `who` was read when it connected, before its process id could be another's."""
+
+    def __init__(self, lines: Log, who: dict[str, Any]) -> None:
+        self._lines = lines
+        self._who = who
+
+    def answered(self, command: str, arguments: dict[str, Any], *, request_id: bytes = b"",
+                 error: QmpError | None = None) -> None:
+        """Write the line of an answered command, if it is one that changes something; `request_id` is JSON."""
+        if not changes(command) or (error is not None and error.error_class == COMMAND_NOT_FOUND):
+            return
+        members = {"command": command, "arguments": _without_secrets(arguments), **self._who}
+        if request_id:
+            members["id"] = json.loads(request_id) if len(request_id) <= TEXT_MAX else "(long)"
+        result = {"result": "ok"} if error is None else {"result": error.error_class, "desc": error.desc[:TEXT_MAX]}
+        self._lines.info("audit", **members, **result)
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, _FLAGS, 0o640)
+    except OSError as exc:
+        raise QmpError(f"cannot open audit file '{path}': {os.strerror(exc.errno or 0)}") from exc
+
+
+def _describe(place: Path) -> dict[str, str]:
+    """Name, control group and systemd unit of the process at /proc/PID, as far as they can be read."""
+    found = {}
+    with contextlib.suppress(OSError):
+        found["comm"] = (place / "comm").read_text(errors="backslashreplace").rstrip("\n")
+    group = cgroup_of(place)
+    if group is not None:
+        found["cgroup"] = group
+        unit = next((part for part in reversed(group.split("/")) if part.endswith(_UNITS)), None)
+        if unit is not None:
+            found["unit"] = unit
+    return found
+
+
+def _without_secrets(arguments: dict[str, Any]) -> Any:
+    """The arguments with secrets replaced; only their length where they are very long."""
+    shown = _hide(arguments)
+    if shown.get("property") in _SECRETS:
+        shown["value"] = _HIDDEN
+    size = len(json.dumps(shown))
+    return shown if size <= ARGUMENTS_MAX else f"({size} bytes)"
+
+
+def _hide(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _HIDDEN if name in _SECRETS else _hide(member) for name, member in value.items()}
+    return [_hide(member) for member in value] if isinstance(value, list) else value
