@@ -129,8 +129,11 @@ class Daemon(Server):
     """A gmemd of this tree. `arguments` go onto its command line behind socket, persistence and kernel."""
 
     def __init__(self, *arguments: str, kernel: str = "auto", persist: str = "off", monitor: str = "",
-                 env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()) -> None:
-        """`monitor`: options of the monitor, as ",pretty=on"."""
+                 env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (),
+                 measured: bool = True) -> None:
+        """`monitor`: options of the monitor, as ",pretty=on". `measured`: under coverage, if the tests are."""
+        if not measured:
+            env = {**(env or {}), "COVERAGE_PROCESS_CONFIG": ""}
         super().__init__(
             [sys.executable, "-m", "gmemd", "--qmp", "unix:{sock}" + monitor, "--persist", persist,
              "--kernel", kernel, "--state-dir", "{dir}/state", *arguments],

@@ -19,18 +19,20 @@ QEMU_SETUPS = {
 }
 
 
-def start_gmemd(setup: str, kernel: str) -> Server:
-    """Start a gmemd; "nokvm" is as "kvm" to it: it has no accelerator but KVM or the simulation of it."""
-    match setup:
-        case "plain" | "kvm" | "nokvm":
-            return Daemon(kernel=kernel)
-        case "name":
-            return Daemon(*(f"-{word}" if word.startswith("-") else word for word in NAMED), kernel=kernel)
-        case "unstable-reject":
-            return Daemon("--compat", "unstable-input=reject", kernel=kernel)
-        case "pretty":
-            return Daemon(kernel=kernel, monitor=",pretty=on")
-    raise AssertionError(f"unknown set-up {setup!r}")
+GMEMD_SETUPS = {
+    "plain": (),
+    "kvm": (),
+    "nokvm": (),  # there is no accelerator but KVM or the simulation of it
+    "name": ("--name", NAMED[1], "--uuid", NAMED[3]),
+    "unstable-reject": ("--compat", "unstable-input=reject"),
+    "pretty": (),
+}
+
+
+def start_gmemd(setup: str, kernel: str, *, measured: bool = True) -> Server:
+    """Start a gmemd of this tree."""
+    return Daemon(*GMEMD_SETUPS[setup], kernel=kernel, monitor=",pretty=on" if setup == "pretty" else "",
+                  measured=measured)
 
 
 def start_qemu(setup: str, _kernel: str) -> Server:

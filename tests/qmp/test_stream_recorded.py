@@ -52,7 +52,8 @@ def inputs_and_errors(case: dict[str, Any]) -> Iterator[tuple[list[bytes], list[
 
 
 def recorded_cases() -> list[Any]:
-    cases = [case for name in RECORDED for case in load(name)]
+    cases = [case for name in RECORDED for case in load(name)
+             if not case["case"].startswith("limits/tokens")]  # too much under coverage; the daemon gets them
     return [pytest.param(case, id=case["case"], marks=[pytest.mark.slow] if case.get("slow") else []) for case in cases]
 
 
