@@ -21,6 +21,8 @@ from gmemd.emulator.topology import CPU_TYPE, cpu_props, node_of_cpu
 from gmemd.errors import QmpError
 
 GIB = 1 << 30
+# libvirt asks for each boolean of each processor: the fewer the better.
+_CPU = {"realized": ("bool", True), "hotplugged": ("bool", False)}
 _HOLE = 0xE0000000  # RAM below 4 GiB ends there at the latest
 
 
@@ -180,7 +182,7 @@ class Machine:
         for device in self.devices.values():
             _, _, container, name = device.path.split("/")
             plugged[container][name] = device.node(self)
-        cpus = {f"device[{i}]": Fixed(gmemd, f"/machine/unattached/device[{i}]", CPU_TYPE, {})
+        cpus = {f"device[{i}]": Fixed(gmemd, f"/machine/unattached/device[{i}]", CPU_TYPE, _CPU)
                 for i in range(len(self.cpus()))}
         children = {name: Fixed(gmemd, f"/machine/{name}", "container", {}, inside)
                     for name, inside in {**plugged, "unattached": cpus}.items()}

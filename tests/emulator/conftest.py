@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -107,9 +107,9 @@ async def refusal(start: Start, *argv: str) -> str:
 class Process(Server):
     """A gmemd-emulator of this tree, with a monitor on `sock`."""
 
-    def __init__(self, *argv: str, env: dict[str, str] | None = None) -> None:
+    def __init__(self, *argv: str, env: dict[str, str] | None = None, pass_fds: Sequence[int] = ()) -> None:
         super().__init__([sys.executable, "-m", "gmemd.emulator.main", "-qmp", "unix:{sock},server=on,wait=off",
-                          *argv], env=env)
+                          *argv], env=env, pass_fds=pass_fds)
 
     def client(self) -> Client:
         """Give a connected, negotiated client."""
