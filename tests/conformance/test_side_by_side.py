@@ -48,7 +48,7 @@ OLDER = {  # what changed between QEMU 7.2 and 11.1, and the cases that show it
                                              75, 77, 81, 83))],
 }
 # 11.1 tells the position of a parse error; "singlestep" went away
-NEWER_ONLY = re.compile(r'\d+:\d+: (?=JSON parse error)|"singlestep": (?:true|false), ')
+NEWER_ONLY = re.compile(r'(?<=")\d+:\d+: (?=JSON parse error)|"singlestep": (?:true|false), ')
 
 
 def _cases() -> Iterator[object]:
