@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from html import escape
 from typing import Any
@@ -23,13 +24,13 @@ def summary(gmemd: Gmemd, number: int, total_size: int, totals: Totals | None, w
     resident = "…" if totals is None else exactly(totals.private + totals.shared)
     ready = ('<span class="good">ready</span>' if not why_not_ready
              else f'<span class="bad">not ready: {escape(why_not_ready)}</span>')
-    restart = "they stay" if gmemd.custody is not None else "they end"
+    restart = "objects stay" if gmemd.custody is not None else "objects end"
     return (f'<div><dt>Daemon</dt><dd>{ready}</dd></div>'
             f'<div><dt>Objects</dt><dd>{number:,}</dd></div>'
             f'<div><dt>Size</dt><dd>{exactly(total_size)}</dd></div>'
             f'<div><dt>In memory</dt><dd>{resident}</dd></div>'
             f'<div><dt>guest_memfd</dt><dd>{escape(gmemd.kernel.name)}<small>{escape(gmemd.kernel.why)}</small></dd></div>'
-            f'<div><dt>Objects when gmemd restarts</dt><dd>{restart}</dd></div>')
+            f'<div><dt>On restart</dt><dd>{restart}</dd></div>')
 
 
 def warnings(gmemd: Gmemd) -> str:
@@ -92,7 +93,7 @@ def row(gmemd: Gmemd, backend: HostMemoryBackend, known: Resident | None, cells:
             f'<td data-label="Memory">{exactly(backend.memory_size)}<small>{escape(backend.kind)}{tag}</small></td>'
             f'<td data-label="In memory">{_resident(backend, known)}</td>'
             f'<td data-label="Pages" class="pages">{_strip(cells)}{_visibility(backend)}</td>'
-            f'<td data-label="Held by">{_holders(backend, holders)}</td>'
+            f'<td data-label="Held by">{_holders(gmemd, backend, holders)}</td>'
             f'<td data-label="Survives">{_survival(gmemd, backend)}</td>'
             f'<td data-label="Made">{moment(backend.created)}<small>{_owner(backend)}</small></td></tr>')
 
@@ -124,9 +125,11 @@ def _visibility(backend: HostMemoryBackend) -> str:
     return f"<small>{size(private)} private, {size(backend.memory_size - private)} shared{ranges}</small>"
 
 
-def _holders(backend: HostMemoryBackend, holders: list[Holder] | None) -> str:
+def _holders(gmemd: Gmemd, backend: HostMemoryBackend, holders: list[Holder] | None) -> str:
     if holders is None:
         return '<span class="none">…</span>'
+    keeper = {"keeper": os.getppid(), "systemd": 1}.get(gmemd.keeping.manager)
+    holders = [holder for holder in holders if holder.pid != keeper]  # what it is for is told by _survival
     if not holders:
         return f'<span class="none">nobody</span><small>{_handed_out(backend.handed_out)}</small>'
     items = "".join(f"<li>{escape(holder.comm)} <small>pid {holder.pid}, uid {holder.uid}, "

@@ -38,7 +38,7 @@ MACHINES: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
 WRITTEN = {"web-01": [(0, 20), (28, 31), (60, 64)], "db-primary": [(0, 44), (50, 52)], "db-replica": [(0, 30)],
            "cvm-payments": [(0, 40)], "scratch": [(0, 3)]}
 PRIVATE = {"db-primary": [(8, 30)], "db-replica": [(4, 26)]}
-SHARED = {"cvm-payments": [(0, 4), (20, 22), (36, 64)]}
+SHARED = {"cvm-payments": [(0, 4), (20, 22), (56, 64)]}
 
 
 def furnish(client: Client, held: ExitStack) -> None:
@@ -83,7 +83,7 @@ def _size(name: str) -> int:
 @contextmanager
 def scene() -> Iterator[Site]:
     """The daemon with everything in it."""
-    with Site("--name", "host-17", tcp=True) as site, ExitStack() as held, site.client() as client:
+    with Site("--keeper", "--name", "host-17", tcp=True, persist="on") as site, ExitStack() as held, site.client() as client:
         furnish(client, held)
         yield site
 

@@ -26,6 +26,13 @@ def browser() -> Iterator[Any]:
         yield driver
 
 
+@pytest.fixture(autouse=True)
+def clean(browser: Any) -> None:
+    """Nothing of the test before is left on the page or the console."""
+    browser.get("about:blank")
+    complaints(browser)
+
+
 @pytest.fixture
 def site() -> Iterator[Site]:
     """An empty daemon."""
