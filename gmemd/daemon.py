@@ -18,7 +18,6 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, cast
 
-from gmemd.audit import Audit
 from gmemd.commands import lab
 from gmemd.commands.context import Change, Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
@@ -138,7 +137,10 @@ class Daemon:
         gmemd.stop = self._stop
         gmemd.spawn = self._spawn
         gmemd.settle = self._settle
-        gmemd.audit = Audit(options.audit) if options.audit else None
+        if options.audit:
+            from gmemd.audit import Audit
+
+            gmemd.audit = Audit(options.audit)
         if options.lab:
             self._make_lab(gmemd)
         return gmemd

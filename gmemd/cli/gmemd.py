@@ -30,6 +30,7 @@ def runtime_directory() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gmemd", description="Own guest memory and speak QMP.",
+                                     epilog="'gmemd demo' shows what it is for.",
                                      allow_abbrev=False)
     add = parser.add_argument
     add("--qmp", action="append", metavar="unix:PATH[,pretty=on]", help="listen for QMP there (repeatable)")
@@ -73,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from gmemd.schema.compile import main as schema_main
 
         return schema_main(arguments[1:])
+    if arguments[:1] == ["demo"]:
+        from gmemd.demo.story import main as demo_main
+
+        return demo_main(arguments[1:])
     try:
         if "--keeper" in arguments:
             from gmemd.persist.keeper import run_keeper

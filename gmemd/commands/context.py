@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gmemd.audit import Audit
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError
 from gmemd.fds import FdSets, NamedFds
@@ -36,6 +35,7 @@ from gmemd.schema.validate import Schema
 from gmemd.survival import Keeping
 
 if TYPE_CHECKING:
+    from gmemd.audit import Audit
     from gmemd.kernel.base import Kernel
     from gmemd.persist.batch import Operation
     from gmemd.persist.custody import Custody

@@ -1,0 +1,228 @@
+"""`gmemd demo`: guest memory that outlives the VMM, then the daemon, and keeps its bytes through conversion.
+
+It starts a gmemd of its own, under its keeper, on a private socket.  Each step says in brackets what was real and
+what was simulated.  The memory is changed by gmemd/demo/guest.py, in processes of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import mmap
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from gmemd.demo import guest
+from gmemd.qmp.client import Client
+
+SIZE = 2 << 20  # bytes of the object; the guest lives in the first half
+HALF = SIZE // 2
+ROUNDS = 100  # how far each guest gets before we go on
+PATIENCE = 30.0  # seconds; a loaded machine
+
+
+class Story:
+    """The processes that take part; `end` ends those that are left."""
+
+    def __init__(self, kernel: str) -> None:
+        """Start gmemd under its keeper."""
+        self.directory = Path(tempfile.mkdtemp(prefix="gmemd-"))
+        self.socket = self.directory / "qmp.sock"
+        with (self.directory / "log").open("wb") as log:
+            self.keeper = subprocess.Popen(
+                [sys.executable, "-m", "gmemd", "--keeper", "--qmp", f"unix:{self.socket}", "--kernel", kernel,
+                 "--persist", "on", "--state-dir", str(self.directory)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        self.vmm: subprocess.Popen[str] | None = None
+
+    def connect(self) -> Client:
+        """A client of the daemon, once there is one."""
+        try:
+            return Client(str(self.socket), wait=PATIENCE, timeout=PATIENCE)
+        except OSError as exc:
+            sys.exit(f"gmemd does not answer ({exc}):\n{(self.directory / 'log').read_text(errors='replace')}")
+
+    def daemon(self) -> int:
+        """The daemon's process id."""
+        pid = self.keeper.pid
+        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+    def start_vmm(self, fd: int) -> str:
+        """Hand the memory to another process, which runs a guest on it; what that says of itself."""
+        self.vmm = subprocess.Popen([sys.executable, guest.__file__, f"/proc/self/fd/{fd}"], pass_fds=[fd],
+                                    stdout=subprocess.PIPE, text=True)
+        assert self.vmm.stdout is not None
+        line = self.vmm.stdout.readline().strip()
+        if not line:
+            sys.exit("the guest process did not start")
+        return line
+
+    def watch(self, fd: int) -> str:
+        """Wait until the guest has counted on by ROUNDS; from where to where."""
+        assert self.vmm is not None
+        with guest.map_memory(fd) as memory:
+            start = guest.counter(memory)
+            end = time.monotonic() + PATIENCE
+            while guest.counter(memory) < start + ROUNDS:
+                if self.vmm.poll() is not None or time.monotonic() > end:
+                    sys.exit("the guest does not count")
+                time.sleep(0.005)
+            return f"{start} ... {guest.counter(memory)}"
+
+    def kill_vmm(self) -> int:
+        """End the process that runs the guest, without any warning; its id."""
+        assert self.vmm is not None
+        self.vmm.kill()
+        self.vmm.communicate()
+        return self.vmm.pid
+
+    def kill_daemon(self) -> int:
+        """End gmemd without any warning; its id."""
+        pid = self.daemon()
+        os.kill(pid, signal.SIGKILL)
+        with suppress(OSError):  # gone at once, or a zombie until the keeper has seen it
+            while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                time.sleep(0.001)
+        return pid
+
+    def end(self, *, stay: bool) -> None:
+        """End what runs; with `stay`, all but gmemd."""
+        if self.vmm is not None and self.vmm.poll() is None:
+            self.kill_vmm()
+        if not stay:
+            self.keeper.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.keeper.wait(PATIENCE)
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def tell(story: Story) -> None:
+    """Tell it."""
+    with story.connect() as client:
+        say(f"1. gmemd runs: process {story.daemon()}, under its keeper, process {story.keeper.pid}", "real")
+        client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "gm0", "size": SIZE, "share": True,
+                                      "guest-memfd": "on"})
+        memory, [fd] = client.execute_fds("memdev-get-fd", {"id": "gm0"})
+        [status] = client.execute("query-memdev-status")
+        say(f"2. object-add made gm0: {memory['size']} bytes of {memory['kind']}", _memory_is(status))
+
+    line = story.start_vmm(fd)
+    say(f"3. Another process got its descriptor and runs a guest on it.\n   process {_pid(story)}: {line}\n"
+        f"   the guest counts: {story.watch(fd)}", _guest_is(line))
+
+    killed = story.kill_vmm()
+    line = story.start_vmm(fd)
+    say(f"4. SIGKILL for that process, {killed}. Another one gets the same memory.\n   process {_pid(story)}: {line}\n"
+        f"   the guest counts on: {story.watch(fd)}", "real: both processes and the kill")
+
+    killed = story.kill_daemon()
+    counted = story.watch(fd)
+    os.close(fd)
+    with story.connect() as client:
+        _, [fd] = client.execute_fds("memdev-get-fd", {"id": "gm0"})
+        say(f"5. SIGKILL for gmemd, process {killed}. The guest counts on: {counted}\n"
+            f"   The keeper has started process {story.daemon()}, which has gm0.\n"
+            f"   Seen through it, the guest counts on: {story.watch(fd)}", "real")
+        _convert(client, fd)
+        [status] = client.execute("query-memdev-status")
+    say(f"7. Nothing is lost: the guest counts on: {story.watch(fd)}, "
+        f"{status['resident']} of {status['size']} bytes are in memory", "real")
+    os.close(fd)
+
+
+def _pid(story: Story) -> int:
+    assert story.vmm is not None
+    return story.vmm.pid
+
+
+def _convert(client: Client, fd: int) -> None:
+    """Make the half that the guest leaves alone private and shared again."""
+    with mmap.mmap(fd, HALF, offset=HALF) as memory:
+        memory[:] = os.urandom(1 << 12) * (HALF >> 12)
+    before = _digest(fd)
+    part: dict[str, Any] = {"id": "gm0", "offset": HALF, "size": HALF, "preserve": True}
+    done = client.execute("memdev-convert", {**part, "to": "private"})
+    private = client.execute("query-memdev-ranges", {"id": "gm0"})["private"]
+    hidden = "they read as zero" if _digest(fd) == hashlib.sha256(bytes(HALF)).digest() else "they can still be read"
+    client.execute("memdev-convert", {**part, "to": "shared"})
+    if _digest(fd) != before:
+        sys.exit("the bytes did not come back")
+    say(f"6. {private} bytes beside the guest became private ({hidden}), then shared: the bytes are as they were",
+        "simulated: gmemd takes them aside itself, and cannot hinder who writes there meanwhile" if done["simulated"]
+        else "real: converted by the kernel")
+
+
+def _digest(fd: int) -> bytes:
+    with mmap.mmap(fd, HALF, offset=HALF) as memory:
+        return hashlib.sha256(memory).digest()
+
+
+def _memory_is(status: dict[str, Any]) -> str:
+    if status["kernel"] == "kvm":
+        return "real: a guest_memfd of KVM"
+    return f"simulated: a sealed memfd under guest_memfd's rules, for {status['kernel-reason']}"
+
+
+def _guest_is(line: str) -> str:
+    return "real: a virtual processor of KVM" if line.startswith(guest.Vcpu.name) else \
+        "simulated: no virtual processor, the process itself counts"
+
+
+def say(text: str, truth: str) -> None:
+    """Tell of a step, and how true it is."""
+    print(f"{text}\n   [{truth}]", flush=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `gmemd demo`; the exit status."""
+    parser = argparse.ArgumentParser(prog="gmemd demo", description="Show guest memory that outlives everybody.")
+    parser.add_argument("--stay", action="store_true", help="leave gmemd running, to play with")
+    parser.add_argument("--kernel", default="auto", metavar="auto|kvm|simulated", help="as gmemd's own option")
+    options = parser.parse_args(argv)
+    began = time.monotonic()
+    story = Story(options.kernel)
+    told = False
+    try:
+        tell(story)
+        told = True
+    except KeyboardInterrupt:
+        print()
+        return 130
+    finally:
+        story.end(stay=told and options.stay)
+    print(f"\nThat took {time.monotonic() - began:.1f} seconds.")
+    if options.stay:
+        _invite(story)
+    return 0
+
+
+def _invite(story: Story) -> None:
+    gmemctl = shown(Path(sys.executable).with_name("gmemctl"))
+    print(f"""
+gmemd goes on running, with gm0 in it. Its socket is
+
+    {story.socket}
+
+Three things to try:
+
+    export GMEMD_SOCKET={story.socket}
+    {gmemctl} ls
+    {gmemctl} exec gm0 -- {shown(sys.executable)} -m gmemd.demo.guest --rounds 1000 {{gm0}}
+    echo '{{"execute":"qmp_capabilities"}} {{"execute":"query-memdev"}}' | socat -t 5 - UNIX-CONNECT:{story.socket}
+
+To end it: kill {story.keeper.pid}""")
+
+
+def shown(path: str | Path) -> str:
+    """Give a path as short as it can be typed here."""
+    path = Path(path)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

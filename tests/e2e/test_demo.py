@@ -1,0 +1,62 @@
+"""`gmemd demo` tells the truth, and cleans up behind itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from gmemd.qmp.client import Client
+from tests.programs import output
+
+pytestmark = pytest.mark.e2e
+DEMO = [sys.executable, "-m", "gmemd", "demo"]
+
+
+def truths(told: str) -> list[str]:
+    """What stands in brackets behind each step, up to the colon."""
+    return re.findall(r"^   \[([a-z]+)", told, re.MULTILINE)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_simulated(tmp_path: Path) -> None:
+    """All seven steps, each with what is real; no process and no file is left."""
+    told = output([*DEMO, "--kernel", "simulated"], env={**os.environ, "TMPDIR": str(tmp_path)})
+    assert re.findall(r"^(\d)\. ", told, re.MULTILINE) == list("1234567")
+    assert truths(told)[1] == "simulated"
+    assert truths(told)[5] == "simulated"
+    assert "guest loaded into the memory, counter 0" in told
+    assert re.search(r"guest found in the memory, counter [1-9]\d*$", told, re.MULTILINE)
+    assert "1048576 bytes beside the guest became private (they read as zero)" in told
+    counts = [int(number) for found in re.findall(r"(\d+) \.\.\. (\d+)", told) for number in found]
+    assert counts == sorted(counts), "the guest never began again"
+    assert all(is_gone(int(pid)) for pid in re.findall(r"process (\d+)", told))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.kvm
+def test_real() -> None:
+    """With KVM, only the conversion is not the kernel's."""
+    told = output([*DEMO, "--kernel", "kvm"])
+    assert truths(told) == ["real", "real", "real", "real", "real", "simulated", "real"]
+
+
+def test_stay(tmp_path: Path) -> None:
+    """With --stay gmemd goes on with its object, until it is told to end."""
+    told = output([*DEMO, "--kernel", "simulated", "--stay"], env={**os.environ, "TMPDIR": str(tmp_path)})
+    pid = int(re.findall(r"To end it: kill (\d+)", told)[0])
+    try:
+        with Client(re.findall(r"export GMEMD_SOCKET=(\S+)", told)[0]) as client:
+            assert [memdev["id"] for memdev in client.execute("query-memdev")] == ["gm0"]
+    finally:
+        os.kill(pid, signal.SIGTERM)
