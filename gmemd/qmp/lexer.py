@@ -85,6 +85,16 @@ class Lexer:
 
     def next_token(self) -> int:
         """Return the kind of the next token, whose bytes are then in `token`, or NO_TOKEN."""
+        if self._state is _START and not self._seen:
+            found = _plain_token(self.data, self.at)
+            if found is not None and found.end() - self.at <= _PLAIN_SIZE:
+                self.token = token = found[1]
+                self.at = at = found.end()
+                self._start, self._start_seen = at - len(token), False
+                return STRING if token[0] == _QUOTE else token[0]
+        return self._any_token()
+
+    def _any_token(self) -> int:
         data, at, state = self.data, self.at, self._state
         while True:
             if at >= self._cut and not state.is_between:
@@ -155,6 +165,11 @@ class _State:
             for byte in some_bytes:
                 self.table[byte] = to
 
+
+# The usual token, taken at one go: punctuation or a string that is whole, after white space.
+_plain_token = re.compile(rb'[ \t\r\n]*+([{}\[\]:,]|"(?:[ !#-\[\]-\xfd]++|\\[ -\xfd])*+")').match
+_PLAIN_SIZE: Final = 1 << 16  # bytes, white space and all: far below the limit of a token
+_QUOTE: Final = ord('"')
 
 _DIGITS: Final = b"0123456789"
 _LETTERS: Final = bytes(range(ord("a"), ord("z") + 1))
