@@ -285,6 +285,8 @@ class Daemon:
                 if change.error is None:
                     change.error = error
                     change.undo()
+        if any(changes for changes, _ in waiting):
+            self._gmemd.not_kept = "" if error is None else error.desc
         for changes, _ in waiting:
             for change in changes:
                 if change.done is not None and change.error is None:

@@ -127,6 +127,7 @@ class Gmemd:
         self.jobs = Jobs(lambda name, data: self.emit(name, data))
         self.lost: dict[str, Record] = {}  # objects of which only the record came back
         self.unclaimed: list[tuple[str, int]] = []  # fds that came back without a record, by fd-store name; ours
+        self.not_kept = ""  # why the latest change could not be made durable; "": it could
         self.stopping = False
         self._encoded: dict[str, bytes] = {}
         # Set by the daemon: send an event to every negotiated client; end the process soon; run a coroutine as

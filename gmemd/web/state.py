@@ -40,9 +40,9 @@ class State:
             return "starting: objects are being restored or made"
         if custody is not None and custody.read_only:
             return f"the registry cannot be written: {custody.read_only}"
-        if custody is not None and custody.trouble:
-            return custody.trouble
-        return ""
+        if self.gmemd.not_kept:
+            return f"the latest change could not be kept: {self.gmemd.not_kept}"
+        return "" if custody is None else custody.trouble
 
     def objects(self, wanted: str = "", order: str = "created") -> Sequence[HostMemoryBackend]:
         """The objects whose id contains `wanted`, by "created", "id" or "size" (the largest first)."""

@@ -54,7 +54,11 @@ class Site(Daemon):
             return socket.create_connection(("127.0.0.1", self.port), START)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(START)
-        sock.connect(str(self.dir / "http.sock"))
+        try:
+            sock.connect(str(self.dir / "http.sock"))
+        except OSError:
+            sock.close()
+            raise
         return sock
 
     def get(self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None) -> Reply:
