@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from gmemd.errors import QmpError
+from gmemd.qmp.encode import encode
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 FLUSH_SECONDS: Final = 0.05
@@ -42,6 +43,8 @@ class Log:
         self.call_later: Callable[[float, Callable[[], None]], object] | None = None
         self._lines: list[bytes] = []
         self._flush_is_due = False
+        self.stamp = b""  # the timestamp of commands until `stamp_ends`, by the clock of ClientLog.answered
+        self.stamp_ends = 0.0
         self.configure()
 
     def configure(self, *, level: str = "info", render: Render | None = None, journal: bool = False) -> None:
@@ -71,6 +74,12 @@ class Log:
     def takes(self, level: str) -> bool:
         """Whether lines of that level are written."""
         return LEVELS.index(level) >= self._threshold
+
+    def new_stamp(self, now: float) -> bytes:
+        """Renew `stamp`."""
+        self.stamp = _timestamp().encode()
+        self.stamp_ends = now + _STAMP_SECONDS
+        return self.stamp
 
     def append(self, line: bytes) -> None:
         """Add a finished line."""
@@ -114,30 +123,30 @@ class ClientLog:
     def __init__(self, log: Log, who: dict[str, Any]) -> None:
         self._log = log
         self._who = who
-        self._who_json = json.dumps(who)[1:-1].encode()
+        self._who_json = encode(who)[1:-1]
         self._lines_a_second = CLIENT_LINES if log.takes("info") else 0
         self._left = 0  # lines that may still be written in this second
         self._omitted = 0
-        self._second_ends = 0.0  # all times by the clock of `answered`
-        self._stamp = b""
-        self._stamp_ends = 0.0
+        self._second_ends = 0.0  # by the clock of `answered`
 
     def answered(self, command: str, began: float, ended: float, *, request_id: bytes = b"",
                  error: QmpError | None = None) -> None:
         """Log an answered command; times in seconds of one clock, `request_id` is JSON, empty if there was none."""
-        if ended >= self._stamp_ends:
-            self._go_on(ended)
+        if ended >= self._second_ends:
+            self._begin_second(ended)
         if self._left <= 0:
             self._omitted += 1
             return
         self._left -= 1
         if len(request_id) > TEXT_MAX:
             request_id = b'"(long)"'
-        head = self._log.head
+        log = self._log
+        head = log.head
         if error is None and head is not None:
-            self._log.append(b'%b%b", "id": %b, %b, "us": %d, "result": "ok", "event": "command", "level": "info",'
+            stamp = log.stamp if ended < log.stamp_ends else log.new_stamp(ended)
+            log.append(b'%b%b", "id": %b, %b, "us": %d, "result": "ok", "event": "command", "level": "info",'
                              b' "timestamp": "%b"}\n' % (head, command.encode(), request_id or b"null",
-                                                         self._who_json, (ended - began) * 1e6, self._stamp))
+                                                         self._who_json, (ended - began) * 1e6, stamp))
         else:
             self._explain(command, request_id, ended - began, error)
 
@@ -147,14 +156,11 @@ class ClientLog:
             self._log.info("commands not logged", count=self._omitted, **self._who)
         self._omitted = 0
 
-    def _go_on(self, now: float) -> None:
-        """Renew the timestamp and, in a new second, the lines that may be written."""
-        self._stamp = _timestamp().encode()
-        self._stamp_ends = now + _STAMP_SECONDS
-        if now >= self._second_ends:
-            self.close()
-            self._left = self._lines_a_second
-            self._second_ends = now + 1.0
+    def _begin_second(self, now: float) -> None:
+        """Say what was left out in the last one, and allow lines again."""
+        self.close()
+        self._left = self._lines_a_second
+        self._second_ends = now + 1.0
 
     def _explain(self, command: str, request_id: bytes, seconds: float, error: QmpError | None) -> None:
         result = {"result": "ok"} if error is None else {"result": error.error_class, "desc": error.desc[:TEXT_MAX]}

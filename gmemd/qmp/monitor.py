@@ -69,7 +69,8 @@ class Monitor:
         self._open = True
         self._reading = True
         loop.add_reader(self._fd, self._readable)
-        self._transmit(self.session.greeting())
+        self._transmit(self.session.greeting() if pretty
+                       else self._gmemd.encoded("greeting", self.session.hello) + b"\r\n")
 
     # -- input -----------------------------------------------------------------------------------
 
@@ -319,7 +320,8 @@ class Monitor:
             return
         self._open = False
         self._stop_reading()
-        self._loop.remove_writer(self._fd)
+        if self._backlog:
+            self._loop.remove_writer(self._fd)
         self._unwatch_stall()
         self._queue.clear()
         _close_all(self._fds)

@@ -45,21 +45,26 @@ class Session:
         self._pretty = pretty
         self._stream = Stream()
         self.feed = self._stream.feed
+        self._next = self._stream.next
 
     def greeting(self) -> bytes:
         """The first message of a connection."""
-        return self._line({"QMP": {"version": self._version, "capabilities": ["oob"]}})
+        return self._line(self.hello())
+
+    def hello(self) -> dict[str, Any]:
+        """The value of the greeting."""
+        return {"QMP": {"version": self._version, "capabilities": ["oob"]}}
 
     def next_request(self) -> Request | None:
         """Take the next complete message out of what was fed; None when more bytes are needed."""
-        value = self._stream.next()
+        value = self._next()
         if value is NEED_DATA:
             return None
         if type(value) is dict:
             execute = value.get("execute")
             arguments = value.get("arguments", _NO_ARGUMENTS)
             request_id = value.get("id", _NO_ID)
-            known = 1 + ("arguments" in value) + ("id" in value)
+            known = 1 + (arguments is not _NO_ARGUMENTS) + (request_id is not _NO_ID)
             if type(execute) is str and type(arguments) is dict and len(value) == known:
                 return Request(execute, arguments, request_id)
             return self._judge_envelope(value)
@@ -137,6 +142,8 @@ class Session:
 
     def failure(self, request: Request, error: QmpError) -> bytes:
         """The error reply to `request`."""
+        if request.id is _NO_ID and not self._pretty:
+            return b'{"error": {"class": "%b", "desc": %b}}\r\n' % (error.error_class.encode(), encode(error.desc))
         reply: dict[str, Any] = {"error": {"class": error.error_class, "desc": error.desc}}
         if request.id is not _NO_ID:
             reply["id"] = request.id
