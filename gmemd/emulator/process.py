@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
@@ -80,21 +80,25 @@ async def build(dispatcher: Dispatcher, line: CommandLine) -> None:
     machine = machine_of(gmemd)
     machine.status = "starting"
     for spec in line.objects:
-        await _named(f"-object {spec}", dispatcher, "object-add", parse_object(spec, gmemd.schema))
+        with _named(f"-object {spec}"):
+            await dispatcher.at_start("object-add", parse_object(spec, gmemd.schema))
     for object_id in machine.ram_ids():
         if gmemd.objects.get(object_id) is None:
             ram = {"qom-type": "memory-backend-ram", "id": object_id, "size": machine.base_memory}
             await dispatcher.at_start("object-add", ram)
         machine.take(object_id)
     for arguments in line.devices:
-        await _named(f"-device {arguments['driver']}", dispatcher, "device_add", arguments)
+        with _named(f"-device {arguments['driver']}"):
+            await dispatcher.at_start("device_add", arguments)
     machine.status = "prelaunch" if line.paused else "running"
     follow_requests(machine)
 
 
-async def _named(option: str, dispatcher: Dispatcher, command: str, arguments: dict[str, object]) -> None:
+@contextlib.contextmanager
+def _named(option: str) -> Iterator[None]:
+    """Put the option in front of a refusal."""
     try:
-        await dispatcher.at_start(command, arguments)
+        yield
     except QmpError as exc:
         raise QmpError(f"{option}: {exc.desc}", exc.error_class) from exc
 

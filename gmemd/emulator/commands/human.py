@@ -24,9 +24,10 @@ def human_monitor_command(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any
         return ""
     if words[0] in ("help", "?"):
         return _help(" ".join(words[1:]))
-    found = _COMMANDS.get(" ".join(words[:2])) or _COMMANDS.get(words[0])
+    name = " ".join(words[:2] if words[0] == "info" else words[:1])
+    found = _COMMANDS.get(name)
     if found is None:
-        return f"unknown command: '{' '.join(words[:2] if words[0] == 'info' else words[:1])}'{END}"
+        return f"unknown command: '{name}'{END}"
     try:
         return "".join(line + END for line in found[1](gmemd, caller))
     except QmpError as exc:
