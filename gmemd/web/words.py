@@ -21,8 +21,8 @@ def size(count: int) -> str:
     value, unit = float(count), 0
     while value >= 1024 and unit < len(UNITS) - 1:
         value, unit = value / 1024, unit + 1
-    digits = 0 if unit == 0 or value >= 100 or value == int(value) else 1
-    return f"{value:.{digits}f} {UNITS[unit]}"
+    text = f"{value:.0f}" if value >= 100 else f"{value:.1f}".removesuffix(".0")
+    return f"{text} {UNITS[unit]}"
 
 
 def exactly(count: int) -> str:

@@ -83,7 +83,8 @@ def _size(name: str) -> int:
 @contextmanager
 def scene() -> Iterator[Site]:
     """The daemon with everything in it."""
-    with Site("--keeper", "--name", "host-17", tcp=True, persist="on") as site, ExitStack() as held, site.client() as client:
+    with (Site("--keeper", "--name", "host-17", tcp=True, persist="on") as site, ExitStack() as held,
+          site.client() as client):
         furnish(client, held)
         yield site
 

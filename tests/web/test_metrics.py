@@ -272,3 +272,33 @@ def test_prometheus_takes_the_alert_rules(prometheus: str) -> None:
         time.sleep(0.05)
     assert {"ok"} == {rule["health"] for rule in group["rules"]}
     assert [rule["name"] for rule in group["rules"] if rule["state"] == "firing"] == []
+
+
+async def test_few_series_with_many_commands() -> None:
+    """Of a schema with very many commands the first that are used have series of their own, for good."""
+    from gmemd.metrics import Counters
+    from gmemd.web.prometheus import COMMANDS_NAMED, Scraper
+    from gmemd.web.state import State
+    from tests.commands.conftest import Machine
+
+    machine = Machine()
+    state = State(machine.dispatcher, lambda: 0)
+    counters = machine.gmemd.counters = Counters(f"command-{number}" for number in range(500))
+    scraper = Scraper(state)
+
+    async def counts() -> dict[str, float]:
+        text = b"".join([portion async for portion in scraper.text(objects=False)]).decode()
+        return {sample.labels["command"]: sample.value for family in text_string_to_metric_families(text)
+                for sample in family.samples
+                if sample.name == "gmemd_qmp_commands_total" and sample.labels["result"] == "ok"}
+
+    counters.count("command-7", 0, ok=True)
+    assert await counts() == {"command-7": 1, "other": 0}
+    for number in range(500):
+        counters.count(f"command-{number}", 0, ok=True)
+    found = await counts()
+    assert len(found) == COMMANDS_NAMED + 1
+    assert found["command-7"] == 2
+    assert found["other"] == 500 - COMMANDS_NAMED
+    state.close()
+    machine.gmemd.close()

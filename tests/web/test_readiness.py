@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gmemd.errors import QmpError
+from gmemd.qmp.client import Client
 from tests.commands.conftest import Machine
 from tests.daemon import START
 from tests.web.site import Site
@@ -38,8 +39,7 @@ def test_a_registry_that_cannot_be_written() -> None:
         assert site.get("/readyz").status == 200
         before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (16384, resource.RLIM_INFINITY))
         with pytest.raises(QmpError, match="cannot be written"):
-            for number in range(100):
-                client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": f"o{number}", "size": 4096})
+            _add_many(client, 100)
         refused = site.get("/readyz")
         assert refused.status == 503
         assert "cannot be written" in refused.text
@@ -90,6 +90,11 @@ def test_no_more_viewers_than_there_is_room_for() -> None:
         assert site.get("/").status == 200
         for viewer in viewers:
             viewer.close()
+
+
+def _add_many(client: Client, number: int) -> None:
+    for found in range(number):
+        client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": f"o{found}", "size": 4096})
 
 
 def _daemon_of(keeper: int) -> int:
