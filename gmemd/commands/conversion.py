@@ -19,8 +19,8 @@ _AT_ONCE = 16 << 20  # bytes that may be preserved on the event loop
 
 
 def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    backend, _, size = _part(gmemd, arguments)
-    _visibility(backend)
+    backend, _, size = part(gmemd, arguments)
+    visibility_of(backend)
     if (arguments["preserve"] or backend.enforcers) and size > _AT_ONCE:
         return _convert_in_thread(gmemd, backend, arguments)
     with _store_room(gmemd, backend, arguments) as store:
@@ -70,15 +70,16 @@ def _convert(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]
 
 def _undo(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Any:
     """What puts map and preserved content back as they are now; content that was not preserved stays zero."""
-    before = _visibility(backend).copy()
+    visibility = visibility_of(backend)
+    before = list(visibility.ranges(arguments["offset"], arguments["size"]))
     records = (backend.record, backend.private_record)
 
     def undo() -> None:
-        if arguments["preserve"]:
-            for start, length, state in before.ranges(arguments["offset"], arguments["size"]):
+        for start, length, state in before:
+            if arguments["preserve"]:
                 with contextlib.suppress(OSError):
                     convert(backend, gmemd.kernel, start, length, state, preserve=True)
-        backend.visibility = before
+            visibility.set(start, length, state)
         backend.record, backend.private_record = records
 
     return undo
@@ -112,7 +113,7 @@ def _tell(gmemd: Gmemd, event: dict[str, Any], converted: int) -> None:
 
 def query_memdev_ranges(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
     backend = gmemd.objects.find(arguments["id"])
-    visibility = _visibility(backend)
+    visibility = visibility_of(backend)
     offset = min(arguments["offset"], visibility.size)
     size = min(arguments.get("size", visibility.size), visibility.size - offset)
     return {"simulated": _simulated(gmemd), "private": visibility.total(PRIVATE),
@@ -121,7 +122,7 @@ def query_memdev_ranges(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
 
 
 def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    backend, offset, size = _part(gmemd, arguments)
+    backend, offset, size = part(gmemd, arguments)
     if size > _AT_ONCE:
         return _discard_in_thread(gmemd, backend, offset, size)
     _discard(gmemd, backend, offset, size)
@@ -150,8 +151,8 @@ def _discard(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int) -
                                          in backend.visibility.ranges(offset, size) if state is SHARED])
 
 
-def _part(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[HostMemoryBackend, int, int]:
-    """The object and the range that a command names, both fit to be worked on."""
+def part(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[HostMemoryBackend, int, int]:
+    """The object and the range that a command names, both fit to be worked on; else QmpError."""
     backend, offset, size = gmemd.objects.find(arguments["id"]), arguments["offset"], arguments["size"]
     backend.check_idle()
     with os_errors(f"offset {offset:#x} and size {size:#x} are no range of pages of '{backend.id}'"):
@@ -159,7 +160,8 @@ def _part(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[HostMemoryBackend, i
     return backend, offset, size
 
 
-def _visibility(backend: HostMemoryBackend) -> RangeMap:
+def visibility_of(backend: HostMemoryBackend) -> RangeMap:
+    """What of an object is private and what shared; QmpError if it is no guest_memfd."""
     if backend.visibility is None:
         raise QmpError(f"object '{backend.id}' is no guest_memfd")
     return backend.visibility

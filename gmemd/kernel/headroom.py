@@ -38,11 +38,14 @@ def pool_headroom(pool: HugePool) -> Headroom:
     return Headroom(pages * pool.page_size, (pool.total + surplus) * pool.page_size, limit)
 
 
-def check_pool(size: int, page_size: int) -> None:
-    """Raise NoHeadroom when size bytes do not fit into the machine's pool of pages of that size."""
+def check_pool(size: int, page_size: int, *, own_reservation: int = 0) -> None:
+    """Raise NoHeadroom when size bytes do not fit into the machine's pool of pages of that size.
+
+    own_reservation: bytes of the reserved pages that may be for this very purpose.
+    """
     pool = next(pool for pool in huge_pools() if pool.page_size == page_size and pool.node is None)
     left = pool_headroom(pool)
-    if size > left.available:
+    if size > left.available + min(own_reservation, pool.reserved * page_size):
         raise NoHeadroom(size, left)
 
 

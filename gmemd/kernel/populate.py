@@ -63,8 +63,8 @@ def _checked(fd: int, missing: int, page: int, *, fresh: bool) -> Check:
     may have mapped, as pages may be reserved for it. The blocks of a disk are its file system's to refuse.
     """
     if page != PAGE_SIZE:
-        if fresh:
-            check_pool(missing, page)
+        if fresh:  # mapping it to see whether that works has reserved pages for it
+            check_pool(missing, page, own_reservation=missing)
         return lambda *_: None
     if not backing.is_only_memory(fd):
         return lambda *_: None

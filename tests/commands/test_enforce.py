@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Self
 
 import pytest
 import pytest_asyncio
 
+from tests.commands.guest import Guest, hand_over
 from tests.commands.live import LiveMachine
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = os.sysconf("SC_PAGESIZE")
 SIZE = 8 * PAGE
-SIGBUS_FEATURE = 1 << 7
-
-
-class Guest:
-    """The other process; `uffd` came from it, and belongs to whoever takes it."""
-
-    def __init__(self, object_fd: int, features: int = SIGBUS_FEATURE) -> None:
-        self._ours, theirs = socket.socketpair()
-        self._ours.settimeout(20)
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.commands.cooperating", str(object_fd), str(SIZE), str(theirs.fileno()),
-                 str(features)], pass_fds=(object_fd, theirs.fileno()), cwd=ROOT)
-        data, ancillary, _, _ = self._ours.recvmsg(100, 100)
-        if not data:
-            self.process.wait()
-            pytest.skip("needs leave to make a userfaultfd")
-        self.address = int(data)
-        fds = array.array("i")
-        fds.frombytes(ancillary[0][2])
-        self.uffd = fds[0]
-
-    def ask(self, verb: str, offset: int) -> str:
-        """What it answers; "" if it ended."""
-        try:
-            self._ours.sendall(f"{verb} {offset}\n".encode())
-            return self._ours.recv(100).decode().rstrip("\n")
-        except ConnectionError:
-            return ""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ours.close()
-        self.process.kill()
-        self.process.wait()
 
 
 @pytest_asyncio.fixture
@@ -74,11 +31,6 @@ def fd_of(machine: LiveMachine) -> int:
     return machine.gmemd.objects.find("g").fd
 
 
-async def hand_over(machine: LiveMachine, guest: Guest) -> None:
-    machine.sent, machine.pid = [guest.uffd], guest.process.pid
-    await machine.do("getfd", fdname="u")
-
-
 async def convert(machine: LiveMachine, first: int, count: int, to: str, preserve: bool = False) -> None:
     await machine.do("memdev-convert", id="g", offset=first * PAGE, size=count * PAGE, to=to, preserve=preserve)
 
@@ -89,7 +41,7 @@ async def test_private_pages_fault(live: LiveMachine) -> None:
     Items 62 to 67 of the checklist, as a process that cooperates meets them.
     """
     await convert(live, 0, 2, "private")
-    with Guest(fd_of(live)) as guest:
+    with Guest(fd_of(live), SIZE) as guest:
         await hand_over(live, guest)
         await live.do("memdev-enforce", id="g", fdname="u", address=guest.address)
         assert [guest.ask("call", page * PAGE) for page in range(8)] \
@@ -107,7 +59,7 @@ async def test_private_pages_fault(live: LiveMachine) -> None:
 
 async def test_a_discarded_page_is_shared_still(live: LiveMachine) -> None:
     """It reads as zeros and does not fault."""
-    with Guest(fd_of(live)) as guest:
+    with Guest(fd_of(live), SIZE) as guest:
         await hand_over(live, guest)
         await live.do("memdev-enforce", id="g", fdname="u", address=guest.address)
         await live.do("memdev-discard", id="g", offset=0, size=SIZE)
@@ -117,7 +69,7 @@ async def test_a_discarded_page_is_shared_still(live: LiveMachine) -> None:
 async def test_pages_that_a_holder_made_do_not_stay(live: LiveMachine) -> None:
     """A private page that was touched before the handover faults like any other."""
     await convert(live, 0, 1, "private")
-    with Guest(fd_of(live)) as guest:
+    with Guest(fd_of(live), SIZE) as guest:
         assert guest.ask("put", 0) == "ok"
         await hand_over(live, guest)
         await live.do("memdev-enforce", id="g", fdname="u", address=guest.address)
@@ -128,7 +80,7 @@ async def test_pages_that_a_holder_made_do_not_stay(live: LiveMachine) -> None:
 
 async def test_it_ends_with_the_process(live: LiveMachine) -> None:
     """Nothing of it is left, and shared memory need not be all there any more."""
-    with Guest(fd_of(live)) as guest:
+    with Guest(fd_of(live), SIZE) as guest:
         await hand_over(live, guest)
         await live.do("memdev-enforce", id="g", fdname="u", address=guest.address)
         assert await live.do("query-memdev-enforcers") \
@@ -146,11 +98,11 @@ async def test_what_is_refused(live: LiveMachine) -> None:
     await live.do("getfd", fdname="no")
     assert await live.refused("memdev-enforce", id="g", fdname="no", address=0) \
         == "the descriptor 'no' is no userfaultfd with UFFD_FEATURE_SIGBUS"
-    with Guest(fd_of(live), features=0) as guest:
+    with Guest(fd_of(live), SIZE, features=0) as guest:
         await hand_over(live, guest)
         assert "is no userfaultfd" in await live.refused("memdev-enforce", id="g", fdname="u", address=guest.address)
         await live.do("closefd", fdname="u")
-    with Guest(fd_of(live)) as guest:
+    with Guest(fd_of(live), SIZE) as guest:
         await hand_over(live, guest)
         assert await live.refused("memdev-enforce", id="g", fdname="u", address=guest.address + PAGE) \
             == f"object 'g' is not mapped as a whole at {guest.address + PAGE:#x} in process {guest.process.pid}"

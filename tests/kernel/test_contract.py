@@ -36,10 +36,13 @@ _BOTH = ("kvm", "simulated")
 
 # item -> kernel -> why it is not shown there. docs/kernel.md tells the same to users.
 _HOLDER = "rules of the descriptor: a holder of a memfd may do this, and gmemd itself has no such operation"
-_NO_FAULT = "a memfd has no private pages: no touch of a holder that does not cooperate can be made to fault"
+_NO_FAULT = (
+    "a memfd has no private pages: no touch of a holder that does not cooperate can be made to fault"
+    " (tests/commands/test_enforce.py shows one that does)"
+)
 _NO_VM = "a memfd cannot be bound to a memslot, only mapped"
 _NO_CONVERSION = "no kernel converts pages for a VM of the default type; the ioctl is ENOTTY"
-_LATER = "pages become private and shared in the layer above: the kernel only says whether it can itself"
+_LATER = "pages become private and shared in the layer above: tests/commands/test_checklist.py shows them there"
 ELSEWHERE: dict[int, dict[str, str]] = {
     **{item: {"simulated": _HOLDER} for item in range(10, 14)},
     17: {"simulated": _NO_FAULT},

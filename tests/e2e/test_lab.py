@@ -1,0 +1,128 @@
+"""The fault lab, leases and jobs of a real daemon: over sockets, with the keeper, and over its restart."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gmemd.errors import QmpError
+from gmemd.qmp.client import Client
+from tests.daemon import Daemon
+from tests.programs import ROOT
+
+PAGE = os.sysconf("SC_PAGESIZE")
+MEMORY = {"qom-type": "memory-backend-guest-memfd", "id": "g", "size": 4 * PAGE}
+
+# Leases the object `g` of the daemon at argv[1], and says so; ends with its input.
+RECEIVER = """
+import sys
+from gmemd.qmp.client import Client
+with Client(sys.argv[1]) as client:
+    client.execute_fds("memdev-get-fd", {"id": "g", "lease": "keep"})
+    print("leased", flush=True)
+    sys.stdin.read()
+"""
+
+
+def refusal(client: Client, command: str, arguments: dict[str, object]) -> str:
+    with pytest.raises(QmpError) as caught:
+        client.execute(command, arguments)
+    return caught.value.desc
+
+
+def wait_for(found: Callable[[], object]) -> None:
+    """Ask until the answer is true."""
+    end = time.monotonic() + 20
+    while not found():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_no_lab_without_the_option() -> None:
+    """The command is not found."""
+    with Daemon(kernel="simulated") as daemon, daemon.client() as client:
+        assert refusal(client, "x-memdev-inject", {"operation": "create", "errno": "EIO"}) \
+            == "The command x-memdev-inject has not been found"
+
+
+def test_every_fault_over_a_socket() -> None:
+    """Each is an error reply; the daemon keeps nothing of what failed, the store included; the retry works."""
+    with Daemon("--keeper", "--lab", kernel="simulated", persist="on") as daemon, daemon.client() as client:
+        def inject(operation: str, **how: object) -> None:
+            client.execute("x-memdev-inject", {"operation": operation, **how})
+
+        inject("create", errno="EMFILE")
+        assert refusal(client, "object-add", MEMORY) == "Error creating KVM guest_memfd: Too many open files"
+        inject("store", errno="ENOBUFS")
+        assert refusal(client, "object-add", MEMORY).endswith("No buffer space available")
+        assert client.execute("query-memdev") == []
+        inject("store", delay=20)
+        client.execute("object-add", MEMORY)
+        inject("hand-out", errno="ENFILE")
+        assert refusal(client, "memdev-get-fd", {"id": "g"}) == "cannot hand out 'g': Too many open files in system"
+        fd = client.execute_fds("memdev-get-fd", {"id": "g"})[1][0]
+        os.pwrite(fd, b"keep", PAGE)
+        convert = {"id": "g", "offset": 0, "size": 2 * PAGE, "to": "private", "preserve": True}
+        inject("store", errno="ENOBUFS")  # of the memfd that the preserved bytes are kept in
+        assert "No buffer space" in refusal(client, "memdev-convert", convert)
+        assert client.execute("query-memdev-ranges", {"id": "g"})["private"] == 0
+        assert os.pread(fd, 4, PAGE) == b"keep"
+        client.execute("memdev-convert", convert)
+        assert os.pread(fd, 4, PAGE) == bytes(4)
+        client.execute("memdev-convert", {**convert, "to": "shared"})
+        assert os.pread(fd, 4, PAGE) == b"keep"
+        os.close(fd)
+        client.execute("object-del", {"id": "g"})
+
+
+def test_a_lease_outlives_the_daemon(tmp_path: Path) -> None:
+    """The next daemon finds the holder, refuses others, and says when it has ended."""
+    with Daemon("--keeper", kernel="simulated", persist="on") as daemon:
+        with daemon.client() as client:
+            client.execute("object-add", MEMORY)
+        receiver = subprocess.Popen([sys.executable, "-c", RECEIVER, str(daemon.sock)], stdin=subprocess.PIPE,
+                                    stdout=subprocess.PIPE, cwd=ROOT)
+        assert receiver.stdout is not None
+        assert receiver.stdin is not None
+        try:
+            assert receiver.stdout.readline() == b"leased\n"
+            [child] = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
+            os.kill(int(child), signal.SIGKILL)
+            wait_for(lambda: Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split() not in
+                     ([], [child]))
+            with daemon.client() as client:
+                assert f"is leased to process {receiver.pid} " in refusal(client, "memdev-get-fd", {"id": "g"})
+                receiver.kill()
+                client.wait_event("MEMDEV_ORPHANED", 20)
+                _, fds = client.execute_fds("memdev-get-fd", {"id": "g"})
+                os.close(fds[0])
+        finally:
+            receiver.kill()
+            receiver.wait()
+            receiver.stdin.close()
+            receiver.stdout.close()
+
+
+def test_a_job_over_a_socket() -> None:
+    """Its events arrive, its digests are the contents', and a cancelled one leaves the daemon as it was."""
+    with Daemon(kernel="simulated") as daemon, daemon.client() as client:
+        client.execute("object-add", MEMORY)
+        _, [fd] = client.execute_fds("memdev-get-fd", {"id": "g"})
+        os.pwrite(fd, b"x" * PAGE, 0)
+        os.close(fd)
+        client.execute("memdev-verify", {"id": "g", "job-id": "v", "chunk": PAGE})
+        states = [client.wait_event("JOB_STATUS_CHANGE", 20)["data"]["status"] for _ in range(5)]
+        assert states == ["created", "running", "waiting", "pending", "concluded"]
+        assert [digest["offset"] for digest in client.execute("query-memdev-digests", {"job-id": "v"})] == [0]
+        before = daemon.open_fds()
+        client.execute("memdev-verify", {"id": "g", "job-id": "w"})
+        client.execute("job-cancel", {"id": "w"})
+        wait_for(lambda: client.execute("query-jobs")[0]["status"] == "concluded")
+        assert daemon.open_fds() == before
