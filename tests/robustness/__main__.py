@@ -1,0 +1,56 @@
+"""All of it, and the figures: python -m tests.robustness [kills] [errors] ..."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+from tests.robustness.scenarios import SCENARIOS
+from tests.robustness.sweep import Tally, errors, kills
+from tests.robustness.world import World
+
+Part = Callable[[], int]
+
+
+def _sweep(title: str, strike: Callable[..., Tally]) -> int:
+    """Strike every scenario everywhere; how much was wrong."""
+    begun, total = time.monotonic(), Tally()
+    print(f"== {title} ==")
+    for scenario in SCENARIOS:
+        with World() as world:
+            tally = strike(world, scenario, strict=False)
+        total += tally
+        print(f"{scenario.name:45} {tally.points:5}  {_results(tally)}", flush=True)
+        for words in tally.wrong:
+            print(f"    WRONG: {words[:1000]}")
+    seconds = time.monotonic() - begun
+    print(f"{'in all':45} {total.points:5}  {_results(total)}, {seconds:.0f} s")
+    print("struck at: " + ", ".join(f"{name} {count}" for name, count in total.calls.most_common()) + "\n")
+    return len(total.wrong)
+
+
+def _results(tally: Tally) -> str:
+    return ", ".join(f"{count} {what}" for what, count in sorted(tally.results.items()))
+
+
+def all_kills() -> int:
+    return _sweep("SIGKILL at every system call", kills)
+
+
+def all_errors() -> int:
+    return _sweep("an error at every system call", errors)
+
+
+PARTS: dict[str, Part] = {"kills": all_kills, "errors": all_errors}
+
+
+def main(names: list[str]) -> int:
+    """Run the parts asked for, or all; 1 when anything was wrong."""
+    wrong = sum([PARTS[name]() for name in names or PARTS])
+    print(f"wrong: {wrong}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""The commands that change something, each with what has to be there before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.robustness.world import Request
+
+SIZE = 64 << 10  # bytes of an object
+
+
+def add(kind: str, object_id: str, **properties: Any) -> Request:
+    """object-add of memory-backend-KIND; underscores for hyphens, {files} is the place for files."""
+    return "object-add", {"qom-type": f"memory-backend-{kind}", "id": object_id, "size": SIZE,
+                          **{name.replace("_", "-"): value for name, value in properties.items()}}
+
+
+def delete(object_id: str) -> Request:
+    return "object-del", {"id": object_id}
+
+
+def change(object_id: str, name: str, value: Any) -> Request:
+    return "qom-set", {"path": f"/objects/{object_id}", "property": name, "value": value}
+
+
+def convert(object_id: str, to: str, offset: int = 0, size: int = SIZE) -> Request:
+    return "memdev-convert", {"id": object_id, "offset": offset, "size": size, "to": to, "preserve": True}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`requests` are sent in one message, and are what is struck."""
+
+    name: str
+    requests: list[Request]
+    before: list[Request] = field(default_factory=list)  # objects with contents, made anew for each strike
+    then: list[Request] = field(default_factory=list)  # done once these have their contents
+    passes_fd: bool = False  # a memfd goes with the requests
+    outlives: bool = True  # what is there before is kept
+    shares: str = ""  # of this object everything is made shared in the end, and must be as it was filled
+
+
+_FILE = "{files}/memory"
+
+SCENARIOS = [
+    *(Scenario(f"object-add {name}", [add(kind, "x", **properties)]) for name, kind, properties in [
+        ("ram", "ram", {}),
+        ("memfd", "memfd", {}),
+        ("shm", "shm", {}),
+        ("file, made", "file", {"mem_path": _FILE, "share": True}),
+        ("file, unlinked", "file", {"mem_path": "{files}", "share": True}),
+        ("memfd with guest-memfd", "memfd", {"guest_memfd": "on"}),
+        ("guest-memfd", "guest-memfd", {}),
+        ("memfd, preallocated", "memfd", {"prealloc": True}),
+        ("guest-memfd, preallocated", "guest-memfd", {"prealloc": True}),
+        ("file, preallocated", "file", {"mem_path": _FILE, "share": True, "prealloc": True}),
+        ("memfd by two threads", "memfd", {"prealloc": True, "prealloc_threads": 2, "size": 4 << 20}),
+    ]),
+    Scenario("three object-add", [add("memfd", "x"), add("ram", "y"), add("guest-memfd", "z")]),
+    Scenario("object-add and object-del", [add("memfd", "x"), delete("x")]),
+    Scenario("object-del memfd", [delete("x")], [add("memfd", "x")]),
+    Scenario("object-del file", [delete("x")], [add("file", "x", mem_path=_FILE, share=True)]),
+    Scenario("object-del guest-memfd with private bytes", [delete("x")], [add("guest-memfd", "x")],
+             [convert("x", "private")]),
+    Scenario("three object-del", [delete("x"), delete("y"), delete("z")],
+             [add("memfd", "x"), add("ram", "y"), add("shm", "z")]),
+    Scenario("object-del and object-add", [delete("x"), add("shm", "x")], [add("memfd", "x")]),
+    Scenario("object-del one, object-add another", [delete("x"), add("ram", "y")], [add("memfd", "x")]),
+    Scenario("qom-set merge", [change("x", "merge", False)], [add("memfd", "x")]),
+    Scenario("qom-set prealloc", [change("x", "prealloc", True)], [add("memfd", "x")]),
+    Scenario("memdev-get-fd", [("memdev-get-fd", {"id": "x"})], [add("memfd", "x")]),
+    Scenario("memdev-get-fd, leased", [("memdev-get-fd", {"id": "x", "lease": "keep"})], [add("memfd", "x")]),
+    Scenario("add-fd", [("add-fd", {"fdset-id": 7})], passes_fd=True),
+    Scenario("getfd and memdev-adopt", [("getfd", {"fdname": "f"}), ("memdev-adopt", {"fdname": "f", "id": "x"})],
+             passes_fd=True),
+    Scenario("memdev-convert to private", [convert("x", "private")], [add("guest-memfd", "x")], shares="x"),
+    Scenario("memdev-convert a part again", [convert("x", "private", SIZE // 2, SIZE // 2)],
+             [add("guest-memfd", "x")], [convert("x", "private", 0, SIZE // 4)], shares="x"),
+    Scenario("memdev-convert to shared", [convert("x", "shared")], [add("guest-memfd", "x")],
+             [convert("x", "private")], shares="x"),
+    Scenario("memdev-convert a part to shared", [convert("x", "shared", SIZE // 4, SIZE // 4)],
+             [add("guest-memfd", "x")], [convert("x", "private")], shares="x"),
+    Scenario("memdev-persist off", [("memdev-persist", {"id": "x", "persist": False})], [add("memfd", "x")]),
+    Scenario("memdev-persist on", [("memdev-persist", {"id": "x", "persist": True})], [add("memfd", "x")],
+             [("memdev-persist", {"id": "x", "persist": False})], outlives=False),
+]
+
+BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
+
+STANDING = [add("memfd", "stays"), add("guest-memfd", "stays-too"), add("ram", "stays-put")]
