@@ -15,7 +15,7 @@ from typing import Any, Final
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.holders import PROC, cgroup_of
 from gmemd.log import TEXT_MAX, Log, log, reads_journal
-from gmemd.metrics import READING
+from gmemd.metrics import changes
 
 TO_STDERR: Final = "-"
 ARGUMENTS_MAX: Final = 64 << 10  # bytes of JSON
@@ -23,11 +23,6 @@ _HIDDEN: Final = "(hidden)"
 _SECRETS: Final = frozenset(("data", "password", "secret"))  # members of secret objects and the like
 _UNITS: Final = (".service", ".scope", ".socket", ".mount", ".swap")  # systemd.unit(5), those with processes
 _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-
-
-def changes(command: str) -> bool:
-    """Whether a command may change something, by its name: QAPI's query- commands and their like only read."""
-    return not command.startswith((*READING, "x-query-")) and command != "qmp_capabilities"
 
 
 class Audit:

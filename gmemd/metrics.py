@@ -18,6 +18,11 @@ OTHER: Final = "other"  # what is no command of the schema, or no well-formed me
 READING: Final = ("query-", "qom-list", "qom-get", "device-list-")  # how names of commands begin that only read
 
 
+def changes(command: str) -> bool:
+    """Whether a command may change something, by its name: QAPI's query- commands and their like only read."""
+    return not command.startswith((*READING, "x-query-")) and command != "qmp_capabilities"
+
+
 class Durations:
     """How long commands of one kind took, as a histogram."""
 

@@ -68,6 +68,14 @@ class Objects:
 
         `find_context` judges a prealloc-context by its name.
         """
+        backend = self.judge(arguments, owner, find_context)
+        self._adding.add(backend.id)
+        self._slots.add(backend.id)
+        return backend
+
+    def judge(self, arguments: dict[str, Any], owner: tuple[int, int],
+              find_context: Callable[[str], None]) -> HostMemoryBackend:
+        """The same decision without its consequences: the object that may be made."""
         object_id = arguments["id"]
         if not _is_identifier(object_id):
             raise QmpError("Parameter 'id' expects an identifier")
@@ -76,20 +84,19 @@ class Objects:
         backend = BACKENDS[arguments["qom-type"]](object_id, properties)
         backend.owner = owner
         backend.check(find_context)
-        self._take(object_id)
-        self._slots.add(object_id)
+        self._check_free(object_id)
         return backend
 
-    def _take(self, object_id: str) -> None:
+    def _check_free(self, object_id: str) -> None:
         if object_id in self._live or object_id in self._adding or object_id == "type":
             raise QmpError(f"attempt to add duplicate property '{object_id}' to object (type 'container')")
-        self._adding.add(object_id)
 
     def reserve(self, object_id: str) -> None:
         """Take the id of an object that is no memory and is kept elsewhere; QmpError if it is taken or malformed."""
         if not _is_identifier(object_id):
             raise QmpError("Parameter 'id' expects an identifier")
-        self._take(object_id)
+        self._check_free(object_id)
+        self._adding.add(object_id)
 
     def block(self, object_id: str, *, blocked: bool = True) -> None:
         """Keep an id from being used (or no longer), though no live object has it."""

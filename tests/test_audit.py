@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from gmemd.audit import Audit, changes
+from gmemd.audit import Audit
 from gmemd.errors import QmpError
+from gmemd.metrics import changes
 from gmemd.qmp.client import Client
 from gmemd.qmp.session import Session
 from gmemd.schema.validate import Schema

@@ -53,6 +53,7 @@ class HostMemoryBackend:
         "reserve": "cannot change property value",
     }
     unseen: ClassVar[frozenset[str]] = frozenset({"size"})
+    on_trial: ClassVar[bool] = True  # its memory can be made and given back without a trace
 
     # What an object is at first: on the class, for most of it stays so and there are many objects.
     fd = -1

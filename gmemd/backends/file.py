@@ -15,6 +15,7 @@ class FileBackend(HostMemoryBackend):
     """Private by default; a missing file is made, a directory gets an unlinked temporary file."""
 
     qom_type = "memory-backend-file"
+    on_trial = False
     own_order = ("readonly", "align", "offset", "mem-path", "rom", "discard-data")
     fixed: ClassVar[dict[str, str]] = {
         **HostMemoryBackend.fixed,

@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 def _run_verb(client: Client, options: argparse.Namespace) -> int:
     from gmemd.cli import verbs
 
-    connection = verbs.Connection(client, json=options.output == "json")
+    connection = verbs.Connection(client, json=options.output == "json", dry_run=getattr(options, "dry_run", False))
     try:
         return find_verb(options.verb)(connection, options)
     except QmpError as error:
@@ -236,6 +236,7 @@ _FD: _Argument = (
     ("--fd",),
     {"type": int, "action": "append", "default": [], "metavar": "N", "help": "send our descriptor N with it"},
 )
+_DRY_RUN: _Argument = (("--dry-run",), {"action": "store_true", "help": "say what would happen; change nothing"})
 
 _VERBS: tuple[tuple[str, str, tuple[_Argument, ...]], ...] = (
     ("ls", "list the objects", ()),
@@ -252,9 +253,10 @@ _VERBS: tuple[tuple[str, str, tuple[_Argument, ...]], ...] = (
                     "help": "as QEMU's -object; TYPE,help, JSON",
                 },
             ),
+            _DRY_RUN,
         ),
     ),
-    ("rm", "remove objects", (_IDS,)),
+    ("rm", "remove objects", (_IDS, _DRY_RUN)),
     ("get-fd", "fetch an object's descriptor and show what it is", (_ID,)),
     (
         "exec",
@@ -282,6 +284,7 @@ _VERBS: tuple[tuple[str, str, tuple[_Argument, ...]], ...] = (
             (("--offset",), {"metavar": "SIZE", "default": "0", "help": "where it begins; default 0"}),
             (("--size",), {"metavar": "SIZE", "help": "default: to the end"}),
             (("--preserve",), {"action": "store_true", "help": "keep the content"}),
+            _DRY_RUN,
         ),
     ),
     ("ranges", "list the private and shared parts of a guest_memfd", (_ID,)),
@@ -292,6 +295,7 @@ _VERBS: tuple[tuple[str, str, tuple[_Argument, ...]], ...] = (
         (
             (("--cancel",), {"metavar": "JOB", "help": "cancel this one"}),
             (("--dismiss",), {"metavar": "JOB", "help": "forget this one, which has ended"}),
+            _DRY_RUN,
         ),
     ),
     (
@@ -312,6 +316,7 @@ _VERBS: tuple[tuple[str, str, tuple[_Argument, ...]], ...] = (
             (("command",), {"metavar": "COMMAND", "nargs": "?"}),
             (("words",), {"metavar": "key=value", "nargs": "*", "help": "or JSON; 'help' lists the keys"}),
             _FD,
+            _DRY_RUN,
         ),
     ),
     (

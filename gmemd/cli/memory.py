@@ -48,8 +48,10 @@ def convert(connection: Connection, options: Namespace) -> int:
     [status] = connection.execute("query-memdev-status", {"id": options.id})
     offset = _bytes(options.offset)
     size = status["size"] - offset if options.size is None else _bytes(options.size)
-    done = connection.execute("memdev-convert", {"id": options.id, "offset": offset, "size": size, "to": options.to,
-                                                 "preserve": options.preserve})
+    done = connection.change("memdev-convert", {"id": options.id, "offset": offset, "size": size, "to": options.to,
+                                                "preserve": options.preserve})
+    if done is None:
+        return DONE
     if connection.json:
         print(render.as_json(done))
     else:
@@ -83,7 +85,7 @@ def jobs(connection: Connection, options: Namespace) -> int:
     """The jobs there are; with --cancel or --dismiss, do that to one."""
     for verb in ("cancel", "dismiss"):
         if getattr(options, verb):
-            connection.execute(f"job-{verb}", {"id": getattr(options, verb)})
+            connection.change(f"job-{verb}", {"id": getattr(options, verb)})
             return DONE
     connection.show(connection.execute("query-jobs"), "query-jobs")
     return DONE

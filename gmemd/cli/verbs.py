@@ -25,8 +25,9 @@ DONE, REFUSED = 0, 1
 class Connection:
     """The client, what was last asked of the server, and how to print."""
 
-    def __init__(self, client: Client, *, json: bool) -> None:
+    def __init__(self, client: Client, *, json: bool, dry_run: bool = False) -> None:
         self.client = client
+        self.dry_run = dry_run  # changes are only judged
         self.json = json
         self.asked: tuple[str, dict[str, Any]] = ("", {})
         self._introspection: Introspection | None = None
@@ -39,6 +40,23 @@ class Connection:
             note(f"received a descriptor of {os.readlink(f'/proc/self/fd/{fd}')}; 'gmemctl exec' can use one")
             os.close(fd)
         return value
+
+    def change(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Run a command that changes something; with --dry-run say what it would do, and return None."""
+        if not self.dry_run:
+            return self.execute(command, arguments)
+        self.asked = (command, arguments)
+        try:
+            found = self.client.execute("query-command-effect", {"command": command, "arguments": arguments})
+        except QmpError as error:
+            if "query-command-effect" not in error.desc:
+                raise
+            raise UsageError("this server cannot judge commands without running them") from None
+        if self.json:
+            print(render.as_json({"command": command, **found}))
+        else:
+            print(f"{command} {found['effect']}" + ("" if found["complete"] else " (if the kernel lets it)"))
+        return None
 
     def execute_fds(self, command: str, arguments: dict[str, Any]) -> tuple[Any, list[int]]:
         """Run a command and return its value and fds, now the caller's."""
@@ -132,7 +150,7 @@ def create(connection: Connection, options: Namespace) -> int:
             _print_help(connection, "object-add", {} if kind == "help" else {"qom-type": kind})
             continue
         connection.asked = ("object-add", {"qom-type": kind})
-        connection.execute("object-add", parse_object(spec, warn=note))
+        connection.change("object-add", parse_object(spec, warn=note))
     return DONE
 
 
@@ -141,7 +159,7 @@ def rm(connection: Connection, options: Namespace) -> int:
     status = DONE
     for name in options.id:
         try:
-            connection.execute("object-del", {"id": name})
+            connection.change("object-del", {"id": name})
         except QmpError as error:
             explain(connection, error)
             status = REFUSED
@@ -180,6 +198,9 @@ def call(connection: Connection, options: Namespace) -> int:
         _print_help(connection, options.command, arguments_of(words[:-1], options.command, known))
         return DONE
     arguments = arguments_of(words, options.command, known) if known else None
+    if connection.dry_run:
+        connection.change(options.command, arguments or {})
+        return DONE
     value = connection.execute(options.command, arguments, options.fd)
     connection.show(value, options.command)
     return DONE

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from types import CoroutineType, ModuleType
 from typing import Any
 
-from gmemd.commands import accounting, control, conversion, custody, enforce, fds, jobs, lease, memdev, qom
+from gmemd.commands import accounting, control, conversion, custody, effect, enforce, fds, jobs, lease, memdev, qom
 from gmemd.commands.context import Caller, Change, Gmemd
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.qmp.session import Request, Session
@@ -16,7 +16,8 @@ from gmemd.schema.validate import Command
 
 Function = Callable[[Gmemd, Caller, dict[str, Any]], Any]
 
-MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, custody, enforce, fds, jobs, lease, memdev, qom)
+MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, custody, effect, enforce, fds, jobs, lease, memdev,
+                                   qom)
 
 
 def functions(modules: Iterable[ModuleType] = MODULES) -> dict[str, Function]:

@@ -189,15 +189,21 @@ def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend = node.backend
     if backend is None or node.region or name not in backend.property_names():
         return node.set(name, value)
+    value = judge_value(gmemd, backend, name, value)
+    if name == "prealloc" and value and not backend.properties["prealloc"]:
+        return _preallocate(gmemd, backend)
+    return set_property(gmemd, backend, name, value)
+
+
+def judge_value(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any:
+    """The value that a property of a live object may be set to; QmpError if it may not."""
     backend.refuse_set(name, seen=False)
     value = gmemd.schema.check_property(backend.qom_type, name, value)
     if name == "prealloc-context" and value:
         find_context(gmemd, value)
     backend.refuse_set(name, seen=True)
     backend.check_value(name, value)
-    if name == "prealloc" and value and not backend.properties["prealloc"]:
-        return _preallocate(gmemd, backend)
-    return set_property(gmemd, backend, name, value)
+    return value
 
 
 def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend) -> Coroutine[Any, Any, Any]:

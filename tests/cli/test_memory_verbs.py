@@ -82,3 +82,22 @@ def test_doctor_checks_the_host(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == any(finding["verdict"] == BAD for finding in findings)
     main(["doctor"])
     assert "probe:" not in capsys.readouterr().out
+
+
+def test_dry_run_changes_nothing(gmemctl: Gmemctl, client: Client) -> None:
+    """A changing verb with --dry-run says what it would do, or why not; the next one without it finds all as it was."""
+    spec = "memory-backend-memfd,id=dry0,size=1M"
+    assert gmemctl("create", spec, "--dry-run") == (
+        0, "object-add would make 'dry0', 1048576 bytes of memfd, gone when gmemd ends\n", "")
+    assert client.execute("query-memdev") == []
+    assert gmemctl("create", spec).status == 0
+    refused = gmemctl("create", spec, "--dry-run")
+    assert (refused.status, refused.out) == (1, "")
+    assert "attempt to add duplicate property 'dry0'" in refused.err
+    assert gmemctl("rm", "dry0", "--dry-run").out.startswith("object-del would delete 'dry0'")
+    assert gmemctl("call", "--dry-run", "quit").out == \
+        "quit would end gmemd; of 1 objects 0 come back with the next one\n"
+    words = ("call", "memdev-discard", "id=dry0", "offset=0", "size=4K", "--dry-run")
+    told = json.loads(gmemctl("-o", "json", *words).out)
+    assert (told["command"], told["arguments"]) == ("memdev-discard", {"id": "dry0", "offset": 0, "size": 4096})
+    assert len(client.execute("query-memdev")) == 1

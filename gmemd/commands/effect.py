@@ -1,0 +1,124 @@
+"""What a command would do, without doing it: the decisions of the command, then a sentence instead of the act."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.commands.context import Caller, Gmemd
+from gmemd.commands.conversion import part, visibility_of
+from gmemd.commands.qom import find_context, judge_value, resolve
+from gmemd.errors import COMMAND_NOT_FOUND, QmpError, os_errors
+from gmemd.metrics import changes
+from gmemd.ranges import PRIVATE
+
+Effect = tuple[str, bool]  # the sentence behind "would", and whether everything was looked at
+
+
+def query_command_effect(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+    name, given = arguments["command"], arguments.get("arguments", {})
+    command = gmemd.schema.commands.get(name)
+    if command is None:
+        raise QmpError(f"The command {name} has not been found", COMMAND_NOT_FOUND)
+    if type(given) is not dict:
+        raise QmpError("QMP input member 'arguments' must be an object")
+    command.check_policy()
+    complete = command.check(given)
+    judge = _reading if not changes(name) else _EFFECTS.get(name, _other)
+    if gmemd.machine is not None and changes(name):  # which has commands of its own by these names
+        judge = _other
+    effect, is_whole = judge(gmemd, caller, complete)
+    return {"effect": f"would {effect}", "complete": is_whole, "arguments": complete}
+
+
+def _reading(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
+    return "only read", True
+
+
+def _other(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
+    return "be run: its arguments fit", False
+
+
+def _object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
+    backend = gmemd.objects.judge(arguments, (caller.uid, caller.pid), lambda name: find_context(gmemd, name))
+    if gmemd.custody is not None:
+        gmemd.custody.reserve()
+        gmemd.custody.release()
+    kept = "kept over restarts of gmemd" if gmemd.custody is not None else "gone when gmemd ends"
+    if not backend.on_trial or gmemd.lab is not None:  # what was injected is not for us
+        return f"make '{backend.id}' of {backend.size} bytes, {kept}", False
+    try:
+        backend.allocate(gmemd.kernel)
+        backend.finish(gmemd.kernel)
+        if backend.properties["prealloc"]:
+            _check_room(gmemd, backend)
+        made = f"make '{backend.id}', {backend.memory_size} bytes of {backend.kind}, {kept}"
+    finally:
+        backend.close()
+    return made, not backend.properties["prealloc"]
+
+
+def _check_room(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
+    try:
+        gmemd.kernel.check_headroom(backend.memory_size, backend.fd)
+    except OSError as exc:
+        raise QmpError(f"qemu_prealloc_mem: preallocating memory failed: {os.strerror(exc.errno or 0)}") from exc
+
+
+def _object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
+    object_id = arguments["id"]
+    if object_id in gmemd.lost:
+        return f"delete what is left of '{object_id}', which is lost", True
+    backend = gmemd.objects.find(object_id)
+    backend.check_idle()
+    with os_errors(f"cannot measure '{backend.id}'"):
+        resident = gmemd.kernel.resident(backend.fd)
+    return (f"delete '{backend.id}' with {resident} bytes in memory; its descriptor was handed out "
+            f"{backend.handed_out} times, and who still has it keeps the memory"), True
+
+
+def _qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
+    node, name, value = resolve(gmemd, arguments["path"]), arguments["property"], arguments["value"]
+    backend = node.backend
+    if backend is None or node.region or name not in backend.property_names():
+        node.get(name)
+        raise QmpError(f"Property '{node.type_name}.{name}' is not writable")
+    value = judge_value(gmemd, backend, name, value)
+    return f"change '{name}' of '{backend.id}' from {backend.get(name)!r} to {value!r}", name != "prealloc"
+
+
+def _convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
+    backend, offset, size = part(gmemd, arguments)
+    to = arguments["to"]
+    changed = sum(length for _, length, state in visibility_of(backend).ranges(offset, size)
+                  if (state is PRIVATE) != (to == "private"))
+    content = "keep their content" if arguments["preserve"] else "read as zero"
+    return f"make {changed} of {size} bytes of '{backend.id}' {to}; they would {content}", False
+
+
+def _discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
+    backend, offset, size = part(gmemd, arguments)
+    with os_errors(f"cannot measure '{backend.id}'"):
+        resident = gmemd.kernel.resident(backend.fd, backend.offset + offset, size)
+    return f"give back {resident} of {size} bytes of '{backend.id}', which then read as zero", True
+
+
+def _job(verb: str) -> Callable[[Gmemd, Caller, dict[str, Any]], Effect]:
+    def effect(gmemd: Gmemd, _caller: Caller, arguments: dict[str, Any]) -> Effect:
+        job = gmemd.jobs.find(arguments["id"]).describe()
+        return f"{verb} the job '{job['id']}', which is {job['status']}", False
+
+    return effect
+
+
+def _quit(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
+    kept = sum(backend.record is not None for backend in gmemd.objects)
+    return f"end gmemd; of {len(gmemd.objects)} objects {kept} come back with the next one", True
+
+
+_EFFECTS: dict[str, Callable[[Gmemd, Caller, dict[str, Any]], Effect]] = {
+    "object-add": _object_add, "object-del": _object_del, "qom-set": _qom_set, "memdev-convert": _convert,
+    "memdev-discard": _discard, "job-cancel": _job("cancel"), "job-dismiss": _job("dismiss"), "quit": _quit,
+}

@@ -1,0 +1,94 @@
+"""query-command-effect: the command's own judgement, and nothing changes."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from gmemd.errors import QmpError
+from tests.commands.conftest import Machine
+
+MIB = 1 << 20
+MEMFD = {"qom-type": "memory-backend-memfd", "id": "m0", "size": MIB}
+GUEST = {"qom-type": "memory-backend-memfd", "id": "g0", "size": MIB, "share": True, "guest-memfd": "on"}
+
+
+def effect(machine: Machine, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = machine.execute("query-command-effect", {"command": command, "arguments": arguments})
+    return found
+
+
+def state(machine: Machine) -> Any:
+    """Everything that a client can see, and the order in which the next objects would be listed."""
+    objects = machine.gmemd.objects
+    return (machine.run("query-memdev"), machine.run("query-jobs"), machine.run("qom-list", path="/objects"),
+            objects.version, list(objects._slots), sorted(objects._adding), machine.events,
+            len(os.listdir("/proc/self/fd")))
+
+
+@pytest.mark.parametrize(("command", "arguments", "text", "complete"), [
+    ("object-add", {**MEMFD, "id": "m1"}, "make 'm1', 1048576 bytes of memfd, gone when gmemd ends", True),
+    ("object-add", {**MEMFD, "id": "m1", "prealloc": True},
+     "make 'm1', 1048576 bytes of memfd, gone when gmemd ends", False),
+    ("object-add", {"qom-type": "memory-backend-file", "id": "m1", "size": MIB, "mem-path": "/no/such/file"},
+     "make 'm1' of 1048576 bytes, gone when gmemd ends", False),
+    ("object-del", {"id": "m0"}, "delete 'm0' with 0 bytes in memory; its descriptor was handed out 0 times, and who"
+     " still has it keeps the memory", True),
+    ("qom-set", {"path": "/objects/m0", "property": "dump", "value": False},
+     "change 'dump' of 'm0' from True to False", True),
+    ("memdev-convert", {"id": "g0", "offset": 0, "size": 8192, "to": "private"},
+     "make 8192 of 8192 bytes of 'g0' private; they would read as zero", False),
+    ("memdev-discard", {"id": "m0", "offset": 0, "size": 4096},
+     "give back 0 of 4096 bytes of 'm0', which then read as zero", True),
+    ("quit", {}, "end gmemd; of 2 objects 0 come back with the next one", True),
+    ("query-version", {}, "only read", True),
+    ("memdev-get-fd", {"id": "m0"}, "be run: its arguments fit", False),
+])
+def test_what_would_happen_does_not(machine: Machine, command: str, arguments: dict[str, Any], text: str,
+                                    complete: bool) -> None:
+    machine.execute("object-add", MEMFD)
+    machine.execute("object-add", GUEST)
+    before = state(machine)
+    found = effect(machine, command, arguments)
+    assert (found["effect"], found["complete"]) == (f"would {text}", complete)
+    assert arguments.items() <= found["arguments"].items()
+    assert state(machine) == before
+
+
+@pytest.mark.parametrize(("command", "arguments"), [
+    ("object-add", MEMFD),  # there is one
+    ("object-add", {**MEMFD, "id": "1a"}),
+    ("object-add", {**MEMFD, "id": "m1", "size": 0}),
+    ("object-add", {**MEMFD, "id": "m1", "sise": 4096}),
+    ("object-add", {**GUEST, "id": "g1", "size": 4095}),
+    ("object-add", {**MEMFD, "id": "m1", "policy": "bind"}),
+    ("object-add", {**MEMFD, "id": "m1", "prealloc": True, "size": 1 << 50}),
+    ("object-add", {"qom-type": "memory-backend-ram", "id": "m1", "size": 1 << 62}),
+    ("object-del", {"id": "m9"}),
+    ("qom-set", {"path": "/objects/m0", "property": "size", "value": 1}),
+    ("qom-set", {"path": "/objects/m0", "property": "no", "value": 1}),
+    ("qom-set", {"path": "/objects", "property": "type", "value": "x"}),
+    ("memdev-convert", {"id": "m0", "offset": 0, "size": 4096, "to": "private"}),
+    ("memdev-convert", {"id": "g0", "offset": 1, "size": 4096, "to": "private"}),
+    ("memdev-discard", {"id": "m0", "offset": MIB, "size": 4096}),
+    ("job-dismiss", {"id": "j9"}),
+    ("no-such-command", {}),
+])
+def test_a_refusal_is_the_commands_own(machine: Machine, command: str, arguments: dict[str, Any]) -> None:
+    """What the command refuses, the judgement refuses in the same words, and leaves nothing behind."""
+    machine.execute("object-add", MEMFD)
+    machine.execute("object-add", GUEST)
+    before = state(machine)
+    with pytest.raises(QmpError) as judged:
+        effect(machine, command, arguments)
+    assert state(machine) == before
+    with pytest.raises(QmpError) as refused:
+        machine.execute(command, arguments)
+    assert (judged.value.error_class, judged.value.desc) == (refused.value.error_class, refused.value.desc)
+
+
+def test_arguments_are_an_object(machine: Machine) -> None:
+    with pytest.raises(QmpError, match="'arguments' must be an object"):
+        machine.run("query-command-effect", command="quit", arguments=[1])
