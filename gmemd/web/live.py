@@ -12,7 +12,8 @@ from aiohttp import web
 from gmemd.web.picture import Painter, Picture
 
 VIEWERS_MAX: Final = 16
-PERIOD: Final = 0.5  # seconds between two looks
+PERIOD: Final = 0.4  # seconds between two looks
+_PATIENCE: Final = 0.05  # seconds
 _KEEP_ALIVE: Final = 15.0  # seconds after which an unchanged page says so, that dead connections are found
 
 
@@ -46,7 +47,7 @@ class Live:
         told: Picture | None = None
         silent = 0.0
         while True:
-            picture = await self._painter.paint(given)
+            picture = await self._painter.paint(given, _PATIENCE)
             message = changes(told, picture)
             if message:
                 await response.write(b"event: update\ndata: %b\n\n" % json.dumps(message).encode())

@@ -14,6 +14,7 @@ from gmemd.web.state import State
 from gmemd.web.words import plural
 
 _SORTS: Final = {"created": "oldest first", "id": "by name", "size": "largest first"}
+_PATIENCE: Final = 0.5  # seconds; there may be no later picture
 _COLUMNS: Final = ("Object", "Memory", "In memory", "Pages", "Held by", "Survives", "Made (UTC)")
 
 
@@ -36,7 +37,7 @@ def security_policy() -> str:
 
 async def render_page(state: State, painter: Painter, given: dict[str, Any]) -> str:
     """The document for the parameters of the route."""
-    picture = await painter.paint(given)
+    picture = await painter.paint(given, _PATIENCE)
     gmemd, parts = state.gmemd, picture.sections
     name = f" · {escape(gmemd.name)}" if gmemd.name else ""
     title = f"gmemd{name}: {plural(len(gmemd.objects), 'object')}"

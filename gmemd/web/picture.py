@@ -19,8 +19,6 @@ from gmemd.web.strip import measure_strip
 ROWS: Final = 50  # objects on a page
 EVENTS: Final = 12
 FRESH: Final = 0.9  # seconds that a measurement of what is shown is good for
-_SWEEP_WAIT: Final = 0.3  # seconds
-_HOLDERS_WAIT: Final = 0.5  # seconds
 _CACHED: Final = 1000  # rows
 
 
@@ -42,15 +40,18 @@ class Painter:
         self._state = state
         self._rows: dict[str, tuple[Any, str]] = {}  # what a row was made from, and the row
 
-    async def paint(self, given: dict[str, Any]) -> Picture:
-        """The page that the parameters of the route ask for."""
+    async def paint(self, given: dict[str, Any], patience: float) -> Picture:
+        """The page that the parameters of the route ask for.
+
+        Totals and holders that take longer than `patience` seconds are left for a later picture.
+        """
         state, gmemd = self._state, self._state.gmemd
         found = state.objects(given["q"], given["sort"])
         pages = max(1, -(-len(found) // ROWS))
         page = min(given["page"], pages)
         shown = found[(page - 1) * ROWS:page * ROWS]
-        totals = await state.measurer.sweep(_SWEEP_WAIT)
-        rows = await self._paint_rows(shown)
+        totals = await state.measurer.sweep(patience)
+        rows = await self._paint_rows(shown, patience)
         by_type = state.by_type().values()
         host = await state.host.read()
         jobs = await state.query("query-jobs") if "query-jobs" in gmemd.schema.commands else []
@@ -64,10 +65,10 @@ class Painter:
             "paging": paging(given, len(found), page, pages),
         }, rows, len(found), page, pages)
 
-    async def _paint_rows(self, shown: Sequence[HostMemoryBackend]) -> dict[str, str]:
+    async def _paint_rows(self, shown: Sequence[HostMemoryBackend], patience: float) -> dict[str, str]:
         state = self._state
         await state.measurer.measure(shown, FRESH)
-        held = await state.holders.find_soon(shown, _HOLDERS_WAIT)
+        held = await state.holders.find_soon(shown, patience)
         if len(self._rows) > _CACHED:
             self._rows.clear()
         rows = {}
