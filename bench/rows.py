@@ -16,6 +16,7 @@ from measure import (
     raw_allocation,
     starting,
 )
+from ranges import converting, creating, growth, listing
 
 PING = '{"execute":"query-version"}'
 MEMDEV = '{"execute":"query-memdev"}'
@@ -143,4 +144,12 @@ ROWS = (
         _same(memory_per_object(FILL, [ADD, DEL], count=10000), "gmemd"), (Target(limit=4),)),
     Row("client-memory", "memory per idle client (1,000 clients)", "KiB",
         _same(memory_per_client(count=1000), "gmemd"), (Target(limit=32),)),
+    Row("tib-add", "object-add of a sparse guest_memfd of 1 TiB", "ms", _same(creating(), "gmemd", "gmemd-durable"),
+        (Target(limit=10),)),
+    Row("tib-convert", "memdev-convert of a page of it, after 10,000 scattered ones, p50", "ms",
+        _same(converting(), "gmemd", "gmemd-durable"), (Target(limit=10),)),
+    Row("tib-ranges", "query-memdev-ranges of all 20,000 ranges; of a hundredth of it", "ms",
+        {"gmemd": ("gmemd", listing()), "a hundredth": ("gmemd", listing(0.01))}, (Target(limit=100),)),
+    Row("tib-memory", "growth of the daemon by 10,000 scattered conversions of 1 TiB", "MiB",
+        _same(growth(), "gmemd", "gmemd-durable"), (Target(limit=10),)),
 )

@@ -49,7 +49,9 @@ class RangeMap:
 
     def total(self, state: bool) -> int:
         """How many bytes have a state."""
-        return sum(size for _, size, found in self.ranges() if found is state)
+        changes = self._changes
+        other = sum(changes[1::2]) - sum(changes[::2]) + (self.size if len(changes) & 1 else 0)
+        return other if state != self._initial else self.size - other
 
     def __len__(self) -> int:
         """The number of ranges."""
