@@ -51,6 +51,11 @@ def run(options: argparse.Namespace) -> int:
         from gmemd.cli.doctor import doctor
 
         return doctor(json=options.output == "json")
+    if options.verb == "completion" and options.what not in ("ids", "commands"):
+        from gmemd.cli.completions import completion
+
+        print(completion(options.what), end="")
+        return DONE
     try:
         _check_fds(getattr(options, "fd", ()))
         with connect(options) as client:
@@ -333,6 +338,11 @@ _VERBS: tuple[tuple[str, str, tuple[_Argument, ...]], ...] = (
         ),
     ),
     ("shell", "read commands from a terminal or a script", ()),
+    (
+        "completion",
+        "print a shell's completion script",
+        ((("what",), {"choices": ("bash", "zsh", "fish", "ids", "commands"), "help": "ids, commands: what it asks"}),),
+    ),
 )
 
 VERBS = tuple(name for name, _, _ in _VERBS)

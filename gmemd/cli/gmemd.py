@@ -28,7 +28,8 @@ def runtime_directory() -> str:
     return os.path.join(base, "gmemd")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the daemon's command line."""
     parser = argparse.ArgumentParser(prog="gmemd", description="Own guest memory and speak QMP.",
                                      epilog="'gmemd demo' shows what it is for.",
                                      allow_abbrev=False)
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from gmemd.persist.keeper import run_keeper
 
             return run_keeper(keeper_arguments(arguments))
-        return _run(_parser().parse_args(arguments))
+        return _run(make_parser().parse_args(arguments))
     except QmpError as exc:
         print(f"gmemd: {exc.desc}", file=sys.stderr)
         return 1

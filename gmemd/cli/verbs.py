@@ -206,6 +206,16 @@ def call(connection: Connection, options: Namespace) -> int:
     return DONE
 
 
+def completion(connection: Connection, options: Namespace) -> int:
+    """Print what completion scripts ask for, one a line."""
+    if options.what == "commands":
+        print("\n".join(connection.introspection.names("command")))
+    else:
+        found = connection.execute("qom-list", {"path": "/objects"})
+        print("\n".join(entry["name"] for entry in found if entry["type"].startswith("child<")))
+    return DONE
+
+
 def _print_help(connection: Connection, command: str, arguments: dict[str, Any]) -> None:
     known = connection.introspection
     if not known.entry(command):

@@ -1,0 +1,146 @@
+"""gmemctl's completion for bash, zsh and fish, made from its parser; ids and commands are asked of the server."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from gmemd.cli.gmemctl import make_parser
+
+SHELLS = ("bash", "zsh", "fish")
+# Which positional words the server knows, by what they are called in the help.
+_KNOWN = {"ID": "ids", "ID[=N]": "ids", "COMMAND": "commands"}
+
+
+def completion(shell: str) -> str:
+    """The script for a shell, to be sourced."""
+    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](make_parser())
+
+
+def verbs_of(parser: argparse.ArgumentParser) -> dict[str, tuple[str, argparse.ArgumentParser]]:
+    """What the parser's verbs are for, and their parsers, by name."""
+    [action] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+    return {name: (helps[name], sub) for name, sub in action.choices.items()}
+
+
+def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The options of a parser, in the order of its help."""
+    return [action for action in parser._actions if action.option_strings]
+
+
+def _flags(parser: argparse.ArgumentParser) -> str:
+    return " ".join(flag for action in options_of(parser) for flag in action.option_strings)
+
+
+def _with_value(parser: argparse.ArgumentParser) -> str:
+    """A pattern of all options that take a value."""
+    parsers = [parser, *(sub for _, sub in verbs_of(parser).values())]
+    return "|".join(dict.fromkeys(flag for one in parsers for action in options_of(one) if action.nargs != 0
+                                  for flag in action.option_strings))
+
+
+def _words(sub: argparse.ArgumentParser) -> Iterator[str]:
+    """What may follow a verb: choices as they are, and "ids" or "commands" in angle brackets."""
+    for action in sub._actions:
+        if not action.option_strings:
+            if action.choices:
+                yield from map(str, action.choices)
+            elif str(action.metavar) in _KNOWN:
+                yield f"<{_KNOWN[str(action.metavar)]}>"
+
+
+def _choices(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+    """Flags of options with a choice, as a pattern, and the choices."""
+    for action in options_of(parser):
+        if action.choices:
+            yield "|".join(action.option_strings), " ".join(map(str, action.choices))
+
+
+def _cases(parser: argparse.ArgumentParser, indent: str) -> str:
+    """The branches of a shell's case on the verb, which set `known`: what a server or the parser knows."""
+    lines = [f"'') known='{_flags(parser)} {' '.join(verbs_of(parser))}' ;;"]
+    for name, (_, sub) in verbs_of(parser).items():
+        words = " ".join(word for word in _words(sub) if not word.startswith("<"))
+        asked = "".join(f' $(gmemctl completion {word[1:-1]} 2>/dev/null)' for word in _words(sub)
+                        if word.startswith("<"))
+        lines.append(f'{name}) known="{" ".join(filter(None, (_flags(sub), words)))}{asked}" ;;')
+    return "\n".join(indent + line for line in lines)
+
+
+def _bash(parser: argparse.ArgumentParser) -> str:
+    choices = "\n".join(f'        {flags}) COMPREPLY=($(compgen -W "{words}" -- "$current")); return ;;'
+                        for flags, words in _choices(parser))
+    return f"""# gmemctl's completion for bash: source <(gmemctl completion bash)
+_gmemctl() {{
+    local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} verb='' known='' i
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        case ${{COMP_WORDS[i]}} in
+            --) return ;;
+            {_with_value(parser)}) ((i++)) ;;
+            -*) ;;
+            *) verb=${{verb:-${{COMP_WORDS[i]}}}} ;;
+        esac
+    done
+    case $before in
+{choices}
+        {_with_value(parser)}) COMPREPLY=($(compgen -f -- "$current")); return ;;
+    esac
+    case $verb in
+{_cases(parser, "        ")}
+    esac
+    COMPREPLY=($(compgen -W "$known" -- "$current"))
+}}
+complete -o default -F _gmemctl gmemctl
+"""
+
+
+def _zsh(parser: argparse.ArgumentParser) -> str:
+    choices = "\n".join(f"        {flags}) compadd -- {words}; return ;;" for flags, words in _choices(parser))
+    return f"""#compdef gmemctl
+# gmemctl's completion for zsh: source <(gmemctl completion zsh)
+_gmemctl() {{
+    local verb='' known='' i
+    for ((i = 2; i < CURRENT; i++)); do
+        case $words[i] in
+            --) _files; return ;;
+            {_with_value(parser)}) ((i++)) ;;
+            -*) ;;
+            *) verb=${{verb:-$words[i]}} ;;
+        esac
+    done
+    case $words[CURRENT-1] in
+{choices}
+        {_with_value(parser)}) _files; return ;;
+    esac
+    case $verb in
+{_cases(parser, "        ")}
+    esac
+    compadd -- ${{=known}}
+}}
+compdef _gmemctl gmemctl
+"""
+
+
+def _fish(parser: argparse.ArgumentParser) -> str:
+    lines = ["# gmemctl's completion for fish: gmemctl completion fish | source",
+             "complete -c gmemctl -f"]
+    lines += [_fish_option("", action) for action in options_of(parser)]
+    for name, (text, sub) in verbs_of(parser).items():
+        condition = f"-n '__fish_seen_subcommand_from {name}' "
+        lines.append(f"complete -c gmemctl -n __fish_use_subcommand -a {name} -d {_quoted(text)}")
+        lines += [_fish_option(condition, action) for action in options_of(sub)]
+        for word in _words(sub):
+            asked = f"'(gmemctl completion {word[1:-1]} 2>/dev/null)'" if word.startswith("<") else word
+            lines.append(f"complete -c gmemctl {condition}-a {asked}")
+    return "\n".join(lines) + "\n"
+
+
+def _fish_option(condition: str, action: argparse.Action) -> str:
+    flags = " ".join(f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in action.option_strings)
+    value = "" if action.nargs == 0 else f" -x -a '{' '.join(map(str, action.choices))}'" if action.choices else " -r"
+    return f"complete -c gmemctl {condition}{flags}{value} -d {_quoted(action.help or '')}"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,0 +1,96 @@
+"""`python -m gmemd.cli.manual`: derive the manual pages in docs/man from the parsers.
+
+`--write` writes them, `--check` says which is stale and exits with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from gmemd.cli import gmemctl, gmemd
+from gmemd.cli.completions import options_of, verbs_of
+
+MAN = Path(__file__).parents[2] / "docs" / "man"
+_GMEMCTL_FILES = (("GMEMD_SOCKET", "the server's socket, where --socket is not given"),)
+_GMEMD_FILES = (("/run/gmemd/qmp.sock", "the socket, as root"),
+                ("$XDG_RUNTIME_DIR/gmemd/qmp.sock", "the socket, otherwise"))
+
+
+def pages() -> dict[Path, str]:
+    """What the manual pages must contain, by path."""
+    return {MAN / "gmemctl.1": _page(gmemctl.make_parser(), 1, "drive gmemd, or any QMP server", _GMEMCTL_FILES),
+            MAN / "gmemd.8": _page(gmemd.make_parser(), 8, "own guest memory and speak QMP", _GMEMD_FILES)}
+
+
+def _page(parser: argparse.ArgumentParser, section: int, purpose: str, files: tuple[tuple[str, str], ...]) -> str:
+    name = parser.prog
+    other = ("gmemd", 8) if name == "gmemctl" else ("gmemctl", 1)
+    lines = [f".TH {name.upper()} {section} \"\" gmemd", ".SH NAME", f"{name} \\- {purpose}", ".SH SYNOPSIS",
+             f".B {name}", "[\\fIOPTION\\fR]..." + (" \\fIVERB\\fR [\\fIWORD\\fR]..." if name == "gmemctl" else ""),
+             ".SH DESCRIPTION", _text(parser.description), ".SH OPTIONS", *_options(parser)]
+    if name == "gmemctl":
+        lines.append(".SH VERBS")
+        for verb, (text, sub) in verbs_of(parser).items():
+            lines += [f".SS {_text(_usage(verb, sub))}", _text(text) + "."]
+            lines += _options(sub, leave=options_of(parser))
+        lines += [".SH ENVIRONMENT"]
+    else:
+        lines += [".SH FILES"]
+    for what, text in files:
+        lines += [".TP", f".B {_text(what)}", _text(text)]
+    lines += [".SH NOTES", _text(parser.epilog), ".SH SEE ALSO", f".BR {other[0]} ({other[1]})"]
+    return "\n".join(lines) + "\n"
+
+
+def _usage(verb: str, sub: argparse.ArgumentParser) -> str:
+    words = [verb]
+    for action in sub._actions:
+        if not action.option_strings:
+            word = str(action.metavar) if action.metavar else "|".join(map(str, action.choices or [action.dest]))
+            words.append({"?": f"[{word}]", "*": f"[{word}...]", "+": f"{word}..."}.get(str(action.nargs), word))
+    return " ".join(words)
+
+
+def _options(parser: argparse.ArgumentParser, leave: list[argparse.Action] | None = None) -> Iterator[str]:
+    known = {flag for action in leave or () for flag in action.option_strings}
+    for action in options_of(parser):
+        if known.isdisjoint(action.option_strings):
+            value = ""
+            if action.nargs != 0:
+                shown = action.metavar or "|".join(map(str, action.choices or [action.dest.upper()]))
+                value = f" \\fI{_text(str(shown))}\\fR"
+            yield from (".TP", ", ".join(f"\\fB{_text(flag)}\\fR" for flag in action.option_strings) + value,
+                        _text(action.help))
+
+
+def _text(text: str | None) -> str:
+    """Text for roff: no character of it is a command."""
+    shown = (text or "").replace("\\", "\\e").replace("-", "\\-")
+    return "\\&" + shown if shown.startswith((".", "'")) else shown
+
+
+def stale() -> list[Path]:
+    """The pages that are not what the parsers say."""
+    return [path for path, text in pages().items() if not path.is_file() or path.read_text() != text]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m gmemd.cli.manual", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the pages")
+    parser.add_argument("--check", action="store_true", help="fail if one is stale")
+    options = parser.parse_args(argv)
+    if options.write:
+        MAN.mkdir(exist_ok=True)
+        for path, text in pages().items():
+            path.write_text(text)
+    for path in stale():
+        print(f"{path} is stale: run python -m gmemd.cli.manual --write", file=sys.stderr)
+    return 1 if stale() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The completion scripts in their shells, and the manual pages."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gmemd.cli.completions import SHELLS, completion
+from gmemd.cli.gmemctl import VERBS
+from gmemd.cli.manual import pages, stale
+from gmemd.qmp.client import Client
+from tests.cli.conftest import Gmemctl
+from tests.daemon import Daemon
+from tests.programs import ROOT, needs, output
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_script_is_right(shell: str, tmp_path: Path) -> None:
+    """The shell takes the script, which names every verb."""
+    script = completion(shell)
+    assert all(verb in script for verb in VERBS)
+    if not shutil.which(shell):
+        pytest.skip(f"needs {shell} to read it")
+    file = tmp_path / "script"
+    file.write_text(script)
+    output([shell, "-n", str(file)])
+
+
+def completed(shared: Daemon, tmp_path: Path, *words: str) -> list[str]:
+    """What bash offers for the last of the words."""
+    program = tmp_path / "gmemctl"
+    program.write_text(f'#!/bin/sh\nexec env PYTHONPATH={ROOT} {sys.executable} -m gmemd.cli.gmemctl --socket '
+                       f'{shared.sock} "$@"\n')
+    program.chmod(0o755)
+    line = " ".join(f"'{word}'" for word in ("gmemctl", *words))
+    script = f'{completion("bash")}\nPATH={tmp_path}:$PATH\nCOMP_WORDS=({line}); COMP_CWORD={len(words)}\n_gmemctl\n' \
+             'printf "%s\\n" "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout.split()
+
+
+@needs("bash")
+@pytest.mark.parametrize(("words", "offered"), [
+    (("su",), ["survive"]), (("-o", "j"), ["json"]), (("-o", "json", "ev"), ["events"]),
+    (("rm", "comp"), ["comp0", "comp1"]), (("convert", "comp0", "pri"), ["private"]),
+    (("rm", "--dry"), ["--dry-run"]), (("call", "query-nam"), ["query-name"]),
+    (("completion", "f"), ["fish"]), (("exec", "comp0", "--", "com"), []),
+])
+def test_bash_completes(shared: Daemon, client: Client, tmp_path: Path, words: tuple[str, ...],
+                        offered: list[str]) -> None:
+    for number in range(2):
+        client.execute("object-add", {"qom-type": "memory-backend-ram", "id": f"comp{number}", "size": 4096})
+    assert sorted(completed(shared, tmp_path, *words)) == offered
+
+
+@needs("fish")
+def test_fish_completes(tmp_path: Path) -> None:
+    (tmp_path / "script").write_text(completion("fish"))
+    script = f'source {tmp_path}/script; complete -C "gmemctl su"; complete -C "gmemctl rm --dr"'
+    shown = output(["fish", "--no-config", "-c", script],
+                   env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"})
+    assert [line.split("\t")[0] for line in shown.splitlines()] == ["survive", "--dry-run"]
+
+
+@pytest.mark.usefixtures("client")
+def test_the_verb_prints_them(gmemctl: Gmemctl) -> None:
+    assert gmemctl("completion", "fish").out == completion("fish")
+    assert gmemctl("completion", "tcsh").status == 2
+
+
+def test_manual_pages_are_up_to_date() -> None:
+    """Otherwise: python -m gmemd.cli.manual --write"""
+    assert stale() == []
+
+
+@needs("groff")
+def test_manual_pages_are_well_formed() -> None:
+    for path in pages():
+        done = subprocess.run(["groff", "-man", "-ww", "-z", str(path)], capture_output=True, text=True, check=True)
+        assert done.stderr == ""
