@@ -17,7 +17,7 @@ _DEFS: Final = "#/$defs/"
 _PLACE: Final = "#/components/schemas/"
 _ERRORS: Final = {
     400: "A parameter or the Host header is not allowed.",
-    403: "Another site's page asks, or the Host header names another host (TCP).",
+    403: "Another site's page asks, or the Host header names another host.",
     405: "Only GET and HEAD are.",
     414: "The query is too long.",
 }

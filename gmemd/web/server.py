@@ -1,8 +1,8 @@
 """The HTTP server: which requests are let in, and who answers them.
 
-Let in are GET and HEAD of the routes in routes.py, with parameters that these know.  On TCP the Host header must
-name this host and no other site's page may ask (DNS rebinding); the number of connections is limited, so that
-HTTP cannot use up the descriptors that QMP needs.
+Let in are GET and HEAD of the routes in routes.py, with parameters that these know.  The Host header must name this
+host and no other site's page may ask (DNS rebinding), also on a unix socket, for that may be forwarded from TCP.
+The number of connections is limited, so that HTTP cannot use up the descriptors that QMP needs.
 """
 
 from __future__ import annotations
@@ -97,8 +97,7 @@ class HttpServer:
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse what is not to be answered, and answer errors in one form."""
         try:
-            if not self._address.path:
-                _check_site(request)
+            _check_site(request)
             if len(request.query_string) > QUERY_MAX:
                 return _error(414, f"the query has more than {QUERY_MAX} bytes")
             return await handler(request)

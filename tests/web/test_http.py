@@ -110,7 +110,7 @@ def test_a_jumbled_request_is_refused(site: Site) -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "localhost:80", "127.0.0.1:65535"])
 def test_this_host_may_ask(tcp_site: Site, host: str) -> None:
-    """On TCP the Host header names the loopback interface; the port may be a tunnel's."""
+    """The Host header names the loopback interface; the port may be a tunnel's."""
     assert tcp_site.get("/api/v1/objects", headers={"Host": host}).status == 200
 
 
@@ -144,6 +144,12 @@ def test_its_own_page_and_links_to_it_are_served(tcp_site: Site) -> None:
     assert tcp_site.get("/", headers={"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}).status == 200
 
 
+def test_a_unix_socket_may_be_forwarded(site: Site) -> None:
+    """What holds for TCP holds there, too."""
+    assert site.get("/api/v1/objects", headers={"Host": "evil.example"}).status == 403
+    assert site.get("/api/v1/objects", headers={"Host": "127.0.0.1:9464"}).status == 200
+
+
 def test_without_or_with_two_hosts(tcp_site: Site) -> None:
     """Exactly one Host header is needed."""
     for hosts in (b"", b"Host: localhost\r\nHost: evil.example\r\n"):
@@ -164,7 +170,7 @@ def test_more_connections_than_there_is_room_for(site: Site) -> None:
     connections = [site.connect_http() for _ in range(64)]
     try:
         for sock in connections:
-            sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert sock.recv(12) == b"HTTP/1.1 200"
         with site.connect_http() as sock:
             assert sock.recv(1) == b""
@@ -189,7 +195,7 @@ def test_a_slow_client_hinders_nobody(site: Site) -> None:
     with site.connect_http() as half, site.connect_http() as deaf:
         half.sendall(b"GET /healthz HT")
         for _ in range(50):
-            deaf.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            deaf.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert site.get("/healthz").status == 200
         with site.client() as client:
             client.execute("query-version")
@@ -279,7 +285,7 @@ def test_holders_are_those_of_the_command(site: Site) -> None:
 def test_the_stream_tells_of_a_new_object() -> None:
     """The first message has everything, the next what has changed."""
     with Site() as site, site.client() as client, site.connect_http() as sock:
-        sock.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+        sock.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         stream = sock.makefile("rb")
         first = _next_message(stream)
         assert (first["rows"], first["order"]) == ({}, [])

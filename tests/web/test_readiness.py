@@ -69,7 +69,7 @@ def test_what_came_back_is_counted() -> None:
 def test_the_end_does_not_wait_for_viewers() -> None:
     """A daemon that is told to stop hangs up on open streams and slow clients."""
     with Site() as site, site.connect_http() as stream, site.connect_http() as half:
-        stream.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+        stream.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert stream.recv(12) == b"HTTP/1.1 200"
         half.sendall(b"GET /")
         began = time.monotonic()
@@ -84,7 +84,7 @@ def test_no_more_viewers_than_there_is_room_for() -> None:
     with Site() as site:
         viewers = [site.connect_http() for _ in range(16)]
         for viewer in viewers:
-            viewer.sendall(b"GET /live HTTP/1.1\r\nHost: x\r\n\r\n")
+            viewer.sendall(b"GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert viewer.recv(12) == b"HTTP/1.1 200"
         assert site.get("/live").status == 503
         assert site.get("/").status == 200
