@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -9,7 +10,11 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Change, Gmemd, in_thread, record_of
 from gmemd.commands.qom import find_context
 from gmemd.errors import os_errors
+from gmemd.kernel.base import Kernel
 from gmemd.survival import fates
+
+_BATCH = 100  # objects that are measured at a time
+_AT_ONCE = 1 << 30  # bytes of objects that may be measured on the event loop
 
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -109,11 +114,33 @@ def query_memory_size_summary(gmemd: Gmemd, caller: Caller, arguments: dict[str,
     return {"base-memory": 0, "plugged-memory": 0}
 
 
-def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
+def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     wanted = arguments.get("id")
     backends = list(gmemd.objects) if wanted is None else [gmemd.objects.find(wanted)]
+    if len(backends) > _BATCH or sum([backend.memory_size for backend in backends]) > _AT_ONCE:
+        return _status_in_thread(gmemd, backends)
     now = time.time()
     return [describe_status(gmemd, backend, now, _resident(gmemd, backend)) for backend in backends]
+
+
+async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend]) -> list[Any]:
+    """The same without holding others up; what is deleted meanwhile is left out."""
+    rows, now = [], time.time()
+    for begin in range(0, len(backends), _BATCH):
+        batch = [backend for backend in backends[begin:begin + _BATCH] if backend.fd >= 0]
+        with os_errors("cannot measure"):
+            counts = await in_thread(_residents, gmemd.kernel, [os.dup(backend.fd) for backend in batch])
+        rows += [describe_status(gmemd, backend, now, count) for backend, count in zip(batch, counts, strict=True)]
+    return rows
+
+
+def _residents(kernel: Kernel, fds: list[int]) -> list[int]:
+    """The resident bytes of each of the files, whose fds are closed."""
+    try:
+        return [kernel.resident(fd) for fd in fds]
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:

@@ -153,3 +153,19 @@ def test_placement() -> None:
     assert placement("default", [], [0]) == 0
     assert placement("bind", [1], [0, 1]) == 1
     assert placement("preferred", [1], [0, 1]) is None
+
+
+async def test_the_status_of_many_objects() -> None:
+    """It is measured off the event loop, in the order of query-memdev, and leaves no fds."""
+    live = LiveMachine()
+    for number in range(250):
+        await live.do("object-add", qom_type="memory-backend-memfd", id=f"m{number}", size=PAGE)
+    before = len(os.listdir("/proc/self/fd"))
+    turns, asked = 0, asyncio.create_task(live.do("query-memdev-status"))
+    while not asked.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert [row["id"] for row in asked.result()] == [backend.id for backend in live.gmemd.objects]
+    assert turns > 2
+    assert len(os.listdir("/proc/self/fd")) == before
+    await live.close()
