@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, cast
 
+from gmemd import __version__
 from gmemd.commands import lab
 from gmemd.commands.context import Change, Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
@@ -74,11 +74,8 @@ class Options:
 
 
 def package_version() -> str:
-    """The installed package's version."""
-    try:
-        return version("gmemd")
-    except PackageNotFoundError:
-        return "unknown"
+    """gmemd's version."""
+    return __version__
 
 
 class Daemon:

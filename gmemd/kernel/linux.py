@@ -11,7 +11,6 @@ import errno
 import fcntl
 import mmap
 import os
-import platform
 from collections.abc import Sequence
 from struct import Struct, unpack_from
 
@@ -172,7 +171,7 @@ def _create_vm(kvm: int) -> int:
 
 def _vm_type(kvm: int) -> int:
     """Return the default type; on arm64 that is the number of address bits, 40 unless the host has fewer."""
-    if platform.machine() != "aarch64":
+    if os.uname().machine != "aarch64":
         return 0
     return fcntl.ioctl(kvm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_ARM_VM_IPA_SIZE)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -101,7 +100,7 @@ def madvise(address: int, size: int, advice: int) -> None:
 
 
 def _mempolicy_number(index: int) -> int:
-    numbers = uapi.SYS_MEMPOLICY.get(platform.machine())
+    numbers = uapi.SYS_MEMPOLICY.get(os.uname().machine)
     return numbers[index] if numbers else -1  # -1: the kernel answers ENOSYS
 
 
