@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -116,6 +117,8 @@ class Daemon:
             if self._http is not None:
                 self._http.state.serving = True
                 log.info("serving HTTP", url=self._http.url)
+            gc.freeze()  # what is there now stays; collections need not look at it
+            gc.enable()
             self._manager.serve(self._loop, gmemd)
             self._ready()
             self._loop.call_later(_RETRY_SECONDS, self._retry)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
-import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    gc.disable()  # until the daemon serves: imports make no garbage
     from gmemd.daemon import Daemon, Options, QmpSocket, package_version
 
     if options.version:
@@ -145,8 +146,10 @@ def keeper_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _uuid(text: str) -> str:
+    from uuid import UUID
+
     try:
-        return str(uuid.UUID(text))
+        return str(UUID(text))
     except ValueError as exc:
         raise QmpError(f"'{text}' is not a UUID") from exc
 

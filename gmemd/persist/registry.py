@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import sqlite3
 from collections.abc import Callable, Collection, Sequence, Set
 
@@ -208,7 +207,7 @@ class Registry:
             if os.path.exists(self.path):
                 raise QmpError(f"registry '{self.path}' cannot be read: {reason(exc)}") from exc
             self.read_only = reason(exc)  # there is none, and none can be made
-            return State(len(self._migrations), secrets.token_hex(4), 0, 0, 0, ())
+            return State(len(self._migrations), os.urandom(4).hex(), 0, 0, 0, ())
         try:
             self._lock(db)
             state = self._migrate(db, self._check(db))
@@ -251,7 +250,7 @@ class Registry:
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         known = len(self._migrations)
         if db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-            return State(0, secrets.token_hex(4), 0, 0, 0, ())
+            return State(0, os.urandom(4).hex(), 0, 0, 0, ())
         repeated = _repeated_version(db)
         if version > known and repeated in (version, None):
             raise RegistryTooNew(
