@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 # Members that count bytes: in query-qmp-schema a size is an int like any other.
 BYTES = frozenset(("size", "resident", "hugetlbsize", "align", "offset", "base-memory", "plugged-memory"))
+ALARMS = ("NO", "BAD")  # cells that should not be overlooked
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -56,9 +60,28 @@ def user(uid: int) -> str:
         return str(uid)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[str] = ()) -> str:
-    """Return lines of columns two blanks apart; the columns named in `numbers` stand to the right."""
-    lines = [list(header), *(list(row) for row in rows)]
+def has_colours(environment: Mapping[str, str], *, terminal: bool) -> bool:
+    """Whether to mark what stands out: on a terminal that can, unless NO_COLOR (no-color.org) says otherwise."""
+    return terminal and not environment.get("NO_COLOR") and environment.get("TERM", "dumb") != "dumb"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[str] = (), *,
+          colours: bool | None = None) -> str:
+    """Return lines of columns two blanks apart; the columns named in `numbers` stand to the right.
+
+    With `colours` (None: if standard output shows them) the header is bold and the ALARMS are red.
+    """
+    if colours is None:
+        colours = has_colours(os.environ, terminal=sys.stdout.isatty())
+    text = _aligned([list(header), *(list(row) for row in rows)], header, numbers)
+    if not colours:
+        return text
+    first, *rest = text.split("\n")
+    alarm = re.compile(rf"(?<=  )({'|'.join(ALARMS)})(?=  |$)")
+    return "\n".join([f"\033[1m{first}\033[m", *(alarm.sub("\033[31m\\1\033[m", line) for line in rest)])
+
+
+def _aligned(lines: list[list[str]], header: Sequence[str], numbers: Iterable[str]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     right = [name in set(numbers) for name in header]
     return "\n".join(
