@@ -18,8 +18,8 @@ from gmemd.schema.validate import Schema
 from tests.schema.reference_visitor import Fault, Visitor
 
 ENTITIES = load(Path(gmemd.schema.validate.__file__).parent / "qapi")
-SCHEMA = Schema.load()
-REJECTING = Schema.load(unstable_input="reject")
+SCHEMA = Schema.load(lab=True)
+REJECTING = Schema.load(unstable_input="reject", lab=True)
 
 EDGES = [-(2**63) - 1, -(2**63), -1, 0, 1, 2**16 - 1, 2**16, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1, 2**64]
 WORDS = ["", "x", "on", "off", "auto", "default", "bind", "oob", "chardev", "memory-backend-ram", "\u20ac"]
