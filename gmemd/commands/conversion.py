@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.backends.guest_memfd import convert, fill
-from gmemd.commands.context import Caller, Change, Gmemd, in_thread, store_record, updated
-from gmemd.errors import QmpError, os_errors
+from gmemd.backends.guest_memfd import convert, fill, forget, set_aside
+from gmemd.commands.context import Caller, Change, Gmemd, in_thread, settled, store_record, updated
+from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.base import PageInUse, check_inside
 from gmemd.ranges import PRIVATE, SHARED, RangeMap
 
@@ -21,39 +21,65 @@ _AT_ONCE = 16 << 20  # bytes that may be preserved on the event loop
 def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend, _, size = part(gmemd, arguments)
     visibility_of(backend)
-    if (arguments["preserve"] or backend.enforcers) and size > _AT_ONCE:
-        return _convert_in_thread(gmemd, backend, arguments)
-    with _store_room(gmemd, backend, arguments) as store:
-        undo = _undo(gmemd, backend, arguments)
-        converted = _convert(gmemd, backend, arguments)
-    return _converted(gmemd, backend, arguments, converted, store, undo)
+    first = _begins_store(gmemd, backend, arguments)
+    if first or ((arguments["preserve"] or backend.enforcers) and size > _AT_ONCE):
+        return _convert_busy(gmemd, backend, arguments, first)
+    undo = _undo(gmemd, backend, arguments)
+    _set_aside(gmemd, backend, arguments)
+    return _converted(gmemd, backend, arguments, _convert(gmemd, backend, arguments), undo)
 
 
-@contextlib.contextmanager
-def _store_room(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Iterator[bool]:
-    """Hold custody's room for the memfd of preserved bytes, if this conversion may make it; gives whether so."""
-    custody = gmemd.custody
-    if custody is None or backend.record is None or backend.private_record is not None \
-            or not arguments["preserve"] or arguments["to"] != "private":
-        yield False
-        return
-    custody.reserve()
-    try:
-        yield True
-    except BaseException:
-        custody.release()
-        raise
+def _begins_store(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> bool:
+    """May this conversion make a memfd of preserved bytes that is to be kept?"""
+    return gmemd.custody is not None and backend.record is not None and backend.private_record is None \
+        and arguments["preserve"] and arguments["to"] == "private"
 
 
-async def _convert_in_thread(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Any:
+async def _convert_busy(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any], first: bool) -> Any:
+    """The same with waiting; a `first` memfd of preserved bytes is kept before the bytes are only there."""
+    run = in_thread if arguments["size"] > _AT_ONCE else _at_once
+    if first and gmemd.custody is not None:
+        gmemd.custody.reserve()
     backend.busy = "a part of it is being converted"
     try:
-        with _store_room(gmemd, backend, arguments) as store:
-            undo = _undo(gmemd, backend, arguments)
-            converted = await in_thread(_convert, gmemd, backend, arguments)
+        undo = _undo(gmemd, backend, arguments)
+        try:
+            await run(_set_aside, gmemd, backend, arguments)
+        finally:
+            if first:
+                begun = _keep_store(gmemd, backend)
+        if first:
+            await settled(gmemd, begun)
+        converted = await run(_convert, gmemd, backend, arguments)
     finally:
         backend.busy = ""
-    return _converted(gmemd, backend, arguments, converted, store, undo)
+    return _converted(gmemd, backend, arguments, converted, undo)
+
+
+async def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _keep_store(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
+    """Give the memfd of preserved bytes to custody, using up the reservation."""
+    custody = gmemd.custody
+    assert custody is not None
+    if backend.private_fd < 0:
+        custody.release()
+        return {}
+    backend.private_record = store_record(backend)
+
+    def undo() -> None:
+        close_fd(backend.private_fd)
+        backend.private_record, backend.private_fd = None, -1
+
+    return Change({}, custody.add(backend.private_record, backend.private_fd), undo=undo)
+
+
+def _set_aside(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> None:
+    if arguments["preserve"] and arguments["to"] == "private":
+        with os_errors(f"cannot convert '{backend.id}'"):
+            set_aside(backend, gmemd.kernel, arguments["offset"], arguments["size"])
 
 
 def _convert(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> int:
@@ -62,47 +88,53 @@ def _convert(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]
     try:
         return convert(backend, gmemd.kernel, offset, size, to, preserve=arguments["preserve"])
     except PageInUse as exc:
+        with contextlib.suppress(OSError):
+            forget(backend, gmemd.kernel, offset, size)
         raise QmpError(f"cannot convert '{backend.id}': {os.strerror(errno.EAGAIN)} "
                        f"at offset {exc.offset:#x}") from exc
     except OSError as exc:
+        with contextlib.suppress(OSError):
+            forget(backend, gmemd.kernel, offset, size)
         raise QmpError(f"cannot convert '{backend.id}': {os.strerror(exc.errno or 0)}") from exc
 
 
-def _undo(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Any:
+def _undo(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Callable[[], None]:
     """What puts map and preserved content back as they are now; content that was not preserved stays zero."""
-    visibility = visibility_of(backend)
-    before = list(visibility.ranges(arguments["offset"], arguments["size"]))
-    records = (backend.record, backend.private_record)
+    visibility, kernel = visibility_of(backend), gmemd.kernel
+    to = arguments["to"] == "private"
+    before = [(start, length) for start, length, state in visibility.ranges(arguments["offset"], arguments["size"])
+              if state is not to]
+    record = backend.record
 
     def undo() -> None:
-        for start, length, state in before:
-            if arguments["preserve"]:
-                with contextlib.suppress(OSError):
-                    convert(backend, gmemd.kernel, start, length, state, preserve=True)
-            visibility.set(start, length, state)
-        backend.record, backend.private_record = records
+        for start, length in before:
+            with contextlib.suppress(OSError):
+                convert(backend, kernel, start, length, not to, preserve=arguments["preserve"])
+            visibility.set(start, length, not to)
+            with contextlib.suppress(OSError):
+                forget(backend, kernel, start, length)
+        backend.record = record
 
     return undo
 
 
 def _converted(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any], converted: int,
-               store: bool, undo: Any) -> Any:
+               undo: Callable[[], None]) -> Any:
     """Keep the new map, tell everybody, and answer."""
     value = {"simulated": _simulated(gmemd), "converted": converted}
     event = {name: arguments[name] for name in ("id", "offset", "size", "to")}
+
+    def done() -> None:
+        with contextlib.suppress(OSError):  # it is only room: set_aside() begins with the same
+            forget(backend, gmemd.kernel, arguments["offset"], arguments["size"])
+        _tell(gmemd, event, converted)
+
     custody = gmemd.custody
     if custody is None or backend.record is None:
-        _tell(gmemd, event, converted)
+        done()
         return value
-    operations = []
-    if store and backend.private_fd < 0:
-        custody.release()
-    elif store:
-        backend.private_record = store_record(backend)
-        operations.append(custody.add(backend.private_record, backend.private_fd))
     backend.record = updated(backend)
-    operations.append(custody.update(backend.record))
-    return Change(value, *operations, undo=undo, done=lambda: _tell(gmemd, event, converted))
+    return Change(value, custody.update(backend.record), undo=undo, done=done)
 
 
 def _tell(gmemd: Gmemd, event: dict[str, Any], converted: int) -> None:
