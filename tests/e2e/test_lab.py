@@ -126,3 +126,16 @@ def test_a_job_over_a_socket() -> None:
         client.execute("job-cancel", {"id": "w"})
         wait_for(lambda: client.execute("query-jobs")[0]["status"] == "concluded")
         assert daemon.open_fds() == before
+
+
+def test_a_daemon_ends_while_a_job_runs() -> None:
+    """It ends cleanly, and its worker with it."""
+    with Daemon(kernel="simulated") as daemon, daemon.client() as client:
+        client.execute("object-add", {**MEMORY, "size": 64 << 20})
+        client.execute("memdev-populate", {"id": "g"})
+        client.execute("memdev-verify", {"id": "g", "job-id": "v", "chunk": PAGE})
+        children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children")
+        wait_for(lambda: children.read_text().split())
+        [worker] = children.read_text().split()
+        assert daemon.stop() == 0
+        wait_for(lambda: not Path(f"/proc/{worker}").exists())
