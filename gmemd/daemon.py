@@ -284,15 +284,15 @@ class Daemon:
                 change = by_operation[operation]
                 if change.error is None:
                     change.error = error
-                    change.undo()
+                    _carry_out(change.undo)
         if any(changes for changes, _ in waiting):
             self._gmemd.not_kept = "" if error is None else error.desc
         for changes, _ in waiting:
             for change in changes:
                 if change.done is not None and change.error is None:
-                    change.done()
+                    _carry_out(change.done)
         for _, settled in waiting:
-            settled()
+            _carry_out(settled)
         self._manager.status_changed()
         self._flush()
 
@@ -321,3 +321,11 @@ class Daemon:
         self._gmemd.close()
         log.call_later = None
         log.flush()
+
+
+def _carry_out(step: Callable[[], None]) -> None:
+    """Run one of many steps; what is wrong with it is not the others' concern."""
+    try:
+        step()
+    except Exception as exc:
+        log.error("internal error", exc_info=exc)

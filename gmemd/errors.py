@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,3 +30,15 @@ def os_errors(doing: str) -> Iterator[None]:
         yield
     except OSError as exc:
         raise QmpError(f"{doing}: {os.strerror(exc.errno or 0)}") from exc
+
+
+def close_fd(fd: int) -> None:
+    """Close a descriptor for good: the number is free, whatever close(2) says of the file behind it.
+
+    A full disk or a lost server shows there (close(2), "Dealing with error returns"), too late for anybody.
+    """
+    try:
+        os.close(fd)
+    except OSError as exc:
+        if exc.errno == errno.EBADF:  # not ours: a bug
+            raise

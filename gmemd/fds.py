@@ -5,10 +5,9 @@ An fd that is stored here belongs to the container until it is taken out or clos
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, close_fd
 
 
 class NamedFds:
@@ -20,11 +19,11 @@ class NamedFds:
     def receive(self, name: str, fd: int) -> None:
         """Keep `fd`; one of the same name is replaced. The fd is closed when the name is refused."""
         if name[:1].isascii() and name[:1].isdigit():
-            os.close(fd)
+            close_fd(fd)
             raise QmpError("Parameter 'fdname' expects a name not starting with a digit")
         old = self._fds.pop(name, None)
         if old is not None:
-            os.close(old)
+            close_fd(old)
         self._fds[name] = fd
 
     def look(self, name: str) -> int:
@@ -44,7 +43,7 @@ class NamedFds:
     def close(self) -> None:
         """Close them all."""
         while self._fds:
-            os.close(self._fds.popitem()[1])
+            close_fd(self._fds.popitem()[1])
 
 
 class FdSets:
@@ -56,7 +55,7 @@ class FdSets:
     def receive(self, fd: int, fdset_id: int | None, opaque: str | None) -> dict[str, int]:
         """Keep `fd` in a set, by default that of the lowest free id; the answer of add-fd."""
         if fdset_id is not None and fdset_id < 0:
-            os.close(fd)
+            close_fd(fd)
             raise QmpError("Parameter 'fdset-id' expects a non-negative value")
         if fdset_id is None:
             fdset_id = next(n for n in range(len(self._sets) + 1) if n not in self._sets)
@@ -71,7 +70,7 @@ class FdSets:
             raise QmpError(f"File descriptor named '{which}' not found")
         for gone in list(fds) if fd is None else [fd]:
             del fds[gone]
-            os.close(gone)
+            close_fd(gone)
         if not fds:
             del self._sets[fdset_id]
 

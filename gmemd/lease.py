@@ -27,7 +27,7 @@ class Lease:
     end: Callable[[], None] = lambda: None
 
     def is_of(self, pid: int) -> bool:
-        """Is that living process the holder?"""
+        """Is that living process the holder? OSError as of start_time."""
         return not self.orphaned and pid == self.pid and start_time(pid) == self.start
 
     def dump(self) -> list[Any]:
@@ -41,10 +41,13 @@ class Lease:
 
 
 def start_time(pid: int, proc: Path = PROC) -> int | None:
-    """When a process began, in clock ticks since boot; None when it has ended or cannot be seen from here."""
+    """When a process began, in clock ticks since boot; None when it has ended or cannot be seen from here.
+
+    OSError when that cannot be told: whoever is short of descriptors must not take the living for dead.
+    """
     try:
         fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])
 

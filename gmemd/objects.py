@@ -112,7 +112,7 @@ class Objects:
         """Undo `begin`: free the id and whatever memory there is."""
         self._adding.discard(backend.id)
         self._slots.discard(backend.id, rebuild=False)
-        backend.close()
+        backend.abandon()
 
     def remove(self, object_id: str) -> HostMemoryBackend:
         """Take an object out; its memory goes to the caller, who closes it or puts it back with `restore`."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, close_fd
 from gmemd.kernel.base import Kernel
 from gmemd.lease import Lease
 from gmemd.qmp.encode import encode
@@ -152,7 +152,7 @@ class HostMemoryBackend:
         """Let go of one who cooperated; with the last copy of its fd its pages fault no more."""
         self.enforcers = tuple(one for one in self.enforcers if one is not enforcer)
         enforcer.end()
-        os.close(enforcer.fd)
+        close_fd(enforcer.fd)
 
     def check_idle(self) -> None:
         """Refuse while a worker is at the contents."""
@@ -166,11 +166,15 @@ class HostMemoryBackend:
         for enforcer in self.enforcers:
             self.drop(enforcer)
         if self.fd >= 0:
-            os.close(self.fd)
+            close_fd(self.fd)
             self.fd = -1
         if self.private_fd >= 0:
-            os.close(self.private_fd)
+            close_fd(self.private_fd)
             self.private_fd = -1
+
+    def abandon(self) -> None:
+        """Close an object that never came into being, with what it has left elsewhere."""
+        self.close()
 
     # -- as a QOM object -------------------------------------------------------------------------
 

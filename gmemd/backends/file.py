@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from typing import ClassVar
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.base import Kernel
 
 
@@ -26,6 +27,7 @@ class FileBackend(HostMemoryBackend):
         "rom": "cannot change property '{name}' of {type}.",
     }
     unseen = HostMemoryBackend.unseen | {"align", "offset", "rom"}
+    _made = False  # the file was not there before
 
     @property
     def blocks(self) -> bool:
@@ -46,13 +48,9 @@ class FileBackend(HostMemoryBackend):
         self._check_rom()
         self.kind = "file"
         path = self.properties["mem-path"]
-        self.fd, created = self._open(path)
-        try:
+        self.fd, self._made = self._open(path)
+        with os_errors(f"can't use backing store {path} for guest RAM"):
             self._check_file(kernel)
-        except BaseException:
-            if created:
-                os.unlink(path)
-            raise
         if self.size % kernel.page_size:
             raise QmpError(f"backend '{self.qom_type}' memory size must be multiple of {kernel.page_size // 1024} KiB")
 
@@ -70,10 +68,10 @@ class FileBackend(HostMemoryBackend):
             while True:
                 try:
                     fd = os.open(path, mode)
-                    if stat.S_ISDIR(os.fstat(fd).st_mode):
-                        os.close(fd)
-                        return _open_unlinked(path), False
-                    return fd, False
+                    if not _is_directory(fd):
+                        return fd, False
+                    close_fd(fd)
+                    return _open_unlinked(path), False
                 except IsADirectoryError:
                     return _open_unlinked(path), False
                 except FileNotFoundError:
@@ -103,19 +101,27 @@ class FileBackend(HostMemoryBackend):
         if self.memory_size < page:
             raise QmpError(f"memory size {self.memory_size:#x} must be equal to or larger than page size {page:#x}")
         readonly = properties["readonly"]
-        if not actual and not readonly:
-            self._grow(kernel, offset)
+        failure = self._grow(kernel, offset) if not actual and not readonly else ""
         self.offset = offset
         if (self.memory_size + max(align, page)) % (1 << 64) == 0:  # QEMU adds the alignment before it maps
             raise QmpError("unable to map backing store for guest RAM: Invalid argument")
         self.check_mappable(kernel, offset=offset, writable=not readonly, shared=properties["share"])
+        if failure:  # who touched it would get SIGBUS
+            raise QmpError(f"cannot resize backing store {properties['mem-path']} for guest RAM: {failure}")
 
-    def _grow(self, kernel: Kernel, offset: int) -> None:
-        """Give an empty file its size; what cannot be resized (FIFO, device) shows in mmap."""
+    def _grow(self, kernel: Kernel, offset: int) -> str:
+        """Give an empty file its size; why that failed. What has no size (FIFO, device) is left to mmap."""
         try:
             kernel.truncate(self.fd, self.memory_size + offset)
-        except OSError:
-            return
+        except OSError as exc:
+            return os.strerror(exc.errno or 0) if stat.S_ISREG(os.fstat(self.fd).st_mode) else ""
+        return ""
+
+    def abandon(self) -> None:
+        super().abandon()
+        if self._made:
+            with contextlib.suppress(OSError):
+                os.unlink(self.properties["mem-path"])
 
     def finish(self, kernel: Kernel) -> None:
         if self.properties["readonly"] and self.properties["prealloc"]:
@@ -123,9 +129,22 @@ class FileBackend(HostMemoryBackend):
         super().finish(kernel)
 
 
+def _is_directory(fd: int) -> bool:
+    """Is it a directory? Closes the fd when that cannot be told."""
+    try:
+        return stat.S_ISDIR(os.fstat(fd).st_mode)
+    except OSError:
+        close_fd(fd)
+        raise
+
+
 def _open_unlinked(directory: str) -> int:
     import tempfile  # takes a few ms, and is rarely needed
 
     fd, path = tempfile.mkstemp(prefix="gmemd-memory.", dir=directory)
-    os.unlink(path)
+    try:
+        os.unlink(path)
+    except OSError:
+        close_fd(fd)
+        raise
     return fd

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+from gmemd.errors import close_fd
 from gmemd.kernel.base import Kernel
 
 # memfd_create(2) and fcntl(2), include/uapi/linux/{memfd,fcntl}.h
@@ -22,6 +21,6 @@ def new_memfd(kernel: Kernel, name: str, size: int) -> int:
         kernel.truncate(fd, size)
         kernel.seal(fd, SEALS)
     except BaseException:
-        os.close(fd)
+        close_fd(fd)
         raise
     return fd

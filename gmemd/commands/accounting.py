@@ -9,7 +9,7 @@ from typing import Any, Final
 from gmemd.accounting import Item, Usage, comparisons, machine, measure, online_nodes, placement
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Gmemd, in_thread
-from gmemd.errors import os_errors
+from gmemd.errors import close_fd, os_errors
 from gmemd.kernel.base import Headroom, HugePool, Kernel
 
 _BATCH: Final = 200  # objects that are measured by one thread, on duplicates of their fds
@@ -69,9 +69,9 @@ def _measure(kernel: Kernel, items: list[Item]) -> list[Usage]:
     usages = []
     for item in items:
         usages.append(measure(kernel, item))
-        os.close(item.fd)
+        close_fd(item.fd)
         if item.aside_fd >= 0:
-            os.close(item.aside_fd)
+            close_fd(item.aside_fd)
     return usages
 
 

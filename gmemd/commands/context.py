@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -20,7 +19,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.errors import QmpError
+from gmemd.backends.guest_memfd import reconcile
+from gmemd.errors import QmpError, close_fd
 from gmemd.fds import FdSets, NamedFds
 from gmemd.jobs import Jobs
 from gmemd.lab import Lab
@@ -144,6 +144,9 @@ class Gmemd:
             if record.qom_type != PRIVATE_STORE:
                 backend = backend_of(record, fd, self.schema)
                 backend.private_record, backend.private_fd = stores.pop(store_id(backend), (None, -1))
+                if backend.private_fd >= 0:
+                    with contextlib.suppress(OSError):
+                        reconcile(backend, self.kernel)
                 self.objects.restore([backend])
         self.unclaimed += [(record.fd_name, fd) for record, fd in stores.values()]
         self.counters.restored += len(self.objects)
@@ -170,7 +173,7 @@ class Gmemd:
         self.named_fds.close()
         self.fd_sets.close()
         for _, fd in self.unclaimed:
-            os.close(fd)
+            close_fd(fd)
         for backend in list(self.objects):
             backend.close()
         self.kernel.close()

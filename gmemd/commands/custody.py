@@ -10,7 +10,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import SHARED_FLAGS
 from gmemd.commands.context import Caller, Change, Gmemd, in_thread, record_of, store_record
 from gmemd.commands.memdev import added, describe_memory
-from gmemd.errors import QmpError, os_errors
+from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.holders import holders
 from gmemd.ranges import SHARED, RangeMap
 
@@ -112,7 +112,7 @@ def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any
         raise QmpError(f"no unclaimed memory has the name '{name}'")
     gmemd.unclaimed.remove(found)
     if "id" not in arguments:
-        os.close(found[1])
+        close_fd(found[1])
         if gmemd.custody is not None:
             gmemd.custody.discard(name)
         return {}

@@ -8,7 +8,7 @@ from typing import Any
 from gmemd.backends.base import Enforcer, HostMemoryBackend
 from gmemd.commands.context import Caller, Gmemd, in_thread
 from gmemd.commands.processes import watch
-from gmemd.errors import QmpError, os_errors
+from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.userfault import UFFD_FEATURE_SIGBUS, can_miss, features, is_mapped, register
 from gmemd.lease import start_time
 from gmemd.ranges import SHARED
@@ -25,7 +25,8 @@ def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> C
         found = features(gmemd.named_fds.look(name))
     if found is None or not found & UFFD_FEATURE_SIGBUS:
         raise QmpError(f"the descriptor '{name}' is no userfaultfd with UFFD_FEATURE_SIGBUS")
-    start = start_time(caller.pid)
+    with os_errors(f"cannot see process {caller.pid}"):
+        start = start_time(caller.pid)
     if start is None or not is_mapped(caller.pid, backend.fd, address, backend.memory_size):
         raise QmpError(f"object '{backend.id}' is not mapped as a whole at {address:#x} in process {caller.pid}")
     fd = gmemd.named_fds.take(name)
@@ -41,7 +42,13 @@ async def _enforce(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: i
         if enforcer in backend.enforcers:
             backend.drop(enforcer)
 
-    end = watch(pid, start, drop)
+    try:
+        with os_errors(f"cannot watch process {pid}"):
+            end = watch(pid, start, drop)
+    except QmpError:
+        backend.busy = ""
+        close_fd(fd)
+        raise
     enforcer = Enforcer(pid, address, fd, end or (lambda: None))
     backend.enforcers += (enforcer,)
     try:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from gmemd.commands.context import Caller, Gmemd
+from gmemd.errors import close_fd
 
 
 def getfd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -14,7 +14,7 @@ def getfd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, 
 
 
 def closefd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
-    os.close(gmemd.named_fds.take(arguments["fdname"]))
+    close_fd(gmemd.named_fds.take(arguments["fdname"]))
     return {}
 
 

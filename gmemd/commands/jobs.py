@@ -13,7 +13,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Gmemd, in_thread, settled
 from gmemd.commands.memdev import delete
 from gmemd.commands.qom import set_property
-from gmemd.errors import QmpError, os_errors
+from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.jobs import CANCELLED, Job
 
 _CHUNKS_MAX: Final = 1 << 20  # digests that one job may give: some 150 MiB
@@ -60,7 +60,7 @@ async def _verify(job: Job, part: Part, chunk: int) -> list[dict[str, Any]]:
     try:
         await _worker(job, "hash", part, chunk, said)
     finally:
-        os.close(part[0])
+        close_fd(part[0])
     return digests
 
 

@@ -6,7 +6,6 @@ What runs here outside a command is called by the event loop: a holder has ended
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Coroutine
 from typing import Any
 
@@ -14,9 +13,10 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Change, Gmemd, WithFds, settled, updated
 from gmemd.commands.memdev import delete, describe_memory
 from gmemd.commands.processes import watch
-from gmemd.errors import QmpError, os_errors
+from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.lease import Lease, command_name, start_time
 
+_WATCH_AGAIN = 1.0  # seconds until a holder that could not be watched is tried again
 _BUSY_AGAIN = 1.0  # seconds until the deletion of a busy orphan is tried again
 
 
@@ -50,7 +50,9 @@ def query_memdev_leases(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
 
 def _check_free(backend: HostMemoryBackend, lease: Lease, caller: Caller) -> None:
     """Refuse whoever is not the holder of a lease that is in force."""
-    if not lease.orphaned and not lease.is_of(caller.pid):
+    with os_errors(f"cannot see the holder of '{backend.id}'"):
+        own = lease.is_of(caller.pid)
+    if not lease.orphaned and not own:
         raise QmpError(f"object '{backend.id}' is leased to process {lease.pid} ({command_name(lease.pid)}): "
                        "a second writer needs 'force'")
 
@@ -65,7 +67,8 @@ def _hand_out(gmemd: Gmemd, backend: HostMemoryBackend) -> WithFds:
 def _lease(backend: HostMemoryBackend, caller: Caller, policy: str, delete_after: int) -> Lease:
     if delete_after and policy != "delete":
         raise QmpError("parameter 'delete-after' needs 'lease' to be 'delete'")
-    start = start_time(caller.pid)
+    with os_errors(f"cannot lease '{backend.id}'"):
+        start = start_time(caller.pid)
     if start is None:
         raise QmpError(f"cannot lease '{backend.id}': the receiving process cannot be seen from here")
     return Lease(caller.pid, start, caller.uid, policy, delete_after)
@@ -79,7 +82,7 @@ def _replace(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None) -> C
         try:
             await settled(gmemd, _exchange(gmemd, backend, lease))
         except BaseException:
-            os.close(reply.fds.pop())
+            close_fd(reply.fds.pop())
             backend.handed_out -= 1
             raise
         return reply
@@ -90,8 +93,11 @@ def _replace(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None) -> C
 def _exchange(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None) -> Any:
     """Put a lease in place of another; the result of the command that does so."""
     before = backend.lease
-    if lease is not None and not _watch(gmemd, backend, lease):
-        raise QmpError(f"cannot lease '{backend.id}': the receiving process has ended")
+    if lease is not None:
+        with os_errors(f"cannot lease '{backend.id}'"):
+            watched = _watch(gmemd, backend, lease)
+        if not watched:
+            raise QmpError(f"cannot lease '{backend.id}': the receiving process has ended")
     if before is not None:
         before.end()
     backend.lease = lease
@@ -119,7 +125,12 @@ def watch_leases(gmemd: Gmemd) -> None:
 
 
 def _resume(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> None:
-    if lease.orphaned or not _watch(gmemd, backend, lease):
+    try:
+        living = not lease.orphaned and _watch(gmemd, backend, lease)
+    except OSError:  # short of descriptors, say: nobody is declared dead for that
+        lease.end = asyncio.get_running_loop().call_later(_WATCH_AGAIN, _resume, gmemd, backend, lease).cancel
+        return
+    if not living:
         _orphaned(gmemd, backend, lease)
 
 

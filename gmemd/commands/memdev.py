@@ -67,7 +67,7 @@ def added(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
     backend.record = record_of(backend, gmemd.kernel)
     operation = custody.add(backend.record, backend.fd)
     gmemd.objects.commit(backend)
-    return Change({}, operation, undo=lambda: gmemd.objects.remove(backend.id).close())
+    return Change({}, operation, undo=lambda: gmemd.objects.remove(backend.id).abandon())
 
 
 def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:

@@ -6,22 +6,20 @@ import asyncio
 import os
 from collections.abc import Callable
 
+from gmemd.errors import close_fd
 from gmemd.lease import start_time
 
 
 def watch(pid: int, start: int, ended: Callable[[], None]) -> Callable[[], None] | None:
     """Call `ended` once when the process of that id and start time has ended; None: it has already.
 
-    What is returned ends the watch. It is called by itself before `ended`.
+    What is returned ends the watch. It is called by itself before `ended`. OSError: it cannot be watched now.
     """
+    loop = asyncio.get_running_loop()
     try:
         pidfd = os.pidfd_open(pid)
-    except OSError:
+    except ProcessLookupError:
         return None
-    if start_time(pid) != start:  # asked after opening: the pidfd cannot change hands
-        os.close(pidfd)
-        return None
-    loop = asyncio.get_running_loop()
     watching = True
 
     def end() -> None:
@@ -29,11 +27,18 @@ def watch(pid: int, start: int, ended: Callable[[], None]) -> Callable[[], None]
         if watching:
             watching = False
             loop.remove_reader(pidfd)
-            os.close(pidfd)
+            close_fd(pidfd)
 
     def readable() -> None:
         end()
         ended()
 
-    loop.add_reader(pidfd, readable)
+    try:
+        if start_time(pid) != start:  # asked after opening: the pidfd cannot change hands
+            close_fd(pidfd)
+            return None
+        loop.add_reader(pidfd, readable)
+    except OSError:
+        close_fd(pidfd)
+        raise
     return end

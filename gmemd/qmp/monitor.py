@@ -23,7 +23,7 @@ from typing import Any
 
 from gmemd.commands.context import Change, Gmemd, WithFds
 from gmemd.commands.dispatch import Dispatcher
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, close_fd
 from gmemd.log import ClientLog, log
 from gmemd.metrics import clock
 from gmemd.qmp.session import Request, Session
@@ -182,7 +182,8 @@ class Monitor:
         elif isinstance(result, Exception):
             if not isinstance(result, QmpError):
                 log.error("internal error", command=request.execute, exc_info=result)
-                result = QmpError("internal error")
+                why = f": {os.strerror(result.errno)}" if isinstance(result, OSError) and result.errno else ""
+                result = QmpError(f"internal error{why}")
             self._out.append(self.session.failure(request, result))
             self._answered(request, result)
         else:
@@ -337,4 +338,4 @@ class Monitor:
 
 def _close_all(fds: list[int] | None) -> None:
     while fds:
-        os.close(fds.pop())
+        close_fd(fds.pop())
