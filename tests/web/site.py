@@ -72,3 +72,17 @@ class Site(Daemon):
             return Reply(response.status, names, response.read())
         finally:
             connection.close()
+
+
+def fill(site: Site, number: int) -> None:
+    """Make objects o0, o1, ..., without waiting for each answer."""
+    with site.connect() as sock, sock.makefile("rb") as answers:
+        answers.readline()
+        sock.sendall(b'{"execute":"qmp_capabilities"}\n')
+        answers.readline()
+        for start in range(0, number, 100):
+            numbers = range(start, min(start + 100, number))
+            sock.sendall(b"".join(b'{"execute":"object-add","arguments":{"qom-type":"memory-backend-memfd",'
+                                  b'"id":"o%d","size":4096}}\n' % found for found in numbers))
+            for _ in numbers:
+                assert answers.readline() == b'{"return": {}}\r\n'

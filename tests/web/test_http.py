@@ -270,12 +270,13 @@ def test_events_are_kept_for_those_who_come_later(site: Site) -> None:
 
 
 def test_holders_are_those_of_the_command(site: Site) -> None:
-    """This process holds ram0 while it has the descriptor."""
+    """This process holds ram0 while it has the descriptor, and is soon shown."""
     with site.client() as client:
         _, [fd] = client.execute_fds("memdev-get-fd", {"id": "ram0"})
         try:
             answer = client.execute("query-memdev-holders", {"id": "ram0"})
-            shown = site.get("/api/v1/objects/ram0/holders").json
+            while not (shown := site.get("/api/v1/objects/ram0/holders").json):
+                pass  # a look at all processes is good for some seconds
         finally:
             os.close(fd)
     assert [os.getpid()] == [holder["pid"] for holder in answer]
