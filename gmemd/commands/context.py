@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import reconcile
-from gmemd.errors import QmpError, close_fd
+from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.fds import FdSets, NamedFds
 from gmemd.jobs import Jobs
 from gmemd.lab import Lab
@@ -217,7 +217,8 @@ def record_of(backend: HostMemoryBackend, kernel: Kernel) -> Record:
     uid, pid = backend.owner
     kind = backend.kind
     if kind == "file":
-        kind = kernel.identify(backend.fd)
+        with os_errors(f"cannot look at '{backend.id}'"):
+            kind = kernel.identify(backend.fd)
     elif backend.properties.get("hugetlb"):
         kind = "hugetlb-memfd"
     return Record(backend.id, backend.qom_type, backend.properties, kind, backend.memory_size, kernel=kernel.name,
