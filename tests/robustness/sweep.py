@@ -184,6 +184,7 @@ class Sweep:
         self._shared = look(self.client) if self._scenario.shares else State()
         self._do(self._scenario.then)
         state = look(self.client)
+        self._files = os.listdir(self.world.files)
         self._held = len(self.world.memory()[1]) - self._standing_fds if self._scenario.before else 0
         return state
 
@@ -238,6 +239,10 @@ class Sweep:
         for reply in replies:
             if "error" in reply and not _says(reply["error"]["desc"], number):
                 raise Wrong(f"the reply does not say '{os.strerror(number)}': {reply['error']['desc']}")
+        if replies and not any("return" in reply for reply in replies) and os.listdir(self.world.files) != self._files:
+            raise Wrong(f"it has left {os.listdir(self.world.files)}")
+        if any("internal error" in reply.get("error", {}).get("desc", "") for reply in replies):
+            raise Wrong(f"it did not expect this: {self.world.log().splitlines()[-1][-300:]}")
         if len(replies) < len(self._scenario.requests) and not closed:
             raise Wrong(f"{len(replies)} replies to {len(self._scenario.requests)} requests")
         now = look(self.client)

@@ -12,17 +12,19 @@ import asyncio
 import gc
 import os
 import signal
+import sqlite3
 import sys
 from typing import NoReturn
 
 import gmemd.cli.gmemd
 import gmemd.daemon
 import gmemd.kernel.simulated
+import gmemd.persist.registry
 import gmemd.schema.help
 import gmemd.schema.keyval
 from gmemd.persist.keeper import run_keeper
 from gmemd.schema.validate import Schema
-from tests.robustness.world import HOLD
+from tests.robustness.world import HOLD, NEXT
 
 
 def serve(_program: str, command: list[str], environ: dict[str, str]) -> NoReturn:
@@ -34,6 +36,8 @@ def serve(_program: str, command: list[str], environ: dict[str, str]) -> NoRetur
         os.closerange(3 + int(environ["LISTEN_FDS"]), os.sysconf("SC_OPEN_MAX"))
         if os.path.exists(environ.get(HOLD, "")):
             os.kill(os.getpid(), signal.SIGSTOP)
+        if os.path.exists(environ.get(NEXT, "")):
+            _become_next()
         status = gmemd.cli.gmemd.main(command[1:])
     except SystemExit as exc:
         status = int(exc.code or 0)
@@ -42,6 +46,16 @@ def serve(_program: str, command: list[str], environ: dict[str, str]) -> NoRetur
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _become_next() -> None:
+    """Know one more version of the registry, as the gmemd of tomorrow."""
+    defaults = gmemd.persist.registry.Registry.__init__.__kwdefaults__
+    defaults["migrations"] = (*defaults["migrations"], _add_column)
+
+
+def _add_column(db: sqlite3.Connection) -> None:
+    db.execute("ALTER TABLE objects ADD COLUMN tomorrow TEXT NOT NULL DEFAULT 'sunny'")
 
 
 def main() -> int:

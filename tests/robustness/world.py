@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from gmemd.qmp.client import Client
 from tests.robustness.tracer import Outcome, Tracer
 
 HOLD = "GMEMD_TEST_HOLD"  # names a file: while it is there a new warm daemon stops itself before it begins
+NEXT = "GMEMD_TEST_NEXT"  # names a file: while it is there a new warm daemon knows one more version of the registry
 PATIENCE = 60.0  # seconds; a loaded machine
 ROOT = Path(__file__).parents[2]
 
@@ -121,15 +122,17 @@ class World:
         self.log_path = self.directory / "log"
         self.state_dir = self.directory / "state"
         self.hold = self.directory / "hold"
+        self.next = self.directory / "next"
         self.files = self.directory / "files"  # of objects that are files
         self.files.mkdir()
         words = ["-m", "tests.robustness.warm"] if warm else ["-m", "gmemd", "--keeper"]
         options = ["--listen", f"qmp={self.socket}", "--restart-delay", "0.001", *keeper]
-        daemon = ["--kernel", kernel, "--persist", persist, "--state-dir", str(self.state_dir), *arguments]
+        daemon = ["--kernel", kernel, "--persist", persist, "--state-dir", str(self.state_dir),
+                  "--log-level", "warning", *arguments]
         command = [sys.executable, *words, *options, *(["--exec", "gmemd", *daemon] if warm else ["--", *daemon])]
         with self.log_path.open("wb") as log:
             self.keeper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
-                                           env={**os.environ, HOLD: str(self.hold)})
+                                           env={**os.environ, HOLD: str(self.hold), NEXT: str(self.next)})
         try:
             self.wait_listening()
             with self.client():
@@ -165,6 +168,35 @@ class World:
         os.kill(pid, number)
         self.wait_gone(pid)
         return pid
+
+    @contextmanager
+    def held(self, number: int = signal.SIGKILL) -> Iterator[int]:
+        """Between a kill and the next start (of a warm daemon), whose process stands still meanwhile; its pid."""
+        self.hold.touch()
+        self.kill(number)
+        yield self.wait_held()
+        self.hold.unlink()
+        os.kill(self.pid(), signal.SIGCONT)
+
+    def wait_held(self) -> int:
+        """Wait until a new daemon has stopped itself; its pid."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            with suppress(OSError):
+                pid = self.pid()
+                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                    return pid
+            if time.monotonic() > end:
+                raise Wrong(f"no daemon is held: {self.log()}")
+            time.sleep(0.001)
+
+    def wait_log(self, words: str, count: int = 1) -> None:
+        """Wait until keeper or daemon have said something so often."""
+        end = time.monotonic() + PATIENCE
+        while self.log().count(words) < count:
+            if time.monotonic() > end:
+                raise Wrong(f"not {count} times '{words}': {self.log()}")
+            time.sleep(0.005)
 
     def wait_gone(self, pid: int) -> None:
         """Wait until the keeper has reaped a process."""
@@ -269,12 +301,19 @@ def write_pattern(client: Client, object_id: str, seed: int = 0) -> None:
         os.close(fd)
 
 
-def checksum(client: Client, object_id: str) -> tuple[int, int]:
-    """CRC-32 of an object's contents, and its inode."""
+def checksum(client: Client, object_id: str, ranges: list[dict[str, Any]]) -> tuple[int, int]:
+    """CRC-32 of an object's contents but for private ranges (-1: it is too short), and its inode."""
     fd, info = with_fd(client, object_id)
     try:
+        status = os.fstat(fd)
+        if status.st_size < info["size"]:
+            return -1, status.st_ino  # to touch it would be SIGBUS
         with mmap.mmap(fd, info["size"], prot=mmap.PROT_READ) as memory:
-            return zlib.crc32(memory), os.fstat(fd).st_ino
+            contents = bytearray(memory)
+        for part in ranges:
+            if part["visibility"] == "private":
+                contents[part["offset"]:part["offset"] + part["size"]] = bytes(part["size"])
+        return zlib.crc32(contents), status.st_ino
     finally:
         os.close(fd)
 
@@ -283,13 +322,15 @@ def look(client: Client) -> State:
     """All that can be seen."""
     objects = {entry["id"]: entry for entry in client.execute("query-memdev")}
     kinds = {entry["id"]: entry["kind"] for entry in client.execute("query-memdev-status")}
-    sums = {object_id: checksum(client, object_id) for object_id in objects}
+    ranges = {object_id: client.execute("query-memdev-ranges", {"id": object_id})
+              for object_id, kind in kinds.items() if kind == "guest-memfd"}
+    sums = {object_id: checksum(client, object_id, ranges[object_id]["ranges"] if object_id in ranges else [])
+            for object_id in objects}
     return State(
         objects,
         {object_id: crc for object_id, (crc, _) in sums.items()},
         {object_id: inode for object_id, (_, inode) in sums.items()},
-        {object_id: client.execute("query-memdev-ranges", {"id": object_id})
-         for object_id, kind in kinds.items() if kind == "guest-memfd"},
+        ranges,
         client.execute("query-fdsets"),
         sorted(entry["name"] for entry in client.execute("query-memdev-unclaimed")),
         sorted(entry["id"] for entry in client.execute("query-memdev-lost")))

@@ -1,0 +1,100 @@
+"""A registry that is damaged between a kill and the next start: no memory is dropped, and words say what happened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gmemd.errors import QmpError
+from gmemd.qmp.client import Client
+from tests.robustness.scenarios import add, delete
+from tests.robustness.world import World, Wrong, checksum, look, write_pattern
+
+Harm = Callable[[Path], None]
+
+IDS = [f"o{number}" for number in range(6)]
+
+
+def truncations() -> Iterator[tuple[str, Harm]]:
+    """The file cut off: to nothing, in the header, at each page, in a page."""
+    for keep in (0, 1, 50, 100, 1000, 4096, 5000, 8192, 12288, 14000, 16384):
+        yield f"cut to {keep} bytes", lambda path, keep=keep: os.truncate(path, min(keep, path.stat().st_size))
+    yield "short of a byte", lambda path: os.truncate(path, path.stat().st_size - 1)
+    yield "short of a page", lambda path: os.truncate(path, path.stat().st_size - 4096)
+
+
+def flips(step: int) -> Iterator[tuple[str, Harm]]:
+    """One bit turned, in every `step`-th byte of 16 KiB; which bit goes round."""
+    for number, at in enumerate(range(0, 16384, step)):
+        yield f"bit {number % 8} of byte {at}", lambda path, at=at, bit=number % 8: _flip(path, at, bit)
+
+
+def replacements() -> Iterator[tuple[str, Harm]]:
+    """Something else in its place."""
+    yield "removed", lambda path: path.unlink()
+    yield "zeros", lambda path: path.write_bytes(bytes(path.stat().st_size)) and None
+    yield "text", lambda path: path.write_text("this is not what you are looking for\n" * 999) and None
+
+
+def _flip(path: Path, at: int, bit: int) -> None:
+    contents = bytearray(path.read_bytes())
+    contents[at % len(contents)] ^= 1 << bit
+    path.write_bytes(contents)
+
+
+def harm(world: World, what: str, how: Harm) -> str:
+    """Do it, and judge; what became of it: "unnoticed", "recovered" or "unclaimed"."""
+    with world.client() as client:
+        before = _make(client)
+        memory = {entry.split()[0] for entry in world.memory()[0]}
+    said = len(world.log())
+    with world.held():
+        how(world.state_dir / "registry.sqlite")
+    with world.client() as client:
+        now = look(client)
+        words = world.log()[said:]
+        result = _judge(what, before, now, words, client)
+        if not memory <= {entry.split()[0] for entry in world.memory()[0]}:
+            raise Wrong(f"{what}: memory was dropped: {words}")
+        _clear(client)
+    for name in world.damaged():
+        (world.state_dir / name).unlink()
+    return result
+
+
+def _make(client: Client) -> dict[str, int]:
+    """Objects with contents; the CRC-32 of each."""
+    for object_id in IDS:
+        client.execute(*add("memfd", object_id))
+        write_pattern(client, object_id)
+    return look(client).contents
+
+
+def _judge(what: str, before: dict[str, int], now: Any, words: str, client: Client) -> str:
+    found = {object_id: crc for object_id, crc in now.contents.items() if object_id in before}
+    if any(before[object_id] != crc for object_id, crc in found.items()):
+        raise Wrong(f"{what}: contents are other ones")
+    if now.lost:
+        raise Wrong(f"{what}: {now.lost} are reported lost, though nothing is")
+    missing = {crc for object_id, crc in before.items() if object_id not in found}
+    if missing and "registry" not in words and words.count("belongs to no object") != len(missing):
+        raise Wrong(f"{what}: nobody says why objects are missing: {words}")
+    claimed = set()
+    for number, name in enumerate(now.unclaimed):
+        client.execute("memdev-claim", {"name": name, "id": f"claimed{number}"})
+        claimed.add(checksum(client, f"claimed{number}", [])[0])
+    if claimed != missing:
+        raise Wrong(f"{what}: {len(missing)} objects are missing, and {len(claimed)} can be claimed")
+    if missing:
+        return "unclaimed"
+    return "recovered" if "registry" in words else "unnoticed"
+
+
+def _clear(client: Client) -> None:
+    try:
+        for entry in client.execute("query-memdev"):
+            client.execute(*delete(entry["id"]))
+    except QmpError as exc:
+        raise Wrong(f"not even deleted: {exc}") from exc
