@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import os
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from gmemd.errors import QmpError, os_errors
 
@@ -116,7 +114,9 @@ def _run(options: argparse.Namespace) -> int:
     else:
         sockets = (QmpSocket(default_socket(), default=True),)
     directory = options.state_dir or os.path.dirname(os.path.abspath(sockets[0].path))
-    run_loop(Daemon(Options(
+    import asyncio
+
+    asyncio.run(Daemon(Options(
         qmp=sockets, objects=tuple(parse_object(spec) for spec in options.object), kernel=options.kernel,
         state_dir=directory, persist=options.persist, name=options.name,
         uuid=None if options.uuid is None else _uuid(options.uuid), unstable_input=_unstable_input(options.compat),
@@ -124,17 +124,6 @@ def _run(options: argparse.Namespace) -> int:
         http=_http(options.http), audit=options.audit,
     )).run())
     return 0
-
-
-def run_loop(work: Coroutine[Any, Any, None]) -> None:
-    """Run the daemon's work, on uvloop where that is installed: a quarter less time for each wake-up."""
-    import asyncio
-
-    make: Callable[[], asyncio.AbstractEventLoop] | None = None
-    with contextlib.suppress(ImportError):
-        make = import_module("uvloop").new_event_loop
-    with asyncio.Runner(loop_factory=make) as runner:
-        runner.run(work)
 
 
 def default_socket() -> str:
