@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 
 import pytest
 
-from tests.daemon import Daemon
+from tests.daemon import START, Daemon
 from tests.web.site import Site
 
 ROUTES = ("/", "/healthz", "/readyz", "/metrics", "/metrics?objects=1", "/openapi.json", "/api/v1/version",
@@ -275,8 +276,9 @@ def test_holders_are_those_of_the_command(site: Site) -> None:
         _, [fd] = client.execute_fds("memdev-get-fd", {"id": "ram0"})
         try:
             answer = client.execute("query-memdev-holders", {"id": "ram0"})
+            end = time.monotonic() + START  # a look at all processes is good for some seconds
             while not (shown := site.get("/api/v1/objects/ram0/holders").json):
-                pass  # a look at all processes is good for some seconds
+                assert time.monotonic() < end
         finally:
             os.close(fd)
     assert [os.getpid()] == [holder["pid"] for holder in answer]
