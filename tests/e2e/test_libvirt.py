@@ -264,6 +264,16 @@ def test_virtio_mem_and_balloon(libvirt: Libvirt, virsh: Virsh) -> None:
     virsh.run("destroy virtio-mem")
 
 
+@pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="needs /dev/kvm")
+def test_domain_of_type_kvm(libvirt: Libvirt, virsh: Virsh) -> None:
+    """A domain of type kvm starts, and is told that KVM is enabled."""
+    domain = libvirt.example("memfd.xml")
+    domain.write_text(domain.read_text().replace("<domain type='qemu'>", "<domain type='kvm'>"))
+    virsh.run(f"create {domain}")
+    assert virsh.qmp("memfd", "query-kvm")["return"] == {"enabled": True, "present": True}
+    virsh.run("destroy memfd")
+
+
 def test_text_that_is_no_command(libvirt: Libvirt, virsh: Virsh) -> None:
     """What a person mistypes is refused, and the domain goes on."""
     virsh.run(f"create {libvirt.example('memfd.xml')}")
