@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -208,7 +210,10 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, *outcome)
 
-    threading.Thread(target=work, daemon=True).start()
+    try:
+        threading.Thread(target=work, daemon=True).start()
+    except RuntimeError as exc:  # pthread_create(3) knows EAGAIN alone
+        raise QmpError(f"cannot start a thread: {os.strerror(errno.EAGAIN)}") from exc
     return future
 
 
