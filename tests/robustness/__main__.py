@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 
+from tests.robustness import damage
+from tests.robustness.ladder import climb, restart_time
 from tests.robustness.scenarios import SCENARIOS
 from tests.robustness.sweep import Tally, errors, kills
-from tests.robustness.world import World
+from tests.robustness.world import World, Wrong
 
 Part = Callable[[], int]
 
@@ -42,7 +45,37 @@ def all_errors() -> int:
     return _sweep("an error at every system call", errors)
 
 
-PARTS: dict[str, Part] = {"kills": all_kills, "errors": all_errors}
+def all_damage() -> int:
+    """Every kind of damage to the registry; how much was wrong."""
+    print("== a damaged registry ==")
+    results, wrong = Counter[str](), 0
+    with World() as world:
+        for what, how in (*damage.truncations(), *damage.replacements(), *damage.flips(61)):
+            try:
+                results[damage.harm(world, what, how)] += 1
+            except Wrong as exc:
+                print(f"    WRONG: {str(exc)[:1000]}")
+                wrong += 1
+    print(f"{sum(results.values())} damages: {dict(sorted(results.items()))}, no memory dropped\n")
+    return wrong
+
+
+def whole_ladder() -> int:
+    """Two hundred restarts."""
+    print("== the restart ladder ==")
+    print(climb(200) + "\n")
+    return 0
+
+
+def restart() -> int:
+    """How long a restart takes."""
+    print("== restart time ==")
+    print(restart_time() + "\n")
+    return 0
+
+
+PARTS: dict[str, Part] = {"kills": all_kills, "errors": all_errors, "damage": all_damage, "ladder": whole_ladder,
+                          "restart": restart}
 
 
 def main(names: list[str]) -> int:
