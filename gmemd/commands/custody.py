@@ -82,11 +82,11 @@ def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> tuple[str, int]:
     """What an fd is, and its size in bytes; QmpError for what is no memory or not what was asked for."""
     with os_errors("cannot look at the descriptor"):
         kind, size = gmemd.kernel.identify(fd), os.fstat(fd).st_size
-        seals = gmemd.kernel.seals(fd)
+        seals, page = gmemd.kernel.seals(fd), gmemd.kernel.file_page_size(fd)
     if kind not in _TYPES:
         raise QmpError(f"the descriptor is no memory: {os.readlink(f'/proc/self/fd/{fd}')}")
     wanted = arguments.get("size")
-    if size == 0 or size % gmemd.kernel.file_page_size(fd):
+    if size == 0 or size % page:
         raise QmpError(f"the descriptor has {size} bytes, which are no whole pages")
     if wanted is not None and size != wanted:
         raise QmpError(f"the descriptor has {size} bytes, not {wanted}")
