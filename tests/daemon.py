@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 START = 30.0  # seconds; a loaded machine, coverage on
 STOP = 20.0  # seconds
+SETTLE = 5.0  # seconds
 
 
 class Server:
@@ -81,6 +82,13 @@ class Server:
     def open_fds(self) -> int:
         """Count the descriptors that the server holds."""
         return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def settled_fds(self, most: int) -> int:
+        """Count them once no more than `most` are left, or after a while: what clients left is closed soon."""
+        end = time.monotonic() + SETTLE
+        while (count := self.open_fds()) > most and time.monotonic() < end:
+            time.sleep(0.001)
+        return count
 
     def kill(self) -> None:
         """End the server by SIGKILL."""

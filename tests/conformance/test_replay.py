@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,10 +13,8 @@ from tests.conformance.cases import RECORDED, own_cases, replayed, unmet_need
 from tests.conformance.compare import differences
 from tests.conformance.replay import Case, Replay
 from tests.conformance.servers import Servers, start_gmemd
-from tests.daemon import Server
 
 DOC = Path(__file__).parents[2] / "docs" / "differences.md"
-CLOSED = 5.0  # seconds until the server has closed what a client left
 
 
 def _parameters() -> Iterator[object]:
@@ -52,17 +49,9 @@ def test_answers_as_recorded(case: Case, kernel: str, servers: dict[bool, Server
         found = list(differences(case, Replay(server, case).run()))
         assert not found, "\n".join([*found, server.log_text()[-2000:]])
         if case["server"] == "any":
-            assert _settled_fds(server, before) <= before
+            assert server.settled_fds(before) <= before
     finally:
         some.give_back(server)
-
-
-def _settled_fds(server: Server, most: int) -> int:
-    """Count the server's descriptors once it has closed its side of the connections, or has had the time."""
-    end = time.monotonic() + CLOSED
-    while (count := server.open_fds()) > most and time.monotonic() < end:
-        time.sleep(0.001)
-    return count
 
 
 def test_differences_are_documented() -> None:
