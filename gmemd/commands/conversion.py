@@ -67,13 +67,20 @@ def _keep_store(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
     if backend.private_fd < 0:
         custody.release()
         return {}
-    backend.private_record = store_record(backend)
 
     def undo() -> None:
         close_fd(backend.private_fd)
         backend.private_record, backend.private_fd = None, -1
 
-    return Change({}, custody.add(backend.private_record, backend.private_fd), undo=undo)
+    record = store_record(backend)
+    try:
+        operation = custody.add(record, backend.private_fd)
+    except BaseException:
+        custody.release()
+        undo()
+        raise
+    backend.private_record = record
+    return Change({}, operation, undo=undo)
 
 
 def _set_aside(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> None:
