@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,32 @@ IDS = [f"o{number}" for number in range(6)]
 def truncations() -> Iterator[tuple[str, Harm]]:
     """The file cut off: to nothing, in the header, at each page, in a page."""
     for keep in (0, 1, 50, 100, 1000, 4096, 5000, 8192, 12288, 14000, 16384):
-        yield f"cut to {keep} bytes", lambda path, keep=keep: os.truncate(path, min(keep, path.stat().st_size))
-    yield "short of a byte", lambda path: os.truncate(path, path.stat().st_size - 1)
-    yield "short of a page", lambda path: os.truncate(path, path.stat().st_size - 4096)
+        yield f"cut to {keep} bytes", partial(_cut, keep=keep)
+    yield "short of a byte", partial(_cut, keep=-1)
+    yield "short of a page", partial(_cut, keep=-4096)
 
 
 def flips(step: int) -> Iterator[tuple[str, Harm]]:
     """One bit turned, in every `step`-th byte of 16 KiB; which bit goes round."""
     for number, at in enumerate(range(0, 16384, step)):
-        yield f"bit {number % 8} of byte {at}", lambda path, at=at, bit=number % 8: _flip(path, at, bit)
+        yield f"bit {number % 8} of byte {at}", partial(_flip, at=at, bit=number % 8)
 
 
 def replacements() -> Iterator[tuple[str, Harm]]:
     """Something else in its place."""
     yield "removed", lambda path: path.unlink()
-    yield "zeros", lambda path: path.write_bytes(bytes(path.stat().st_size)) and None
-    yield "text", lambda path: path.write_text("this is not what you are looking for\n" * 999) and None
+    yield "zeros", partial(_fill, contents=bytes(4096))
+    yield "text", partial(_fill, contents=b"this is not what you are looking for\n")
+
+
+def _cut(path: Path, keep: int) -> None:
+    """Keep so many bytes; of a negative number, all but so many."""
+    size = path.stat().st_size
+    os.truncate(path, min(keep, size) if keep >= 0 else size + keep)
+
+
+def _fill(path: Path, contents: bytes) -> None:
+    path.write_bytes(contents * 4)
 
 
 def _flip(path: Path, at: int, bit: int) -> None:

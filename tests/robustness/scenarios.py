@@ -43,20 +43,22 @@ class Scenario:
 
 _FILE = "{files}/memory"
 
+_KINDS: list[tuple[str, str, dict[str, Any]]] = [
+    ("ram", "ram", {}),
+    ("memfd", "memfd", {}),
+    ("shm", "shm", {}),
+    ("file, made", "file", {"mem_path": _FILE, "share": True}),
+    ("file, unlinked", "file", {"mem_path": "{files}", "share": True}),
+    ("memfd with guest-memfd", "memfd", {"guest_memfd": "on"}),
+    ("guest-memfd", "guest-memfd", {}),
+    ("memfd, preallocated", "memfd", {"prealloc": True}),
+    ("guest-memfd, preallocated", "guest-memfd", {"prealloc": True}),
+    ("file, preallocated", "file", {"mem_path": _FILE, "share": True, "prealloc": True}),
+    ("memfd by two threads", "memfd", {"prealloc": True, "prealloc_threads": 2, "size": 4 << 20}),
+]
+
 SCENARIOS = [
-    *(Scenario(f"object-add {name}", [add(kind, "x", **properties)]) for name, kind, properties in [
-        ("ram", "ram", {}),
-        ("memfd", "memfd", {}),
-        ("shm", "shm", {}),
-        ("file, made", "file", {"mem_path": _FILE, "share": True}),
-        ("file, unlinked", "file", {"mem_path": "{files}", "share": True}),
-        ("memfd with guest-memfd", "memfd", {"guest_memfd": "on"}),
-        ("guest-memfd", "guest-memfd", {}),
-        ("memfd, preallocated", "memfd", {"prealloc": True}),
-        ("guest-memfd, preallocated", "guest-memfd", {"prealloc": True}),
-        ("file, preallocated", "file", {"mem_path": _FILE, "share": True, "prealloc": True}),
-        ("memfd by two threads", "memfd", {"prealloc": True, "prealloc_threads": 2, "size": 4 << 20}),
-    ]),
+    *(Scenario(f"object-add {name}", [add(kind, "x", **properties)]) for name, kind, properties in _KINDS),
     Scenario("three object-add", [add("memfd", "x"), add("ram", "y"), add("guest-memfd", "z")]),
     Scenario("object-add and object-del", [add("memfd", "x"), delete("x")]),
     Scenario("object-del memfd", [delete("x")], [add("memfd", "x")]),

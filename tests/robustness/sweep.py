@@ -112,6 +112,8 @@ class Sweep:
         if closed:
             self._link.close()
             self._link = Link(self.world.socket)
+        if outcome.hit == "sendto":
+            self._renew_client()
         try:
             if closed and outcome.hit not in ("recvmsg", "sendto", "sendmsg"):
                 raise Wrong("it has closed the connection")
@@ -211,6 +213,14 @@ class Sweep:
         self._clear()
         return len(outcome.calls)
 
+    def _renew_client(self) -> None:
+        """An event that could not be sent to the bystander has cut it off."""
+        try:
+            self.client.execute("query-status")
+        except ConnectionError:
+            self.client.close()
+            self.client = self.world.client()
+
     def _reconnect(self) -> None:
         self.close()
         self.client = self.world.client()
@@ -236,8 +246,10 @@ class Sweep:
 
     def _judge_error(self, before: State, replies: list[dict[str, Any]], number: int, *, closed: bool) -> None:
         """After an error: what was answered is so; what was refused has not happened, in words that tell why."""
-        for reply in replies:
-            if "error" in reply and not _says(reply["error"]["desc"], number):
+        refused = [reply for reply in replies if "error" in reply]
+        for index, reply in enumerate(refused):
+            follows = index > 0 and reply["error"]["desc"].endswith("not found")
+            if not follows and not _says(reply["error"]["desc"], number):
                 raise Wrong(f"the reply does not say '{os.strerror(number)}': {reply['error']['desc']}")
         if replies and not any("return" in reply for reply in replies) and os.listdir(self.world.files) != self._files:
             raise Wrong(f"it has left {os.listdir(self.world.files)}")
@@ -246,14 +258,25 @@ class Sweep:
         if len(replies) < len(self._scenario.requests) and not closed:
             raise Wrong(f"{len(replies)} replies to {len(self._scenario.requests)} requests")
         now = look(self.client)
-        good = self._touched(len(replies), [("return" in reply) for reply in replies])
+        answers = ["return" in reply for reply in replies]
+        good = self._touched(len(replies), answers)
         for object_id in {*before.objects, *self._after.objects, *now.objects}:
-            self._judge_object(object_id, before, now, must=object_id in good, may=closed, kept=True)
+            if refused and self._last(object_id, answers) in ("object-add", "object-del"):
+                if (self._last(object_id, answers) == "object-add") != (object_id in now.objects):
+                    raise Wrong(f"object '{object_id}' is {_short(now.of(object_id))} after {replies}")
+            else:
+                self._judge_object(object_id, before, now, must=object_id in good, may=closed, kept=True)
         fdsets = [entry["fdset-id"] for entry in now.fdsets]
         if fdsets not in ([], [entry["fdset-id"] for entry in self._after.fdsets]):
             raise Wrong(f"fd sets {now.fdsets}")
         self._judge_rest(now, fdsets=now.fdsets)
         self._settle(now)
+
+    def _last(self, object_id: str, good: list[bool]) -> str:
+        """The last request about an object that went well."""
+        names = [name for (name, arguments), well in zip(self._scenario.requests, good, strict=False)
+                 if well and arguments.get("id") == object_id]
+        return names[-1] if names else ""
 
     def _touched(self, count: int, good: list[bool] | None = None) -> set[str]:
         """The objects of the first requests, if these went well."""

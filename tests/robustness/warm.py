@@ -50,7 +50,7 @@ def serve(_program: str, command: list[str], environ: dict[str, str]) -> NoRetur
 
 def _become_next() -> None:
     """Know one more version of the registry, as the gmemd of tomorrow."""
-    defaults = gmemd.persist.registry.Registry.__init__.__kwdefaults__
+    defaults = gmemd.persist.registry.Registry.__init__.__kwdefaults__ or {}
     defaults["migrations"] = (*defaults["migrations"], _add_column)
 
 
@@ -64,7 +64,7 @@ def main() -> int:
     schema.check_object({"qom-type": "memory-backend-memfd", "id": "warm", "size": 4096})
     schema.check_property("memory-backend-memfd", "merge", False)
     asyncio.run(asyncio.sleep(0))
-    os.execvpe = serve  # of this program alone: the keeper's child ends by it
+    os.execvpe = serve  # type: ignore[assignment]  # of this program alone: the keeper's child ends by it
     gc.collect()
     gc.freeze()
     return run_keeper(sys.argv[1:])
