@@ -52,6 +52,7 @@ class FileBackend(HostMemoryBackend):
         with os_errors(f"can't use backing store {path} for guest RAM"):
             self._check_file(kernel)
         if self.size % kernel.page_size:
+            self._made = False  # judged so late that QEMU leaves the file
             raise QmpError(f"backend '{self.qom_type}' memory size must be multiple of {kernel.page_size // 1024} KiB")
 
     def _check_rom(self) -> None:
