@@ -110,8 +110,7 @@ class Daemon:
             watch_leases(gmemd)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")
-            if gmemd.audit is not None:
-                self._loop.add_signal_handler(signal.SIGHUP, gmemd.audit.reopen)
+            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
             log.info("ready", sockets=[listener.path for listener in self._listeners], kernel=gmemd.kernel.name,
                      why=gmemd.kernel.why, objects=len(gmemd.objects), persist=gmemd.custody is not None)
             if self._http is not None:
@@ -153,6 +152,11 @@ class Daemon:
 
     def _make_dispatcher(self) -> Dispatcher:
         return Dispatcher(self._gmemd, MODULES if self._gmemd.lab is None else (*MODULES, lab))
+
+    def _hang_up(self) -> None:
+        """On SIGHUP: open the audit's file anew, which log rotation may have moved away; else go on."""
+        if self._gmemd.audit is not None:
+            self._gmemd.audit.reopen()
 
     def _ready(self) -> None:
         """What is to be done once everything serves."""

@@ -75,6 +75,16 @@ def test_sighup_opens_the_file_anew(tmp_path: Path) -> None:
         assert [line["command"] for line in lines(path)] == ["object-del"]
 
 
+@pytest.mark.parametrize("arguments", [(), ("--audit", "-")])
+def test_sighup_without_a_file_ends_nothing(arguments: tuple[str, ...]) -> None:
+    """Where there is nothing to open anew, the daemon goes on, with clients and objects."""
+    with Daemon(*arguments, kernel="simulated") as daemon, daemon.client() as client:
+        client.execute("object-add", RAM)
+        os.kill(daemon.pid, signal.SIGHUP)
+        client.execute("object-del", {"id": "m0"})
+        assert daemon.stop() == 0
+
+
 def test_standard_error_takes_it_too() -> None:
     with Daemon("--audit", "-", kernel="simulated") as daemon:
         with daemon.client() as client:

@@ -50,6 +50,9 @@ class Emulator(Daemon):
             sock, remove = _socket(self._line.chardevs[monitor.chardev])
             self._serve(dispatcher, sock, pretty=monitor.pretty, remove=remove)
 
+    def _hang_up(self) -> None:
+        self._gmemd.shutdown("host-signal")  # as QEMU
+
     def _ready(self) -> None:
         if self._line.pidfile:
             write_pid(self._line.pidfile)

@@ -34,8 +34,9 @@ def wait_gone(pid: int) -> None:
         time.sleep(0.005)
 
 
-def test_daemonize(tmp_path: Path) -> None:
-    """-daemonize: the parent ends once the socket listens and the pid file is written; SIGTERM removes both."""
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
+def test_daemonize(tmp_path: Path, end: signal.Signals) -> None:
+    """-daemonize: the parent ends once the socket listens and the pid file is written; a signal removes both."""
     sock, pidfile = tmp_path / "s", tmp_path / "p"
     done = subprocess.run([*ARGV, *PROBE, "-qmp", f"unix:{sock},server=on,wait=off", "-pidfile", str(pidfile),
                            "-daemonize"], capture_output=True, text=True, timeout=60, check=False)
@@ -45,7 +46,7 @@ def test_daemonize(tmp_path: Path) -> None:
     assert os.getsid(pid) == pid
     with Client(sock, timeout=30) as client:
         assert client.execute("query-target") == {"arch": "x86_64"}
-        os.kill(pid, signal.SIGTERM)
+        os.kill(pid, end)
         assert client.wait_event("SHUTDOWN", 30)["data"] == {"guest": False, "reason": "host-signal"}
     wait_gone(pid)
     assert not sock.exists()
