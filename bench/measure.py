@@ -5,6 +5,7 @@ A measure is made by a function here from what `rows.py` says, e.g. `asking(PING
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -21,6 +22,7 @@ from servers import (
     EVERY_CPU,
     SERVER_CPU,
     Client,
+    Scraper,
     Server,
     Unavailable,
     on_cpus,
@@ -165,6 +167,24 @@ def disturbed_ping(*, preallocates: bool = False, floods: bool = False) -> Measu
             if flood is not None:
                 flood.terminate()
                 flood.wait()
+        return Sample(result["p99"])
+
+    return measure
+
+
+def scraped_ping(path: str = "", *, fill: int, fill_line: str) -> Measure:
+    """p99 of a ping while somebody asks for `path` by HTTP all the time ("": nobody does); microseconds.
+
+    `fill` times `fill_line` goes before. The server is not pinned, for it measures its objects in threads.
+    """
+
+    def measure(name: str, scale: float) -> Sample:
+        with Server(name, pinned=False) as server:
+            run_client(server, ["-n", "1", "-g", str(fill), "-a", fill_line], [_PING], cpus={CLIENT_CPU})
+            with Scraper(server, path) if path else contextlib.nullcontext() as scraper:
+                result = run_client(server, ["-n", "1000000", "-t", str(max(1, 5 * scale))], [_PING], cpus={CLIENT_CPU})
+        if scraper is not None and scraper.answers < 2:
+            raise Unavailable(f"{name}: {scraper.answers} answers by HTTP")
         return Sample(result["p99"])
 
     return measure

@@ -14,6 +14,7 @@ from measure import (
     memory_per_object,
     preallocating,
     raw_allocation,
+    scraped_ping,
     starting,
 )
 from ranges import converting, creating, growth, listing
@@ -73,6 +74,10 @@ def _pipelined(depth: int) -> Measure:
     return asking([PING], depth=depth, rounds=100000 // depth, key="rate")
 
 
+def _scraped(path: str = "") -> Measure:
+    return scraped_ping(path, fill=10000, fill_line=FILL)
+
+
 _listed = asking([MEMDEV], rounds=300, fill=1000, fill_line=FILL)
 
 ROWS = (
@@ -126,6 +131,10 @@ ROWS = (
         {"gmemd": ("gmemd", disturbed_ping(preallocates=True, floods=True)),
          "gmemd idle": ("gmemd", disturbed_ping())},
         (Target("gmemd idle", 1 / 3),), slow=True),
+    Row("p99-scrape", "p99 of a ping with 10,000 objects beside constant scraping of /metrics, or reading of the page",
+        "µs", {"gmemd": ("gmemd-http", _scraped("/metrics")), "page": ("gmemd-http", _scraped("/")),
+               "alone": ("gmemd-http", _scraped())},
+        (Target("alone", 1 / 3),)),
     Row("start", "process start to greeting", "ms", _same(starting(), "gmemd", "qemu", "qsd"),
         (Target(limit=100),)),
     Row("rss", "idle RSS, HTTP off", "MiB", _same(idle_memory(), "gmemd", "qemu", "qsd"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import shlex
@@ -10,10 +11,11 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 HERE = Path(__file__).resolve().parent
 BINARIES = HERE / "bin"
@@ -30,7 +32,7 @@ COMMANDS = {
 GMEMD_OPTIONS = {
     "gmemd": "--persist off",
     "gmemd-durable": "--persist on --keeper",
-    "gmemd-http": "--persist off --http tcp:127.0.0.1:0",
+    "gmemd-http": "--persist off --http unix:{directory}/http",
 }
 _START_SECONDS = 20.0
 _RUNTIME = "/dev/shm"  # for sockets and gmemd's registry: a tmpfs, as /run is
@@ -85,6 +87,7 @@ class Server:
         self.name = name
         self._directory = tempfile.mkdtemp(prefix="bench", dir=_RUNTIME if os.path.isdir(_RUNTIME) else None)
         self.socket = f"{self._directory}/qmp"
+        self.http = f"{self._directory}/http"
         self._output = f"{self._directory}/output"
         command = shlex.split(COMMANDS[name].format(socket=self.socket, directory=self._directory))
         if not shutil.which(command[0]):
@@ -178,6 +181,37 @@ class Client:
     def close(self) -> None:
         self._lines.close()
         self._socket.close()
+
+
+class Scraper(threading.Thread):
+    """Asks a server for a path by HTTP again and again, on the client's CPU behind all others; `with` ends it."""
+
+    def __init__(self, server: Server, path: str) -> None:
+        super().__init__(daemon=True)
+        self._socket, self._path = server.http, path
+        self._ending = False
+        self.answers = 0
+
+    def run(self) -> None:
+        os.sched_setaffinity(0, {CLIENT_CPU})  # of this thread
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.connect(self._socket)
+        while not self._ending:
+            connection.request("GET", self._path)
+            reply = connection.getresponse()
+            if reply.status == 200 and reply.read():
+                self.answers += 1
+        connection.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ending = True
+        self.join(_START_SECONDS)
 
 
 def run_client(server: Server, flags: Sequence[str], lines: Sequence[str] = (), *,
