@@ -14,19 +14,16 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gmemd import __version__
-from gmemd.commands import lab
 from gmemd.commands.context import Change, Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.commands.lease import watch_leases
 from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
 from gmemd.kernel.choose import choose_kernel
-from gmemd.lab import Lab, LabKernel, LabNotifier
 from gmemd.log import log
 from gmemd.persist.custody import Flush, NotKept
 from gmemd.persist.fdstore import Notifier
@@ -48,8 +45,7 @@ _RETRY_SECONDS = 30.0
 Waiting = list[tuple[list[Change], Callable[[], None]]]
 
 
-@dataclass(frozen=True)
-class QmpSocket:
+class QmpSocket(NamedTuple):
     """One --qmp option."""
 
     path: str
@@ -57,8 +53,7 @@ class QmpSocket:
     default: bool = False  # nobody asked for it: only where the service manager passes no socket
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """What the command line says."""
 
     qmp: tuple[QmpSocket, ...]
@@ -145,13 +140,19 @@ class Daemon:
         return gmemd
 
     def _make_lab(self, gmemd: Gmemd) -> None:
-        """Put the fault lab before the kernel and the service manager."""
+        """Put the fault lab, which is loaded only where it is asked for, before the kernel and the service manager."""
+        from gmemd.lab import Lab, LabKernel, LabNotifier
+
         faults = gmemd.lab = Lab()
         gmemd.kernel = cast(Kernel, LabKernel(gmemd.kernel, faults))
         self._manager.disturb(lambda notifier: cast(Notifier, LabNotifier(notifier, faults)))
 
     def _make_dispatcher(self) -> Dispatcher:
-        return Dispatcher(self._gmemd, MODULES if self._gmemd.lab is None else (*MODULES, lab))
+        if self._gmemd.lab is None:
+            return Dispatcher(self._gmemd)
+        from gmemd.commands import lab  # as _make_lab
+
+        return Dispatcher(self._gmemd, (*MODULES, lab))
 
     def _hang_up(self) -> None:
         """On SIGHUP: open the audit's file anew, which log rotation may have moved away; else go on."""
@@ -179,8 +180,9 @@ class Daemon:
         if self._options.http is not None:
             from gmemd.web.server import HttpServer
 
-            self._http = HttpServer(self._options.http, dispatcher, lambda: len(self._monitors))
-            await self._http.start()
+            http = HttpServer(self._options.http, dispatcher, lambda: len(self._monitors))
+            await http.start()
+            self._http = http
 
     async def _make_objects(self, dispatcher: Dispatcher) -> None:
         """Make the objects of the command line, except those that a predecessor has left."""

@@ -60,6 +60,7 @@ class HttpServer:
 
     async def start(self) -> None:
         """Listen; QmpError when that is not possible."""
+        listener = listen(self._address)
         sys.setswitchinterval(_SWITCH_SECONDS)
         application = web.Application(middlewares=[self._guard])
         for route in routes(self.state.gmemd.schema.commands):
@@ -67,7 +68,6 @@ class HttpServer:
         self._runner = web.AppRunner(application, access_log=None, logger=_quiet(), keepalive_timeout=30.0,
                                      handle_signals=False, shutdown_timeout=_CLOSE_SECONDS)
         await self._runner.setup()
-        listener = listen(self._address)
         self.url = url_of(listener)
         loop = asyncio.get_running_loop()
         if self._address.path:
