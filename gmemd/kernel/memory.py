@@ -156,5 +156,7 @@ def _seals(fd: int) -> int | None:
     """Return the seals of a memfd; None for what cannot have any."""
     try:
         return fcntl.fcntl(fd, uapi.F_GET_SEALS)
-    except OSError:
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.EBADF):  # the latter: O_PATH
+            raise
         return None

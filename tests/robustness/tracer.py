@@ -38,14 +38,15 @@ _NAMES_X86_64 = {
     22: "pipe", 24: "sched_yield", 25: "mremap", 27: "mincore", 28: "madvise", 32: "dup", 33: "dup2", 39: "getpid",
     41: "socket", 42: "connect", 44: "sendto", 45: "recvfrom", 46: "sendmsg", 47: "recvmsg", 54: "setsockopt",
     55: "getsockopt", 56: "clone", 60: "exit", 72: "fcntl", 74: "fsync", 75: "fdatasync", 77: "ftruncate",
-    79: "getcwd", 82: "rename", 83: "mkdir", 87: "unlink", 89: "readlink", 99: "sysinfo", 102: "getuid",
-    107: "geteuid", 137: "statfs", 138: "fstatfs", 186: "gettid", 202: "futex", 203: "sched_setaffinity",
+    79: "getcwd", 82: "rename", 83: "mkdir", 87: "unlink", 89: "readlink", 91: "fchmod", 99: "sysinfo",
+    102: "getuid", 107: "geteuid", 137: "statfs", 138: "fstatfs", 186: "gettid", 202: "futex", 203: "sched_setaffinity",
     204: "sched_getaffinity", 217: "getdents64", 228: "clock_gettime", 230: "clock_nanosleep", 231: "exit_group",
     232: "epoll_wait", 233: "epoll_ctl", 234: "tgkill", 237: "mbind", 238: "set_mempolicy", 257: "openat",
     262: "newfstatat", 263: "unlinkat", 267: "readlinkat", 273: "set_robust_list", 281: "epoll_pwait",
     285: "fallocate", 288: "accept4", 291: "epoll_create1", 293: "pipe2", 295: "preadv", 296: "pwritev",
-    302: "prlimit64", 318: "getrandom", 319: "memfd_create", 332: "statx", 334: "rseq", 424: "pidfd_send_signal",
-    434: "pidfd_open", 435: "clone3", 436: "close_range", 439: "faccessat2", 441: "epoll_pwait2", 451: "cachestat",
+    302: "prlimit64", 318: "getrandom", 319: "memfd_create", 327: "preadv2", 332: "statx", 334: "rseq",
+    424: "pidfd_send_signal", 434: "pidfd_open", 435: "clone3", 436: "close_range",
+    439: "faccessat2", 441: "epoll_pwait2", 451: "cachestat",
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
