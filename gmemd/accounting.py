@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gmemd.kernel.base import HugePool, Kernel
 from gmemd.ranges import PRIVATE, RangeMap
 
-PROC = Path("/proc")
-SYS = Path("/sys")
+PROC = "/proc"
+SYS = "/sys"
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """What of an object must be known to measure it; the fds are borrowed."""
 
     kind: str  # "guest-memfd", "memfd", "hugetlb-memfd" or "file"
@@ -32,8 +29,7 @@ class Item:
     aside_fd: int  # of preserved private bytes; -1: there are none
 
 
-@dataclass(frozen=True)
-class Usage:
+class Usage(NamedTuple):
     """Bytes that occupy memory."""
 
     resident: int = 0
@@ -43,12 +39,14 @@ class Usage:
     swapped: int = 0  # that the file has, but not in memory
     unknown: int = 0  # objects that the kernel does not tell of
 
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
-
     def describe(self) -> dict[str, int]:
         """Its members in an account."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return self._asdict()
+
+
+def total(usages: Iterable[Usage]) -> Usage:
+    """The sum of usages."""
+    return Usage(*map(sum, zip(Usage(), *usages, strict=True)))
 
 
 def measure(kernel: Kernel, item: Item) -> Usage:
@@ -82,10 +80,10 @@ def _swapped(item: Item, resident: int) -> int:
     return max(0, blocks - resident)
 
 
-def machine(proc: Path = PROC) -> dict[str, int]:
+def machine(proc: str = PROC) -> dict[str, int]:
     """The machine's figures, in bytes, by their names in meminfo."""
-    rows = (line.split() for line in (proc / "meminfo").read_text().splitlines())
-    return {row[0].rstrip(":"): int(row[1]) << 10 for row in rows if row[-1] == "kB"}
+    with open(f"{proc}/meminfo") as lines:
+        return {row[0].rstrip(":"): int(row[1]) << 10 for row in map(str.split, lines) if row[-1] == "kB"}
 
 
 def comparisons(by_kind: Mapping[str, Usage], guest_counter: str, figures: Mapping[str, int],
@@ -107,10 +105,11 @@ def _row(what: str, ours: int, kernel: int) -> dict[str, Any]:
     return {"what": what, "objects": ours, "kernel": kernel, "drift": max(0, ours - kernel)}
 
 
-def online_nodes(sys: Path = SYS) -> list[int]:
+def online_nodes(sys: str = SYS) -> list[int]:
     """The NUMA nodes that are online; [0] on a kernel that knows none."""
     try:
-        text = (sys / "devices/system/node/online").read_text().strip()
+        with open(f"{sys}/devices/system/node/online") as file:
+            text = file.read().strip()
     except OSError:
         return [0]
     found: list[int] = []

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from pathlib import Path
 from typing import Any, Final
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
@@ -39,7 +38,7 @@ class Audit:
 
     def client(self, uid: int, pid: int) -> ClientAudit:
         """What writes the lines of one client."""
-        return ClientAudit(self._lines, {"uid": uid, "pid": pid, **_describe(PROC / str(pid))})
+        return ClientAudit(self._lines, {"uid": uid, "pid": pid, **_describe(f"{PROC}/{pid}")})
 
     def own(self, command: str, arguments: dict[str, Any]) -> None:
         """Tell of what gmemd did of its own accord, as a command would have done it."""
@@ -107,11 +106,11 @@ def _open(path: str) -> int:
         raise QmpError(f"cannot open audit file '{path}': {os.strerror(exc.errno or 0)}") from exc
 
 
-def _describe(place: Path) -> dict[str, str]:
+def _describe(place: str) -> dict[str, str]:
     """Name, control group and systemd unit of the process at /proc/PID, as far as they can be read."""
     found = {}
-    with contextlib.suppress(OSError):
-        found["comm"] = (place / "comm").read_text(errors="backslashreplace").rstrip("\n")
+    with contextlib.suppress(OSError), open(f"{place}/comm", errors="backslashreplace") as file:
+        found["comm"] = file.read().rstrip("\n")
     group = cgroup_of(place)
     if group is not None:
         found["cgroup"] = group

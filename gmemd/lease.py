@@ -7,24 +7,22 @@ While the daemon runs it is watched by a pidfd; the two numbers are what a resta
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-PROC = Path("/proc")
+PROC = "/proc"
 
 
-@dataclass
 class Lease:
     """The terms. `end` stops whatever waits for the holder's end, or for the object's deletion after it."""
 
-    pid: int
-    start: int  # clock ticks since boot
-    uid: int
-    policy: str  # "keep" or "delete": what becomes of the object
-    delete_after: int = 0  # seconds
-    orphaned: bool = False
-    end: Callable[[], None] = lambda: None
+    def __init__(self, pid: int, start: int, uid: int, policy: str, delete_after: int = 0) -> None:
+        self.pid = pid
+        self.start = start  # clock ticks since boot
+        self.uid = uid
+        self.policy = policy  # "keep" or "delete": what becomes of the object
+        self.delete_after = delete_after  # seconds
+        self.orphaned = False
+        self.end: Callable[[], None] = lambda: None
 
     def is_of(self, pid: int) -> bool:
         """Is that living process the holder? OSError as of start_time."""
@@ -40,21 +38,23 @@ class Lease:
         return {"pid": self.pid, "uid": self.uid, "policy": self.policy, **terms, "orphaned": self.orphaned}
 
 
-def start_time(pid: int, proc: Path = PROC) -> int | None:
+def start_time(pid: int, proc: str = PROC) -> int | None:
     """When a process began, in clock ticks since boot; None when it has ended or cannot be seen from here.
 
     OSError when that cannot be told: whoever is short of descriptors must not take the living for dead.
     """
     try:
-        fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        with open(f"{proc}/{pid}/stat", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def command_name(pid: int, proc: Path = PROC) -> str:
+def command_name(pid: int, proc: str = PROC) -> str:
     """The name of a process for people; "?" when it cannot be read."""
     try:
-        return (proc / str(pid) / "comm").read_text().rstrip("\n")
+        with open(f"{proc}/{pid}/comm", errors="backslashreplace") as file:
+            return file.read().rstrip("\n")
     except OSError:
         return "?"

@@ -6,11 +6,10 @@ systemd: 254 brought FileDescriptorStorePreserve= and $FDSTORE, 261 kexec by the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Keeping:
+class Keeping(NamedTuple):
     """Who keeps descriptors for this daemon."""
 
     manager: str = "none"  # "none", "keeper" or "systemd"
@@ -18,8 +17,7 @@ class Keeping:
     live_update: bool = False  # /dev/liveupdate is there and systemd hands the store on (261)
 
 
-@dataclass(frozen=True)
-class Fate:
+class Fate(NamedTuple):
     """Whether an object outlives an event, and the advice where it does not."""
 
     event: str

@@ -13,8 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from gmemd.errors import QmpError, close_fd
 from gmemd.kernel.base import Kernel
@@ -31,8 +30,7 @@ BASE_ORDER = ("share", "size", "dump", "prealloc-threads", "x-use-canonical-path
 _MEMDEV_MEMBERS = ("share", "reserve", "prealloc", "host-nodes", "size", "merge", "dump", "policy")
 
 
-@dataclass(frozen=True)
-class Enforcer:
+class Enforcer(NamedTuple):
     """A process whose mapping of an object gmemd lets fault where the object is private; owns `fd`."""
 
     pid: int

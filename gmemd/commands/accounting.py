@@ -6,7 +6,7 @@ import os
 from collections.abc import Coroutine
 from typing import Any, Final
 
-from gmemd.accounting import Item, Usage, comparisons, machine, measure, online_nodes, placement
+from gmemd.accounting import Item, Usage, comparisons, machine, measure, online_nodes, placement, total
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Gmemd, in_thread
 from gmemd.errors import close_fd, os_errors
@@ -95,8 +95,9 @@ def _distinct(backends: list[HostMemoryBackend]) -> list[HostMemoryBackend]:
 
 
 def _sum(backends: list[HostMemoryBackend], usages: dict[str, Usage]) -> dict[str, int]:
-    total = sum([usages[backend.id] for backend in backends], Usage())
-    return {"objects": len(backends), "size": sum([backend.memory_size for backend in backends]), **total.describe()}
+    occupied = total(usages[backend.id] for backend in backends)
+    return {"objects": len(backends), "size": sum([backend.memory_size for backend in backends]),
+            **occupied.describe()}
 
 
 def _grouped(backends: list[HostMemoryBackend], usages: dict[str, Usage], name: str, key: Any) -> list[dict[str, Any]]:
@@ -109,7 +110,7 @@ def _grouped(backends: list[HostMemoryBackend], usages: dict[str, Usage], name: 
 
 
 def _usage(entry: dict[str, Any]) -> Usage:
-    return Usage(**{name: entry[name] for name in Usage().describe()})
+    return Usage(**{name: entry[name] for name in Usage._fields})
 
 
 def _entry(backend: HostMemoryBackend, usage: Usage) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from gmemd.backends.guest_memfd import reconcile
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.fds import FdSets, NamedFds
 from gmemd.jobs import Jobs
-from gmemd.lab import Lab
 from gmemd.lease import Lease
 from gmemd.metrics import Counters
 from gmemd.objects import BACKENDS, Objects
@@ -39,6 +38,7 @@ from gmemd.survival import Keeping
 if TYPE_CHECKING:
     from gmemd.audit import Audit
     from gmemd.kernel.base import Kernel
+    from gmemd.lab import Lab
     from gmemd.persist.batch import Operation
     from gmemd.persist.custody import Custody
     from gmemd.persist.restore import Restored

@@ -15,8 +15,7 @@ import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .uapi import OFFSET_MAX
 
@@ -24,8 +23,7 @@ PAGE_SIZE: Final = os.sysconf("SC_PAGESIZE")  # bytes; 4, 16 or 64 KiB on arm64
 POLICIES: Final = ("default", "preferred", "bind", "interleave")
 
 
-@dataclass(frozen=True)
-class Headroom:
+class Headroom(NamedTuple):
     """How much can still be allocated, and what sets that limit."""
 
     available: int  # bytes; never negative
@@ -45,8 +43,7 @@ class NoHeadroom(OSError):
         self.headroom = headroom
 
 
-@dataclass(frozen=True)
-class HugePool:
+class HugePool(NamedTuple):
     """One pool of huge pages: of one size, on one node or (node None) of the machine. Counts are in pages."""
 
     page_size: int  # bytes

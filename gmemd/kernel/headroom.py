@@ -8,13 +8,12 @@ not counted as used.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 from .base import Headroom, HugePool, NoHeadroom
 from .hugepages import huge_pools
 
-PROC = Path("/proc")
+PROC = "/proc"
 
 # Kernel memory for each resident GiB is 2.4 MiB without and 4.4 MiB with page tables: one part in 256 is
 # set aside.
@@ -61,8 +60,8 @@ def check_memory(size: int, reader: HeadroomReader, already: Callable[[], int] =
 class HeadroomReader:
     """Finds the memory cgroups of this process once, then reads their figures as often as asked."""
 
-    def __init__(self, proc: Path = PROC) -> None:
-        self._meminfo = str(proc / "meminfo")
+    def __init__(self, proc: str = PROC) -> None:
+        self._meminfo = f"{proc}/meminfo"
         self._cgroups = find_cgroups(proc)
 
     def read(self) -> Headroom:
@@ -87,10 +86,10 @@ class HeadroomReader:
 class Cgroup:
     """One memory cgroup, version 1 or 2, that may have a limit."""
 
-    def __init__(self, directory: Path, path: str, names: tuple[str, str, str]) -> None:
+    def __init__(self, directory: str, path: str, names: tuple[str, str, str]) -> None:
         self._path = path
-        self._limit, self._usage = str(directory / names[0]), str(directory / names[1])
-        self._stat, self._prefix = str(directory / "memory.stat"), names[2]
+        self._limit, self._usage = f"{directory}/{names[0]}", f"{directory}/{names[1]}"
+        self._stat, self._prefix = f"{directory}/memory.stat", names[2]
 
     def read(self) -> Headroom | None:
         """Return its head-room; None when it has no limit (or is gone: then it limits nothing)."""
@@ -118,11 +117,12 @@ class Cgroup:
         return "writeback" if self._prefix else "file_writeback"
 
 
-def find_cgroups(proc: Path) -> list[Cgroup]:
+def find_cgroups(proc: str) -> list[Cgroup]:
     """Return the memory cgroups of this process, its own first, up to the highest that is mounted here."""
     found: list[Cgroup] = []
-    mounts = _mounts((proc / "self/mountinfo").read_text())
-    for line in (proc / "self/cgroup").read_text().splitlines():
+    with open(f"{proc}/self/mountinfo", errors="surrogateescape") as lines:
+        mounts = _mounts(lines)
+    for line in _read(f"{proc}/self/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if "memory" in controllers.split(","):
             found += _ancestry(mounts.get("v1"), path, _V1)
@@ -131,21 +131,21 @@ def find_cgroups(proc: Path) -> list[Cgroup]:
     return found
 
 
-def _mounts(mountinfo: str) -> dict[str, tuple[str, Path]]:
+def _mounts(mountinfo: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Return {"v1": (root, mount point), "v2": ...} of the memory hierarchies (proc(5), mountinfo)."""
-    found: dict[str, tuple[str, Path]] = {}
-    for line in mountinfo.splitlines():
-        left, _, right = line.partition(" - ")
+    found: dict[str, tuple[str, str]] = {}
+    for line in mountinfo:
+        left, _, right = line.rstrip("\n").partition(" - ")
         kind, _, options = right.split(" ", 2)
         root, point = left.split(" ")[3:5]
         if kind == "cgroup2":
-            found["v2"] = (root, Path(point))
+            found["v2"] = (root, point)
         elif kind == "cgroup" and "memory" in options.split(","):
-            found["v1"] = (root, Path(point))
+            found["v1"] = (root, point)
     return found
 
 
-def _ancestry(mount: tuple[str, Path] | None, path: str, names: tuple[str, str, str]) -> list[Cgroup]:
+def _ancestry(mount: tuple[str, str] | None, path: str, names: tuple[str, str, str]) -> list[Cgroup]:
     if mount is None:
         return []
     root, point = mount
@@ -153,8 +153,8 @@ def _ancestry(mount: tuple[str, Path] | None, path: str, names: tuple[str, str, 
     parts = [part for part in below.split("/") if part not in ("", "..")]
     found = []
     for depth in range(len(parts), -1, -1):
-        directory = point.joinpath(*parts[:depth])
-        if (directory / names[0]).exists():
+        directory = "/".join((point, *parts[:depth]))
+        if os.path.exists(f"{directory}/{names[0]}"):
             found.append(Cgroup(directory, "/" + "/".join(parts[:depth]), names))
     return found
 

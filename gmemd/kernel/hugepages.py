@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+from glob import glob
 
 from .base import HugePool
 
-SYS = Path("/sys")
-PROC = Path("/proc")
+SYS = "/sys"
+PROC = "/proc"
 
 
-def huge_pools(sys: Path = SYS) -> list[HugePool]:
+def huge_pools(sys: str = SYS) -> list[HugePool]:
     """Return every pool, by page size, the machine's before its nodes'; [] without huge pages."""
-    pools = [_pool(directory, None) for directory in sys.glob("kernel/mm/hugepages/hugepages-*kB")]
-    for directory in sys.glob("devices/system/node/node*/hugepages/hugepages-*kB"):
-        pools.append(_pool(directory, int(directory.parts[-3].removeprefix("node"))))
+    pools = [_pool(directory, None) for directory in glob(f"{sys}/kernel/mm/hugepages/hugepages-*kB")]
+    for directory in glob(f"{sys}/devices/system/node/node*/hugepages/hugepages-*kB"):
+        pools.append(_pool(directory, int(directory.split("/")[-3].removeprefix("node"))))
     return sorted(pools, key=lambda pool: (pool.page_size, -1 if pool.node is None else pool.node))
 
 
-def default_size(proc: Path = PROC) -> int:
+def default_size(proc: str = PROC) -> int:
     """Return the bytes of a huge page where no size is asked for; 2 MiB where the kernel has none at all."""
-    for line in (proc / "meminfo").read_text().splitlines():
-        if line.startswith("Hugepagesize:"):
-            return int(line.split()[1]) << 10
+    with open(f"{proc}/meminfo") as lines:
+        for line in lines:
+            if line.startswith("Hugepagesize:"):
+                return int(line.split()[1]) << 10
     return 2 << 20
 
 
-def _pool(directory: Path, node: int | None) -> HugePool:
+def _pool(directory: str, node: int | None) -> HugePool:
     def count(name: str) -> int:
-        return int((directory / name).read_text())
+        with open(f"{directory}/{name}") as file:
+            return int(file.read())
 
-    kib = int(directory.name.removeprefix("hugepages-").removesuffix("kB"))
+    kib = int(os.path.basename(directory).removeprefix("hugepages-").removesuffix("kB"))
     return HugePool(
         page_size=kib << 10,
         node=node,

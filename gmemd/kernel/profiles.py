@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import uapi
 
@@ -17,8 +16,7 @@ _SHARED = uapi.GUEST_MEMFD_FLAG_MMAP | uapi.GUEST_MEMFD_FLAG_INIT_SHARED
 DEFAULT: Final = "6.18"
 
 
-@dataclass(frozen=True)
-class Errnos:
+class Errnos(NamedTuple):
     """The errno of each refusal that depends on the kernel's version, or that names a rule."""
 
     create: int = errno.EINVAL  # an illegal size or flag
@@ -30,8 +28,7 @@ class Errnos:
     user_copy: int | None = None  # system calls on the memory of a file made with NO_DIRECT_MAP
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(NamedTuple):
     """One kernel as its users see it."""
 
     name: str

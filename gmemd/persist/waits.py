@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import select
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(NamedTuple):
     """What a flush waits for; the driver sends True into it when that is there, False after `timeout`.
 
     A driver that cannot wait throws its OSError in.

@@ -12,9 +12,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 
@@ -29,8 +28,7 @@ class _Compiled(Protocol):
     def is_valid(self, instance: Any, /) -> bool: ...
 
 
-@dataclass(frozen=True)
-class Property:
+class Property(NamedTuple):
     """A declared member of an object type, as object-add takes it."""
 
     name: str

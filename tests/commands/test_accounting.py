@@ -141,11 +141,11 @@ def test_drift_is_reported() -> None:
 def test_figures_of_the_machine(tmp_path: Path) -> None:
     """In bytes, by name; nodes by ranges."""
     (tmp_path / "meminfo").write_text("MemTotal:  2 kB\nHugePages_Total:  0\nShmem: 1 kB\n")
-    assert machine(tmp_path) == {"MemTotal": 2048, "Shmem": 1024}
-    assert online_nodes(tmp_path) == [0]
+    assert machine(str(tmp_path)) == {"MemTotal": 2048, "Shmem": 1024}
+    assert online_nodes(str(tmp_path)) == [0]
     (tmp_path / "devices/system/node").mkdir(parents=True)
     (tmp_path / "devices/system/node/online").write_text("0-1,4\n")
-    assert online_nodes(tmp_path) == [0, 1, 4]
+    assert online_nodes(str(tmp_path)) == [0, 1, 4]
 
 
 def test_placement() -> None:

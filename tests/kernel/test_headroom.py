@@ -48,7 +48,7 @@ class Host:
         self.write(f"unified{path}/memory.stat", stat)
 
     def read(self) -> tuple[int, int, str]:
-        found = HeadroomReader(self.proc).read()
+        found = HeadroomReader(str(self.proc)).read()
         return found.available, found.total, found.limit
 
 
@@ -139,7 +139,7 @@ def test_a_vanished_cgroup_limits_nothing(host: Host) -> None:
     host.mount(V2_MOUNT)
     host.write("proc/self/cgroup", "0::/one\n")
     host.v2("/one", str(MIB), 0)
-    reader = HeadroomReader(host.proc)
+    reader = HeadroomReader(str(host.proc))
     assert reader.read().limit == "the cgroup /one"
     for path in (host.root / "unified/one").iterdir():
         path.unlink()
@@ -160,16 +160,16 @@ def test_pools_of_huge_pages_are_read(tmp_path: Path) -> None:
     machine = HugePool(2 * MIB, None, total=8, free=5, surplus=1, reserved=2, overcommit=4)
     node = HugePool(2 * MIB, 1, total=8, free=5, surplus=1, reserved=0, overcommit=0)
     giant = HugePool(1 << 30, None, 0, 0, 0, 0, 0)
-    assert huge_pools(tmp_path) == [machine, node, giant]
+    assert huge_pools(str(tmp_path)) == [machine, node, giant]
     assert pool_headroom(machine).available == 6 * 2 * MIB  # 5 free, 2 promised, 3 more may be made
     assert pool_headroom(giant).available == 0
 
 
 def test_the_default_huge_page(host: Host) -> None:
     """As /proc/meminfo says; 2 MiB where it says nothing."""
-    assert default_size(host.proc) == 2 * MIB
+    assert default_size(str(host.proc)) == 2 * MIB
     host.write("proc/meminfo", "Hugepagesize: 524288 kB\n")
-    assert default_size(host.proc) == 512 * MIB
+    assert default_size(str(host.proc)) == 512 * MIB
 
 
 def test_a_kernel_gives_the_figures_of_its_host(kernel: Kernel) -> None:
