@@ -25,10 +25,9 @@ from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
 from gmemd.kernel.choose import choose_kernel
 from gmemd.log import log
-from gmemd.persist.custody import Flush, NotKept
 from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
-from gmemd.persist.waits import Wait
+from gmemd.persist.waits import Flush, NotKept, Wait
 from gmemd.qmp.listener import Listener, bind_unix
 from gmemd.qmp.monitor import Monitor
 from gmemd.schema.validate import Schema

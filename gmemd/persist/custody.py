@@ -27,24 +27,12 @@ from gmemd.persist.fdstore import FdStore, Notifier, check_name, is_socket
 from gmemd.persist.record import Record, row_of
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.restore import Identify, Restored, name_prefix, sequence, sort_out
-from gmemd.persist.waits import Flush, Wait, wait_for
+from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
 
 __all__ = ["BARRIER_TIMEOUT", "Custody", "Flush", "NotKept", "Wait", "wait_for"]
 
 STORED_SOCKET = "s-"  # what the names of sockets in the store begin with
 BARRIER_TIMEOUT = 30.0  # seconds; systemd's daemon-reload with 4,000 fds in the store was seen to take 7
-
-
-class NotKept(QmpError):
-    """A flush failed.
-
-    `undone`: the operations that did not happen, newest first: undo them in memory in this order.
-    Operations of the flush that are not among them stand and are acknowledged as usual.
-    """
-
-    def __init__(self, desc: str, undone: list[Operation]) -> None:
-        super().__init__(desc)
-        self.undone = undone
 
 
 class Custody:

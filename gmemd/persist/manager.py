@@ -11,10 +11,8 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError
-from gmemd.persist.custody import Custody
 from gmemd.persist.fdstore import FdStore, Notifier, listen_fds, store_limit, watchdog_seconds
 from gmemd.persist.record import State
-from gmemd.persist.registry import Registry
 from gmemd.persist.restore import Identify, Restored, sort_out
 from gmemd.survival import Keeping
 
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
     from gmemd.commands.context import Gmemd
+    from gmemd.persist.custody import Custody
 
 REGISTRY = "registry.sqlite"
 NO_STATE = State(0, "", 0, 0, 0, ())  # of a registry that is not there
@@ -68,6 +67,9 @@ class Manager:
             raise QmpError(
                 "nobody keeps file descriptors here: start gmemd by systemd or with --keeper, or use --persist off"
             )
+        from gmemd.persist.custody import Custody  # only here, for SQLite takes its time
+        from gmemd.persist.registry import Registry
+
         os.makedirs(directory, mode=0o700, exist_ok=True)
         return Custody(Registry(os.path.join(directory, REGISTRY)), self._notifier, FdStore(self._limit))
 

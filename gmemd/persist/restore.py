@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from gmemd.persist.fdstore import is_socket
 from gmemd.persist.record import Record, State
@@ -17,16 +16,16 @@ from gmemd.persist.record import Record, State
 Identify = Callable[[int], str]  # Kernel.identify
 
 
-@dataclass(slots=True)
 class Restored:
     """What a predecessor left. The fds are the caller's, except those of `dropped`."""
 
-    objects: list[tuple[Record, int]] = field(default_factory=list)  # by age; -1: it has no fd
-    lost: list[Record] = field(default_factory=list)  # the record is there, its memory is not
-    unclaimed: list[tuple[str, int]] = field(default_factory=list)  # fds without record, kept in the store
-    sockets: list[tuple[str, int]] = field(default_factory=list)  # of socket activation, or stored
-    dropped: list[tuple[str, int]] = field(default_factory=list)  # not acknowledged, or deleted
-    words: list[str] = field(default_factory=list)  # what the operator should know, a phrase each
+    def __init__(self) -> None:
+        self.objects: list[tuple[Record, int]] = []  # by age; -1: it has no fd
+        self.lost: list[Record] = []  # the record is there, its memory is not
+        self.unclaimed: list[tuple[str, int]] = []  # fds without record, kept in the store
+        self.sockets: list[tuple[str, int]] = []  # of socket activation, or stored
+        self.dropped: list[tuple[str, int]] = []  # not acknowledged, or deleted
+        self.words: list[str] = []  # what the operator should know, a phrase each
 
 
 def name_prefix(state: State) -> str:

@@ -1,10 +1,15 @@
-"""How a flush waits without knowing an event loop: it is a generator of what it waits for."""
+"""How a flush waits without knowing an event loop: it is a generator of what it waits for; and how it fails."""
 
 from __future__ import annotations
 
 import select
 from collections.abc import Generator
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from gmemd.errors import QmpError
+
+if TYPE_CHECKING:
+    from gmemd.persist.batch import Operation
 
 
 class Wait(NamedTuple):
@@ -19,6 +24,18 @@ class Wait(NamedTuple):
 
 
 Flush = Generator[Wait, bool, None]
+
+
+class NotKept(QmpError):
+    """A flush failed.
+
+    `undone`: the operations that did not happen, newest first: undo them in memory in this order.
+    Operations of the flush that are not among them stand and are acknowledged as usual.
+    """
+
+    def __init__(self, desc: str, undone: list[Operation]) -> None:
+        super().__init__(desc)
+        self.undone = undone
 
 
 def wait_for(wait: Wait, timeout: float | None = None) -> bool:
