@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from gmemd import __version__
 from gmemd.errors import QmpError, os_errors
 
 TYPE_CHECKING = False  # typing and argparse are not imported for the keeper, which is to be small
@@ -100,20 +101,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    load_asyncio()
-    from gmemd.daemon import Daemon, Options, QmpSocket, package_version
-
     if options.version:
-        print(f"gmemd {package_version()}")
+        print(f"gmemd {__version__}")
         return 0
-    from gmemd.schema.help import object_help
-    from gmemd.schema.keyval import parse_object
+    load_asyncio()
+    from gmemd.daemon import Daemon, Options, QmpSocket
 
-    for spec in options.object:
-        text = object_help(spec)
-        if text is not None:
-            print(text)
-            return 0
+    if options.object:
+        from gmemd.schema.help import object_help
+
+        for spec in options.object:
+            text = object_help(spec)
+            if text is not None:
+                print(text)
+                return 0
     configure_log(options.log_level)
     if options.qmp:
         sockets = tuple(QmpSocket(*parse_qmp(text)) for text in options.qmp)
@@ -123,7 +124,7 @@ def _run(options: argparse.Namespace) -> int:
     import asyncio
 
     asyncio.run(Daemon(Options(
-        qmp=sockets, objects=tuple(parse_object(spec) for spec in options.object), kernel=options.kernel,
+        qmp=sockets, objects=_objects(options.object), kernel=options.kernel,
         state_dir=directory, persist=options.persist, name=options.name,
         uuid=None if options.uuid is None else _uuid(options.uuid), unstable_input=_unstable_input(options.compat),
         lab=options.lab,
@@ -158,6 +159,14 @@ def keeper_arguments(arguments: Sequence[str]) -> list[str]:
     asked += [word.removeprefix("--qmp=") for word in rest if word.startswith("--qmp=")]
     paths = [parse_qmp(text)[0] for text in asked] or [default_socket()]
     return [word for path in paths for word in ("--listen", f"qmp={os.path.abspath(path)}")] + rest
+
+
+def _objects(specs: Sequence[str]) -> tuple[dict[str, object], ...]:
+    if not specs:
+        return ()
+    from gmemd.schema.keyval import parse_object
+
+    return tuple(map(parse_object, specs))
 
 
 def _uuid(text: str) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from ..errors import QmpError
 from .base import Kernel
 from .linux import LinuxKernel, Unsupported
-from .profiles import DEFAULT, PROFILES
-from .simulated import SimulatedKernel
 
 
 def choose_kernel(name: str, *, device: str = "/dev/kvm") -> Kernel:
@@ -17,7 +15,7 @@ def choose_kernel(name: str, *, device: str = "/dev/kvm") -> Kernel:
     """
     kind, colon, profile = name.partition(":")
     if kind == "simulated":
-        return _simulated(profile if colon else DEFAULT, "it was asked for")
+        return _simulated(profile if colon else None, "it was asked for")
     if colon or kind not in ("auto", "kvm"):
         raise QmpError(f"'{name}' is no kernel: 'auto', 'kvm' or 'simulated[:PROFILE]'")
     try:
@@ -25,10 +23,15 @@ def choose_kernel(name: str, *, device: str = "/dev/kvm") -> Kernel:
     except Unsupported as exc:
         if kind == "kvm":
             raise QmpError("KVM does not support guest_memfd") from exc
-        return _simulated(DEFAULT, str(exc))
+        return _simulated(None, str(exc))
 
 
-def _simulated(profile: str, why: str) -> Kernel:
+def _simulated(profile: str | None, why: str) -> Kernel:
+    """Return the simulation of a profile, or of the usual one."""
+    from .profiles import DEFAULT, PROFILES  # only here: most hosts need no simulation
+    from .simulated import SimulatedKernel
+
+    profile = DEFAULT if profile is None else profile
     if profile not in PROFILES:
         names = ", ".join(f"'{known}'" for known in PROFILES)
         raise QmpError(f"'{profile}' is no profile of the simulated kernel: {names}")

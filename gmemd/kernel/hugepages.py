@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from glob import glob
 
 from .base import HugePool
 
@@ -13,9 +12,10 @@ PROC = "/proc"
 
 def huge_pools(sys: str = SYS) -> list[HugePool]:
     """Return every pool, by page size, the machine's before its nodes'; [] without huge pages."""
-    pools = [_pool(directory, None) for directory in glob(f"{sys}/kernel/mm/hugepages/hugepages-*kB")]
-    for directory in glob(f"{sys}/devices/system/node/node*/hugepages/hugepages-*kB"):
-        pools.append(_pool(directory, int(directory.split("/")[-3].removeprefix("node"))))
+    pools = [_pool(directory, None) for directory in _list(f"{sys}/kernel/mm/hugepages", "hugepages-")]
+    for node in _list(f"{sys}/devices/system/node", "node"):
+        number = int(os.path.basename(node).removeprefix("node"))
+        pools += [_pool(directory, number) for directory in _list(f"{node}/hugepages", "hugepages-")]
     return sorted(pools, key=lambda pool: (pool.page_size, -1 if pool.node is None else pool.node))
 
 
@@ -26,6 +26,14 @@ def default_size(proc: str = PROC) -> int:
             if line.startswith("Hugepagesize:"):
                 return int(line.split()[1]) << 10
     return 2 << 20
+
+
+def _list(directory: str, prefix: str) -> list[str]:
+    """Return what is in a directory and begins so; [] where there is no such directory."""
+    try:
+        return [f"{directory}/{name}" for name in os.listdir(directory) if name.startswith(prefix)]
+    except FileNotFoundError:
+        return []
 
 
 def _pool(directory: str, node: int | None) -> HugePool:

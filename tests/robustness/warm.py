@@ -19,6 +19,7 @@ from typing import NoReturn
 import gmemd.cli.gmemd
 import gmemd.daemon
 import gmemd.kernel.simulated
+import gmemd.persist.custody
 import gmemd.persist.registry
 import gmemd.schema.help
 import gmemd.schema.keyval
@@ -60,6 +61,7 @@ def _add_column(db: sqlite3.Connection) -> None:
 
 def main() -> int:
     """Load everything, then keep."""
+    gmemd.cli.gmemd.make_parser()
     schema = Schema.load()
     schema.check_object({"qom-type": "memory-backend-memfd", "id": "warm", "size": 4096})
     schema.check_property("memory-backend-memfd", "merge", False)
