@@ -79,7 +79,7 @@ def convert(backend: HostMemoryBackend, kernel: Kernel, offset: int, size: int, 
         fill(backend, kernel, parts)
         if preserve and backend.private_fd >= 0:
             for start, length in parts:
-                for found, count in kernel.resident_ranges(backend.private_fd, start, length):
+                for found, count in kernel.present_ranges(backend.private_fd, start, length):
                     copy_in(backend.private_fd, backend.fd, found, count)
     visibility.set(offset, size, to)
     return sum(length for _, length in parts)
@@ -110,7 +110,7 @@ def set_aside(backend: HostMemoryBackend, kernel: Kernel, offset: int, size: int
     assert backend.visibility is not None
     forget(backend, kernel, offset, size)
     for start, length in _others(backend.visibility, offset, size, PRIVATE):
-        for found, count in kernel.resident_ranges(backend.fd, start, length):
+        for found, count in kernel.present_ranges(backend.fd, start, length):
             if backend.private_fd < 0:
                 backend.private_fd = new_memfd(kernel, f"{backend.id}[private]", backend.memory_size)
             copy_out(backend.fd, backend.private_fd, found, count)
@@ -128,9 +128,9 @@ def reconcile(backend: HostMemoryBackend, kernel: Kernel) -> None:
     """After a crash: put back what was on its way to become private and is not, as far as it is no longer there."""
     assert backend.visibility is not None
     for start, length in _others(backend.visibility, 0, backend.memory_size, PRIVATE):
-        for found, count in kernel.resident_ranges(backend.private_fd, start, length):
+        for found, count in kernel.present_ranges(backend.private_fd, start, length):
             at = found
-            for present, present_size in [*kernel.resident_ranges(backend.fd, found, count), (found + count, 0)]:
+            for present, present_size in [*kernel.present_ranges(backend.fd, found, count), (found + count, 0)]:
                 if present > at:
                     copy_in(backend.private_fd, backend.fd, at, present - at)
                 at = present + present_size

@@ -27,7 +27,8 @@ def contents(fd: int, offset: int, size: int) -> list[tuple[int, int]] | None:
     """Return [(offset, bytes)] of what the range holds; None when that cannot be known exactly.
 
     Only what is not listed here may be punched without losing data. So a disk's file, whose data need not be
-    in memory, swapped pages of a memfd, and a partly filled file of huge pages have no answer.
+    in memory, swapped pages of a memfd, one that cachestat may not count, and a partly filled file of huge pages
+    have no answer.
     """
     magic, _ = syscalls.filesystem(fd)
     if magic in _GUEST_MEMFD:
@@ -37,7 +38,7 @@ def contents(fd: int, offset: int, size: int) -> list[tuple[int, int]] | None:
     blocks = os.fstat(fd).st_blocks * 512  # bytes, swapped ones too
     if blocks == 0:
         return []
-    if magic == uapi.HUGETLBFS_MAGIC or residency.resident(fd) != blocks:
+    if magic == uapi.HUGETLBFS_MAGIC or not residency.can_count() or residency.resident(fd) != blocks:
         return None
     return residency.resident_ranges(fd, offset, size)
 

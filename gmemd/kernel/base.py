@@ -163,6 +163,13 @@ class Kernel(Protocol):
         """Return [(offset, bytes)] of what is resident, ascending, neighbours joined. May take long."""
         ...
 
+    def present_ranges(self, fd: int, offset: int, size: int) -> list[tuple[int, int]]:
+        """Return [(offset, bytes)] of all that may hold anything but zeros: what is resident or in swap, ascending.
+
+        Where not all can be counted, pages that were allocated and never touched are left out.
+        """
+        ...
+
     def try_map(
         self,
         fd: int | None,

@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from struct import Struct, unpack_from
 
-from . import syscalls, uapi
+from . import residency, syscalls, uapi
 from .base import PAGE_SIZE, PageInUse, refuse
 from .memory import OrdinaryMemory
 from .probe import attempt, outcome
@@ -54,6 +54,8 @@ class LinuxKernel(OrdinaryMemory):
             self.close()
             raise
         self.why = "a shared guest_memfd was made, mapped, written, punched and measured"
+        if not residency.can_count():
+            self.why += "; its pages count as resident once touched, as the system call cachestat is refused"
 
     def create_guest_memfd(self, size: int, flags: int) -> int:
         if not (0 <= size < _U64 and 0 <= flags < _U64):
@@ -109,8 +111,8 @@ class LinuxKernel(OrdinaryMemory):
                     if page[0]:
                         raise Unsupported("a punched page of guest_memfd does not read as zeros")
                 step = "measured"
-                if syscalls.cachestat(fd, 0, 0) != 1:
-                    raise Unsupported("cachestat does not count the pages of guest_memfd")
+                if residency.resident(fd) != PAGE_SIZE:
+                    raise Unsupported("the pages of guest_memfd are not counted")
                 return _converts(fd), syscalls.filesystem(fd)[0] == uapi.GUEST_MEMFD_MAGIC
             finally:
                 os.close(fd)

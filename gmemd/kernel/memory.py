@@ -76,6 +76,10 @@ class OrdinaryMemory:
     def resident_ranges(self, fd: int, offset: int, size: int) -> list[tuple[int, int]]:
         return residency.resident_ranges(fd, offset, size)
 
+    def present_ranges(self, fd: int, offset: int, size: int) -> list[tuple[int, int]]:
+        known = backing.contents(fd, offset, size)
+        return residency.data_ranges(fd, offset, size) if known is None else known
+
     def try_map(
         self,
         fd: int | None,

@@ -1,40 +1,57 @@
 """Which bytes of a file are in memory, asked from the kernel without touching any (reference, section 6).
 
 cachestat(2) counts the pages of a range; the exact map is found by bisecting with it. Looking through a
-mapping instead would allocate every hole it meets.
+mapping instead would allocate every hole it meets. Where cachestat is not to be had (Linux before 6.5, a
+container's filter of system calls), a guest_memfd is asked by mincore(2), which leaves out pages that were
+allocated and never touched.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
+from functools import cache
 
-from . import syscalls
+from . import syscalls, uapi
 from .base import PAGE_SIZE, check_range, refuse
 
 
 def resident(fd: int, offset: int = 0, size: int = 0) -> int:
     """Return the resident bytes of an aligned range; size 0 is to the end.
 
-    Where cachestat does not do (huge pages, Linux before 6.5, a seccomp filter) st_blocks counts the whole
-    file; for a part of a file that is neither empty nor full there is no answer then: EOPNOTSUPP.
+    Where cachestat does not do, st_blocks counts the whole of an ordinary file; for a part of one that is
+    neither empty nor full there is no answer then: EOPNOTSUPP.
     """
     if size or offset:
         check_range(offset, size or PAGE_SIZE)
-    try:
-        return syscalls.cachestat(fd, offset, size) * PAGE_SIZE
-    except OSError as exc:
-        if exc.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM):
-            raise
+    if can_count():
+        try:
+            return syscalls.cachestat(fd, offset, size) * PAGE_SIZE
+        except OSError as exc:
+            if exc.errno != errno.EOPNOTSUPP:  # huge pages
+                raise
+    elif _is_guest_memfd(fd):
+        return sum(length for _, length in touched_ranges(fd, offset, size))
     return by_blocks(fd, offset, size)
+
+
+@cache
+def can_count() -> bool:
+    """Tell whether this process may ask cachestat."""
+    try:
+        syscalls.cachestat(-1, 0, 0)
+    except OSError as exc:
+        return exc.errno not in (errno.ENOSYS, errno.EPERM)
+    return True
 
 
 def by_blocks(fd: int, offset: int, size: int) -> int:
     """Return the same from st_blocks, as far as that tells it."""
     stat = os.fstat(fd)
     blocks = stat.st_blocks * 512
-    if blocks == 0 and "[kvm-gmem]" in os.readlink(f"/proc/self/fd/{fd}"):
-        raise refuse(errno.EOPNOTSUPP)  # a guest_memfd has no blocks, however many pages it has
+    if blocks == 0 and _is_guest_memfd(fd):
+        raise refuse(errno.EOPNOTSUPP)  # it has no blocks, however many pages it has
     inside = max(0, min(stat.st_size, offset + size if size else stat.st_size) - offset)
     if blocks == 0 or inside == 0 or inside == stat.st_size:
         return blocks if inside else 0
@@ -43,12 +60,44 @@ def by_blocks(fd: int, offset: int, size: int) -> int:
     raise refuse(errno.EOPNOTSUPP)
 
 
+def touched_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
+    """Return [(offset, bytes)] of a guest_memfd's pages in a range that somebody has touched; size 0: to the end."""
+    length = os.fstat(fd).st_size
+    end = min(length, offset + size) if size else length
+    ranges: list[tuple[int, int]] = []
+    for start in range(offset, end, _WINDOW):
+        for run in _PRESENT.finditer(syscalls.mincore(fd, start, min(_WINDOW, end - start))):
+            _append(ranges, start + run.start() * PAGE_SIZE, len(run.group()) * PAGE_SIZE)
+    return ranges
+
+
+def data_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
+    """Return [(offset, bytes)] of what may hold anything but zeros in a range, swapped pages included, ascending."""
+    if _is_guest_memfd(fd):  # it cannot seek
+        return resident_ranges(fd, offset, size)
+    found: list[tuple[int, int]] = []
+    at, end = offset, offset + size
+    while at < end:
+        try:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:
+                raise
+            break
+        at = os.lseek(fd, begin, os.SEEK_HOLE)
+        if begin < end:
+            found.append((begin, min(at, end) - begin))
+    return found
+
+
 def resident_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
     """Return [(offset, bytes)] of the resident ranges in an aligned range, ascending, neighbours joined.
 
     While others allocate or punch, the map is one that was true for each page at some time during the call.
     """
     check_range(offset, size)
+    if not can_count() and _is_guest_memfd(fd):
+        return touched_ranges(fd, offset, size)
     ranges: list[tuple[int, int]] = []
     todo = [(offset, size, resident(fd, offset, size))]
     while todo:
@@ -63,6 +112,16 @@ def resident_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
         todo.append((start + half, length - half, count - left))
         todo.append((start, half, left))
     return ranges
+
+
+_WINDOW = 1 << 30  # bytes that one mincore looks at: a byte for each page
+_PRESENT = re.compile(rb"\x01+")
+
+
+def _is_guest_memfd(fd: int) -> bool:
+    """Is it a real one? Its file system tells that from Linux 6.18 or so on, its link always."""
+    return (syscalls.filesystem(fd)[0] in (uapi.GUEST_MEMFD_MAGIC, uapi.ANON_INODE_FS_MAGIC)
+            and "[kvm-gmem]" in os.readlink(f"/proc/self/fd/{fd}"))
 
 
 def _append(ranges: list[tuple[int, int]], start: int, length: int) -> None:

@@ -6,6 +6,7 @@ Addresses stay inside this package. A mapping made here is never touched: a SIGB
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 _fstatfs = _libc.fstatfs
 _fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+
+_mincore = _libc.mincore
+_mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
@@ -91,6 +95,17 @@ def mapped(size: int, protection: int, flags: int, fd: int, offset: int = 0) -> 
         yield address
     finally:
         munmap(address, size)
+
+
+def mincore(fd: int, offset: int, size: int) -> bytes:
+    """Return a byte for each page of a range, 1 where it is in memory and was touched; size is in whole pages."""
+    vector = ctypes.create_string_buffer(size // os.sysconf("SC_PAGESIZE"))
+    with mapped(size, uapi.PROT_NONE, uapi.MAP_SHARED | uapi.MAP_NORESERVE, fd, offset) as address:
+        while _mincore(address, size, vector):
+            failure = _failure()
+            if failure.errno != errno.EAGAIN:
+                raise failure
+    return vector.raw
 
 
 def madvise(address: int, size: int, advice: int) -> None:

@@ -74,28 +74,7 @@ def _present(fd: int, offset: int, size: int) -> Ranges:
     """Return [(offset, bytes)] of what has any content in a range, swapped pages included, ascending."""
     if backing.page_size(fd) != PAGE_SIZE:
         return _not_zero(fd, offset, size)
-    try:
-        return _data(fd, offset, size)
-    except OSError as exc:
-        if exc.errno != errno.ESPIPE:
-            raise
-    return residency.resident_ranges(fd, offset, size)  # a guest_memfd cannot seek
-
-
-def _data(fd: int, offset: int, size: int) -> Ranges:
-    found: Ranges = []
-    at, end = offset, offset + size
-    while at < end:
-        try:
-            begin = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno != errno.ENXIO:
-                raise
-            break
-        at = os.lseek(fd, begin, os.SEEK_HOLE)
-        if begin < end:
-            found.append((begin, min(at, end) - begin))
-    return found
+    return residency.data_ranges(fd, offset, size)
 
 
 def _not_zero(fd: int, offset: int, size: int) -> Ranges:

@@ -148,9 +148,11 @@ def test_container_restart_is_told(serve: Serve) -> None:
 
 
 @pytest.mark.kvm
-def test_guest_memfd(serve: Serve, kvm_device: str, seccomp: str) -> None:
-    """With /dev/kvm an object is a real guest_memfd, and survives the daemon too."""
-    with serve(f"--device={kvm_device}:/dev/kvm", f"--security-opt=seccomp={seccomp}") as server:
+@pytest.mark.parametrize("filtered", [True, False], ids=["default filter", "filter with cachestat"])
+def test_guest_memfd(serve: Serve, kvm_device: str, seccomp: str, *, filtered: bool) -> None:
+    """With /dev/kvm an object is a real guest_memfd, whatever filters system calls, and survives the daemon too."""
+    options = [] if filtered else [f"--security-opt=seccomp={seccomp}"]
+    with serve(f"--device={kvm_device}:/dev/kvm", *options) as server:
         server.client("write", "in guest memory", *GUEST_MEMFD, "id=gm0")
         os.kill(server.daemon(), signal.SIGKILL)
         assert server.client("read", "gm0") == "in guest memory"
@@ -193,7 +195,7 @@ def seccomp(podman: Podman) -> str:
     return str(podman.write("seccomp.json", json.dumps(profile)))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def kvm_device(podman: Podman) -> str:
     """A device node of KVM that the container's group may open; the machine's own is often for root only."""
     node = podman.directory / "kvm"
