@@ -114,19 +114,51 @@ def _systemd() -> Iterator[Finding]:
         yield Finding("service manager", f"systemd {version}", GOOD, "keeps memory over stop and soft-reboot, too")
     else:
         yield Finding("service manager", f"systemd {version or 'of unknown version'}", NOTE,
-                      "keeps memory over crash and restart, not over systemctl stop (254)")
+                      "keeps memory over crash and restart, not over systemctl stop (254), "
+                      "and does not tell gmemd its FileDescriptorStoreMax=")
+    yield from _fd_store()
     live = os.path.exists("/dev/liveupdate") and version >= 261
     yield Finding("kexec", "live update" if live else "no live update", GOOD if live else NOTE,
                   "" if live else "memory is lost at kexec (Linux 6.19 and systemd 261 keep memfds)")
 
 
+def _fd_store() -> Iterator[Finding]:
+    """What the installed service's setting means for its objects."""
+    lines = _systemctl("show", "gmemd.service", "-p", "LoadState,FileDescriptorStoreMax,Environment").splitlines()
+    unit = dict(line.partition("=")[::2] for line in lines)
+    limit = unit.get("FileDescriptorStoreMax", "")
+    if unit.get("LoadState") == "loaded" and limit.isdecimal():
+        told = dict(word.partition("=")[::2] for word in unit.get("Environment", "").split())
+        yield judge_fd_store(int(limit), told.get("GMEMD_FDSTORE", ""), announced=_systemd_version() >= 254)
+
+
+def judge_fd_store(limit: int, configured: str, *, announced: bool) -> Finding:
+    """What follows from FileDescriptorStoreMax=, $GMEMD_FDSTORE, and whether systemd announces the former itself."""
+    from gmemd.persist.fdstore import store_limit
+
+    item, found = "FileDescriptorStoreMax=", str(limit)
+    counted = limit if announced else store_limit({"GMEMD_FDSTORE": configured})
+    if limit == 0:
+        return Finding(item, found, BAD, "systemd keeps nothing: give gmemd.service a FileDescriptorStoreMax=")
+    if counted > limit:
+        return Finding(item, found, BAD, f"gmemd counts on {counted}, systemd drops what is beyond {limit} without "
+                       f"a word: set Environment=GMEMD_FDSTORE={limit} beside it")
+    if counted < limit:
+        return Finding(item, found, NOTE, f"gmemd keeps {counted} objects at most: set "
+                       f"Environment=GMEMD_FDSTORE={limit} beside it")
+    return Finding(item, found, GOOD)
+
+
 def _systemd_version() -> int:
+    words = _systemctl("--version").split()
+    return int(words[1]) if words[1:] and words[1].isdecimal() else 0
+
+
+def _systemctl(*words: str) -> str:
     try:
-        words = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=True,
-                               timeout=10).stdout.split()
-        return int(words[1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return 0
+        return subprocess.run(["systemctl", *words], capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (_kernel, _kvm, _memory, _limits, _systemd)

@@ -160,8 +160,9 @@ def listen_fds(environ: MutableMapping[str, str]) -> list[tuple[str, int]]:
 
 
 def store_limit(environ: MutableMapping[str, str], assumed: int = DEFAULT_LIMIT) -> int:
-    """Take $FDSTORE: how many fds the manager keeps; `assumed` where it does not say so (systemd < 254)."""
-    value = environ.pop("FDSTORE", "")
+    """Take $FDSTORE: how many fds the manager keeps; systemd < 254 does not say, then $GMEMD_FDSTORE or `assumed`."""
+    told, configured = environ.pop("FDSTORE", ""), environ.pop("GMEMD_FDSTORE", "")
+    value = told or configured
     return int(value) if value.isdecimal() else assumed
 
 

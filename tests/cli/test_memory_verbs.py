@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from gmemd.cli.doctor import BAD, GOOD, NOTE
+from gmemd.cli.doctor import BAD, GOOD, NOTE, judge_fd_store
 from gmemd.cli.gmemctl import main
 from gmemd.qmp.client import Client
 from tests.cli.conftest import Gmemctl
@@ -82,6 +82,22 @@ def test_doctor_checks_the_host(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == any(finding["verdict"] == BAD for finding in findings)
     main(["doctor"])
     assert "probe:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("limit", "configured", "announced", "verdict", "follows"), [
+    (1024, "", False, GOOD, ""),
+    (4, "4", False, GOOD, ""),
+    (4, "", True, GOOD, ""),
+    (4, "", False, BAD, "gmemd counts on 1024, systemd drops what is beyond 4 without a word"),
+    (4000, "", False, NOTE, "gmemd keeps 1024 objects at most: set Environment=GMEMD_FDSTORE=4000"),
+    (0, "", True, BAD, "systemd keeps nothing"),
+])
+def test_doctor_judges_the_fd_store(limit: int, configured: str, verdict: str, follows: str, *,
+                                    announced: bool) -> None:
+    """Before systemd 254 gmemd is not told the limit: what it counts on must not be more than it is."""
+    finding = judge_fd_store(limit, configured, announced=announced)
+    assert (finding.found, finding.verdict) == (str(limit), verdict)
+    assert follows in finding.follows
 
 
 def test_dry_run_changes_nothing(gmemctl: Gmemctl, client: Client) -> None:

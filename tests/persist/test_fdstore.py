@@ -240,7 +240,9 @@ class TestListenFds:
 
 
 def test_limits_from_the_environment() -> None:
-    """$FDSTORE where it is given, the shipped unit's limit where it is not."""
+    """$FDSTORE where it is given, else $GMEMD_FDSTORE, else the shipped unit's limit."""
+    assert store_limit({"GMEMD_FDSTORE": "9"}) == 9
+    assert store_limit({"FDSTORE": "64", "GMEMD_FDSTORE": "9"}) == 64
     assert store_limit({"FDSTORE": "64"}) == 64
     assert store_limit({}) == 1024
     assert store_limit({}, assumed=5) == 5
