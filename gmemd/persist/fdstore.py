@@ -43,6 +43,7 @@ class Notifier:
         if not path.startswith(("/", "@")):
             raise QmpError(f"NOTIFY_SOCKET '{path}' is neither a path nor an abstract socket")
         self._address = "\0" + path[1:] if path[0] == "@" else path
+        self._feed_due = False  # WATCHDOG=1 goes ahead of the next message
         self._socket = self._connect()
 
     @classmethod
@@ -60,6 +61,13 @@ class Notifier:
 
         A manager that was started anew has a new socket: it is looked up once again. Other OSErrors pass.
         """
+        if self._feed_due:
+            self._feed_due = False
+            try:
+                self.notify("WATCHDOG=1")
+            except BlockingIOError:
+                self._feed_due = True
+                raise
         try:
             self._send(text, fds)
         except OSError as exc:
@@ -99,8 +107,14 @@ class Notifier:
         self.notify(f"STATUS={_one_line(text)}")
 
     def watchdog(self) -> None:
-        """Say that the event loop turns."""
-        self.notify("WATCHDOG=1")
+        """Say that the event loop turns; if the queue is full, ahead of the next message.
+
+        A batch keeps the queue full for as long as the manager takes for it, which may be longer than it waits.
+        """
+        try:
+            self.notify("WATCHDOG=1")
+        except BlockingIOError:
+            self._feed_due = True
 
     def stopping(self) -> None:
         """Say that the daemon is about to end."""

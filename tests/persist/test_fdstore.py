@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -23,6 +24,13 @@ def memory(no_fd_is_left: None) -> Iterator[list[int]]:
     yield fds
     for fd in fds:
         os.close(fd)
+
+
+def fill(notifier: Notifier) -> None:
+    """Send until the manager's queue is full."""
+    with contextlib.suppress(BlockingIOError):
+        for _ in range(100_000):
+            notifier.status("waiting")
 
 
 def passed(reader: int) -> bool:
@@ -133,12 +141,7 @@ class TestManagers:
     def test_full_queue_says_wait(self, manager: Manager, notifier: Notifier) -> None:
         """BlockingIOError; when the manager has read, the socket is writable and the message goes."""
 
-        def fill() -> None:
-            for _ in range(100_000):
-                notifier.watchdog()
-
-        with pytest.raises(BlockingIOError):
-            fill()
+        fill(notifier)
         assert select.select([], [notifier], [], 0)[1] == []
         with pytest.raises(BlockingIOError):
             notifier.barrier()
@@ -168,6 +171,26 @@ def test_words_of_the_helpers(tmp_path: Path) -> None:
         "STOPPING=1",
         "MAINPID=7",
     ]
+
+
+def test_a_full_queue_does_not_starve_the_watchdog(tmp_path: Path) -> None:
+    """A feed that found no room goes ahead of the next message, which in a batch always comes first."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as end:
+        end.bind(str(tmp_path / "n"))
+        notifier = Notifier(str(tmp_path / "n"))
+        fill(notifier)
+        notifier.watchdog()
+        with pytest.raises(BlockingIOError):
+            notifier.remove("a")
+        assert end.recv(100) == b"STATUS=waiting"
+        with pytest.raises(BlockingIOError):
+            notifier.remove("a")
+        while (got := end.recv(100)) == b"STATUS=waiting":
+            pass
+        assert got == b"WATCHDOG=1"
+        notifier.remove("a")
+        assert end.recv(100) == b"FDSTOREREMOVE=1\nFDNAME=a"
+        notifier.close()
 
 
 def test_a_new_socket_of_the_manager_is_found(tmp_path: Path) -> None:
