@@ -129,7 +129,7 @@ class ClientLog:
         self._omitted = 0
         self._second_ends = 0.0  # by the clock of `answered`
 
-    def answered(self, command: str, began: float, ended: float, *, request_id: bytes = b"",
+    def answered(self, command: str, began: float, ended: float, request_id: bytes = b"",
                  error: QmpError | None = None) -> None:
         """Log an answered command; times in seconds of one clock, `request_id` is JSON, empty if there was none."""
         if ended >= self._second_ends:

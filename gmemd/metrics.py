@@ -60,7 +60,7 @@ class Counters:
         self.restored = 0  # objects that came back from a predecessor
         self.events: dict[str, int] = {}
 
-    def count(self, command: str, began: float, *, ok: bool) -> float:
+    def count(self, command: str, began: float, ok: bool) -> float:
         """Count an answered command that began at `clock()` time `began`; the time now."""
         tally = self.commands.get(command) or self.other
         if ok:

@@ -38,35 +38,48 @@ class Lexer:
         self.at = 0  # index in `data` of the next byte to be read
         self.trial_from = 0  # index from which on the fast path is to be tried
         self.token = b""  # the bytes of the last token
-        self._waiting: list[bytes] = []  # chunks not yet begun
-        self.feed = self._waiting.append  # stores a chunk
+        self.waiting: list[bytes] = []  # chunks not yet begun
+        self.feed = self.waiting.append  # stores a chunk
         self._state = _START
         self._parts: list[bytes] = []  # what earlier chunks held of the token being read
         self._cut = 0  # index of the byte that would be one too many for the token
         self._start = 0  # index of the token's first byte; negative if in an earlier chunk
         self._start_seen = False  # that byte had already been looked at
         self._seen = False  # the byte at `at` has already been looked at
-        self._line = 1
-        self._line_start = 0  # index of the line's first byte; negative if in an earlier chunk
+        self.line = 1  # of the last byte that is counted
+        self.line_start = 0  # index of its first byte; negative if in an earlier chunk
         self._counted = 0  # line feeds before this index are counted
 
     def load(self) -> bool:
         """Replace the chunk, which must be used up, by all that was fed since; False if that is nothing."""
-        waiting = self._waiting
+        waiting = self.waiting
         if not waiting:
             return False
         used = len(self.data)
-        if not self._state.is_between:
+        if self._state is not _START and not self._state.is_between:
             self._parts.append(self.data[max(self._start, 0) :])
-        self._count_lines(used)
-        self._line_start -= used
+        if self._counted < used:
+            self._count_lines(used)
+        self.line_start -= used
         self._start -= used
         self._cut -= used
         self._counted = self.at = self.trial_from = 0
-        self.data = data = waiting[0] if len(waiting) == 1 else b"".join(waiting)
+        self.data = data = waiting.pop() if len(waiting) == 1 else b"".join(waiting)
         waiting.clear()
-        self.text = data.decode("ascii") if data.isascii() and b"\\u" not in data else None
+        self.text = None
+        if data.isascii():
+            text = data.decode("ascii")
+            if "\\u" not in text:
+                self.text = text
         return len(data) > 0
+
+    def forget(self) -> None:
+        """At rest, the chunk used up: go on without it."""
+        used = len(self.data)
+        self._count_lines(used)
+        self.line_start -= used
+        self.data = b""
+        self._counted = self.at = self.trial_from = 0
 
     @property
     def at_rest(self) -> bool:
@@ -124,7 +137,7 @@ class Lexer:
     def position(self) -> tuple[int, int]:
         """Return line and column of the last token's first byte, as QEMU 11.1 reports them."""
         self._count_lines(self._start)
-        return self._line, self._start - self._line_start + 1 + self._start_seen
+        return self.line, self._start - self.line_start + 1 + self._start_seen
 
     def _finish(self, kind: int, end: int) -> int:
         """Make the bytes before index `end` the token."""
@@ -141,10 +154,10 @@ class Lexer:
         """Count the line feeds before index `to`."""
         if to <= self._counted:
             return
-        line_feeds = self.data.count(b"\n", self._counted, to)
-        if line_feeds:
-            self._line += line_feeds
-            self._line_start = self.data.rindex(b"\n", self._counted, to) + 1
+        last = self.data.rfind(_LINE_FEED, self._counted, to)
+        if last >= 0:
+            self.line += self.data.count(_LINE_FEED, self._counted, to)
+            self.line_start = last + 1
         self._counted = to
 
 
@@ -170,6 +183,7 @@ class _State:
 _plain_token = re.compile(rb'[ \t\r\n]*+([{}\[\]:,]|"(?:[ !#-\[\]-\xfd]++|\\[ -\xfd])*+")').match
 _PLAIN_SIZE: Final = 1 << 16  # bytes, white space and all: far below the limit of a token
 _QUOTE: Final = ord('"')
+_LINE_FEED: Final = ord("\n")
 
 _DIGITS: Final = b"0123456789"
 _LETTERS: Final = bytes(range(ord("a"), ord("z") + 1))

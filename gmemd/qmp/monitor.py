@@ -46,6 +46,7 @@ class Monitor:
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
+        self._receive = sock.recvmsg
         self._dispatch = dispatcher.run
         self._gmemd: Gmemd = dispatcher.gmemd
         self._closed = closed
@@ -53,6 +54,7 @@ class Monitor:
         counters.connections += 1
         self._count = counters.count
         self.session = Session(self._gmemd.version, pretty=pretty)
+        self._feed = self.session.feed
         self.pid, self.uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         self._log = ClientLog(log, {"monitor": counters.connections, "uid": self.uid, "pid": self.pid})
         self._audit = None if self._gmemd.audit is None else self._gmemd.audit.client(self.uid, self.pid)
@@ -79,7 +81,7 @@ class Monitor:
             self._stop_reading()
             return
         try:
-            data, ancillary, _, _ = self._sock.recvmsg(READ_SIZE, _ANCILLARY_SIZE, _CLOEXEC)
+            data, ancillary, _, _ = self._receive(READ_SIZE, _ANCILLARY_SIZE, _CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
@@ -88,7 +90,7 @@ class Monitor:
         if ancillary:
             self._receive_fds(ancillary)
         if data:
-            self.session.feed(data)
+            self._feed(data)
         else:
             self._eof = True
             self._stop_reading()
@@ -126,7 +128,8 @@ class Monitor:
 
     def _run(self) -> None:
         """Answer everything that can be answered now, then send and read on."""
-        gmemd, session, dispatch, deliver = self._gmemd, self.session, self._dispatch, self._deliver
+        gmemd, session, dispatch = self._gmemd, self.session, self._dispatch
+        success = session.success
         while self._open and self._backlog_bytes <= HIGH_WATER and not gmemd.stopping:
             request = self._next() if self._busy or self._queue else session.next_request()
             if request is None:
@@ -136,7 +139,12 @@ class Monitor:
                 result = dispatch(request, session, self)
             except Exception as exc:
                 result = exc
-            deliver(request, result)
+            kind = type(result)
+            if kind is bytes or kind is dict:
+                self._out.append(success(request, result))
+                self._answered(request)
+            else:
+                self._deliver(request, result)
         if self._changes and not self._busy:
             self._settle()
         self._flush()
@@ -193,9 +201,9 @@ class Monitor:
     def _answered(self, request: Request, error: QmpError | None = None) -> None:
         """Count, log and audit a command that is about to be answered."""
         command, began = request.execute, request.began
-        ended = self._count(command, began, ok=error is None)
+        ended = self._count(command, began, error is None)
         request_id = self.session.id_json(request)
-        self._log.answered(command, began, ended, request_id=request_id, error=error)
+        self._log.answered(command, began, ended, request_id, error)
         if self._audit is not None:
             self._audit.answered(command, request.arguments, request_id=request_id, error=error)
 

@@ -34,8 +34,19 @@ class Stream:
         """
         if self._is_at_rest:
             lexer = self._lexer
-            if lexer.at == len(lexer.data) and not lexer.load():
-                return NEED_DATA
+            if lexer.at == len(lexer.data):
+                waiting = lexer.waiting
+                if not waiting:
+                    return NEED_DATA
+                if lexer.data:
+                    lexer.forget()
+                if len(waiting) == 1 and (value := _scan_line(waiting[0])) is not None:
+                    waiting.clear()
+                    lexer.line += 1
+                    lexer.line_start = 0
+                    return value
+                if not lexer.load():
+                    return NEED_DATA
             if lexer.data[lexer.at] == LEFT_BRACE or lexer.skip_blanks() == LEFT_BRACE:
                 value = self._scan()
                 if value is not None:
@@ -67,6 +78,7 @@ class Stream:
         return value
 
 
+_LINE_FEED: Final = ord("\n")
 _SURELY_LEGAL: Final = 2 * NESTING_LIMIT  # characters of a message too short to exceed any limit
 
 # The scanner's errors count the lines of the chunk before them, which for each of many messages would be
@@ -107,6 +119,26 @@ def _scanner(**hooks: Any) -> Any:
 # more colons than members in it and its arguments has none twice; any other one goes to the second scanner.
 _scan_quickly = _scanner()
 _scan_carefully = _scanner(object_pairs_hook=_object)
+
+
+def _scan_line(line: bytes) -> dict[str, Any] | None:
+    """Return the object that is all of a line, and all of the chunk, if the C scanner accepts it: the usual case."""
+    end = len(line) - 1
+    if end >= _SURELY_LEGAL or line.find(_LINE_FEED) != end:
+        return None
+    text = line.decode("latin-1")
+    if "\\" in text or not text.isascii():
+        return None
+    value: dict[str, Any]
+    try:
+        value, stop = _scan_quickly(text, 0)
+        arguments = value.get("arguments")
+    except (ValueError, StopIteration, RecursionError, AttributeError):
+        return None
+    if stop != end and text[stop:] != "\r\n":
+        return None
+    members = len(value) + len(arguments) if type(arguments) is dict else len(value)
+    return value if text.count(":") == members else None
 
 
 def _is_within_limits(text: str, start: int, end: int) -> bool:
