@@ -17,7 +17,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gmemd.backends.base import HostMemoryBackend
@@ -241,7 +240,7 @@ def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
 
 def updated(backend: HostMemoryBackend) -> Record:
     """The record of an object whose properties or visibility have changed."""
-    record: Record = replace(backend.record, arguments=dict(backend.properties), extra=_extra(backend))
+    record: Record = backend.record.changed(arguments=dict(backend.properties), extra=_extra(backend))
     return record
 
 

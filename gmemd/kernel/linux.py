@@ -18,7 +18,6 @@ from . import residency, syscalls, uapi
 from .base import PAGE_SIZE, PageInUse, refuse
 from .memory import OrdinaryMemory
 from .probe import attempt, outcome
-from .profiles import DEFAULT, PROFILES
 
 SHARED = uapi.GUEST_MEMFD_FLAG_MMAP | uapi.GUEST_MEMFD_FLAG_INIT_SHARED  # what another process's VM can use
 
@@ -77,6 +76,8 @@ class LinuxKernel(OrdinaryMemory):
             raise PageInUse(unpack_from("<Q", request, 32)[0]) from None
 
     def probe(self) -> dict[str, int | str]:
+        from .profiles import DEFAULT, PROFILES  # only here, for `gmemctl doctor`
+
         found: dict[str, int | str] = {}
         for name in PROFILES[DEFAULT].capabilities:
             found[name] = fcntl.ioctl(self.vm, uapi.KVM_CHECK_EXTENSION, getattr(uapi, f"KVM_CAP_{name}"))

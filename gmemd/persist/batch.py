@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from gmemd.persist.record import Record, Row
 
 
-@dataclass(slots=True, eq=False)
 class Operation:
     """One change on its way. `fd` is borrowed until the flush that carries it has ended."""
 
-    kind: Literal["add", "remove", "update"]
-    record: Record
-    fd: int = -1  # of an add; -1: the object has none
-    row: Row = ()  # what is to be written
+    __slots__ = ("fd", "kind", "record", "row")
+
+    def __init__(
+        self, kind: Literal["add", "remove", "update"], record: Record, fd: int = -1, row: Row = ()
+    ) -> None:
+        self.kind = kind
+        self.record = record
+        self.fd = fd  # of an add; -1: the object has none
+        self.row = row  # what is to be written
 
 
 class Pending:

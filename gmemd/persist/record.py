@@ -6,7 +6,6 @@ SQLite has no checksums of its own: each row carries one, so that a flipped bit 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -20,27 +19,62 @@ COLUMNS = (
 )  # of table objects
 
 
-@dataclass(slots=True)
 class Record:
     """What is written about one object. The second group is filled in by Custody."""
 
-    id: str
-    qom_type: str
-    arguments: dict[str, Any]  # of object-add, completed; JSON
-    kind: str  # "memfd" | "hugetlb-memfd" | "guest-memfd" | "file" | ..., as Kernel.identify names it
-    size: int  # bytes
-    kernel: str = ""  # name of the Kernel that made it
-    owner_uid: int = -1
-    owner_pid: int = -1
-    created: int = 0  # seconds since 1970
-    origin: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)  # JSON, for what later versions add
+    __slots__ = (
+        *("id", "qom_type", "arguments", "kind", "size"),
+        *("kernel", "owner_uid", "owner_pid", "created", "origin", "extra"),
+        *("seq", "fd_name", "st_dev", "st_ino", "st_size"),
+    )
 
-    seq: int = 0  # order of creation, unique in a registry
-    fd_name: str = ""  # in the fd store; "": the object has no fd
-    st_dev: int = 0
-    st_ino: int = 0
-    st_size: int = 0  # bytes, when stored
+    def __init__(
+        self,
+        id: str,
+        qom_type: str,
+        arguments: dict[str, Any],
+        kind: str,
+        size: int,
+        kernel: str = "",
+        owner_uid: int = -1,
+        owner_pid: int = -1,
+        created: int = 0,
+        origin: str = "",
+        extra: dict[str, Any] | None = None,
+        seq: int = 0,
+        fd_name: str = "",
+        st_dev: int = 0,
+        st_ino: int = 0,
+        st_size: int = 0,
+    ) -> None:
+        self.id = id
+        self.qom_type = qom_type
+        self.arguments = arguments  # of object-add, completed; JSON
+        self.kind = kind  # "memfd" | "hugetlb-memfd" | "guest-memfd" | "file" | ..., as Kernel.identify names it
+        self.size = size  # bytes
+        self.kernel = kernel  # name of the Kernel that made it
+        self.owner_uid = owner_uid
+        self.owner_pid = owner_pid
+        self.created = created  # seconds since 1970
+        self.origin = origin
+        self.extra = extra or {}  # JSON, for what later versions add
+
+        self.seq = seq  # order of creation, unique in a registry
+        self.fd_name = fd_name  # in the fd store; "": the object has no fd
+        self.st_dev = st_dev
+        self.st_ino = st_ino
+        self.st_size = st_size  # bytes, when stored
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Record) and self.members() == other.members()
+
+    def members(self) -> dict[str, Any]:
+        """Everything by name."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def changed(self, **members: Any) -> Record:
+        """A copy with other members."""
+        return Record(**self.members() | members)
 
 
 class State(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 from gmemd.errors import QmpError
 
@@ -12,15 +12,16 @@ if TYPE_CHECKING:
     from gmemd.persist.batch import Operation
 
 
-class Wait(NamedTuple):
+class Wait:
     """What a flush waits for; the driver sends True into it when that is there, False after `timeout`.
 
     A driver that cannot wait throws its OSError in.
     """
 
-    what: Literal["readable", "writable"]
-    fd: int
-    timeout: float  # seconds
+    def __init__(self, what: Literal["readable", "writable"], fd: int, timeout: float) -> None:
+        self.what = what
+        self.fd = fd
+        self.timeout = timeout  # seconds
 
 
 Flush = Generator[Wait, bool, None]

@@ -24,7 +24,7 @@ class ParseFault(Exception):
 def decode_string(token: bytes) -> str:
     """Read a string token, quotes included; raise ParseFault for the first fault in it."""
     end = len(token) - 1
-    good_to = end if b"\\" not in token else cast("re.Match[bytes]", _good_escapes(token, 1, end)).end()
+    good_to = _end_of_good_escapes(token, end) if b"\\" in token else end
     text = _decode_utf8(token[1:good_to])
     if text is None:
         raise ParseFault(b"invalid UTF-8 sequence in string")
@@ -37,26 +37,28 @@ def readable(data: bytes) -> str:
     """Read bytes as QEMU prints them: each bad UTF-8 sequence as one U+FFFD."""
     if data.isascii():
         return data.decode("ascii")
-    return "".join("\ufffd" if (text := _decode_utf8(unit)) is None else text for unit in _utf8_unit.findall(data))
+    return "".join("\ufffd" if (text := _decode_utf8(unit)) is None else text for unit in re.findall(_UTF8_UNIT, data))
 
 
-# As much of a string as has no bad escape; matches at least "".
-_good_escapes = re.compile(
-    rb"""(?: [^\\]++
+def _end_of_good_escapes(token: bytes, end: int) -> int:
+    """Where the first bad escape begins, or `end`."""
+    match = re.compile(_GOOD_ESCAPES).match(token, 1, end)
+    return cast("re.Match[bytes]", match).end()  # it matches at least ""
+
+
+# The patterns are compiled when they are first needed, which few daemons live to see.
+# As much of a string as has no bad escape.
+_GOOD_ESCAPES: Final = rb"""(?sx)(?: [^\\]++
            | \\[bfnrt"'\\/]
            | \\u (?! [dD][89a-fA-F] | [fF][dD][d-eD-E] | [fF]{3}[e-fE-F] ) [0-9a-fA-F]{4}
            | \\u (?! ..[37bfBF][fF] \\u[dD][fF]{2}[e-fE-F] ) [dD][89abAB][0-9a-fA-F]{2} \\u[dD][c-fC-F][0-9a-fA-F]{2}
-         )*+""",
-    re.VERBOSE | re.DOTALL,
-).match
+         )*+"""
 
 # A code point that is no character, in UTF-8.
-_non_character = re.compile(
-    rb"\xef(?:\xb7[\x90-\xaf]|\xbf[\xbe\xbf])|[\xf0-\xf4][\x8f\x9f\xaf\xbf]\xbf[\xbe\xbf]"
-).search
+_NON_CHARACTER: Final = rb"\xef(?:\xb7[\x90-\xaf]|\xbf[\xbe\xbf])|[\xf0-\xf4][\x8f\x9f\xaf\xbf]\xbf[\xbe\xbf]"
 
 # One unit of (possibly bad) UTF-8: a lead byte with the continuation bytes it asks for, as far as they come.
-_utf8_unit = re.compile(
+_UTF8_UNIT: Final = (
     rb"[\x00-\x7f]+|[\xc0-\xdf][\x80-\xbf]?|[\xe0-\xef][\x80-\xbf]{0,2}|[\xf0-\xf7][\x80-\xbf]{0,3}"
     rb"|[\xf8-\xfb][\x80-\xbf]{0,4}|[\xfc-\xfd][\x80-\xbf]{0,5}|[\x80-\xbf\xfe\xff]"
 )
@@ -70,7 +72,7 @@ def _decode_utf8(data: bytes) -> str | None:
         text = data.replace(b"\xc0\x80", b"\0").decode("utf-8")
     except UnicodeDecodeError:
         return None
-    return None if _non_character(data) else text
+    return None if re.search(_NON_CHARACTER, data) else text
 
 
 def _unescape(text: str) -> str:
@@ -85,8 +87,8 @@ def _bad_escape(token: bytes, at: int) -> ParseFault:
     """Say what is wrong with the escape at `at`; of \\u it quotes 6 bytes, of a surrogate pair 12."""
     if token[at + 1 : at + 2] != b"u":
         return ParseFault(b"invalid escape sequence in string")
-    length = 12 if _surrogate_pair(token, at) else 6
+    length = 12 if re.compile(_SURROGATE_PAIR).match(token, at) else 6
     return ParseFault(token[at : at + length] + b" is not a valid Unicode character")
 
 
-_surrogate_pair = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}").match
+_SURROGATE_PAIR: Final = rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"

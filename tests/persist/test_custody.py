@@ -7,7 +7,6 @@ import os
 import socket
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,10 +68,10 @@ class TestKept:
     def test_update_is_kept(self, world: World) -> None:
         record = world.add("a").record
         world.flush()
-        world.custody.update(replace(record, extra={"version": 2}))
+        world.custody.update(record.changed(extra={"version": 2}))
         world.flush()
         world.restart()
-        assert world.restored.objects[0][0] == replace(record, extra={"version": 2})
+        assert world.restored.objects[0][0] == record.changed(extra={"version": 2})
 
     def test_order_of_creation(self, world: World) -> None:
         for id_ in "cab":
@@ -160,7 +159,7 @@ class TestBatch:
         """Nothing is sent and nothing is written; the id is free, the room too."""
         for _ in range(2000):
             operation = world.add("a")
-            world.custody.update(replace(operation.record, extra={"version": 1}))
+            world.custody.update(operation.record.changed(extra={"version": 1}))
             world.custody.remove(operation.record)
             os.close(world.memory.pop())
         assert self.steps(world) == []
@@ -179,8 +178,8 @@ class TestBatch:
 
     def test_update_in_the_batch_of_the_add(self, world: World) -> None:
         record = world.add("a").record
-        world.custody.update(replace(record, extra={"version": 2}))
-        world.custody.update(replace(record, extra={"version": 3}))
+        world.custody.update(record.changed(extra={"version": 2}))
+        world.custody.update(record.changed(extra={"version": 3}))
         world.flush()
         world.restart()
         assert world.restored.objects[0][0].extra == {"version": 3}
@@ -227,7 +226,7 @@ class TestCrashMatrix:
         """What was acknowledged is there; what was under way is there whole or not at all; no fd too many."""
         kept = {id_: world.add(id_) for id_ in ("k0", "k1", "k2", "u", "d0", "d1", "r")}
         world.flush()
-        world.custody.update(replace(kept["u"].record, extra={"version": 1}))
+        world.custody.update(kept["u"].record.changed(extra={"version": 1}))
         for id_ in ("d0", "d1", "r"):
             world.custody.remove(kept[id_].record)
         world.add("r")
@@ -354,7 +353,7 @@ class TestFailures:
         old = [world.add("old").record, world.add("other").record]
         world.flush()
         world.custody.remove(old[0])
-        world.custody.update(replace(old[1], extra={"version": 5}))
+        world.custody.update(old[1].changed(extra={"version": 5}))
         new = [world.add("a"), world.add("b")]
         with pytest.raises(NotKept, match="did not answer within 30 s") as caught:
             world.run(world.custody.flush(), lambda wait: False)

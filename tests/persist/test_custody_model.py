@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -73,7 +72,7 @@ class CustodyModel(RuleBasedStateMachine):
     def update(self, id_: str, version: int) -> None:
         if id_ in self.objects:
             old, inode = self.objects[id_]
-            new = replace(old, extra={"version": version})
+            new = old.changed(extra={"version": version})
             self.objects[id_] = (new, inode)
             self.note(self.world.custody.update(new), old)
 
