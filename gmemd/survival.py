@@ -6,6 +6,7 @@ systemd: 254 brought FileDescriptorStorePreserve= and $FDSTORE, 261 kexec by the
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 
@@ -15,6 +16,11 @@ class Keeping(NamedTuple):
     manager: str = "none"  # "none", "keeper" or "systemd"
     preserve: bool = False  # the unit has FileDescriptorStorePreserve=yes, and systemd knows it (254)
     live_update: bool = False  # /dev/liveupdate is there and systemd hands the store on (261)
+    pid: int = 0  # the keeper's, the parent of this process; 0: a manager that is not watched
+
+    def is_there(self) -> bool:
+        """Tell whether the keeper still runs: an orphan has another parent."""
+        return self.pid in (0, os.getppid())
 
 
 class Fate(NamedTuple):
@@ -30,6 +36,7 @@ def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping) -> list[F
 
     kind: guest-memfd, memfd, hugetlb-memfd or file. kept: custody has the object.
     """
+    kept = kept and keeping.is_there()
     why = _why_not_kept(opted_out, keeping)
     crash = Fate("gmemd-crash", kept, "" if kept else why)
     return [
@@ -47,6 +54,8 @@ def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping) -> list[F
 def _why_not_kept(opted_out: bool, keeping: Keeping) -> str:
     if keeping.manager == "none":
         return "start gmemd by systemd or with --keeper"
+    if not keeping.is_there():
+        return "the keeper has ended and this daemon alone holds the memory: copy what must stay, then start a keeper"
     return "turn it on with memdev-persist" if opted_out else "start gmemd without --persist off"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from gmemd.persist.manager import Manager
@@ -16,6 +18,8 @@ STOP = [*CRASH, "service-stop", "soft-reboot"]
     (Keeping(), "memfd", False, ALWAYS),
     (Keeping("keeper"), "memfd", True, CRASH),
     (Keeping("keeper"), "memfd", False, ALWAYS),
+    (Keeping("keeper", pid=os.getppid()), "memfd", True, CRASH),
+    (Keeping("keeper", pid=os.getpid()), "memfd", True, ALWAYS),
     (Keeping("systemd"), "guest-memfd", True, CRASH),
     (Keeping("systemd", preserve=True), "guest-memfd", True, STOP),
     (Keeping("systemd", preserve=True, live_update=True), "memfd", True, [*STOP, "kexec"]),
@@ -32,7 +36,7 @@ def test_fates(keeping: Keeping, kind: str, kept: bool, survived: list[str]) -> 
 
 @pytest.mark.parametrize(("environ", "keeping"), [
     ({}, Keeping()),
-    ({"NOTIFY_SOCKET": "/tmp/x.notify", "FDSTORE": "9"}, Keeping("keeper")),
+    ({"NOTIFY_SOCKET": "/tmp/x.notify", "FDSTORE": "9"}, Keeping("keeper", pid=os.getppid())),
     ({"NOTIFY_SOCKET": "/run/systemd/notify", "GMEMD_FDSTORE_PRESERVE": "yes"}, Keeping("systemd")),
 ])
 def test_the_manager_is_known_by_its_environment(environ: dict[str, str], keeping: Keeping) -> None:

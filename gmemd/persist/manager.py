@@ -128,7 +128,7 @@ def _keeping(environ: MutableMapping[str, str]) -> Keeping:
     if not notify:
         return Keeping()
     if not notify.endswith("/systemd/notify"):
-        return Keeping("keeper")
+        return Keeping("keeper", pid=os.getppid())
     # The unit says so itself, beside FileDescriptorStorePreserve=, which nothing else tells the service;
     # $FDSTORE comes from systemd 254 on, which is the first to know that setting.
     preserve = "FDSTORE" in environ and environ.get("GMEMD_FDSTORE_PRESERVE") == "yes"
