@@ -37,6 +37,7 @@ class Objects:
         self._slots = GHashSet()
         self._slots.add("compat_monitor0")
         self.version = 0  # changes with the set of live objects
+        self.sums = {qom_type: [0, 0] for qom_type in BACKENDS}  # number and bytes of the live objects of a type
         self._adding: set[str] = set()  # ids that are taken though no live object has them
 
     def __len__(self) -> int:
@@ -106,7 +107,7 @@ class Objects:
         """Make the object visible."""
         self._adding.discard(backend.id)
         self._live[backend.id] = backend
-        self.version += 1
+        self._count(backend, 1)
 
     def cancel(self, backend: HostMemoryBackend) -> None:
         """Undo `begin`: free the id and whatever memory there is."""
@@ -118,7 +119,7 @@ class Objects:
         """Take an object out; its memory goes to the caller, who closes it or puts it back with `restore`."""
         backend = self.find(object_id)
         del self._live[object_id]
-        self.version += 1
+        self._count(backend, -1)
         self._slots.discard(object_id, rebuild=False)
         return backend
 
@@ -127,4 +128,10 @@ class Objects:
         for backend in backends:
             self._slots.add(backend.id)
             self._live[backend.id] = backend
-            self.version += 1
+            self._count(backend, 1)
+
+    def _count(self, backend: HostMemoryBackend, number: int) -> None:
+        self.version += 1
+        sums = self.sums[backend.qom_type]
+        sums[0] += number
+        sums[1] += number * backend.memory_size

@@ -158,17 +158,16 @@ class HostMemoryBackend:
             raise QmpError(f"object '{self.id}' is busy: {self.busy}")
 
     def close(self) -> None:
-        """Give the memory back, as far as this process holds it."""
+        """Give the memory back, as far as this process holds it. Whoever sees an fd here sees one that is open."""
         if self.lease is not None:
             self.lease.end()
         for enforcer in self.enforcers:
             self.drop(enforcer)
-        if self.fd >= 0:
-            close_fd(self.fd)
-            self.fd = -1
-        if self.private_fd >= 0:
-            close_fd(self.private_fd)
-            self.private_fd = -1
+        fds = self.fd, self.private_fd
+        self.fd = self.private_fd = -1
+        for fd in fds:
+            if fd >= 0:
+                close_fd(fd)
 
     def abandon(self) -> None:
         """Close an object that never came into being, with what it has left elsewhere."""

@@ -69,8 +69,9 @@ def _keep_store(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
         return {}
 
     def undo() -> None:
-        close_fd(backend.private_fd)
+        fd = backend.private_fd
         backend.private_record, backend.private_fd = None, -1
+        close_fd(fd)
 
     record = store_record(backend)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from itertools import islice
 from typing import Any
@@ -13,10 +12,10 @@ from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.ranges import PRIVATE
 from gmemd.web.holding import describe
 from gmemd.web.openapi import document
+from gmemd.web.pace import Pace
 from gmemd.web.routes import routes
 from gmemd.web.state import State
 
-_PORTION = 20  # objects described at a time
 _FRESH = 1.0  # seconds that a measurement is good for
 
 
@@ -44,14 +43,13 @@ async def openapi(state: State, given: dict[str, Any]) -> Any:
 
 
 async def objects(state: State, given: dict[str, Any]) -> Any:
-    found = state.objects(given["q"], given["sort"])
+    found = await state.objects(given["q"], given["sort"])
     shown = found[given["offset"]:given["offset"] + given["limit"]]
     await state.measurer.measure(shown, _FRESH)
-    rows = []
+    rows, pace = [], Pace()
     for backend in shown:
         rows.append(_object(state, backend))
-        if len(rows) % _PORTION == 0:
-            await asyncio.sleep(0)  # others come first
+        await pace.keep()
     return {"total": len(found), "offset": given["offset"], "objects": rows}
 
 
@@ -81,7 +79,7 @@ async def holders_of_one(state: State, given: dict[str, Any]) -> Any:
 
 
 async def holders(state: State, given: dict[str, Any]) -> Any:
-    found = state.objects()
+    found = await state.objects()
     shown = found[given["offset"]:given["offset"] + given["limit"]]
     held = await state.holders.find(shown)
     return {"total": len(found), "offset": given["offset"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable, Sequence
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
@@ -13,7 +13,7 @@ from gmemd.commands.context import in_thread
 from gmemd.holders import File, Holder, holders_of
 
 FRESH: Final = 2.0  # seconds that a look is good for at least
-REST: Final = 20  # looks are not repeated before this many times their own duration
+REST: Final = 20  # looks are not repeated before this many times the CPU time that one takes
 
 
 class HolderFinder:
@@ -32,12 +32,10 @@ class HolderFinder:
         wanted = frozenset(files.values())
         async with self._lock:
             if monotonic() >= self._due or not wanted <= self._looked_for:
-                began = monotonic()
-                self._found = await in_thread(holders_of, wanted)
+                self._found, seconds = await in_thread(_look, wanted)
                 self._looked_for = wanted
-                self._due = monotonic() + max(FRESH, REST * (monotonic() - began))
+                self._due = monotonic() + max(FRESH, REST * seconds)
         return {name: self._found.get(file, []) for name, file in files.items()}
-
 
     async def find_soon(self, backends: Sequence[HostMemoryBackend], wait: float) -> dict[str, list[Holder]]:
         """The same as far as it is known within `wait` seconds."""
@@ -51,6 +49,12 @@ class HolderFinder:
         """End a look that is under way."""
         if self._looking is not None:
             self._looking.cancel()
+
+
+def _look(wanted: frozenset[File]) -> tuple[dict[File, list[Holder]], float]:
+    """Who holds the files, and the CPU time in seconds that looking took."""
+    began = thread_time()
+    return holders_of(wanted), thread_time() - began
 
 
 def _files(backends: Iterable[HostMemoryBackend]) -> dict[str, File]:

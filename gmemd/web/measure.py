@@ -1,25 +1,26 @@
 """How much of the objects is in memory, measured beside the event loop's work.
 
 Measuring costs a system call for each part of an object that is of one visibility, and time in the kernel in
-proportion to what is resident.  So it is done in batches, each in a worker thread on duplicates of the descriptors
-(the object may be deleted meanwhile), with the loop free between two batches; a sweep over all objects is
-shared by all who ask, and takes at most a twentieth of one CPU's time.
+proportion to what is resident.  So it is done in a worker thread; a sweep over all objects is shared by all who ask,
+and takes at most a twentieth of one CPU's time.  Every now and then the thread sleeps: while it computes, the event
+loop has to wait for the interpreter.  An object may be deleted meanwhile, and its descriptor's number be another
+file's: what was measured counts only if the descriptor is the object's still (`HostMemoryBackend.close`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from time import monotonic
+from time import monotonic, sleep
 from typing import Final, NamedTuple
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd, in_thread
 from gmemd.ranges import PRIVATE, SHARED
 
-BATCH: Final = 64  # parts in one turn of the worker
+TURN: Final = 200e-6  # seconds that the worker works
+PAUSE: Final = 500e-6  # seconds that it then sleeps
 REST: Final = 20  # a sweep is not repeated before this many times its own duration
 FRESH: Final = 1.0  # seconds that a sweep is good for at least
 
@@ -52,10 +53,10 @@ class Totals:
 
 def parts(backend: HostMemoryBackend) -> Iterator[Part]:
     """What must be measured to know the private and shared resident bytes of an object."""
-    visibility = backend.visibility
-    if visibility is None:
+    if backend.visibility is None:
         yield backend.fd, backend.offset, backend.memory_size if backend.offset else 0, SHARED
         return
+    visibility = backend.visibility.copy()  # the event loop may go on with the other one
     if len(visibility) == 1:
         yield backend.fd, 0, 0, visibility.at(0)
     else:
@@ -72,6 +73,7 @@ class Measurer:
         self._gmemd = gmemd
         self._known: Known = {}
         self._sweep: asyncio.Task[None] | None = None
+        self._closed = False
         self.totals: Totals | None = None  # of the last sweep
 
     def last(self, backend: HostMemoryBackend) -> Resident | None:
@@ -83,8 +85,8 @@ class Measurer:
         """Measure those (few) of which nothing is known that is younger than `max_age` seconds."""
         oldest = monotonic() - max_age
         stale = [backend for backend in backends if (last := self.last(backend)) is None or last.when < oldest]
-        async for _ in self._measure(stale, self._known):
-            pass
+        if stale:
+            self._known.update(await in_thread(self._measure, stale))
 
     async def sweep(self, wait: float) -> Totals | None:
         """The totals; older ones when a new sweep takes longer than `wait` seconds, None when there are none yet."""
@@ -99,73 +101,54 @@ class Measurer:
         return totals is None or monotonic() - totals.when > max(FRESH, REST * totals.seconds)
 
     async def _measure_all(self) -> None:
-        began, private, shared, unknown = monotonic(), 0, 0, 0
-        known: Known = {}
         try:
-            async for found in self._measure(self._gmemd.objects.in_creation_order(), known):
-                private += sum([one.private for one in found])
-                shared += sum([one.shared for one in found])
-                unknown += sum([not one.known for one in found])
-            self._known = known
-            self.totals = Totals(private, shared, unknown, monotonic(), monotonic() - began)
+            self._known, self.totals = await in_thread(self._measure_sum, self._gmemd.objects.in_creation_order())
         finally:
             self._sweep = None
 
-    async def _measure(self, backends: Iterable[HostMemoryBackend], known: Known) -> AsyncIterator[list[Resident]]:
-        """Measure objects, note it in `known`, and give it in portions."""
-        batch: list[tuple[HostMemoryBackend, Part]] = []
+    async def look(self, backend: HostMemoryBackend, wanted: Sequence[Part]) -> list[int | None]:
+        """The resident bytes of each of an object's parts; None where the kernel does not tell."""
+        found: list[int | None] = await in_thread(lambda: [self._count(backend, part) for part in wanted])
+        return found
+
+    # -- in the worker thread ----------------------------------------------------------------------
+
+    def _measure_sum(self, backends: Iterable[HostMemoryBackend]) -> tuple[Known, Totals]:
+        began = monotonic()
+        known = self._measure(backends)
+        residents = [resident for _, resident in known.values()]
+        return known, Totals(sum([one.private for one in residents]), sum([one.shared for one in residents]),
+                             sum([not one.known for one in residents]), monotonic(), monotonic() - began)
+
+    def _measure(self, backends: Iterable[HostMemoryBackend]) -> Known:
+        known: Known = {}
+        began = monotonic()
         for backend in backends:
+            if self._closed:
+                break
+            if monotonic() - began >= TURN:
+                sleep(PAUSE)
+                began = monotonic()
+            counts = [(part[3], self._count(backend, part)) for part in parts(backend)]
             if backend.fd >= 0:  # else it was deleted meanwhile
-                batch += [(backend, part) for part in parts(backend)]
-            if len(batch) >= BATCH:
-                yield await self._measure_batch(batch, known)
-                batch = []
-        if batch:
-            yield await self._measure_batch(batch, known)
+                private = sum([count or 0 for state, count in counts if state is PRIVATE])
+                shared = sum([count or 0 for state, count in counts if state is SHARED])
+                complete = all([count is not None for _, count in counts])
+                known[backend.id] = (backend, Resident(private, shared, monotonic(), complete))
+        return known
 
-    async def _measure_batch(self, batch: list[tuple[HostMemoryBackend, Part]], known: Known) -> list[Resident]:
-        """The same for whole objects, of whose parts there may be many."""
-        sums: dict[str, tuple[HostMemoryBackend, list[int]]] = {}
-        for start in range(0, len(batch), BATCH):
-            now = batch[start:start + BATCH]
-            counts = await self.look([part for _, part in now])
-            for (backend, (_, _, _, state)), count in zip(now, counts, strict=True):
-                total = sums.setdefault(backend.id, (backend, [0, 0, 0]))[1]
-                total[2 if count is None else state] += 1 if count is None else count
-        when = monotonic()
-        found = []
-        for backend, (shared, private, unknown) in sums.values():
-            found.append(Resident(private, shared, when, not unknown))
-            known[backend.id] = (backend, found[-1])
-        return found
-
-    async def look(self, batch: list[Part]) -> list[int | None]:
-        """The resident bytes of each (few) part; None where the kernel does not tell or the object is gone."""
-        copies: dict[int, int] = {}  # fd: its duplicate, which the worker closes
-        for fd, _, _, _ in batch:
-            if fd not in copies:
-                try:
-                    copies[fd] = os.dup(fd)
-                except OSError:
-                    copies[fd] = -1
-        found: list[int | None] = await in_thread(self._look, copies, batch)
-        return found
-
-    def _look(self, copies: dict[int, int], batch: list[Part]) -> list[int | None]:
-        found: list[int | None] = []
+    def _count(self, backend: HostMemoryBackend, part: Part) -> int | None:
+        fd, offset, size, _ = part
         try:
-            for fd, offset, size, _ in batch:
-                try:
-                    found.append(self._gmemd.kernel.resident(copies[fd], offset, size))
-                except OSError:
-                    found.append(None)
-        finally:
-            for copy in copies.values():
-                if copy >= 0:
-                    os.close(copy)
-        return found
+            count = self._gmemd.kernel.resident(fd, offset, size)
+        except OSError:
+            return None
+        return count if fd in (backend.fd, backend.private_fd) else None
+
+    # ----------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """End a sweep that is under way."""
+        self._closed = True
         if self._sweep is not None:
             self._sweep.cancel()

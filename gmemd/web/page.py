@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64encode
 from functools import cache
 from hashlib import sha256
@@ -38,6 +39,7 @@ def security_policy() -> str:
 async def render_page(state: State, painter: Painter, given: dict[str, Any]) -> str:
     """The document for the parameters of the route."""
     picture = await painter.paint(given, _PATIENCE)
+    await asyncio.sleep(0)  # others go first
     gmemd, parts = state.gmemd, picture.sections
     name = f" · {escape(gmemd.name)}" if gmemd.name else ""
     title = f"gmemd{name}: {plural(len(gmemd.objects), 'object')}"

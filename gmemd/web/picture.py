@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +12,7 @@ from urllib.parse import urlencode
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.holders import Holder
 from gmemd.web import sections
+from gmemd.web.pace import Pace
 from gmemd.web.state import State
 from gmemd.web.strip import measure_strip
 
@@ -46,18 +46,18 @@ class Painter:
         Totals and holders that take longer than `patience` seconds are left for a later picture.
         """
         state, gmemd = self._state, self._state.gmemd
-        found = state.objects(given["q"], given["sort"])
+        found = await state.objects(given["q"], given["sort"])
         pages = max(1, -(-len(found) // ROWS))
         page = min(given["page"], pages)
         shown = found[(page - 1) * ROWS:page * ROWS]
         totals = await state.measurer.sweep(patience)
         rows = await self._paint_rows(shown, patience)
-        by_type = state.by_type().values()
+        sums = gmemd.objects.sums.values()
         host = await state.host.read()
         jobs = await state.query("query-jobs") if "query-jobs" in gmemd.schema.commands else []
         return Picture({
-            "summary": sections.summary(gmemd, sum([number for number, _ in by_type]),
-                                        sum([size for _, size in by_type]), totals, state.why_not_ready()),
+            "summary": sections.summary(gmemd, len(gmemd.objects), sum([size for _, size in sums]), totals,
+                                        state.why_not_ready()),
             "warnings": sections.warnings(gmemd),
             "host": sections.host_bar(host, totals),
             "jobs": sections.jobs(jobs),
@@ -71,15 +71,15 @@ class Painter:
         held = await state.holders.find_soon(shown, patience)
         if len(self._rows) > _CACHED:
             self._rows.clear()
-        rows = {}
+        rows, pace = {}, Pace()
         for backend in shown:
             holders = held.get(backend.id)
             key = self._key(backend, holders)
             known = self._rows.get(backend.id)
             if known is None or known[0] != key:
                 known = self._rows[backend.id] = (key, await self._paint_row(backend, holders))
-                await asyncio.sleep(0)  # others come first
             rows[backend.id] = known[1]
+            await pace.keep()
         return rows
 
     async def _paint_row(self, backend: HostMemoryBackend, holders: list[Holder] | None) -> str:

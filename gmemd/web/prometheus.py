@@ -7,7 +7,6 @@ request, by `per_object`, in portions.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from itertools import accumulate
 from typing import Any, Final
@@ -20,19 +19,19 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import CollectorRegistry
+from prometheus_client.registry import Collector
 
-from gmemd.commands.context import in_thread
 from gmemd.metrics import BOUNDS, OTHER, Tally
 from gmemd.web.host import Host
 from gmemd.web.measure import Totals
+from gmemd.web.pace import Pace
+from gmemd.web.process import process_metrics
 from gmemd.web.state import State
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 COMMANDS_NAMED: Final = 60
 WAIT: Final = 1.0  # seconds that a scrape waits for a sweep
-_PORTION: Final = 100  # objects written at a time
+_PORTION: Final = 50  # objects written at a time
 
 _SIZE = ("gmemd_object_size_bytes", "Size of the memory objects, by type.")
 _RESIDENT = ("gmemd_object_resident_bytes", "Memory that the objects occupy now, by visibility.")
@@ -44,28 +43,39 @@ class Scraper:
     def __init__(self, state: State) -> None:
         self._state = state
         self._named: list[str] = []  # commands with series of their own
-        self._process = CollectorRegistry()
-        ProcessCollector(registry=self._process)
+        self._texts: dict[str, tuple[Any, bytes]] = {}  # samples and text of a family when it was last made
 
     async def text(self, *, objects: bool) -> AsyncIterator[bytes]:
         """The exposition in portions, with a series for each object if asked."""
         totals = await self._state.measurer.sweep(WAIT)
         host = await self._state.host.read()
-        registry = CollectorRegistry()
-        registry.register(_Families(list(self._families(totals, host, summed=not objects))))
-        yield await in_thread(generate_latest, registry)
-        yield await in_thread(generate_latest, self._process)
+        pace, portions, before = Pace(), [], ""
+        for family in self._families(totals, host, summed=not objects):
+            portions.append(self._text_of(family, headed=family.name != before))
+            before = family.name
+            await pace.keep()
+        yield b"".join(portions)
         if objects:
             async for portion in self._per_object():
                 yield portion
 
+    def _text_of(self, family: Metric, *, headed: bool) -> bytes:
+        """The text of a family, or of a part of it that is not `headed`; made anew only when it has changed."""
+        key = family.name + str(family.samples[0].labels if family.samples else "")
+        known = self._texts.get(key)
+        if known is None or known[0] != family.samples:
+            known = self._texts[key] = (family.samples, generate_latest(_Families([family])))
+        return known[1] if headed else known[1].split(b"\n", 2)[2]
+
     def _families(self, totals: Totals | None, host: Host, *, summed: bool) -> Iterator[Metric]:
+        """All families; one that comes in parts does so in a row."""
         yield from self._daemon()
         yield from self._objects(totals, summed=summed)
         yield from _host(host)
         yield from self._qmp()
         yield from self._work()
         yield from self._custody()
+        yield from process_metrics()
 
     def _daemon(self) -> Iterator[Metric]:
         gmemd = self._state.gmemd
@@ -79,9 +89,9 @@ class Scraper:
                                 self._state.lag.longest)
 
     def _objects(self, totals: Totals | None, *, summed: bool) -> Iterator[Metric]:
-        by_type = self._state.by_type()
-        counts = {name: number for name, (number, _) in by_type.items()}
-        sizes = {name: size for name, (_, size) in by_type.items()}
+        sums = self._state.gmemd.objects.sums
+        counts = {name: number for name, (number, _) in sums.items()}
+        sizes = {name: size for name, (_, size) in sums.items()}
         yield _labelled(GaugeMetricFamily("gmemd_objects", "How many memory objects there are.", labels=["qom_type"]),
                         counts)
         if summed:
@@ -97,11 +107,11 @@ class Scraper:
 
     def _qmp(self) -> Iterator[Metric]:
         counters = self._state.gmemd.counters
-        commands = CounterMetricFamily("gmemd_qmp_commands", "Answered commands.", labels=["command", "result"])
         for name, (succeeded, failed) in self._tallies().items():
+            commands = CounterMetricFamily("gmemd_qmp_commands", "Answered commands.", labels=["command", "result"])
             commands.add_metric([name, "ok"], succeeded)
             commands.add_metric([name, "error"], failed)
-        yield commands
+            yield commands
         durations = HistogramMetricFamily(
             "gmemd_qmp_command_duration_seconds",
             "From the start of a command to its reply: those that only read, and those that change something"
@@ -156,13 +166,13 @@ class Scraper:
                                 float(gmemd.custody is None or not gmemd.custody.read_only))
 
     async def _per_object(self) -> AsyncIterator[bytes]:
-        backends = list(self._state.objects())
+        backends, pace = await self._state.objects(), Pace()
         for name, text in (_SIZE, _RESIDENT):
             yield f"# HELP {name} {text}\n# TYPE {name} gauge\n".encode()
             for start in range(0, len(backends), _PORTION):
                 lines = [line for backend in backends[start:start + _PORTION] for line in self._lines(name, backend)]
                 yield "".join(lines).encode()
-                await asyncio.sleep(0)  # others come first
+                await pace.keep()
 
     def _lines(self, name: str, backend: Any) -> Iterator[str]:
         """Ids and types need no escaping."""
@@ -175,7 +185,7 @@ class Scraper:
             yield f'{name}{{id="{backend.id}",visibility="shared"}} {known.shared}\n'
 
 
-class _Families:
+class _Families(Collector):
     """A collector of what was made already."""
 
     def __init__(self, families: list[Metric]) -> None:

@@ -34,7 +34,7 @@ from gmemd.web.state import State
 
 CONNECTIONS_MAX: Final = 64
 _CLOSE_SECONDS: Final = 1.0
-_SWITCH_SECONDS: Final = 0.0005  # after which a worker thread lets the event loop go on
+_SWITCH_SECONDS: Final = 100e-6  # after which a worker thread lets the event loop go on
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _HEADERS: Final = {
     "Content-Security-Policy": security_policy(),
@@ -136,6 +136,7 @@ class HttpServer:
 
     async def _status_page(self, request: web.Request, given: dict[str, Any]) -> web.StreamResponse:
         page = await render_page(self.state, self._painter, given)
+        await asyncio.sleep(0)  # others go first
         return web.Response(text=page, content_type="text/html", charset="utf-8", headers=_HEADERS)
 
     async def _live(self, request: web.Request, given: dict[str, Any]) -> web.StreamResponse:

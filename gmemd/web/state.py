@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.commands.context import Gmemd
+from gmemd.commands.context import Gmemd, in_thread
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.web.holding import HolderFinder
 from gmemd.web.host import HostReader, Lag
@@ -28,7 +28,6 @@ class State:
         self.holders = HolderFinder()
         self.host = HostReader(self.gmemd.kernel)
         self.lag = Lag(asyncio.get_running_loop())
-        self._by_type: tuple[int, dict[str, tuple[int, int]]] = (-1, {})
         self._sorted: tuple[Any, list[HostMemoryBackend]] = (None, [])
 
     def why_not_ready(self) -> str:
@@ -44,28 +43,16 @@ class State:
             return f"the latest change could not be kept: {self.gmemd.not_kept}"
         return "" if custody is None else custody.trouble
 
-    def objects(self, wanted: str = "", order: str = "created") -> Sequence[HostMemoryBackend]:
+    async def objects(self, wanted: str = "", order: str = "created") -> Sequence[HostMemoryBackend]:
         """The objects whose id contains `wanted`, by "created", "id" or "size" (the largest first)."""
         key = (self.gmemd.objects.version, wanted, order)
         if self._sorted[0] != key:
-            found = [backend for backend in self.gmemd.objects.in_creation_order() if wanted in backend.id]
-            if order == "id":
-                found.sort(key=lambda backend: backend.id)
-            elif order == "size":
-                found.sort(key=lambda backend: (-backend.memory_size, backend.id))
+            found = self.gmemd.objects.in_creation_order()
+            if wanted or order != "created":
+                found = await in_thread(_select, found, wanted, order)
             self._sorted = (key, found)
+            return found
         return self._sorted[1]
-
-    def by_type(self) -> dict[str, tuple[int, int]]:
-        """Number and bytes of the objects of each type."""
-        version = self.gmemd.objects.version
-        if self._by_type[0] != version:
-            found = dict.fromkeys(self.gmemd.schema.object_types, (0, 0))
-            for backend in self.gmemd.objects.in_creation_order():
-                number, size = found.get(backend.qom_type, (0, 0))
-                found[backend.qom_type] = (number + 1, size + backend.memory_size)
-            self._by_type = (version, found)
-        return self._by_type[1]
 
     async def query(self, command: str) -> Any:
         """The answer of a query command without arguments, as a value."""
@@ -75,3 +62,12 @@ class State:
         self.lag.close()
         self.measurer.close()
         self.holders.close()
+
+
+def _select(found: list[HostMemoryBackend], wanted: str, order: str) -> list[HostMemoryBackend]:
+    found = [backend for backend in found if wanted in backend.id]
+    if order == "id":
+        found.sort(key=lambda backend: backend.id)
+    elif order == "size":
+        found.sort(key=lambda backend: (-backend.memory_size, backend.id))
+    return found

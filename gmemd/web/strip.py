@@ -12,7 +12,7 @@ from typing import Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.ranges import PRIVATE, SHARED
-from gmemd.web.measure import BATCH, Measurer, Part
+from gmemd.web.measure import Measurer, Part
 
 CELLS: Final = 64
 HEIGHT: Final = 16  # units of a column
@@ -39,13 +39,11 @@ async def measure_strip(backend: HostMemoryBackend, measurer: Measurer, page: in
         return [_cell(private, shared, private * full, shared * full) for private, shared in sizes]
     todo = [(number, part) for number, cell in enumerate(cells) for part in _parts(backend, *cell)]
     found = [[0, 0] for _ in cells]
-    for start in range(0, len(todo), BATCH):
-        batch = todo[start:start + BATCH]
-        for (number, (_, _, size, state)), count in zip(batch, await measurer.look([part for _, part in batch]),
-                                                        strict=True):
-            if count is None:  # huge pages are counted only as a whole
-                count = size * resident // backend.memory_size
-            found[number][state] += count
+    counts = await measurer.look(backend, [part for _, part in todo])
+    for (number, (_, _, size, state)), count in zip(todo, counts, strict=True):
+        if count is None:  # huge pages are counted only as a whole
+            count = size * resident // backend.memory_size
+        found[number][state] += count
     return [_cell(private, shared, *_shares(backend, private, shared, *counts))
             for (private, shared), counts in zip(sizes, found, strict=True)]
 

@@ -11,14 +11,16 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.process_collector import ProcessCollector
 
 from gmemd.errors import QmpError
+from gmemd.web.process import process_metrics
 from tests.daemon import START
 from tests.programs import ROOT, needs
 from tests.web.site import Site
@@ -93,6 +95,33 @@ def test_commands_are_counted_by_name_and_result() -> None:
 def _made(client: Any) -> str:
     client.execute("object-add", {"qom-type": "memory-backend-guest-memfd", "id": "g", "size": 8192})
     return "g"
+
+
+def test_sums_follow_the_objects(site: Site) -> None:
+    """Number and bytes by type are those of the objects, also after some were deleted or refused."""
+    with site.client() as client:
+        for name in ("a", "b", "a"):
+            with suppress(QmpError):
+                client.execute("object-add", {"qom-type": "memory-backend-shm", "id": name, "size": 8192,
+                                              "share": True})
+        assert one(site, "gmemd_objects", qom_type="memory-backend-shm") == 2
+        client.execute("object-del", {"id": "a"})
+        assert one(site, "gmemd_objects", qom_type="memory-backend-shm") == 1
+        assert one(site, "gmemd_object_size_bytes", qom_type="memory-backend-shm") == 8192
+        client.execute("object-del", {"id": "b"})
+    assert one(site, "gmemd_object_size_bytes", qom_type="memory-backend-shm") == 0
+
+
+def test_process_metrics_are_the_usual_ones() -> None:
+    """Names, types and help are those of prometheus_client's own collector, and so are values that stay the same."""
+    usual = {family.name: family for family in ProcessCollector(registry=None).collect()}
+    ours = {family.name: family for family in process_metrics()}
+    assert {name: (family.type, family.documentation) for name, family in usual.items()} == {
+        name: (family.type, family.documentation) for name, family in ours.items()}
+    for name in ("process_max_fds", "process_start_time_seconds"):
+        assert usual[name].samples[0].value == pytest.approx(ours[name].samples[0].value)
+    # theirs counts the descriptor that it lists by
+    assert usual["process_open_fds"].samples[0].value == ours["process_open_fds"].samples[0].value + 1
 
 
 @needs("promtool")
