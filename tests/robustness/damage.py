@@ -6,12 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from gmemd.errors import QmpError
 from gmemd.qmp.client import Client
 from tests.robustness.scenarios import add, delete
-from tests.robustness.world import World, Wrong, checksum, look, write_pattern
+from tests.robustness.world import State, World, Wrong, checksum, look, write_pattern
 
 Harm = Callable[[Path], None]
 
@@ -75,21 +74,21 @@ def harm(world: World, what: str, how: Harm) -> str:
     return result
 
 
-def _make(client: Client) -> dict[str, int]:
-    """Objects with contents; the CRC-32 of each."""
+def _make(client: Client) -> State:
+    """Objects with contents."""
     for object_id in IDS:
         client.execute(*add("memfd", object_id))
         write_pattern(client, object_id)
-    return look(client).contents
+    return look(client)
 
 
-def _judge(what: str, before: dict[str, int], now: Any, words: str, client: Client) -> str:
-    found = {object_id: crc for object_id, crc in now.contents.items() if object_id in before}
-    if any(before[object_id] != crc for object_id, crc in found.items()):
-        raise Wrong(f"{what}: contents are other ones")
+def _judge(what: str, before: State, now: State, words: str, client: Client) -> str:
+    found = now.objects.keys() & before.objects.keys()
+    if any(before.of(object_id) != now.of(object_id) for object_id in found):
+        raise Wrong(f"{what}: objects are other ones")
     if now.lost:
         raise Wrong(f"{what}: {now.lost} are reported lost, though nothing is")
-    missing = {crc for object_id, crc in before.items() if object_id not in found}
+    missing = {crc for object_id, crc in before.contents.items() if object_id not in found}
     if missing and "registry" not in words and words.count("belongs to no object") != len(missing):
         raise Wrong(f"{what}: nobody says why objects are missing: {words}")
     claimed = set()
