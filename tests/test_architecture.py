@@ -14,7 +14,7 @@ ROOT = Path(gmemd.__file__).parent
 
 # Bottom to top; a module may import from its own layer's packages and from everything below.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "metrics", "ghashtable", "ranges", "holders", "jobs", "lease", "survival", "audit"),
+    ("errors", "loop", "metrics", "ghashtable", "ranges", "holders", "jobs", "lease", "survival", "audit"),
     ("qmp.lexer", "qmp.parser", "qmp.strings", "qmp.stream", "qmp.encode", "schema", "kernel"),
     ("qmp.session", "backends", "persist", "fds"),
     ("objects", "lab", "accounting"),
@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 
 MAY_IMPORT = {
-    "asyncio": ("qmp.monitor", "qmp.listener", "qmp.client", "commands", "daemon", "web", "cli", "emulator"),
+    "asyncio": ("loop", "qmp.monitor", "qmp.listener", "qmp.client", "commands", "daemon", "web", "cli", "emulator"),
     "socket": ("qmp.monitor", "qmp.listener", "qmp.client", "persist", "daemon", "web", "cli", "emulator", "testing",
                "demo"),
     "fcntl": ("kernel", "persist", "demo"),

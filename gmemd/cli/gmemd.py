@@ -104,8 +104,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.version:
         print(f"gmemd {__version__}")
         return 0
-    load_asyncio()
-    from gmemd.daemon import Daemon, Options, QmpSocket
+
+    from gmemd.loop import run  # before anything imports asyncio
 
     if options.object:
         from gmemd.schema.help import object_help
@@ -116,14 +116,14 @@ def _run(options: argparse.Namespace) -> int:
                 print(text)
                 return 0
     configure_log(options.log_level)
+    from gmemd.daemon import Daemon, Options, QmpSocket
+
     if options.qmp:
         sockets = tuple(QmpSocket(*parse_qmp(text)) for text in options.qmp)
     else:
         sockets = (QmpSocket(default_socket(), default=True),)
     directory = options.state_dir or os.path.dirname(os.path.abspath(sockets[0].path))
-    import asyncio
-
-    asyncio.run(Daemon(Options(
+    run(Daemon(Options(
         qmp=sockets, objects=_objects(options.object), kernel=options.kernel,
         state_dir=directory, persist=options.persist, name=options.name,
         uuid=None if options.uuid is None else _uuid(options.uuid), unstable_input=_unstable_input(options.compat),
@@ -131,15 +131,6 @@ def _run(options: argparse.Namespace) -> int:
         http=_http(options.http), audit=options.audit,
     )).run())
     return 0
-
-
-def load_asyncio() -> None:
-    """Import asyncio without TLS, which nobody here uses: the module ssl would take 12 ms and 4.5 MiB."""
-    if "ssl" not in sys.modules:
-        sys.modules["ssl"] = None  # type: ignore[assignment]  # to the import system: there is none
-        import asyncio  # noqa: F401
-
-        del sys.modules["ssl"]
 
 
 def default_socket() -> str:

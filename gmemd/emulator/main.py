@@ -34,13 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(line: CommandLine, ready: Callable[[], None]) -> None:
-    import asyncio
-
     from gmemd.cli.gmemd import configure_log
-    from gmemd.emulator.process import Emulator
+    from gmemd.loop import run  # before anything imports asyncio
 
     configure_log("warning")
-    asyncio.run(Emulator(line, os.environ, ready).run())
+    from gmemd.emulator.process import Emulator
+
+    run(Emulator(line, os.environ, ready).run())
 
 
 def _daemonize(line: CommandLine) -> int:
