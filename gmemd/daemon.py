@@ -27,7 +27,7 @@ from gmemd.kernel.choose import choose_kernel
 from gmemd.log import log
 from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
-from gmemd.persist.waits import Flush, NotKept, Wait
+from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
 from gmemd.qmp.listener import Listener, bind_unix
 from gmemd.qmp.monitor import Monitor
 from gmemd.schema.validate import Schema
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 # The dialect that is spoken: QEMU 11.1.
 QEMU_VERSION = {"major": 11, "minor": 1, "micro": 0}
 
+_SOON = 0.001  # seconds; a manager at rest needs a twentieth of it, and asking the loop to wait takes longer
 _RETRY_SECONDS = 30.0
 
 Waiting = list[tuple[list[Change], Callable[[], None]]]
@@ -245,9 +246,11 @@ class Daemon:
         self._drive(flush, partial(next, flush), waiting)
 
     def _drive(self, flush: Flush, advance: Callable[[], Wait], waiting: Waiting) -> None:
-        """Carry a flush on to the next thing it waits for, or to its end."""
+        """Carry a flush on to the next thing that it has to wait long for, or to its end."""
         try:
             wait = advance()
+            while _comes_soon(wait):
+                wait = flush.send(True)
         except StopIteration:
             self._flushed(waiting, None)
             return
@@ -326,6 +329,14 @@ class Daemon:
         self._gmemd.close()
         log.call_later = None
         log.flush()
+
+
+def _comes_soon(wait: Wait) -> bool:
+    """Wait a moment here for what a flush waits for; False: it is not there, or cannot be waited for so."""
+    try:
+        return wait_for(wait, _SOON)
+    except OSError:
+        return False
 
 
 def _carry_out(step: Callable[[], None]) -> None:

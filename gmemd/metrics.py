@@ -71,5 +71,5 @@ class Counters:
         seconds = now - began
         durations = tally.durations
         durations.seconds += seconds
-        durations.counts[bisect_left(BOUNDS, seconds)] += 1
+        durations.counts[bisect_left(BOUNDS, seconds) if seconds > BOUNDS[0] else 0] += 1
         return now

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 _HERE: Final = os.path.dirname(__file__)
 OBJECT_ADD: Final = "object-add"
-
-
-class _Compiled(Protocol):
-    def is_valid(self, instance: Any, /) -> bool: ...
 
 
 class Property(NamedTuple):
@@ -157,7 +153,7 @@ _SCALARS: Final = frozenset(("str", "bool", "size", "uint64", "uint32", "uint16"
 class Shape:
     """One closed object type: its members, what is mandatory, the defaults, the compiled validator."""
 
-    __slots__ = ("_compiled", "_document", "_on_off", "_refuse", "_wary", "defaults", "key", "properties", "required")
+    __slots__ = ("_document", "_is_valid", "_on_off", "_refuse", "defaults", "key", "properties", "required")
 
     def __init__(self, key: str, document: dict[str, Any], reject_unstable: bool) -> None:
         schema = document["$defs"][key]
@@ -169,9 +165,8 @@ class Shape:
         self._on_off = tuple(name for name, member in members if "x-accepts-bool" in member)
         unstable = [name for name, member in members if "unstable" in member.get("x-features", ())]
         self._refuse = frozenset(unstable if reject_unstable else ())
-        self._wary = bool(self._on_off or self._refuse)
         self._document = document
-        self._compiled: _Compiled | None = None
+        self._is_valid: Callable[[dict[str, Any]], bool] = self._compile  # the validator, made at the first use
 
     def accepts(self, given: dict[str, Any]) -> bool:
         """Whether `given` is surely right as it stands; False says only that explain.py must decide."""
@@ -179,34 +174,30 @@ class Shape:
             return not self.required
         for value in given.values():
             kind = type(value)
-            if kind is not str and kind is not bool and not _is_plain(kind, value):
+            if kind is not str and kind is not bool and not (kind is int and value >= 0) and not _is_plain(value):
                 return False
-        if self._wary and self._has_quirk(given):
+        for name in self._on_off:
+            if type(given.get(name)) is bool:
+                return False
+        if self._refuse and not self._refuse.isdisjoint(given):
             return False
         try:
-            return (self._compiled or self._compile()).is_valid(given)
+            return self._is_valid(given)
         except ValueError:  # no Unicode string, or a number beyond its reach
             return False
 
-    def _has_quirk(self, given: dict[str, Any]) -> bool:
-        """Whether a boolean is given for on or off, or an unstable member that the policy forbids."""
-        if self._refuse and not self._refuse.isdisjoint(given):
-            return True
-        return any(type(given.get(name)) is bool for name in self._on_off)
-
-    def _compile(self) -> _Compiled:
+    def _compile(self, given: dict[str, Any]) -> bool:
+        """Make the validator, and judge by it."""
         from jsonschema_rs import Draft202012Validator
 
         schema = {"$ref": f"#/$defs/{self.key}", "$defs": self._document["$defs"]}
-        self._compiled = compiled = Draft202012Validator(schema)
-        return compiled
+        self._is_valid = Draft202012Validator(schema).is_valid
+        return self._is_valid(given)
 
 
-def _is_plain(kind: type, value: Any) -> bool:
-    """Whether both validators and QEMU read an integer or list the same way."""
-    if kind is int:
-        return bool(value >= 0)
-    return kind is list and all(type(item) is str or (type(item) is int and item >= 0) for item in value)
+def _is_plain(value: Any) -> bool:
+    """Whether both validators and QEMU read a list the same way."""
+    return type(value) is list and all(type(item) is str or (type(item) is int and item >= 0) for item in value)
 
 
 class Command:
