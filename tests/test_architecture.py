@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "fcntl": ("kernel", "persist", "demo"),
     "ctypes": ("kernel", "persist", "demo"),
     "structlog": ("log",),
+    "rich": ("cli.terminal",),
 }
 
 

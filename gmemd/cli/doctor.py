@@ -35,7 +35,7 @@ def doctor(*, json: bool) -> int:
         print(render.as_json([finding._asdict() for finding in findings]))
     else:
         rows = [tuple(finding) for finding in findings if not finding.item.startswith(PROBE)]
-        print(render.table(("ITEM", "FOUND", "VERDICT", "WHAT FOLLOWS"), rows))
+        render.show(render.table(("ITEM", "FOUND", "VERDICT", "WHAT FOLLOWS"), rows))
     return 1 if any(finding.verdict == BAD for finding in findings) else 0
 
 

@@ -300,6 +300,7 @@ _VERBS: tuple[tuple[str, str, tuple[_Argument, ...]], ...] = (
         (
             (("--cancel",), {"metavar": "JOB", "help": "cancel this one"}),
             (("--dismiss",), {"metavar": "JOB", "help": "forget this one, which has ended"}),
+            (("-f", "--follow"), {"action": "store_true", "help": "show their progress until all have ended"}),
             _DRY_RUN,
         ),
     ),

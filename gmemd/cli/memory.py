@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from gmemd.cli import render
 from gmemd.cli.verbs import DONE, REFUSED, Connection, note
 from gmemd.cli.words import UsageError
 from gmemd.errors import QmpError
+
+if TYPE_CHECKING:
+    from gmemd.cli.terminal import Bars
 
 _POLL_SECONDS = 0.1
 
@@ -23,7 +27,7 @@ def survive(connection: Connection, options: Namespace) -> int:
         return DONE
     rows = [(status["id"], fate["event"], "yes" if fate["survives"] else "NO", fate.get("advice", ""))
             for status in sorted(found, key=lambda status: str(status["id"])) for fate in status["survival"]]
-    print(render.table(("ID", "EVENT", "SURVIVES", "TO CHANGE THAT"), rows))
+    render.show(render.table(("ID", "EVENT", "SURVIVES", "TO CHANGE THAT"), rows))
     return DONE
 
 
@@ -35,7 +39,8 @@ def who(connection: Connection, options: Namespace) -> int:
         return DONE
     rows = [(str(holder["pid"]), holder["comm"], render.user(holder["uid"]), str(holder["fds"]),
              render.size(holder["mapped"]), _access(holder), holder.get("cgroup", "")) for holder in found]
-    print(render.table(("PID", "COMMAND", "USER", "FDS", "MAPPED", "ACCESS", "CGROUP"), rows, ("PID", "FDS", "MAPPED")))
+    header = ("PID", "COMMAND", "USER", "FDS", "MAPPED", "ACCESS", "CGROUP")
+    render.show(render.table(header, rows, ("PID", "FDS", "MAPPED")))
     return DONE
 
 
@@ -77,7 +82,7 @@ def ranges(connection: Connection, options: Namespace) -> int:
         print(render.as_json(found))
         return DONE
     rows = [(f"{part['offset']:#x}", render.size(part["size"]), part["visibility"]) for part in found["ranges"]]
-    print(render.table(("OFFSET", "SIZE", "VISIBILITY"), rows, ("OFFSET", "SIZE")))
+    render.show(render.table(("OFFSET", "SIZE", "VISIBILITY"), rows, ("OFFSET", "SIZE")))
     return DONE
 
 
@@ -87,7 +92,13 @@ def jobs(connection: Connection, options: Namespace) -> int:
         if getattr(options, verb):
             connection.change(f"job-{verb}", {"id": getattr(options, verb)})
             return DONE
-    connection.show(connection.execute("query-jobs"), "query-jobs")
+    found = _follow(connection) if options.follow else connection.execute("query-jobs")
+    if sys.stdout.isatty() and found and not connection.json:
+        from gmemd.cli.terminal import print_jobs
+
+        print_jobs(found)
+    else:
+        connection.show(found, "query-jobs")
     return DONE
 
 
@@ -95,7 +106,7 @@ def verify(connection: Connection, options: Namespace) -> int:
     """Read all that is in memory of an object, in a job, and show its progress."""
     job = f"verify-{options.id}-{time.time_ns():x}"
     connection.execute("memdev-verify", {"id": options.id, "job-id": job})
-    state = _follow(connection, job)
+    [state] = _follow(connection, job)
     if state.get("error"):
         note(state["error"])
     else:
@@ -105,18 +116,24 @@ def verify(connection: Connection, options: Namespace) -> int:
     return REFUSED if state.get("error") else DONE
 
 
-def _follow(connection: Connection, job: str) -> dict[str, Any]:
-    """Wait for a job's end, its progress on a terminal; what query-jobs says of it then."""
-    while True:
-        [state] = [found for found in connection.execute("query-jobs") if found["id"] == job]
-        if sys.stderr.isatty():
-            total = state["total-progress"] or 1
-            print(f"\r{100 * state['current-progress'] // total:3d} %", end="", file=sys.stderr, flush=True)
-        if state["status"] == "concluded":
-            if sys.stderr.isatty():
-                print("\r     \r", end="", file=sys.stderr)
-            return dict(state)
-        time.sleep(_POLL_SECONDS)
+def _follow(connection: Connection, job: str = "") -> list[dict[str, Any]]:
+    """Wait until a job (all jobs) has ended, with bars at a terminal; what query-jobs says of it (them) then."""
+    with _bars() as bars:
+        while True:
+            found = [state for state in connection.execute("query-jobs") if job in ("", state["id"])]
+            if bars is not None:
+                bars.show(found)
+            if all(state["status"] == "concluded" for state in found):
+                return found
+            time.sleep(_POLL_SECONDS)
+
+
+def _bars() -> AbstractContextManager[Bars | None]:
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from gmemd.cli.terminal import Bars
+
+    return Bars()
 
 
 def top(connection: Connection, options: Namespace) -> int:
@@ -128,11 +145,13 @@ def top(connection: Connection, options: Namespace) -> int:
                  f"{100 * status['resident'] // max(1, status['size'])}%", str(status["handed-out"]))
                 for status in found[:options.lines]]
         if sys.stdout.isatty():
-            print("\033[H\033[J", end="")
+            from gmemd.cli.terminal import clear
+
+            clear()
         total, resident = (sum(status[name] for status in found) for name in ("size", "resident"))
         print(f"{len(found)} objects, {render.size(resident)} of {render.size(total)} in memory")
-        print(render.table(("ID", "KIND", "SIZE", "RESIDENT", "", "OUT"), rows, ("SIZE", "RESIDENT", "", "OUT")),
-              flush=True)
+        render.show(render.table(("ID", "KIND", "SIZE", "RESIDENT", "", "OUT"), rows, ("SIZE", "RESIDENT", "", "OUT")))
+        sys.stdout.flush()
         count = None if count is None else count - 1
         if count != 0:
             time.sleep(options.delay)

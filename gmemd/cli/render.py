@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 # Members that count bytes: in query-qmp-schema a size is an int like any other.
 BYTES = frozenset(("size", "resident", "hugetlbsize", "align", "offset", "base-memory", "plugged-memory"))
-ALARMS = ("NO", "BAD")  # cells that should not be overlooked
+LONG = 200  # rows; rich takes a millisecond for each
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
@@ -60,47 +58,48 @@ def user(uid: int) -> str:
         return str(uid)
 
 
-def has_colours(environment: Mapping[str, str], *, terminal: bool) -> bool:
-    """Whether to mark what stands out: on a terminal that can, unless NO_COLOR (no-color.org) says otherwise."""
-    return terminal and not environment.get("NO_COLOR") and environment.get("TERM", "dumb") != "dumb"
+class Table(NamedTuple):
+    """Rows of cells; the columns named in `numbers` stand to the right. Without a header each row is a member."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        """Return lines of columns two blanks apart."""
+        lines = [self.header, *self.rows] if self.header else self.rows
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        right = [name in self.numbers for name in self.header] or [False] * len(widths)
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if to_right else cell.ljust(width)
+                for cell, width, to_right in zip(line, widths, right, strict=True)
+            ).rstrip()
+            for line in lines
+        )
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[str] = (), *,
-          colours: bool | None = None) -> str:
-    """Return lines of columns two blanks apart; the columns named in `numbers` stand to the right.
-
-    With `colours` (None: if standard output shows them) the header is bold and the ALARMS are red.
-    """
-    if colours is None:
-        colours = has_colours(os.environ, terminal=sys.stdout.isatty())
-    text = _aligned([list(header), *(list(row) for row in rows)], header, numbers)
-    if not colours:
-        return text
-    first, *rest = text.split("\n")
-    alarm = re.compile(rf"(?<=  )({'|'.join(ALARMS)})(?=  |$)")
-    return "\n".join([f"\033[1m{first}\033[m", *(alarm.sub("\033[31m\\1\033[m", line) for line in rest)])
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> Table:
+    """Return a table."""
+    return Table(header, list(rows), numbers)
 
 
-def _aligned(lines: list[list[str]], header: Sequence[str], numbers: Iterable[str]) -> str:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    right = [name in set(numbers) for name in header]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(line, widths, right, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+def fields(pairs: Iterable[tuple[str, str]]) -> Table:
+    """Return a table without header: one line for each name and text."""
+    return Table((), list(pairs))
 
 
-def fields(pairs: Iterable[tuple[str, str]]) -> str:
-    """Return one line for each name and text."""
-    rows = list(pairs)
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{name.ljust(width)}  {text}".rstrip() for name, text in rows)
+def show(what: Table | str) -> None:
+    """Print it; a table at a terminal with colours, and folded to its width, unless it is long."""
+    if isinstance(what, Table) and 0 < len(what.rows) <= LONG and sys.stdout.isatty():
+        from gmemd.cli.terminal import print_table
+
+        print_table(what)
+    else:
+        print(what)
 
 
-def value(what: Any, order: Sequence[str] = ()) -> str:
+def value(what: Any, order: Sequence[str] = ()) -> Table | str:
     """Return any command's result for people: a table for a list of objects, lines for an object.
 
     `order`: the members to begin with; on the wire, their order means nothing.
@@ -129,7 +128,7 @@ def cell(name: str, what: Any) -> str:
     return as_line(what)
 
 
-def _table_of(rows: list[dict[str, Any]], order: Sequence[str]) -> str:
+def _table_of(rows: list[dict[str, Any]], order: Sequence[str]) -> Table:
     names = ordered((name for row in rows for name in row), order)
     numbers = [name.upper() for name in names if all(type(row.get(name, 0)) is int for row in rows)]
     cells = ([cell(name, row[name]) if name in row else "" for name in names] for row in rows)

@@ -77,7 +77,7 @@ class Connection:
         elif value not in ({}, []):
             has_members = isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict))
             order = self.introspection.result_members(command) if has_members and command else ()
-            print(render.value(value, order))
+            render.show(render.value(value, order))
 
 
 def note(text: str) -> None:
@@ -95,7 +95,7 @@ def ls(connection: Connection, options: Namespace) -> int:
         return DONE
     header = ("ID", "TYPE", "KIND", "KERNEL", "SIZE", "RESIDENT", "OWNER", "AGE", "OUT")
     rows = sorted(_row(status) for status in found)
-    print(render.table(header, rows, ("SIZE", "RESIDENT", "OUT")))
+    render.show(render.table(header, rows, ("SIZE", "RESIDENT", "OUT")))
     return DONE
 
 
@@ -131,9 +131,9 @@ def show(connection: Connection, options: Namespace) -> int:
         return DONE
     people = {**status, "owner": _owner(status), "age": render.duration(status["age"])}
     names = render.ordered(people, connection.introspection.result_members("query-memdev-status"))
-    print(render.fields((name, _field(name, people[name])) for name in names))
+    render.show(render.fields((name, _field(name, people[name])) for name in names))
     print()
-    print(render.fields((name, _field(name, value)) for name, value in properties.items()))
+    render.show(render.fields((name, _field(name, value)) for name, value in properties.items()))
     return DONE
 
 
@@ -179,7 +179,7 @@ def get_fd(connection: Connection, options: Namespace) -> int:
     if connection.json:
         print(render.as_json(value))
     else:
-        print(render.fields((name, _field(name, part)) for name, part in value.items()))
+        render.show(render.fields((name, _field(name, part)) for name, part in value.items()))
         note(f"the descriptor ends with this process; 'gmemctl exec {options.id} -- COMMAND' hands it on")
     return DONE
 
@@ -225,7 +225,7 @@ def _print_help(connection: Connection, command: str, arguments: dict[str, Any])
         (member.name, "" if member.optional else "needed", " ".join(member.features), known.describe(member.type))
         for member in known.members(command, arguments)
     ]
-    print(render.table(("ARGUMENT", "", "FEATURES", "TYPE"), rows) if rows else f"{command} takes no arguments")
+    render.show(render.table(("ARGUMENT", "", "FEATURES", "TYPE"), rows) if rows else f"{command} takes no arguments")
     if tag and tag not in arguments:
         print(f"and more, depending on {tag}: add {tag}=..., then help")
 

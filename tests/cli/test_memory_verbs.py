@@ -63,6 +63,17 @@ def test_verify_shows_digests(guest: Gmemctl, client: Client) -> None:
     assert guest("jobs", "--cancel", "nope").status == 1
 
 
+def test_jobs_are_followed_to_their_end(guest: Gmemctl, client: Client) -> None:
+    """`jobs -f` comes back when all have ended, and lists them."""
+    client.execute("memdev-populate", {"id": "g0", "job-id": "fill"})
+    [job] = json.loads(guest("jobs", "-f", "-o", "json").out)
+    assert (job["id"], job["status"], job["current-progress"]) == ("fill", "concluded", 1 << 20)
+    header, line = guest("jobs").out.splitlines()
+    assert header.split() == ["ID", "TYPE", "STATUS", "CURRENT-PROGRESS", "TOTAL-PROGRESS"]
+    assert line.split()[:3] == ["fill", "populate", "concluded"]
+    assert guest("jobs", "--dismiss", "fill").status == 0
+
+
 def test_top_ends_after_its_count(guest: Gmemctl) -> None:
     """top shows what objects occupy, and sums it up."""
     out = guest("top", "-n", "1").out

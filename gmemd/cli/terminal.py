@@ -1,0 +1,92 @@
+"""Tables, colours and progress at a terminal, by rich; imported only there, for that takes longer than most verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Final, Self
+
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.progress_bar import ProgressBar
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from gmemd.cli.render import Table
+
+STYLES: Final = {"NO": "bold red", "BAD": "bold red", "note": "yellow", "yes": "green", "ok": "green"}  # by cell
+_BAR_WIDTH: Final = 20
+
+
+def _console(*, stderr: bool = False) -> Console:
+    """Texts come from outside: nothing in them is an instruction to rich."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def print_table(table: Table) -> None:
+    """Print a table to standard output; what does not fit is folded, nothing is left out."""
+    _console().print(_rich(table.header, table.rows, table.numbers))
+
+
+def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
+    """Print what query-jobs returned, with bars."""
+    rows = [(job["id"], job["type"], job["status"], _bar(job), job.get("error", "")) for job in jobs]
+    _console().print(_rich(("ID", "TYPE", "STATUS", "PROGRESS", "ERROR"), rows))
+
+
+def clear() -> None:
+    """Clear the screen."""
+    _console().clear()
+
+
+def _rich(header: Sequence[str], rows: Sequence[Sequence[RenderableType]], numbers: Sequence[str] = ()) -> RichTable:
+    made = RichTable(box=None, pad_edge=False, show_header=bool(header), header_style="bold")
+    last = len(header or rows[0]) - 1
+    for column in range(last + 1):
+        name = header[column] if header else ""
+        made.add_column(Text(name), justify="right" if name in numbers else "left", overflow="fold",
+                        no_wrap=column < last, style="" if header or column else "bold")
+    for row in rows:
+        made.add_row(*(Text(cell, STYLES.get(cell, "")) if isinstance(cell, str) else cell for cell in row))
+    return made
+
+
+def _bar(job: dict[str, Any]) -> RenderableType:
+    current, total = job["current-progress"], job["total-progress"] or 1
+    bar = RichTable.grid(padding=(0, 1))
+    bar.add_row(ProgressBar(total, current, width=_BAR_WIDTH), f"{100 * current // total:3d} %")
+    return bar
+
+
+class Bars:
+    """Progress of jobs on standard error, from `with` on; nothing of it stays."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
+                                  DownloadColumn(binary_units=True), TimeRemainingColumn(),
+                                  console=_console(stderr=True), transient=True)
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, jobs: Iterable[dict[str, Any]]) -> None:
+        """Bring the bars to what query-jobs says."""
+        for job in jobs:
+            if job["id"] not in self._tasks:
+                self._tasks[job["id"]] = self._progress.add_task(job["id"])
+            self._progress.update(self._tasks[job["id"]], completed=job["current-progress"],
+                                  total=job["total-progress"] or 1)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._progress.stop()
