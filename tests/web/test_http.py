@@ -280,6 +280,7 @@ def test_holders_are_those_of_the_command(site: Site) -> None:
             end = time.monotonic() + START  # a look at all processes is good for some seconds
             while not (shown := site.get("/api/v1/objects/ram0/holders").json):
                 assert time.monotonic() < end
+                time.sleep(0.05)
         finally:
             os.close(fd)
     assert [os.getpid()] == [holder["pid"] for holder in answer]
