@@ -198,10 +198,10 @@ def _scraping(url: str) -> subprocess.Popen[bytes]:
 
 @pytest.fixture(scope="module")
 def prometheus(tcp_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Prometheus that scrapes the daemon every second."""
+    """The URL of a Prometheus that scrapes the daemon all the time."""
     place = tmp_path_factory.mktemp("prometheus")
     (place / "prometheus.yml").write_text(f"""
-global: {{scrape_interval: 1s, evaluation_interval: 1s}}
+global: {{scrape_interval: 200ms, scrape_timeout: 200ms, evaluation_interval: 200ms}}
 rule_files: [{json.dumps(str(ALERTS))}]
 scrape_configs:
   - job_name: gmemd
@@ -273,6 +273,31 @@ def test_prometheus_takes_the_alert_rules(prometheus: str) -> None:
         time.sleep(0.05)
     assert {"ok"} == {rule["health"] for rule in group["rules"]}
     assert [rule["name"] for rule in group["rules"] if rule["state"] == "firing"] == []
+
+
+@needs("prometheus")
+@pytest.mark.e2e
+def test_every_panel_of_the_dashboard_shows_something(tcp_site: Site, prometheus: str) -> None:
+    """Prometheus takes each expression and has an answer, with the labels that its legend names."""
+    asked = list(_panels(json.loads(DASHBOARD.read_text())["panels"]))
+    assert len(asked) >= 15
+    with tcp_site.client() as client:
+        ask(prometheus, "gmemd_ready == 1")
+        with pytest.raises(QmpError):
+            client.execute("object-del", {"id": "nobody"})
+        for expression, legend in asked:
+            query = expression.replace("$instance", ".+").replace("$__rate_interval", "1m")
+            assert "$" not in query
+            for series in ask(prometheus, query):
+                assert set(re.findall(r"{{(\w+)}}", legend)) <= series["metric"].keys(), query
+
+
+def _panels(panels: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Expression and legend of everything that is drawn."""
+    for panel in panels:
+        for target in panel.get("targets", []):
+            yield target["expr"], target.get("legendFormat", "")
+        yield from _panels(panel.get("panels", []))
 
 
 async def test_few_series_with_many_commands() -> None:
