@@ -133,7 +133,7 @@ class Population:
         started = []
         try:
             for thread in others:
-                thread.start()
+                _start(thread)
                 started.append(thread)
             self._work(placed)
         except BaseException as exc:  # no thread to be had, or a signal: the others stop at their next step
@@ -176,6 +176,13 @@ class Population:
             self._done += size
             if self._progress is not None:
                 self._progress(self._done)
+
+
+def _start(thread: threading.Thread) -> None:
+    try:
+        thread.start()
+    except RuntimeError as exc:  # pthread_create(3) knows EAGAIN alone
+        raise refuse(errno.EAGAIN) from exc
 
 
 def without(ranges: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:

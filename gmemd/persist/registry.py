@@ -222,6 +222,9 @@ class Registry:
             if getattr(exc, "sqlite_errorname", _DAMAGE[0]).startswith(_DAMAGE):  # none: it is no UTF-8
                 raise Damaged(words) from exc
             raise QmpError(f"registry '{self.path}' cannot be read: {words}") from exc
+        except UnicodeDecodeError as exc:  # SQLite has quoted the file
+            self.close()
+            raise Damaged("its schema is no text") from exc
         except OSError as exc:
             self.close()
             raise QmpError(f"registry '{self.path}' cannot be read: {os.strerror(exc.errno or 0)}") from exc

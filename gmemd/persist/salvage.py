@@ -16,7 +16,7 @@ def salvage(path: str) -> list[Record]:
     found: dict[str, Record] = {}
     # until nothing more can be read
     with (
-        contextlib.suppress(sqlite3.Error),
+        contextlib.suppress(sqlite3.Error, UnicodeDecodeError),
         contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db,
         contextlib.closing(db.execute(f"SELECT {COLUMNS} FROM objects")) as cursor,
     ):

@@ -243,6 +243,14 @@ class TestDamage:
             except RegistryTooNew:
                 pytest.fail("a flipped bit is no newer version")
 
+    def test_a_schema_that_is_no_text(self, tmp_path: Path) -> None:
+        """SQLite quotes it in words that are no UTF-8: damage like any other."""
+        path = tmp_path / "r"
+        Registry(str(path)).close()
+        path.write_bytes(path.read_bytes().replace(b"CREATE TABLE objects", b"CREATE T\xccBLE objects"))
+        with closing(Registry(str(path))) as registry:
+            assert "is damaged (its schema is no text)" in registry.damage
+
     def test_ten_damages(self, tmp_path: Path) -> None:
         """Ten copies are kept, the last is overwritten."""
         for number in range(12):

@@ -102,10 +102,13 @@ class Sweep:
                          "acknowledged" if self._all_acknowledged(replies) else "not acknowledged")
         return outcome.reached
 
-    def fail_at(self, at: int, number: int) -> bool:
-        """Make a call fail with an errno; False: it cannot fail so, or the scenario was over before."""
+    def fail_at(self, at: int, number: int, *, only: str = "") -> bool:
+        """Make a call fail with an errno; False: it cannot fail so, or the scenario was over before.
+
+        `only`: such a call, the first of them if `at` is FIRST.
+        """
         before, opened = self._prepare(), self.world.opened()
-        outcome, replies = self._act(at, number)
+        outcome, replies = self._act(at, number, only)
         if outcome.dead or outcome.hung:
             return self._judge_end(outcome, before, replies, at, number)
         closed = self._link.closed
@@ -156,7 +159,7 @@ class Sweep:
             raise Wrong("the keeper has ended")
         return True
 
-    def _act(self, at: int, number: int = 0) -> tuple[Outcome, list[dict[str, Any]]]:
+    def _act(self, at: int, number: int = 0, only: str = "") -> tuple[Outcome, list[dict[str, Any]]]:
         fd = os.memfd_create("passed", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING) if self._scenario.passes_fd else -1
         try:
             if fd >= 0:
@@ -165,7 +168,8 @@ class Sweep:
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
             first = len(self._link.replies)
             outcome = self.world.trace(self._link, self._filled(self._scenario.requests), [fd] if fd >= 0 else None,
-                                       at=at, error=number, may=lambda call: not number or can_fail(call, number))
+                                       at=at, error=number,
+                                       may=lambda call: only in ("", call) and (not number or can_fail(call, number)))
             return outcome, self._link.replies[first:]
         finally:
             if fd >= 0:
@@ -369,7 +373,7 @@ class Sweep:
 def _says(desc: str, number: int) -> bool:
     """Does an error tell the errno? SQLite forgets it while it rolls back, and threads know one only."""
     forgotten = (f"{os.strerror(errno.EIO)} (SQLITE_IOERR_WRITE)",
-                 f"cannot start a thread: {os.strerror(errno.EAGAIN)}")
+                 os.strerror(errno.EAGAIN))
     return os.strerror(number) in desc or any(words in desc for words in forgotten)
 
 

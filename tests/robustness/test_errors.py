@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 import pytest
 
 from tests.robustness.scenarios import BY_NAME
-from tests.robustness.sweep import errors
+from tests.robustness.sweep import Sweep, errors
+from tests.robustness.tracer import FIRST
 from tests.robustness.world import World
 
 SAMPLE = {  # every so many points
@@ -34,3 +36,14 @@ def test_an_error_is_told_and_nothing_has_happened(world: World, name: str,
 
     assert tally.points > 1
     record_property("figure", f"{name}: {tally.points} errors, {tally.results['error']} told")
+
+
+def test_a_thread_that_is_not_to_be_had_is_told(world: World) -> None:
+    """The first of a preallocation or the second: the object is not made, and nothing stays allocated."""
+    sweep = Sweep(world, BY_NAME["object-add memfd by two threads"])
+    try:
+        for call in ("clone3", "clone3*"):
+            assert sweep.fail_at(FIRST, errno.ENOMEM, only=call)
+        assert sweep.tally.results == {"error": 2}
+    finally:
+        sweep.close()

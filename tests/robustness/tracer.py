@@ -26,6 +26,7 @@ _EVENT_STOP = 128
 _INFO_ENTRY, _INFO_EXIT = 1, 2
 _ALL, _NO_THREAD = 0x40000000, 0x20000000  # __WALL, __WNOTHREAD of include/uapi/linux/wait.h
 
+FIRST = -1  # of the calls that may be struck
 PATIENCE = 20.0  # seconds for one act
 
 # struct user_regs_struct of x86-64
@@ -71,7 +72,8 @@ class Outcome:
 class Tracer:
     """Runs one act under observation.
 
-    `at`: which call from 1 on, 0 none; `error`: an errno, 0: SIGKILL; `may`: whether a call is to be struck.
+    `at`: which call from 1 on, 0 none, FIRST the first that may be; `error`: an errno, 0: SIGKILL; `may`: whether a
+    call is to be struck.
     """
 
     def __init__(self, pid: int, *, at: int = 0, error: int = 0, may: Callable[[str], bool] = lambda _: True) -> None:
@@ -153,7 +155,7 @@ class Tracer:
             if tid == self._pid and waits and ended():
                 return True
             outcome.calls.append(name if tid == self._pid else f"{name}*")
-            if len(outcome.calls) == self._at and self._may(outcome.calls[-1]):
+            if not outcome.hit and self._at in (len(outcome.calls), FIRST) and self._may(outcome.calls[-1]):
                 self._strike(tid, name)
         self._go_on(tid)
         return False
