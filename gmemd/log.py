@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from gmemd.errors import QmpError
-from gmemd.qmp.encode import encode
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 FLUSH_SECONDS: Final = 0.05
@@ -120,10 +119,10 @@ class ClientLog:
     `who` are the members that tell the client from others.
     """
 
-    def __init__(self, log: Log, who: dict[str, Any]) -> None:
+    def __init__(self, log: Log, who: dict[str, int]) -> None:
         self._log = log
         self._who = who
-        self._who_json = encode(who)[1:-1]
+        self._who_json = ", ".join([f'"{name}": {value}' for name, value in who.items()]).encode()
         self._lines_a_second = CLIENT_LINES if log.takes("info") else 0
         self._left = 0  # lines that may still be written in this second
         self._omitted = 0

@@ -58,13 +58,13 @@ class Selector(BaseSelector):
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         keys = self._keys
-        found = self._epoll.poll(-1 if timeout is None else max(timeout, 0), max(len(keys), 1))
+        if timeout is not None and timeout < 0:
+            timeout = 0
         ready = []
-        for fd, events in found:
+        for fd, events in self._epoll.poll(timeout, len(keys) or 1):
             key = keys.get(fd)
             if key is not None:  # else another process holds what was closed here
-                happened = (EVENT_READ if events & _READABLE else 0) | (EVENT_WRITE if events & _WRITABLE else 0)
-                ready.append((key, happened & key.events))
+                ready.append((key, EVENT_READ if events == select.EPOLLIN else _happened(events) & key.events))
         return ready
 
     def get_key(self, fileobj: int) -> SelectorKey:  # type: ignore[override]
@@ -76,6 +76,10 @@ class Selector(BaseSelector):
     def close(self) -> None:
         self._epoll.close()
         self._keys.clear()
+
+
+def _happened(events: int) -> int:
+    return (EVENT_READ if events & _READABLE else 0) | (EVENT_WRITE if events & _WRITABLE else 0)
 
 
 def _mask(events: int) -> int:

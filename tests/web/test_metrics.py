@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import time
@@ -90,6 +91,19 @@ def test_commands_are_counted_by_name_and_result() -> None:
         "gmemd_fds_sent_total")] == [1, 8192, 1]
     assert sum(count.values()) == sum(value for name, value in found.items()
                                       if name.startswith("gmemd_qmp_command_duration_seconds_count"))
+
+
+def test_who_was_gone_before_the_greeting_is_not_connected() -> None:
+    """A client that has left while it waited to be accepted is let go like any other one."""
+    with Site() as site:
+        os.kill(site.pid, signal.SIGSTOP)
+        os.waitpid(site.pid, os.WUNTRACED)
+        for _ in range(3):
+            site.connect().close()
+        os.kill(site.pid, signal.SIGCONT)
+        with site.client() as client:
+            client.execute("query-version")
+            assert one(site, "gmemd_qmp_connections") == 1
 
 
 def _made(client: Any) -> str:
