@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import kubernetes_validate
 import pytest
+import yaml
 
 from tests.daemon import Daemon
-from tests.programs import ROOT
+from tests.programs import ROOT, needs
 
 pytestmark = pytest.mark.e2e
 
 # Blocks of these pages run, one after another, on a gmemd without objects (gmemctl.md: tests/cli).
-PAGES = ("README.md", "docs/qemu.md", "docs/audit.md")
+PAGES = ("README.md", "docs/qemu.md", "docs/audit.md", "docs/metrics.md")
 # What the other blocks need, and which tests run the same: a marked block must be on one of these pages.
 MARKED = {
     "clone": {"README.md"},  # tests/e2e/test_fresh_clone.py
@@ -33,22 +37,26 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(found[1].strip(), found[2]) for found in _BLOCK.finditer(page.read_text())]
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_blocks_run(name: str, tmp_path: Path) -> None:
-    """Every line of the page's unmarked blocks succeeds."""
-    programs = tmp_path / "bin"
+def _environment(directory: Path, daemon: Daemon) -> dict[str, str]:
+    """That of a user who has installed gmemd, and whose daemon this is; the programs are put into the directory."""
+    programs = directory / "bin"
     programs.mkdir()
     for program in ("gmemctl", "gmemd"):
         file = programs / program
         file.write_text(f'#!/bin/sh\nexec {sys.executable} -m gmemd.cli.{program} "$@"\n')
         file.chmod(0o755)
+    return {**os.environ, "GMEMD_SOCKET": str(daemon.sock), "PYTHONPATH": str(ROOT),
+            "PATH": f"{programs}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_blocks_run(name: str, tmp_path: Path) -> None:
+    """Every line of the page's unmarked blocks succeeds."""
     text = "".join(text for word, text in blocks(ROOT / name) if not word).replace("/tmp/", f"{tmp_path}/")
     script = f"set -eu\ntrap 'kill $(jobs -p) 2>/dev/null && wait' EXIT\n{text}"
     with Daemon(kernel="simulated") as daemon:
-        environment = {**os.environ, "GMEMD_SOCKET": str(daemon.sock), "PYTHONPATH": str(ROOT),
-                       "PATH": f"{programs}:{os.environ['PATH']}"}
-        done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True,
-                              timeout=120, check=False)
+        done = subprocess.run(["bash", "-c", script], env=_environment(tmp_path, daemon), cwd=tmp_path,
+                              capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "hint" not in done.stderr
     assert "Traceback" not in done.stderr
@@ -80,6 +88,66 @@ def test_the_fixture_page_runs(tmp_path: Path) -> None:
                           capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
+
+
+@needs("qemu-system-x86_64")
+def test_the_qemu_block_runs(tmp_path: Path) -> None:
+    """The QEMU of docs/qemu.md starts, and has all of the object mapped."""
+    [text] = [text for word, text in blocks(ROOT / "docs/qemu.md") if word == "qemu"]
+    with Daemon(kernel="simulated") as daemon, daemon.client() as client:
+        client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "vm1", "size": 64 << 20})
+        with subprocess.Popen(["bash", "-ec", text], env=_environment(tmp_path, daemon), cwd=tmp_path,
+                              start_new_session=True) as process:
+            try:
+                while not any(holder["mapped"] == 64 << 20 and holder["comm"].startswith("qemu")
+                              for holder in client.execute("query-memdev-holders", {"id": "vm1"})):
+                    assert process.poll() is None
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _manifests() -> list[dict[str, Any]]:
+    text = (ROOT / "docs/kubernetes.md").read_text()
+    return [yaml.safe_load(found) for found in re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.36"])
+def test_kubernetes_would_take_the_manifests(version: str) -> None:
+    """Each is what the API's own schema says, with no field that it does not know."""
+    assert [manifest["kind"] for manifest in _manifests()] == ["DaemonSet", "Pod"]
+    for manifest in _manifests():
+        kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_the_manifests_refer_to_what_there_is() -> None:
+    """Selectors, volumes and users are those of the manifests and the image; what runs is gmemctl or a shell."""
+    daemon_set, pod = _manifests()
+    template = daemon_set["spec"]["template"]
+    assert daemon_set["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    for spec in (template["spec"], pod["spec"]):
+        volumes = {volume["name"] for volume in spec["volumes"]}
+        containers = [*spec.get("initContainers", []), *spec["containers"]]
+        assert len({container["name"] for container in containers}) == len(containers)
+        for container in containers:
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
+            assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/run/gmemd"}  # the image's VOLUME
+    assert template["spec"]["volumes"][0]["hostPath"]["path"] == pod["spec"]["volumes"][0]["hostPath"]["path"]
+    image = (ROOT / "Dockerfile").read_text()
+    assert "VOLUME /run/gmemd\n" in image
+    assert f"gmemd:x:{pod['spec']['securityContext']['supplementalGroups'][0]}:" in image
+    assert "chown 10001:10001" in template["spec"]["initContainers"][0]["command"][-1]
+    assert "USER 10001:10001\n" in image
+
+
+def test_the_manifests_commands_work(tmp_path: Path) -> None:
+    """The probe succeeds on a gmemd, and fails without one; the client's command runs."""
+    daemon_set, pod = _manifests()
+    probe = daemon_set["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["exec"]["command"]
+    with Daemon(kernel="simulated") as daemon:
+        environment = _environment(tmp_path, daemon)
+        for command in (probe, pod["spec"]["containers"][0]["command"]):
+            assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 0
+    assert subprocess.run(probe, env=environment, timeout=60, check=False).returncode == 3
 
 
 def test_links_lead_somewhere() -> None:
