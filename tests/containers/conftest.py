@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[2]
 _IMAGE = "localhost/gmemd:test"
 _BASE = "localhost/gmemd-base:test"
 _SITE = (Path("/etc/pip.conf"), Path("/etc/ssl/certs/ca-certificates.crt"))
+# How to build here: on what, and with the site's settings, where there are any: how to reach the package index.
+BUILD = (("--pull=never", "--isolation=chroot", "--network=host", f"--build-arg=BASE={_BASE}"),
+         tuple(f"--secret=id={path.name},src={path}" for path in _SITE if path.exists()))
 
 
 @pytest.fixture(scope="session")
@@ -44,10 +47,8 @@ def image(podman: Podman) -> Image:
     start = time.monotonic()
     podman.command(ROOT / "tests" / "containers" / "base-image.sh", _BASE)
     base = time.monotonic()
-    # the site's settings, where there are any: how to reach the package index
-    secrets = [f"--secret=id={path.name},src={path}" for path in _SITE if path.exists()]
-    podman("build", "--quiet", "--format=docker", "--pull=never", "--isolation=chroot", "--network=host",
-           f"--build-arg=BASE={_BASE}", *secrets, f"--tag={_IMAGE}", ROOT)
+    flags, secrets = BUILD
+    podman("build", "--quiet", "--format=docker", *flags, *secrets, f"--tag={_IMAGE}", ROOT)
     end = time.monotonic()
     size = int(podman("image", "inspect", "--format={{.Size}}", _IMAGE))
     return Image(_IMAGE, size, base - start, end - base)

@@ -21,12 +21,12 @@ pytestmark = pytest.mark.e2e
 
 # Blocks of these pages run, one after another, on a gmemd without objects (gmemctl.md: tests/cli).
 PAGES = ("README.md", "docs/qemu.md", "docs/audit.md", "docs/metrics.md")
-# What the other blocks need, and which tests run the same: a marked block must be on one of these pages.
+# What the other blocks need, and who runs them: a marked block must be on one of these pages.
 MARKED = {
-    "clone": {"README.md"},  # tests/e2e/test_fresh_clone.py
-    "podman": {"README.md", "docs/containers.md"},  # tests/containers
-    "host": {"docs/systemd.md"},  # tests/systemd installs the units its own way
-    "qemu": {"docs/qemu.md"},  # tests/e2e/test_qemu_boots.py
+    "clone": {"README.md"},  # tests/e2e/test_fresh_clone.py runs script/run; script/test runs this
+    "podman": {"README.md", "docs/containers.md"},  # tests/containers/test_docs.py
+    "host": {"docs/systemd.md"},  # nobody: they install into this machine; tests/systemd installs the same elsewhere
+    "qemu": {"docs/qemu.md"},  # below
 }
 ALL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```sh ?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
@@ -88,6 +88,14 @@ def test_the_fixture_page_runs(tmp_path: Path) -> None:
                           capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
+
+
+def test_what_is_to_be_installed_is_there() -> None:
+    """The files that the blocks for a host name are in the tree."""
+    named = {word for page in ALL for kind, text in blocks(page) if kind == "host" for word in text.split()
+             if word.startswith("systemd/")}
+    assert len(named) >= 4
+    assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 @needs("qemu-system-x86_64")
