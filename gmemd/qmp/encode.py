@@ -23,6 +23,8 @@ _BUCKETS: Final = 512
 
 def encode(value: Any) -> bytes:
     """Write one JSON value as QEMU does on one line, without the CR LF behind it."""
+    if type(value) is str:
+        return _write_str(value).encode("ascii")
     return _text(value, 0).encode("ascii")
 
 

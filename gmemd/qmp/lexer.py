@@ -89,10 +89,14 @@ class Lexer:
     def skip_blanks(self) -> int:
         """At rest: go to the next byte that is no white space and return it; -1 if none has come yet."""
         while True:
-            if self.at < len(self.data) and self.data[self.at] <= 0x20:
-                self.at = _START.take_run(self.data, self.at).end()
-            if self.at < len(self.data):
-                return self.data[self.at]
+            data, at = self.data, self.at
+            if at < len(data):
+                first = data[at]
+                if first > _BLANK:
+                    return first
+                self.at = at = _START.take_run(data, at).end()
+                if at < len(data):
+                    return data[at]
             if not self.load():
                 return -1
 
@@ -183,6 +187,7 @@ class _State:
 _plain_token = re.compile(rb'[ \t\r\n]*+([{}\[\]:,]|"(?:[ !#-\[\]-\xfd]++|\\[ -\xfd])*+")').match
 _PLAIN_SIZE: Final = 1 << 16  # bytes, white space and all: far below the limit of a token
 _QUOTE: Final = ord('"')
+_BLANK: Final = ord(" ")  # no lower byte begins a token
 _LINE_FEED: Final = ord("\n")
 
 _DIGITS: Final = b"0123456789"

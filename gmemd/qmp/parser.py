@@ -9,7 +9,7 @@ nobody waits for and a lexical error count as balance.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from gmemd.errors import QmpError
 from gmemd.qmp.lexer import (
@@ -65,14 +65,21 @@ class Parser:
 
     def next(self) -> Any:
         """Return the next message's value, a QmpError that says why it has none, or NEED_DATA."""
-        while (kind := self._lexer.next_token()) != NO_TOKEN:
+        lexer = self._lexer
+        next_token = lexer.next_token
+        while (kind := next_token()) != NO_TOKEN:
             if kind in _BALANCING:
                 self._balance(kind)
             if self._is_skipping:
                 self._is_skipping = self._braces + self._brackets > 0
                 continue
+            self._size += len(lexer.token)
+            self._count += 1
             try:
-                value = self._judge(kind)
+                if kind == STRAY or self._size >= SIZE_LIMIT or self._count > COUNT_LIMIT or (
+                        self._braces + self._brackets > NESTING_LIMIT):
+                    self._refuse(kind)
+                value = self._expect(self, kind)
             except (ParseFault, QmpError) as fault:
                 self._give_up()
                 return self._explain(fault)
@@ -108,21 +115,18 @@ class Parser:
         line, column = self._lexer.position()
         return QmpError(f"{line}:{column}: JSON parse error, {fault.text}")
 
-    def _judge(self, kind: int) -> Any:
-        """Return the message's value if this token completes it, else _MORE; raise if it is wrong."""
+    def _refuse(self, kind: int) -> NoReturn:
+        """Say what is wrong with a token wherever it stands."""
         if kind == STRAY:
             raise ParseFault(b"stray '" + self._lexer.token.partition(b"\0")[0] + b"'")
-        self._size += len(self._lexer.token)
-        self._count += 1
         if self._size >= SIZE_LIMIT:
             raise QmpError("JSON token size limit exceeded")
         if self._count > COUNT_LIMIT:
             raise QmpError("JSON token count limit exceeded")
-        if self._braces + self._brackets > NESTING_LIMIT:
-            raise QmpError("JSON nesting depth limit exceeded")
-        return self._expect(self, kind)
+        raise QmpError("JSON nesting depth limit exceeded")
 
-    # The expectations: what may come next, and what it does.
+    # The expectations: what may come next, and what it does. Each returns the message's value if the token
+    # completes it, else _MORE, or raises when it is wrong.
 
     def _value(self, kind: int) -> Any:
         if kind == LEFT_BRACE:

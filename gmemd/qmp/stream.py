@@ -40,14 +40,22 @@ class Stream:
                     return NEED_DATA
                 if lexer.data:
                     lexer.forget()
-                if len(waiting) == 1 and (value := _scan_line(waiting[0])) is not None:
+                value = _scan_line(waiting[0]) if len(waiting) == 1 else None
+                if value:
                     waiting.clear()
                     lexer.line += 1
                     lexer.line_start = 0
                     return value
                 if not lexer.load():
                     return NEED_DATA
-            if lexer.data[lexer.at] == LEFT_BRACE or lexer.skip_blanks() == LEFT_BRACE:
+                if value is not None:
+                    lexer.trial_from = len(lexer.data)
+            first = lexer.data[lexer.at]
+            if first != LEFT_BRACE:
+                first = lexer.skip_blanks()
+                if first < 0:
+                    return NEED_DATA
+            if first == LEFT_BRACE:
                 value = self._scan()
                 if value is not None:
                     return value
@@ -122,7 +130,10 @@ _scan_carefully = _scanner(object_pairs_hook=_object)
 
 
 def _scan_line(line: bytes) -> dict[str, Any] | None:
-    """Return the object that is all of a line, and all of the chunk, if the C scanner accepts it: the usual case."""
+    """Return the object that is all of a line, and all of the chunk, if the C scanner accepts it: the usual case.
+
+    None: it is unusual; empty: it need not be tried again.
+    """
     end = len(line) - 1
     if end >= _SURELY_LEGAL or line.find(_LINE_FEED) != end:
         return None
@@ -134,7 +145,7 @@ def _scan_line(line: bytes) -> dict[str, Any] | None:
         value, stop = _scan_quickly(text, 0)
         arguments = value.get("arguments")
     except (ValueError, StopIteration, RecursionError, AttributeError):
-        return None
+        return {}
     if stop != end and text[stop:] != "\r\n":
         return None
     members = len(value) + len(arguments) if type(arguments) is dict else len(value)

@@ -21,10 +21,13 @@ class ParseFault(Exception):
         self.text = readable(text[:_TEXT_LIMIT])
 
 
+_BACKSLASH: Final = ord("\\")
+
+
 def decode_string(token: bytes) -> str:
     """Read a string token, quotes included; raise ParseFault for the first fault in it."""
     end = len(token) - 1
-    good_to = _end_of_good_escapes(token, end) if b"\\" in token else end
+    good_to = _end_of_good_escapes(token, end) if _BACKSLASH in token else end
     text = _decode_utf8(token[1:good_to])
     if text is None:
         raise ParseFault(b"invalid UTF-8 sequence in string")
