@@ -15,10 +15,10 @@ from tests.containers.podman import Podman, private_podman
 ROOT = Path(__file__).parents[2]
 _IMAGE = "localhost/gmemd:test"
 _BASE = "localhost/gmemd-base:test"
-_SITE = (Path("/etc/pip.conf"), Path("/etc/ssl/certs/ca-certificates.crt"))
+SITE = tuple(path for path in map(Path, ("/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")) if path.exists())
 # How to build here: on what, and with the site's settings, where there are any: how to reach the package index.
 BUILD = (("--pull=never", "--isolation=chroot", "--network=host", f"--build-arg=BASE={_BASE}"),
-         tuple(f"--secret=id={path.name},src={path}" for path in _SITE if path.exists()))
+         tuple(f"--secret=id={path.name},src={path}" for path in SITE))
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,13 @@ def podman() -> Iterator[Podman]:
         pytest.skip(f"containers need {missing}")
     with private_podman() as podman:
         yield podman
+
+
+def base_image(podman: Podman) -> str:
+    """The name of the base, made of this machine's packages if it is not there yet."""
+    if podman.command("podman", "image", "exists", _BASE, status=None).returncode != 0:
+        podman.command(ROOT / "tests" / "containers" / "base-image.sh", _BASE)
+    return _BASE
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class Image:
 def image(podman: Podman) -> Image:
     """The image built from the Dockerfile, on a base made of this machine's packages."""
     start = time.monotonic()
-    podman.command(ROOT / "tests" / "containers" / "base-image.sh", _BASE)
+    base_image(podman)
     base = time.monotonic()
     flags, secrets = BUILD
     podman("build", "--quiet", "--format=docker", *flags, *secrets, f"--tag={_IMAGE}", ROOT)

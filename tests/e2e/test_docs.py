@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e
 PAGES = ("README.md", "docs/qemu.md", "docs/audit.md", "docs/metrics.md")
 # What the other blocks need, and who runs them: a marked block must be on one of these pages.
 MARKED = {
-    "clone": {"README.md"},  # tests/e2e/test_fresh_clone.py runs script/run; script/test runs this
+    "clone": {"README.md"},  # test_fresh_clone.py here and in tests/containers run script/run; script/test runs this
     "podman": {"README.md", "docs/containers.md"},  # tests/containers/test_docs.py
     "host": {"docs/systemd.md"},  # nobody: they install into this machine; tests/systemd installs the same elsewhere
     "qemu": {"docs/qemu.md"},  # below
