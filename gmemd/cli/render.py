@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 # Members that count bytes: in query-qmp-schema a size is an int like any other.
@@ -48,6 +49,7 @@ def duration(seconds: int) -> str:
     return f"{seconds}s"
 
 
+@cache
 def user(uid: int) -> str:
     """Return a user's name, or the number where there is none."""
     import pwd

@@ -23,7 +23,7 @@ from prometheus_client.process_collector import ProcessCollector
 from gmemd.errors import QmpError
 from gmemd.web.process import process_metrics
 from tests.daemon import START
-from tests.programs import ROOT, needs
+from tests.programs import ROOT, gmemctl, needs, output
 from tests.web.site import Site
 
 ALERTS = ROOT / "docs/prometheus/alerts.yml"
@@ -177,6 +177,16 @@ def test_few_series_with_many_objects(crowd: tuple[Site, int], record_property: 
     assert len(found) <= SERIES_MAX
     text = site.get("/metrics?objects=1").text
     assert text.count("\ngmemd_object_size_bytes{id=") == number
+
+
+def test_gmemctl_lists_many_objects(crowd: tuple[Site, int], record_property: Any) -> None:
+    """`gmemctl ls` and `top` stay usable."""
+    site, number = crowd
+    for words in (("ls",), ("top", "-n", "1")):
+        began = time.monotonic()
+        shown = output(gmemctl("--socket", str(site.sock), *words))
+        record_property("figure", f"gmemctl {words[0]} with {number} objects: {time.monotonic() - began:.1f} s")
+        assert f"{number} objects" in shown or shown.count("\no") == number
 
 
 def test_scrapes_do_not_hold_qmp_up(crowd: tuple[Site, int], record_property: Any) -> None:
