@@ -180,13 +180,12 @@ def test_few_series_with_many_objects(crowd: tuple[Site, int], record_property: 
 
 
 def test_gmemctl_lists_many_objects(crowd: tuple[Site, int], record_property: Any) -> None:
-    """`gmemctl ls` and `top` stay usable."""
+    """`gmemctl ls` stays usable."""
     site, number = crowd
-    for words in (("ls",), ("top", "-n", "1")):
-        began = time.monotonic()
-        shown = output(gmemctl("--socket", str(site.sock), *words))
-        record_property("figure", f"gmemctl {words[0]} with {number} objects: {time.monotonic() - began:.1f} s")
-        assert f"{number} objects" in shown or shown.count("\no") == number
+    began = time.monotonic()
+    shown = output(gmemctl("--socket", str(site.sock), "ls"))
+    record_property("figure", f"gmemctl ls with {number} objects: {time.monotonic() - began:.1f} s")
+    assert shown.count("\no") == number
 
 
 def test_scrapes_do_not_hold_qmp_up(crowd: tuple[Site, int], record_property: Any) -> None:
