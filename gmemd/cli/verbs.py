@@ -129,7 +129,8 @@ def show(connection: Connection, options: Namespace) -> int:
     if connection.json:
         print(render.as_json({"status": status, "properties": properties}))
         return DONE
-    people = {**status, "owner": _owner(status), "age": render.duration(status["age"])}
+    people = {**status, "owner": _owner(status), "age": render.duration(status["age"]),
+              "survival": ", ".join(fate["event"] for fate in status["survival"] if fate["survives"])}
     names = render.ordered(people, connection.introspection.result_members("query-memdev-status"))
     render.show(render.fields((name, _field(name, people[name])) for name in names))
     print()

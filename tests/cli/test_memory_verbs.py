@@ -31,6 +31,8 @@ def test_survive_tells_every_event(guest: Gmemctl) -> None:
     [only] = json.loads(guest("survive", "g0", "-o", "json").out)
     assert [fate["event"] for fate in only["survival"]][-1] == "power-loss"
     assert guest("survive", "nope").status == 1
+    [shown] = [line for line in guest("show", "g0").out.splitlines() if line.startswith("survival")]
+    assert shown.split(None, 1)[1] == "vmm-crash, client-disconnect"
 
 
 def test_convert_and_ranges(guest: Gmemctl) -> None:
