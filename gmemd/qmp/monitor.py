@@ -99,6 +99,9 @@ class Monitor:
         if data:
             self._feed(data)
         else:
+            if not self._busy and not self._backlog:  # everything is answered
+                self.close()
+                return
             self._eof = True
             self._stop_reading()
         self._run()
@@ -338,13 +341,13 @@ class Monitor:
         self._stop_reading()
         if self._backlog:
             self._loop.remove_writer(self._fd)
-        self._unwatch_stall()
+            self._unwatch_stall()
+            for _, fds in self._backlog:
+                _close_all(fds)
+            self._backlog.clear()
+            self._backlog_bytes = 0
         self._queue.clear()
         _close_all(self._fds)
-        for _, fds in self._backlog:
-            _close_all(fds)
-        self._backlog.clear()
-        self._backlog_bytes = 0
         with contextlib.suppress(OSError):
             self._sock.close()
         self._log.close()
