@@ -185,6 +185,36 @@ def _no_fd(refusal: Refusal) -> Iterable[str]:
     yield f"send one: gmemctl call --fd 3 {refusal.command} ... 3<FILE"
 
 
+def _job_not_found(refusal: Refusal) -> Iterable[str]:
+    jobs = [job["id"] for job in refusal.ask("query-jobs")]
+    yield _listed("the jobs here", jobs) or "there are no jobs"
+
+
+def _job_state(refusal: Refusal, name: str, state: str) -> Iterable[str]:
+    ended = state == "concluded"
+    yield f"'gmemctl jobs --dismiss {name}' forgets it" if ended else "'gmemctl jobs -f' waits for its end"
+
+
+def _job_exists(refusal: Refusal, name: str) -> Iterable[str]:
+    yield f"'gmemctl jobs' shows it; once it has ended, 'gmemctl jobs --dismiss {name}' forgets it"
+
+
+def _no_conversion(refusal: Refusal, name: str) -> Iterable[str]:
+    yield "only a guest_memfd has private parts: memory-backend-memfd with guest-memfd=on makes one"
+
+
+def _busy(refusal: Refusal) -> Iterable[str]:
+    yield "'gmemctl jobs -f' shows the progress and waits for the end"
+
+
+def _leased(refusal: Refusal) -> Iterable[str]:
+    yield "that process gives it back by memdev-release, or by ending; see 'gmemctl call query-memdev-leases'"
+
+
+def _nobody_keeps(refusal: Refusal) -> Iterable[str]:
+    yield "'gmemctl survive' says what to change"
+
+
 def _takes(known: Introspection, refusal: Refusal) -> str:
     members = known.members(refusal.command, refusal.arguments)
     names = [f"[{member.name}]" if member.optional else member.name for member in members]
@@ -215,6 +245,14 @@ _RULES: list[tuple[re.Pattern[str], Callable[..., Iterable[str]]]] = [
         (r"backing store size (0x\w+) is too small for 'size' option (0x\w+) ", _too_small),
         (r"^KVM does not support guest_memfd$|^guest-memfd requires KVM accelerator$", _no_guest_memfd),
         (r"^can't open backing store ", _no_backing_file),
+        (r"^Job not found$", _job_not_found),
+        (r"^Job '(.*)' in state '(.*)' cannot accept", _job_state),
+        (r"^Job ID '(.*)' already in use$", _job_exists),
+        (r"^Invalid job ID ", _bad_id),
+        (r"^object '(.*)' is no guest_memfd$", _no_conversion),
+        (r"^object '.*' is busy: ", _busy),
+        (r"^object '.*' is leased to process ", _leased),
+        (r"^nobody keeps objects here", _nobody_keeps),
         (r"^Unstable (?:parameter|command) .* disabled by policy$", _disabled),
         (r"^No file descriptor supplied via SCM_RIGHTS$", _no_fd),
         (r": Cannot allocate memory$|: No space left on device$", _no_memory),

@@ -111,6 +111,8 @@ def verify(connection: Connection, options: Namespace) -> int:
         note(state["error"])
     else:
         digests = connection.execute("query-memdev-digests", {"job-id": job})
+        if not digests:
+            note(f"nothing of '{options.id}' is in memory")
         connection.show(digests, "query-memdev-digests")
     connection.execute("job-dismiss", {"id": job})
     return REFUSED if state.get("error") else DONE

@@ -90,6 +90,18 @@ MEMFD = [*ADD, "qom-type=memory-backend-memfd"]
             "can't open backing store /no/such/file for guest RAM: No such file or directory",
             "the path is the daemon's",
         ),
+        (["jobs", "--cancel", "x"], "Job not found", "there are no jobs"),
+        (["call", "memdev-populate", "id=ram0", "job-id=0"], "Invalid job ID '0'", "a letter, then letters, digits"),
+        (
+            ["convert", "ram0", "private"],
+            "object 'ram0' is no guest_memfd",
+            "only a guest_memfd has private parts: memory-backend-memfd with guest-memfd=on makes one",
+        ),
+        (
+            ["call", "memdev-persist", "id=ram0", "persist=on"],
+            "nobody keeps objects here: gmemd runs with --persist off, or without systemd and --keeper",
+            "'gmemctl survive' says what to change",
+        ),
         (["call", "getfd", "fdname=x"], "No file descriptor supplied via SCM_RIGHTS", "send one: gmemctl call --fd 3"),
         (
             [*ADD, "qom-type=memory-backend-ram", "id=m0", "size=-1073741824"],
@@ -148,3 +160,15 @@ def test_nearest() -> None:
     assert nearest("memory_backend_RAM", names) == "did you mean 'memory-backend-ram'?"
     assert nearest("x", names) == ""
     assert nearest("", names) == ""
+
+
+def test_hints_about_jobs(gmemctl: Gmemctl) -> None:
+    """A job that is there is named, with what can be done about it."""
+    gmemctl("create", "memory-backend-ram,id=ram0,size=4K")
+    populate = ("call", "memdev-populate", "id=ram0", "job-id=fill")
+    assert gmemctl(*populate).status == 0
+    gmemctl("jobs", "-f")
+    assert "hint: 'gmemctl jobs' shows it; once it has ended, 'gmemctl jobs --dismiss fill'" in gmemctl(*populate).err
+    assert "hint: 'gmemctl jobs --dismiss fill' forgets it" in gmemctl("jobs", "--cancel", "fill").err
+    assert "hint: the jobs here: fill" in gmemctl("jobs", "--cancel", "other").err
+    assert gmemctl("jobs", "--dismiss", "fill").status == 0

@@ -63,6 +63,8 @@ def test_verify_shows_digests(guest: Gmemctl, client: Client) -> None:
     assert [chunk["size"] for chunk in found] == [1 << 20]
     assert json.loads(guest("jobs", "-o", "json").out) == []
     assert guest("jobs", "--cancel", "nope").status == 1
+    assert guest("create", "memory-backend-memfd,id=empty,size=1M").status == 0
+    assert guest("verify", "empty") == (0, "", "gmemctl: nothing of 'empty' is in memory\n")
 
 
 def test_jobs_are_followed_to_their_end(guest: Gmemctl, client: Client) -> None:
