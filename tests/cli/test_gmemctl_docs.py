@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gmemd.cli.gmemctl import VERBS
+from tests.cli.conftest import Gmemctl
 from tests.daemon import Daemon
 from tests.programs import ROOT
 
@@ -47,6 +49,15 @@ def test_python_block_runs(shared: Daemon, capfd: pytest.CaptureFixture[str]) ->
     exec(program.replace("/run/gmemd/qmp.sock", str(shared.sock)), found)
     assert capfd.readouterr().out == f"{64 << 20} {os.fstat(found['fd']).st_ino}\n"
     os.close(found["fd"])
+
+
+def test_dialogues_are_as_shown(gmemctl: Gmemctl) -> None:
+    """What the page shows behind a prompt, gmemctl says."""
+    dialogues = re.findall(r"^```text\n\$ gmemctl (.*)\n((?:.*\n)*?)```$", PAGE, re.MULTILINE)
+    assert len(dialogues) == 1
+    for words, said in dialogues:
+        outcome = gmemctl(*shlex.split(words))
+        assert outcome.out + outcome.err == said
 
 
 def test_every_verb_is_described() -> None:

@@ -26,7 +26,7 @@ MARKED = {
     "clone": {"README.md"},  # test_fresh_clone.py here and in tests/containers run script/run; script/test runs this
     "podman": {"README.md", "docs/containers.md"},  # tests/containers/test_docs.py
     "host": {"docs/systemd.md"},  # nobody: they install into this machine; tests/systemd installs the same elsewhere
-    "qemu": {"docs/qemu.md"},  # below
+    "qemu": {"docs/qemu.md", "docs/gmemctl.md"},  # below
 }
 ALL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```sh ?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
@@ -99,16 +99,17 @@ def test_what_is_to_be_installed_is_there() -> None:
 
 
 @needs("qemu-system-x86_64")
-def test_the_qemu_block_runs(tmp_path: Path) -> None:
-    """The QEMU of docs/qemu.md starts, and has all of the object mapped."""
-    [text] = [text for word, text in blocks(ROOT / "docs/qemu.md") if word == "qemu"]
+@pytest.mark.parametrize(("page", "name"), [("docs/qemu.md", "vm1"), ("docs/gmemctl.md", "ram0")])
+def test_the_qemu_block_runs(tmp_path: Path, page: str, name: str) -> None:
+    """The QEMU of the page starts, and has all of the object mapped."""
+    [text] = [text for word, text in blocks(ROOT / page) if word == "qemu"]
     with Daemon(kernel="simulated") as daemon, daemon.client() as client:
-        client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "vm1", "size": 64 << 20})
+        client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": name, "size": 64 << 20})
         with subprocess.Popen(["bash", "-ec", text], env=_environment(tmp_path, daemon), cwd=tmp_path,
                               start_new_session=True) as process:
             try:
                 while not any(holder["mapped"] == 64 << 20 and holder["comm"].startswith("qemu")
-                              for holder in client.execute("query-memdev-holders", {"id": "vm1"})):
+                              for holder in client.execute("query-memdev-holders", {"id": name})):
                     assert process.poll() is None
             finally:
                 os.killpg(process.pid, signal.SIGKILL)
