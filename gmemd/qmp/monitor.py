@@ -28,7 +28,8 @@ from gmemd.log import ClientLog, log
 from gmemd.metrics import clock
 from gmemd.qmp.session import Request, Session
 
-READ_SIZE = 16 * 1024  # bytes a turn: what one client can make the others wait for
+READ_SIZE = 16 * 1024  # bytes at a time
+TURN_SECONDS = 80e-6  # after so long it is the other clients' turn; a change waits for those behind it
 FDS_MAX = 253  # SCM_MAX_FD of the kernel; QEMU takes 16 of them
 QUEUE_MAX = 8  # QMP_REQ_QUEUE_LEN_MAX
 HIGH_WATER = 1 << 20
@@ -68,6 +69,7 @@ class Monitor:
         self._fds: list[int] = []  # received, not yet taken by a command
         self._queue: deque[Request] = deque()  # read ahead while busy
         self._busy = False  # a long command runs, or changes wait for custody
+        self._more = False  # requests that were read wait for the next turn
         self._changes: list[tuple[int, Request, Change]] = []  # place of the reply in _out, request, change
         self._deferred: tuple[Request, Any] | None = None  # a result to deliver once the changes are durable
         self._out: list[bytes] = []
@@ -84,6 +86,8 @@ class Monitor:
     # -- input -----------------------------------------------------------------------------------
 
     def _readable(self) -> None:
+        if self._more:
+            return
         if (self._busy or self._backlog) and not self._may_read():
             self._stop_reading()
             return
@@ -137,14 +141,15 @@ class Monitor:
     # -- requests --------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        """Answer everything that can be answered now, then send and read on."""
+        """Answer what can be answered now, in a turn's time, then send and read on."""
         gmemd, session, dispatch = self._gmemd, self.session, self._dispatch
         success = session.success
+        self._more, turn_ends = False, 0.0
         while self._open and self._backlog_bytes <= HIGH_WATER and not gmemd.stopping:
             request = self._next() if self._busy or self._queue else session.next_request()
             if request is None:
                 break
-            request.began = clock()
+            request.began = began = clock()
             try:
                 result = dispatch(request, session, self)
             except Exception as exc:
@@ -155,10 +160,16 @@ class Monitor:
                 self._answered(request)
             else:
                 self._deliver(request, result)
+            if began > turn_ends:
+                if turn_ends and not self._changes:
+                    self._more = True
+                    self._loop.call_soon(self._run)
+                    break
+                turn_ends = began + TURN_SECONDS
         if self._changes and not self._busy:
             self._settle()
         self._flush()
-        if not self._open or self._busy:
+        if not self._open or self._busy or self._more:
             return
         if self._eof:
             if not self._backlog:
