@@ -20,11 +20,12 @@ from tests.programs import ROOT, needs
 pytestmark = pytest.mark.e2e
 
 # Blocks of these pages run, one after another, on a gmemd without objects (gmemctl.md: tests/cli).
-PAGES = ("README.md", "docs/qemu.md", "docs/audit.md", "docs/metrics.md")
+PAGES = ("README.md", "docs/qemu.md", "docs/audit.md", "docs/metrics.md", "docs/libvirt.md")
 # What the other blocks need, and who runs them: a marked block must be on one of these pages.
 MARKED = {
     "clone": {"README.md"},  # test_fresh_clone.py here and in tests/containers run script/run; script/test runs this
     "podman": {"README.md", "docs/containers.md"},  # tests/containers/test_docs.py
+    "libvirt": {"docs/libvirt.md"},  # test_libvirt.py
     "host": {"docs/systemd.md"},  # nobody: they install into this machine; tests/systemd installs the same elsewhere
     "qemu": {"docs/qemu.md", "docs/gmemctl.md"},  # below
 }
@@ -41,9 +42,9 @@ def _environment(directory: Path, daemon: Daemon) -> dict[str, str]:
     """That of a user who has installed gmemd, and whose daemon this is; the programs are put into the directory."""
     programs = directory / "bin"
     programs.mkdir()
-    for program in ("gmemctl", "gmemd"):
+    for program, module in (("gmemctl", "cli.gmemctl"), ("gmemd", "cli.gmemd"), ("gmemd-emulator", "emulator.main")):
         file = programs / program
-        file.write_text(f'#!/bin/sh\nexec {sys.executable} -m gmemd.cli.{program} "$@"\n')
+        file.write_text(f'#!/bin/sh\nexec {sys.executable} -m gmemd.{module} "$@"\n')
         file.chmod(0o755)
     return {**os.environ, "GMEMD_SOCKET": str(daemon.sock), "PYTHONPATH": str(ROOT),
             "PATH": f"{programs}:{os.environ['PATH']}"}
@@ -55,8 +56,11 @@ def test_blocks_run(name: str, tmp_path: Path) -> None:
     text = "".join(text for word, text in blocks(ROOT / name) if not word).replace("/tmp/", f"{tmp_path}/")
     script = f"set -eu\ntrap 'kill $(jobs -p) 2>/dev/null && wait' EXIT\n{text}"
     with Daemon(kernel="simulated") as daemon:
-        done = subprocess.run(["bash", "-c", script], env=_environment(tmp_path, daemon), cwd=tmp_path,
-                              capture_output=True, text=True, timeout=120, check=False)
+        environment = _environment(tmp_path, daemon)
+        if name == "docs/libvirt.md":
+            del environment["GMEMD_SOCKET"]  # the emulator would make its memory there
+        done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True,
+                              timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "hint" not in done.stderr
     assert "Traceback" not in done.stderr
@@ -70,6 +74,17 @@ def test_blocks_that_do_not_run_say_what_they_need() -> None:
             if word:
                 found.setdefault(word, set()).add(str(page.relative_to(ROOT)))
     assert found == MARKED
+
+
+def test_every_block_says_what_it_is() -> None:
+    """A shell block without a word behind its fence would run nowhere."""
+    bare = [(page.name, text) for page in ALL for text in re.findall(r"^```\n(.*?)^```$", _unfenced(page), re.M | re.S)]
+    assert [name for name, text in bare if re.search(r"^(gmemd|gmemctl|podman|virsh|curl|pip) ", text, re.M)] == []
+
+
+def _unfenced(page: Path) -> str:
+    """A page without the blocks that say what they are."""
+    return re.sub(r"^```\w.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 
 
 def test_every_page_with_blocks_is_run() -> None:

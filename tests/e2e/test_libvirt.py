@@ -16,8 +16,9 @@ import pytest
 
 from gmemd.qmp.client import Client
 from tests.daemon import Daemon
+from tests.e2e.test_docs import blocks
 from tests.emulator.libvirt import EXAMPLES, Libvirt, Virsh
-from tests.programs import needs
+from tests.programs import ROOT, needs, output
 
 MIB = 1 << 20
 DIMM = EXAMPLES / "dimm.xml"
@@ -74,6 +75,17 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_the_pages_block_runs() -> None:
+    """What docs/libvirt.md tells people to type works, and the domain is made."""
+    [text] = [text for word, text in blocks(ROOT / "docs/libvirt.md") if word == "libvirt"]
+    with Libvirt() as libvirt:
+        libvirt.example("memfd.xml")
+        text = text.replace("/usr/local/bin/gmemd-emulator", str(libvirt.emulator))
+        environment = {**libvirt.environ, "TMPDIR": str(libvirt.dir)}
+        said = output(["bash", "-euc", f"cd {libvirt.dir}\n{text}"], env=environment)
+    assert "Domain 'memfd' created from memfd.xml" in said
 
 
 def test_domain_capabilities(libvirt: Libvirt, virsh: Virsh) -> None:
