@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from _thread import start_new_thread
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final
@@ -113,7 +114,9 @@ class Population:
         self._check = check
         self._progress = progress
         self._cancelled = cancelled
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._at_work = 0  # threads
+        self._over = False  # who has not begun by now need not
         self._end = offset + size
         self._size = size
         self.step = STEP
@@ -129,21 +132,23 @@ class Population:
         """
         cpus = len(os.sched_getaffinity(0))
         count, self.step = shared_among(self._size, threads, max(unit, UNIT), cpus)
-        others = [threading.Thread(target=self._work, args=(placed,)) for _ in range(count - 1)]
-        started = []
         try:
-            for thread in others:
-                _start(thread)
-                started.append(thread)
+            for _ in range(count - 1):
+                _start(self._work, placed)  # one without memory to begin with never does: nobody waits for it
             self._work(placed)
         except BaseException as exc:  # no thread to be had, or a signal: the others stop at their next step
             self._fail(exc)
-        for thread in started:
-            thread.join()
+        with self._lock:
+            self._over = True
+            self._lock.wait_for(lambda: not self._at_work)
         if self._failure is not None:
             raise self._failure
 
     def _work(self, placed: Placed) -> None:
+        with self._lock:
+            if self._over:
+                return
+            self._at_work += 1
         try:
             with placed():
                 while step := self._begin():
@@ -151,6 +156,10 @@ class Population:
                     self._finish(step[1])
         except BaseException as exc:  # carried over to the thread that called run
             self._fail(exc)
+        finally:
+            with self._lock:
+                self._at_work -= 1
+                self._lock.notify()
 
     def _fail(self, exc: BaseException) -> None:
         with self._lock:
@@ -178,9 +187,9 @@ class Population:
                 self._progress(self._done)
 
 
-def _start(thread: threading.Thread) -> None:
+def _start(function: Callable[[Placed], None], placed: Placed) -> None:
     try:
-        thread.start()
+        start_new_thread(function, (placed,))
     except RuntimeError as exc:  # pthread_create(3) knows EAGAIN alone
         raise refuse(errno.EAGAIN) from exc
 

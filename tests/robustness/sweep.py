@@ -24,9 +24,6 @@ _NEVER_FAIL = frozenset({
 })
 _LIMITED = {"mmap": (errno.ENOMEM, errno.ENFILE), "clone3": (errno.ENOMEM,), "clone": (errno.ENOMEM,),
             "recvfrom": (errno.EINTR,)}
-# Thread.start waits for ever for a thread without memory for its first frame (CPython 3.11); the tracer kills it then,
-# as the watchdog would.
-_PYTHON_HANGS = "mmap*"
 _WAKE_UP = "sendto*"  # of a worker to the event loop
 
 
@@ -110,7 +107,10 @@ class Sweep:
         before, opened = self._prepare(), self.world.opened()
         outcome, replies = self._act(at, number, only)
         if outcome.dead or outcome.hung:
-            return self._judge_end(outcome, before, replies, at, number)
+            self._reconnect()
+            self._clear()
+            what = "it hangs" if outcome.hung else f"it has ended: {self.world.log()[-2000:]}"
+            return self._note(outcome, at, number, what)
         closed = self._link.closed
         if closed:
             self._link.close()
@@ -131,22 +131,6 @@ class Sweep:
             self.tally.count(outcome.hit, "closed" if closed else
                              "success" if self._all_acknowledged(replies) else "error")
         return outcome.reached
-
-    def _judge_end(self, outcome: Outcome, before: State, replies: list[dict[str, Any]], at: int, number: int) -> bool:
-        """A daemon that has ended is wrong; one that hangs too, but for Python's own fault: then as after a kill."""
-        self._reconnect()
-        try:
-            if not outcome.hung:
-                raise Wrong(f"it has ended: {self.world.log()[-2000:]}")
-            if outcome.hit != _PYTHON_HANGS:
-                raise Wrong("it hangs")
-            self._judge_kill(before, replies)
-        except Wrong as exc:
-            return self._note(outcome, at, number, str(exc))
-        finally:
-            self._clear()
-        self.tally.count(outcome.hit, "left to the watchdog")
-        return True
 
     def _note(self, outcome: Outcome, at: int, number: int, words: str) -> bool:
         what = errno.errorcode[number] if number else "killed"
@@ -371,9 +355,9 @@ class Sweep:
 
 
 def _says(desc: str, number: int) -> bool:
-    """Does an error tell the errno? SQLite forgets it while it rolls back, and threads know one only."""
-    forgotten = (f"{os.strerror(errno.EIO)} (SQLITE_IOERR_WRITE)",
-                 os.strerror(errno.EAGAIN))
+    """Does an error tell the errno? SQLite forgets it while it rolls back, and threads know two only."""
+    forgotten = (f"{os.strerror(errno.EIO)} (SQLITE_IOERR_WRITE)", os.strerror(errno.EAGAIN),
+                 f"cannot start a thread: {os.strerror(errno.ENOMEM)}")
     return os.strerror(number) in desc or any(words in desc for words in forgotten)
 
 
