@@ -1,0 +1,80 @@
+"""One client beside others: turns, and the flow control of one that does not read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import pytest_asyncio
+
+from gmemd.commands.context import Gmemd
+from gmemd.commands.dispatch import Dispatcher
+from gmemd.kernel.choose import choose_kernel
+from gmemd.qmp.monitor import HIGH_WATER, Monitor
+from gmemd.schema.validate import Schema
+
+NEGOTIATE = b'{"execute": "qmp_capabilities"}\n'
+PING = b'{"execute": "query-version"}\n'
+
+Connect = Callable[[], "tuple[Monitor, socket.socket]"]
+
+
+@pytest_asyncio.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Makes clients of one gmemd: each one's monitor, and its end of the connection."""
+    gmemd = Gmemd(schema=Schema.load(), kernel=choose_kernel("simulated"),
+                  version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "test"})
+    dispatcher = Dispatcher(gmemd)
+    made: list[tuple[Monitor, socket.socket]] = []
+
+    def connect() -> tuple[Monitor, socket.socket]:
+        here, there = socket.socketpair()
+        here.setblocking(False)
+        there.setblocking(False)
+        made.append((Monitor(asyncio.get_running_loop(), here, dispatcher, pretty=False, closed=lambda _: None), there))
+        return made[-1]
+
+    yield connect
+    for monitor, there in made:
+        monitor.close()
+        there.close()
+    gmemd.close()
+
+
+async def lines(client: socket.socket, count: int) -> list[bytes]:
+    """So many lines; what is read beyond them is lost."""
+    data = b""
+    while data.count(b"\n") < count:
+        data += await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1 << 20), 10)
+    return data.splitlines()[:count]
+
+
+@pytest.mark.asyncio
+async def test_one_who_sends_much_does_not_keep_others_waiting(connect: Connect) -> None:
+    (_, busy), (_, other) = connect(), connect()
+    for client in (busy, other):
+        client.send(NEGOTIATE)
+        await lines(client, 2)
+    many = 500  # a multiple of what a turn has time for, in one read
+    busy.send(PING * many)
+    other.send(PING)
+    await lines(other, 1)
+    early = busy.recv(1 << 20).count(b"\n")
+    assert 0 < early < many
+    assert len(await lines(busy, many - early)) == many - early
+
+
+@pytest.mark.asyncio
+async def test_requests_of_one_who_does_not_read_wait(connect: Connect) -> None:
+    monitor, client = connect()
+    client.send(NEGOTIATE)
+    await lines(client, 2)
+    many = 400  # with replies of 200 KiB each
+    client.send(b"".join(b'{"execute": "query-qmp-schema", "id": %d}\n' % number for number in range(many)))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert monitor._backlog_bytes < HIGH_WATER + (8 << 20)  # and what a turn adds
+    assert [json.loads(line)["id"] for line in await lines(client, many)] == list(range(many))
