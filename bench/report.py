@@ -37,7 +37,19 @@ Server: its CPU time for a reply.
 |---|---|--:|--:|--:|--:|--:|"""
 
 
-def markdown(rows: Iterable[Row], results: Results, *, seconds: float, reps: int) -> str:
+_STEPS_HEAD = """
+## Where the time goes
+
+What `steps.py` found: each step alone, warm, the least of many; microseconds. The rest of what a row above
+shows is the event loop's turn (see `asyncio` in row ping: a bare loop that reads and answers), waking two
+processes, and caches that are cold after that: a step in place takes one and a half to two times as long.
+
+| measure | step | µs |
+|---|---|--:|"""
+
+
+def markdown(rows: Iterable[Row], results: Results, steps: Mapping[str, Mapping[str, float]], *,
+             seconds: float, reps: int) -> str:
     """The whole report."""
     rows = list(rows)
     lines = [_HEAD.format(minutes=seconds / 60)]
@@ -48,6 +60,9 @@ def markdown(rows: Iterable[Row], results: Results, *, seconds: float, reps: int
     lines.append(_FIGURES_HEAD)
     for row in rows:
         lines += _figures(row, results[row.name])
+    if steps:
+        lines.append(_STEPS_HEAD)
+        lines += [f"| {name} | {step} | {value:g} |" for name, parts in steps.items() for step, value in parts.items()]
     return "\n".join(lines) + "\n"
 
 

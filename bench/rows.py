@@ -82,7 +82,7 @@ _listed = asking([MEMDEV], rounds=300, fill=1000, fill_line=FILL)
 
 ROWS = (
     Row("ping", "ping (query-version), one client, one core for both, p50", "µs",
-        _same(asking([PING], rounds=20000, same_core=True), "gmemd", "qemu", "qsd", "echo"),
+        _same(asking([PING], rounds=20000, same_core=True), "gmemd", "qemu", "qsd", "echo", "asyncio"),
         (Target("qemu", 6), Target("echo", 1 / 2.3))),
     Row("pipe64", "pings, 64 pipelined", "/s", _same(_pipelined(64), "gmemd", "qemu", "qsd", "echo"),
         (Target("qemu", 15),), more_is_better=True),

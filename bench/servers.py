@@ -38,6 +38,19 @@ _START_SECONDS = 20.0
 _RUNTIME = "/dev/shm"  # for sockets and gmemd's registry: a tmpfs, as /run is
 
 
+def set_python(python: str) -> None:
+    """Measure a bare asyncio loop of this Python beside gmemd."""
+    COMMANDS["asyncio"] = f"{python} {HERE}/bare.py {{socket}}"
+
+
+def steps(python: str) -> dict[str, dict[str, float]]:
+    """What the parts of gmemd's commands cost; see steps.py."""
+    with on_cpus({SERVER_CPU}):
+        done = subprocess.run([python, f"{HERE}/steps.py"], capture_output=True, text=True, check=True)
+    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+    return found
+
+
 class Unavailable(Exception):
     """A server that is not installed or does not start."""
 
