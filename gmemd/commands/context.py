@@ -240,8 +240,8 @@ def record_of(backend: HostMemoryBackend, kernel: Kernel) -> Record:
             kind = kernel.identify(backend.fd)
     elif backend.properties.get("hugetlb"):
         kind = "hugetlb-memfd"
-    return Record(backend.id, backend.qom_type, backend.properties, kind, backend.memory_size, kernel=kernel.name,
-                  owner_uid=uid, owner_pid=pid, created=int(backend.created), extra=_extra(backend))
+    return Record(backend.id, backend.qom_type, dict(backend.properties), kind, backend.memory_size,
+                  kernel=kernel.name, owner_uid=uid, owner_pid=pid, created=int(backend.created), extra=_extra(backend))
 
 
 def _extra(backend: HostMemoryBackend) -> dict[str, Any]:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from gmemd.persist.record import Record, Row
+from gmemd.persist.record import Record
 
 
 class Operation:
     """One change on its way. `fd` is borrowed until the flush that carries it has ended."""
 
-    __slots__ = ("fd", "kind", "record", "row")
+    __slots__ = ("fd", "kind", "record")
 
-    def __init__(
-        self, kind: Literal["add", "remove", "update"], record: Record, fd: int = -1, row: Row = ()
-    ) -> None:
+    def __init__(self, kind: Literal["add", "remove", "update"], record: Record, fd: int = -1) -> None:
         self.kind = kind
         self.record = record
         self.fd = fd  # of an add; -1: the object has none
-        self.row = row  # what is to be written
 
 
 class Pending:
@@ -61,16 +58,16 @@ class Batch:
         self.operations = operations
         self.adds: list[Operation] = []
         self.removes: list[Record] = []
-        rows: dict[str, Row] = {}
+        records: dict[str, Record] = {}
         for operation in operations:
             if operation.kind == "remove":
                 self.removes.append(operation.record)
-                rows.pop(operation.record.id, None)
+                records.pop(operation.record.id, None)
             else:
                 if operation.kind == "add":
                     self.adds.append(operation)
-                rows[operation.record.id] = operation.row
-        self.rows = list(rows.values())  # the last version of each object; to be written after the deletions
+                records[operation.record.id] = operation.record
+        self.records = list(records.values())  # the last version of each object; to be written after the deletions
         self.last_seq = self.adds[-1].record.seq if self.adds else 0  # they rise
         self.unsent = [operation for operation in reversed(self.adds) if operation.fd >= 0]
         self.sent: list[str] = []  # names whose FDSTORE is on its way

@@ -24,7 +24,7 @@ from gmemd.errors import QmpError, os_errors
 from gmemd.persist.batch import Batch, Operation, Pending
 from gmemd.persist.delivery import Delivery
 from gmemd.persist.fdstore import FdStore, Notifier, check_name, is_socket
-from gmemd.persist.record import Record, row_of
+from gmemd.persist.record import Record
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.restore import Identify, Restored, name_prefix, sequence, sort_out
 from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
@@ -95,7 +95,7 @@ class Custody:
     # -- note ------------------------------------------------------------------------------------------------
     def add(self, record: Record, fd: int = -1) -> Operation:
         """Take an object into custody. The fd is borrowed until the flush has ended; -1: the object has
-        none.
+        none. The record, now the caller's no more, is written by the flush.
 
         Every add of an fd uses up one reservation. Fills in the second group of the record's members.
         """
@@ -109,7 +109,7 @@ class Custody:
         if fd >= 0:
             record.st_dev, record.st_ino, record.st_size = status.st_dev, status.st_ino, status.st_size
             record.fd_name = f"{self._prefix}{self._seq}"
-        return self._note(Operation("add", record, fd, row_of(record)))
+        return self._note(Operation("add", record, fd))
 
     def remove(self, record: Record) -> Operation:
         """Give an object up. Keep its fd open until the flush has ended: an undo needs it."""
@@ -125,7 +125,7 @@ class Custody:
     def update(self, record: Record) -> Operation:
         """Write a changed record; the second group of its members stays what add() made it."""
         self.check_writable()
-        return self._note(Operation("update", record, -1, row_of(record)))
+        return self._note(Operation("update", record))
 
     def discard(self, name: str) -> None:
         """Remove an unclaimed fd or a socket from the store for good, with all others of this name."""

@@ -16,13 +16,14 @@ go first. What cannot be removed or undone at once is owed, and done with the ne
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable
 from typing import Literal
 
 from gmemd.persist.batch import Batch, Operation
 from gmemd.persist.fdstore import FdStore, Notifier
-from gmemd.persist.record import Record, Row
+from gmemd.persist.record import Record, Row, row_of
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.waits import Flush, Wait
 
@@ -51,7 +52,7 @@ class Delivery:
         removals_follow = bool(self.owed) or (bool(batch.removes) and not batch.removed)
         if not removals_follow and batch.sent:
             yield from self._send_barrier(batch)
-        self._write(batch, [] if batch.removed else batch.removes, batch.rows)
+        self._write(batch, [] if batch.removed else batch.removes, batch.records)
         batch.committed = True
         if removals_follow:
             yield from self._send_removals(batch)
@@ -69,7 +70,7 @@ class Delivery:
         """
         if isinstance(exc, NotWritten) and self._registry.recover():
             # an error hid that the transaction did happen
-            batch.removed, batch.committed = True, batch.writing or not batch.rows
+            batch.removed, batch.committed = True, batch.writing or not batch.records
             self.owe(self._registry.state.removing)
         self.release(batch.unsent)
         self.owe(batch.sent)
@@ -102,17 +103,17 @@ class Delivery:
             if operation.fd >= 0:
                 self._store.release(self._reservation)
 
-    def _write(self, batch: Batch, removes: list[Record], rows: list[Row]) -> None:
+    def _write(self, batch: Batch, removes: list[Record], records: list[Record]) -> None:
         """One transaction; from now on the removes stand, and their fds are owed."""
         names = [record.fd_name for record in removes if record.fd_name]
-        if removes or rows or self.owed_rows:
-            batch.writing = bool(rows)
+        if removes or records or self.owed_rows:
+            batch.writing = bool(records)
             last_seq = self._registry.state.last_seq
             self._registry.apply(
-                put=rows,
+                put=_rows(records),
                 delete=self.owed_rows.union([record.id for record in removes]),
                 removing=self.owed.union(names),
-                last_seq=max(last_seq, batch.last_seq) if rows else last_seq,
+                last_seq=max(last_seq, batch.last_seq) if records else last_seq,
             )
             self.owed_rows.clear()
         batch.removed = True
@@ -152,3 +153,10 @@ class Delivery:
     def _wait(self, what: Literal["readable", "writable"], fd: int) -> Flush:
         if not (yield Wait(what, fd, self._timeout)):
             raise TimeoutError
+
+
+def _rows(records: list[Record]) -> list[Row]:
+    try:
+        return [row_of(record) for record in records]
+    except MemoryError as exc:
+        raise NotWritten(os.strerror(errno.ENOMEM)) from exc
