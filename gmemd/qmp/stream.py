@@ -26,7 +26,7 @@ class Stream:
         self._parser = Parser(self._lexer)
         self._is_at_rest = True  # nothing that was read bears on the next byte
 
-    def next(self) -> Any:
+    def next(self) -> Any:  # noqa: C901  # every call would cost each message
         """Return the next message's value, a QmpError that says why it has none, or NEED_DATA.
 
         A JSON object is a dict in the order of the text; an integer within -2^63 ... 2^64-1 is an int, any
