@@ -27,6 +27,7 @@ MARKED = {
     "podman": {"README.md", "docs/containers.md"},  # tests/containers/test_docs.py
     "libvirt": {"docs/libvirt.md"},  # test_libvirt.py
     "host": {"docs/systemd.md"},  # nobody: they install into this machine; tests/systemd installs the same elsewhere
+    "minutes": {"docs/robustness.md"},  # nobody: they take long; tests/robustness runs samples of the same
     "qemu": {"docs/qemu.md", "docs/gmemctl.md"},  # below
 }
 ALL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
