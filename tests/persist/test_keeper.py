@@ -423,10 +423,10 @@ class TestStart:
             )  # fmt: skip
             assert done.stdout.strip() == announced
 
-    def test_wrong_options(self) -> None:
+    def test_wrong_options(self, tmp_path: Path) -> None:
         assert self.run("--listen")[1] == "gmemd --keeper: --listen needs a value\n"
         assert self.run("--watchdog", "soon")[1] == "gmemd --keeper: --watchdog: 'soon' is no number\n"
-        assert "no such group" in self.run("--listen", "/tmp/x", "--listen-group", "no such group")[1]
+        assert "no such group" in self.run("--listen", f"{tmp_path}/socket", "--listen-group", "no such group")[1]
 
     def test_what_is_not_ours_is_the_daemons(self) -> None:
         options = parse(["--listen", "web=/b", "--listen=/a=b", "--watchdog=2.5", "--listen-mode", "600", "-v", "--x"])
