@@ -29,8 +29,20 @@ _WRITABLE = ~select.EPOLLIN
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Run a program to its end."""
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(Selector())) as runner:
+    with asyncio.Runner(loop_factory=Loop) as runner:
         runner.run(main)
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """asyncio's loop, which also tells whoever is at work whether somebody waits."""
+
+    def __init__(self) -> None:
+        self._descriptors = Selector()
+        super().__init__(self._descriptors)
+
+    def awaited(self, fd: int) -> bool:
+        """Whether there is something to do at any descriptor but `fd`; callbacks that are due do not count."""
+        return self._descriptors.any_ready_but(fd)
 
 
 class Selector(BaseSelector):
@@ -66,6 +78,10 @@ class Selector(BaseSelector):
             if key is not None:  # else another process holds what was closed here
                 ready.append((key, EVENT_READ if events == select.EPOLLIN else _happened(events) & key.events))
         return ready
+
+    def any_ready_but(self, fd: int) -> bool:
+        """Whether there is any event now at another descriptor."""
+        return any(ready != fd for ready, _ in self._epoll.poll(0, 2))
 
     def get_key(self, fileobj: int) -> SelectorKey:  # type: ignore[override]
         return self._keys[fileobj]

@@ -13,7 +13,7 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 
 import pytest
 
-from gmemd.loop import Selector, run
+from gmemd.loop import Loop, Selector, run
 
 BOTH = EVENT_READ | EVENT_WRITE
 
@@ -134,3 +134,16 @@ def test_tls_is_not_loaded_and_can_be() -> None:
     code = "import sys, gmemd.loop, asyncio; print('_ssl' in sys.modules); import ssl; print(ssl.CERT_NONE.value)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "0"]
+
+
+def test_the_loop_tells_whether_others_wait() -> None:
+    loop = Loop()
+    here, there = socket.socketpair()
+    with here, there:
+        loop.add_reader(here.fileno(), lambda: None)
+        assert not loop.awaited(-1)
+        there.send(b"x")
+        assert loop.awaited(-1)
+        assert not loop.awaited(here.fileno())
+        loop.remove_reader(here.fileno())
+    loop.close()

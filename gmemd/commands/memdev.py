@@ -11,9 +11,10 @@ from gmemd.commands.context import Caller, Change, Gmemd, in_thread, record_of
 from gmemd.commands.qom import find_context
 from gmemd.errors import os_errors
 from gmemd.kernel.base import Kernel
+from gmemd.qmp.encode import encode
 from gmemd.survival import fates
 
-_BATCH = 100  # objects that are measured at a time
+_BATCH = 25  # objects that are measured, and described, at a time
 _AT_ONCE = 1 << 30  # bytes of objects that may be measured on the event loop
 
 
@@ -123,15 +124,17 @@ def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
     return [describe_status(gmemd, backend, now, _resident(gmemd, backend)) for backend in backends]
 
 
-async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend]) -> list[Any]:
+async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend]) -> bytes:
     """The same without holding others up; what is deleted meanwhile is left out."""
-    rows, now = [], time.time()
+    rows: list[bytes] = []
+    now = time.time()
     for begin in range(0, len(backends), _BATCH):
         batch = [backend for backend in backends[begin:begin + _BATCH] if backend.fd >= 0]
         with os_errors("cannot measure"):
             counts = await in_thread(_residents, gmemd.kernel, [os.dup(backend.fd) for backend in batch])
-        rows += [describe_status(gmemd, backend, now, count) for backend, count in zip(batch, counts, strict=True)]
-    return rows
+        rows += [encode(describe_status(gmemd, backend, now, count))
+                 for backend, count in zip(batch, counts, strict=True)]
+    return b"[%b]" % b", ".join(rows)
 
 
 def _residents(kernel: Kernel, fds: list[int]) -> list[int]:

@@ -29,7 +29,8 @@ from gmemd.metrics import clock
 from gmemd.qmp.session import Request, Session
 
 READ_SIZE = 16 * 1024  # bytes at a time
-TURN_SECONDS = 80e-6  # after so long it is the other clients' turn; a change waits for those behind it
+TURN_SECONDS = 50e-6  # after so long it is the turn of others, if any wait; a change waits for those behind it
+LONGEST_TURN_SECONDS = 500e-6  # and after so long in any case
 FDS_MAX = 253  # SCM_MAX_FD of the kernel; QEMU takes 16 of them
 QUEUE_MAX = 8  # QMP_REQ_QUEUE_LEN_MAX
 HIGH_WATER = 1 << 20
@@ -57,6 +58,7 @@ class Monitor:
         self._sock = sock
         self._fd = sock.fileno()
         self._receive = sock.recvmsg
+        self._awaited: Callable[[int], bool] = getattr(loop, "awaited", _always)
         self._dispatch = dispatcher.run
         self._closed = closed
         counters = self._gmemd.counters
@@ -144,7 +146,7 @@ class Monitor:
         """Answer what can be answered now, in a turn's time, then send and read on."""
         gmemd, session, dispatch = self._gmemd, self.session, self._dispatch
         success = session.success
-        self._more, turn_ends = False, 0.0
+        self._more, turn_ends, last_end = False, 0.0, 0.0
         while self._open and self._backlog_bytes <= HIGH_WATER and not gmemd.stopping:
             request = self._next() if self._busy or self._queue else session.next_request()
             if request is None:
@@ -161,9 +163,11 @@ class Monitor:
             else:
                 self._deliver(request, result)
             if began > turn_ends:
-                if turn_ends and not self._changes:
+                if not turn_ends:
+                    last_end = began + LONGEST_TURN_SECONDS
+                elif not self._changes and (began > last_end or self._awaited(self._fd)):
                     self._more = True
-                    self._loop.call_soon(self._run)
+                    self._loop.call_soon(self._loop.call_soon, self._run)  # behind those who can be read by then
                     break
                 turn_ends = began + TURN_SECONDS
         if self._changes and not self._busy:
@@ -363,6 +367,11 @@ class Monitor:
             self._sock.close()
         self._log.close()
         self._closed(self)
+
+
+def _always(fd: int) -> bool:
+    """What a loop answers that cannot tell whether others wait."""
+    return True
 
 
 def _close_all(fds: list[int] | None) -> None:
