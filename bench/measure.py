@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import json
 import os
 import resource
 import subprocess
@@ -74,6 +75,22 @@ def asking(lines: Sequence[str], *, rounds: int, depth: int = 0, same_core: bool
             raise Unavailable(f"{name}: {result['errors']} of {result['replies']} replies are errors")
         replies = result["replies"] * (1 + 1 / 10)  # the warm-up is in the server's CPU time, too
         return Sample(result[key] / divisor, result["cpu"] / result["wall"], used / replies * 1e6)
+
+    return measure
+
+
+def crowded(clients: int, *, share: bool = False) -> Measure:
+    """Pings answered a second to so many clients, each waiting for each; with `share`: the least of one by the most."""
+
+    def measure(name: str, scale: float) -> Sample:
+        command = [BINARIES / "client", "-n", "100000000", "-t", str(max(0.5, 3 * scale))]
+        with Server(name) as server:
+            with on_cpus({CLIENT_CPU}):
+                running = [subprocess.Popen([*command, server.socket, _PING], stdout=subprocess.PIPE, text=True)
+                           for _ in range(clients)]
+            ended = [json.loads(client.communicate()[0]) for client in running]
+        rates = [result["replies"] / result["wall"] for result in ended]
+        return Sample(min(rates) / max(rates) if share else sum(rates))
 
     return measure
 
