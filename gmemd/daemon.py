@@ -332,9 +332,12 @@ class Daemon:
 
 
 def _comes_soon(wait: Wait) -> bool:
-    """Wait a moment here for what a flush waits for; False: it is not there, or cannot be waited for so."""
+    """Wait a moment here for a barrier; False: it has not passed, or the flush waits for something else.
+
+    Room for more messages is the loop's to wait for: a large batch asks for it often.
+    """
     try:
-        return wait_for(wait, _SOON)
+        return wait.what == "readable" and wait_for(wait, _SOON)
     except OSError:
         return False
 
