@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "loop", "metrics", "ghashtable", "ranges", "holders", "jobs", "lease", "survival", "audit"),
     ("qmp.lexer", "qmp.parser", "qmp.strings", "qmp.stream", "qmp.encode", "schema", "kernel"),
     ("qmp.session", "backends", "persist", "fds"),
-    ("objects", "lab", "accounting"),
+    ("objects", "lab", "accounting", "changes"),
     ("commands",),
     ("qmp.messages", "qmp.client"),
     ("qmp.monitor", "qmp.listener", "web"),
@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 
 MAY_IMPORT = {
-    "asyncio": ("loop", "qmp.monitor", "qmp.listener", "qmp.client", "commands", "daemon", "web", "cli", "emulator"),
+    "asyncio": ("loop", "changes", "qmp.monitor", "qmp.listener", "qmp.client", "commands", "daemon", "web", "cli", "emulator"),
     "socket": ("qmp.monitor", "qmp.listener", "qmp.client", "persist", "daemon", "web", "cli", "emulator", "testing",
                "demo"),
     "fcntl": ("kernel", "persist", "demo"),

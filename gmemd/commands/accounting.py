@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from gmemd.accounting import Item, Usage, comparisons, machine, measure, online_nodes, placement, total
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.commands.context import Caller, Gmemd, in_thread
+from gmemd.changes.threads import in_thread
+from gmemd.commands.context import Caller, Gmemd
 from gmemd.errors import close_fd, os_errors
 from gmemd.kernel.base import Headroom, HugePool, Kernel
 

@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import os
-from _thread import start_new_thread
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gmemd.backends.base import HostMemoryBackend
@@ -45,7 +42,6 @@ if TYPE_CHECKING:
 
 EVENTS_KEPT = 200  # the latest, for those who come later
 PRIVATE_STORE = "private-store"  # the registry's type of such a memfd
-_THREAD_PATIENCE = 5.0  # seconds until a thread must have begun
 
 
 class WithFds:
@@ -191,44 +187,6 @@ async def settled(gmemd: Gmemd, result: Any) -> Any:
     if result.error is not None:
         raise result.error
     return result.value
-
-
-def in_thread(function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
-    """Run a function that blocks in a thread of its own: one that never returns does not keep the process alive.
-
-    Not by threading.Thread, whose start() waits for ever for a thread that has no memory to begin with (gh-140746).
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-    first: list[Callable[[], None]] = []  # who came first, `work` or `give_up`
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        patience.cancel()
-        if not future.done():
-            future.set_result(result) if error is None else future.set_exception(error)
-
-    def work() -> None:
-        first.append(work)
-        if first[0] is not work:
-            return
-        try:
-            outcome: tuple[Any, BaseException | None] = (function(*arguments), None)
-        except BaseException as exc:
-            outcome = (None, exc)
-        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-            loop.call_soon_threadsafe(settle, *outcome)
-
-    def give_up() -> None:
-        first.append(give_up)
-        if first[0] is give_up:
-            settle(None, QmpError(f"cannot start a thread: {os.strerror(errno.ENOMEM)}"))
-
-    try:
-        start_new_thread(work, ())
-    except RuntimeError as exc:  # pthread_create(3) knows EAGAIN alone
-        raise QmpError(f"cannot start a thread: {os.strerror(errno.EAGAIN)}") from exc
-    patience = loop.call_later(_THREAD_PATIENCE, give_up)
-    return future
 
 
 def record_of(backend: HostMemoryBackend, kernel: Kernel) -> Record:

@@ -10,7 +10,8 @@ from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import convert, fill, forget, set_aside
-from gmemd.commands.context import Caller, Change, Gmemd, in_thread, settled, store_record, updated
+from gmemd.changes.threads import in_thread
+from gmemd.commands.context import Caller, Change, Gmemd, settled, store_record, updated
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.base import PageInUse, check_inside
 from gmemd.ranges import PRIVATE, SHARED, RangeMap

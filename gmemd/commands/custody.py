@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import SHARED_FLAGS
-from gmemd.commands.context import Caller, Change, Gmemd, in_thread, record_of, store_record
+from gmemd.changes.threads import in_thread
+from gmemd.commands.context import Caller, Change, Gmemd, record_of, store_record
 from gmemd.commands.memdev import added, describe_memory
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.holders import holders

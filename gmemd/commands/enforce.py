@@ -6,7 +6,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 from gmemd.backends.base import Enforcer, HostMemoryBackend
-from gmemd.commands.context import Caller, Gmemd, in_thread
+from gmemd.changes.threads import in_thread
+from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.processes import watch
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.userfault import UFFD_FEATURE_SIGBUS, can_miss, features, is_mapped, register

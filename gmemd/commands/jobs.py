@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.commands.context import Caller, Gmemd, in_thread, settled
+from gmemd.changes.threads import in_thread
+from gmemd.commands.context import Caller, Gmemd, settled
 from gmemd.commands.memdev import delete
 from gmemd.commands.qom import set_property
 from gmemd.errors import QmpError, close_fd, os_errors

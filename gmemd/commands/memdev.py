@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.commands.context import Caller, Change, Gmemd, in_thread, record_of
+from gmemd.changes.threads import in_thread
+from gmemd.commands.context import Caller, Change, Gmemd, record_of
 from gmemd.commands.qom import find_context
 from gmemd.errors import os_errors
 from gmemd.kernel.base import Kernel

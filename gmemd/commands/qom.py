@@ -7,7 +7,8 @@ from types import MappingProxyType
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.commands.context import Caller, Change, Gmemd, in_thread, updated
+from gmemd.changes.threads import in_thread
+from gmemd.commands.context import Caller, Change, Gmemd, updated
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.objects import BACKENDS
 

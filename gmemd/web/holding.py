@@ -9,7 +9,7 @@ from time import monotonic, thread_time
 from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.commands.context import in_thread
+from gmemd.changes.threads import in_thread
 from gmemd.holders import File, Holder, holders_of
 
 FRESH: Final = 2.0  # seconds that a look is good for at least

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Final
 
-from gmemd.commands.context import in_thread
+from gmemd.changes.threads import in_thread
 from gmemd.kernel.base import Headroom, HugePool, Kernel
 
 FRESH: Final = 1.0  # seconds that a reading is good for

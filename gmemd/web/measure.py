@@ -16,7 +16,8 @@ from time import monotonic, sleep
 from typing import Final, NamedTuple
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.commands.context import Gmemd, in_thread
+from gmemd.changes.threads import in_thread
+from gmemd.commands.context import Gmemd
 from gmemd.ranges import PRIVATE, SHARED
 
 TURN: Final = 200e-6  # seconds that the worker works

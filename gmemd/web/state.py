@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.commands.context import Gmemd, in_thread
+from gmemd.changes.threads import in_thread
+from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.web.holding import HolderFinder
 from gmemd.web.host import HostReader, Lag

@@ -6,8 +6,9 @@ import asyncio
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.threads import in_thread
 from gmemd.commands import jobs, memdev
-from gmemd.commands.context import Caller, Gmemd, in_thread
+from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.qom import find_context
 from gmemd.emulator.devices import Balloon, Device, MemoryDevice, follow_requests, make_device
 from gmemd.emulator.domain import Domain

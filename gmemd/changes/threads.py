@@ -1,0 +1,99 @@
+"""What does not run on the event loop: functions that block, and closing what takes long to close."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import stat
+from _thread import start_new_thread
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+from gmemd.errors import QmpError, close_fd
+
+_THREAD_PATIENCE: Final = 5.0  # seconds until a thread must have begun
+_CLOSED_AT_ONCE: Final = 4 << 20  # bytes of memory that may be freed on the event loop: about a millisecond
+
+
+def in_thread(function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
+    """Run a function that blocks in a thread of its own: one that never returns does not keep the process alive.
+
+    Not by threading.Thread, whose start() waits for ever for a thread that has no memory to begin with (gh-140746).
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+    first: list[Callable[[], None]] = []  # who came first, `work` or `give_up`
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        patience.cancel()
+        if not future.done():
+            future.set_result(result) if error is None else future.set_exception(error)
+
+    def work() -> None:
+        first.append(work)
+        if first[0] is not work:
+            return
+        try:
+            outcome: tuple[Any, BaseException | None] = (function(*arguments), None)
+        except BaseException as exc:
+            outcome = (None, exc)
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    def give_up() -> None:
+        first.append(give_up)
+        if first[0] is give_up:
+            settle(None, QmpError(f"cannot start a thread: {os.strerror(errno.ENOMEM)}"))
+
+    try:
+        start_new_thread(work, ())
+    except RuntimeError as exc:  # pthread_create(3) knows EAGAIN alone
+        raise QmpError(f"cannot start a thread: {os.strerror(errno.EAGAIN)}") from exc
+    patience = loop.call_later(_THREAD_PATIENCE, give_up)
+    return future
+
+
+def close_beside(fds: Iterable[int]) -> asyncio.Future[None] | None:
+    """Close descriptors, which are given away, without holding the event loop up.
+
+    None: they are closed. Else the future that ends, never by an error, when they are. Closing the last descriptor of
+    memory frees it (0.3 s a GiB), and a socket may linger for as long as whoever passed it has set.
+    """
+    slow = [fd for fd in fds if not _closed_at_once(fd)]
+    if not slow:
+        return None
+
+    def close() -> None:
+        while slow:
+            close_fd(slow.pop())
+
+    try:
+        closing = asyncio.ensure_future(in_thread(close))
+    except (QmpError, RuntimeError):  # no thread to be had, or no loop is running: then it is done here
+        close()
+        return None
+    closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ended(closing: asyncio.Future[None]) -> None:
+        if not closing.cancelled() and closing.exception() is not None:  # the thread never began
+            close()
+        if not closed.done():
+            closed.set_result(None)
+
+    closing.add_done_callback(ended)
+    return closed
+
+
+def _closed_at_once(fd: int) -> bool:
+    """Close it here if that cannot take long."""
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return False
+    kind = stat.S_IFMT(status.st_mode)
+    if kind in (stat.S_IFIFO, stat.S_IFCHR, 0) or (kind == stat.S_IFREG and status.st_size <= _CLOSED_AT_ONCE):
+        close_fd(fd)
+        return True
+    return False
