@@ -94,6 +94,10 @@ def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> tuple[str, int]:
     if arguments["require-seals"] and kind.endswith("memfd") and kind != "guest-memfd" and not (
             seals is not None and seals & _SEAL_SHRINK):
         raise QmpError("the memfd is not sealed against shrinking")
+    with os_errors("cannot look at the descriptor"):
+        why = gmemd.kernel.unusable(fd, size)
+    if why:
+        raise QmpError(why)
     return kind, size
 
 

@@ -222,6 +222,13 @@ class Kernel(Protocol):
         """Return the seals of a memfd (uapi.F_SEAL_*); None for what cannot have any."""
         ...
 
+    def unusable(self, fd: int, size: int) -> str:
+        """Return why somebody else's fd is not memory to read and write, a sentence about it; "" when it is.
+
+        Its access mode, O_APPEND and seals are named; what else mmap(2) refuses is asked of the kernel.
+        """
+        ...
+
     def file_page_size(self, fd: int) -> int:
         """Return the bytes of the pages that back a file: huge ones, or `page_size`."""
         ...

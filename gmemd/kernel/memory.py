@@ -136,6 +136,22 @@ class OrdinaryMemory:
     def seals(self, fd: int) -> int | None:
         return _seals(fd)
 
+    def unusable(self, fd: int, size: int) -> str:
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if flags & os.O_PATH or flags & os.O_ACCMODE != os.O_RDWR:
+            return "the descriptor was not opened for reading and writing"
+        if flags & os.O_APPEND:  # pwrite(2) would append whatever the offset
+            return "the descriptor was opened for appending"
+        if (_seals(fd) or 0) & (uapi.F_SEAL_WRITE | uapi.F_SEAL_FUTURE_WRITE):
+            return "the memfd is sealed against writing"
+        if syscalls.filesystem(fd)[0] == uapi.SECRETMEM_MAGIC:
+            return "the descriptor is secret memory, which no guest can use"
+        try:
+            self.try_map(fd, size, reserve=False)
+        except OSError as exc:
+            return f"the descriptor cannot be mapped for reading and writing: {os.strerror(exc.errno or 0)}"
+        return ""
+
     def file_page_size(self, fd: int) -> int:
         return backing.page_size(fd)
 

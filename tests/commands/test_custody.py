@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +63,43 @@ def test_a_foreign_guest_memfd_is_adopted(machine: Machine) -> None:
     assert machine.run("memdev-adopt", id="g", fdname="f")["kind"] == "guest-memfd"
 
 
+def again(flags: int) -> int:
+    """The same kind of memfd, opened once more with other flags."""
+    fd = memfd()
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags)
+    finally:
+        os.close(fd)
+
+
+def secret() -> int:
+    fd = int(ctypes.CDLL(None).syscall(447, os.O_CLOEXEC))  # memfd_secret(2)
+    if fd < 0:
+        pytest.skip("needs a kernel with memfd_secret (secretmem.enable=1)")
+    os.ftruncate(fd, SIZE)
+    return fd
+
+
+NOT_BOTH = "the descriptor was not opened for reading and writing"
+SEALED = "the memfd is sealed against writing"
+
+
 @pytest.mark.parametrize(("fd", "arguments", "desc"), [
+    (lambda: again(os.O_RDONLY), {}, NOT_BOTH),
+    (lambda: again(os.O_WRONLY), {}, NOT_BOTH),
+    (lambda: again(os.O_PATH), {}, NOT_BOTH),
+    (lambda: again(os.O_RDWR | os.O_APPEND), {}, "the descriptor was opened for appending"),
+    (lambda: memfd(seals=0x7 | 0x8), {}, SEALED),
+    (lambda: memfd(seals=0x7 | 0x10), {}, SEALED),
+    (lambda: choose_kernel("simulated").create_guest_memfd(SIZE, 0), {},
+     "the descriptor cannot be mapped for reading and writing: "),
+    (secret, {"require-seals": False}, "the descriptor is secret memory"),
+    (lambda: os.open("/", os.O_RDONLY), {}, "the descriptor is no memory: /"),
+    (lambda: os.pidfd_open(os.getpid()), {}, "the descriptor is no memory: "),
+    (lambda: os.eventfd(0), {}, "the descriptor is no memory: anon_inode"),
+    (lambda: os.open("/dev/zero", os.O_RDWR), {}, "the descriptor is no memory: /dev/zero"),
+    (lambda: os.open("/proc/self/mem", os.O_RDWR), {}, "the descriptor has 0 bytes, which are no whole pages"),
+    (lambda: socket.socket().detach(), {}, "the descriptor is no memory: socket"),
     (lambda: os.open(os.devnull, os.O_RDWR), {}, "the descriptor is no memory: /dev/null"),
     (lambda: os.pipe()[0], {}, "the descriptor is no memory: pipe"),
     (lambda: memfd(seals=0), {}, "the memfd is not sealed against shrinking"),
