@@ -272,7 +272,8 @@ _VERBS: tuple[tuple[str, str, tuple[_Argument, ...]], ...] = (
                 {
                     "metavar": "ID[=N]",
                     "nargs": "+",
-                    "help": "in COMMAND {ID} becomes /proc/self/fd/N, {ID.fd} N, {ID.size} the bytes",
+                    "help": "in COMMAND {ID} becomes /proc/self/fd/N, {ID.fd} N, {ID.size} the bytes, {ID.offset} "
+                    "where they begin",
                 },
             ),
             (("exec_command",), {"metavar": "-- COMMAND", "nargs": "?", "default": ()}),

@@ -1,7 +1,8 @@
 """`gmemctl exec`: run a command in our place, with the descriptors of objects.
 
 The command inherits one descriptor for each object and finds it by what its words say:
-{ID} becomes /proc/self/fd/N, {ID.fd} becomes N, {ID.size} the bytes.  "ID=N" asks for a certain N.
+{ID} becomes /proc/self/fd/N, {ID.fd} becomes N, {ID.size} the bytes and {ID.offset} where in the file they begin,
+which is 0 for all but parts of files.  "ID=N" asks for a certain N.
 The process is replaced, so signals, standard streams and the exit status are the command's.
 """
 
@@ -12,7 +13,7 @@ import re
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NoReturn
 
 from gmemd.cli.verbs import Connection, note
@@ -38,6 +39,8 @@ def exec_(connection: Connection, options: Namespace) -> int:
         values[name], [fds[name]] = connection.execute_fds("memdev-get-fd", {"id": name})
     connection.client.close()
     places = place(fds, wanted)
+    for name in _begin_elsewhere(values, options.exec_command):
+        note(f"'{name}' begins at byte {values[name]['offset']} of its file: tell the command by {{{name}.offset}}")
     words = [fill_in(word, placeholders(values, places)) for word in options.exec_command]
     return _replace_process(words)
 
@@ -84,12 +87,19 @@ def _away_from(taken: Container[int], fd: int) -> int:
     return fd
 
 
+def _begin_elsewhere(values: Mapping[str, Mapping[str, Any]], words: Iterable[str]) -> list[str]:
+    """The objects that are a later part of their file, which the command is not told."""
+    text = " ".join(words)
+    return [name for name, value in values.items() if value.get("offset") and f"{{{name}.offset}}" not in text]
+
+
 def placeholders(values: Mapping[str, Mapping[str, Any]], places: Mapping[str, int]) -> dict[str, str]:
     """Return what to write for "{...}" in the command's words; an object's id goes before a suffix."""
     found: dict[str, str] = {}
     for name, fd in places.items():
         found[f"{name}.fd"] = str(fd)
         found[f"{name}.size"] = str(values[name]["size"])
+        found[f"{name}.offset"] = str(values[name].get("offset", 0))  # an older daemon does not say
     for name, fd in places.items():
         found[name] = f"/proc/self/fd/{fd}"
     return found

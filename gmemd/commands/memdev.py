@@ -149,7 +149,8 @@ def _residents(kernel: Kernel, fds: list[int]) -> list[int]:
 
 def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
     """What memory an object is: the members of MemdevFd."""
-    info: dict[str, Any] = {"size": backend.memory_size, "kind": backend.kind, "kernel": gmemd.kernel.name}
+    info: dict[str, Any] = {"size": backend.memory_size, "offset": backend.offset, "kind": backend.kind,
+                            "kernel": gmemd.kernel.name}
     if backend.guest_memfd_flags is not None:
         info["guest-memfd-flags"] = backend.guest_memfd_flags
     return info
@@ -164,8 +165,8 @@ def describe_status(gmemd: Gmemd, backend: HostMemoryBackend, now: float, reside
     """The members of MemdevStatus at wall-clock time `now` (seconds); `resident` bytes were measured."""
     uid, pid = backend.owner
     return {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind, "kernel": gmemd.kernel.name,
-            "kernel-reason": gmemd.kernel.why, "size": backend.memory_size, "resident": resident,
-            "owner": {"uid": uid, "pid": pid}, "age": max(0, int(now - backend.created)),
+            "kernel-reason": gmemd.kernel.why, "size": backend.memory_size, "offset": backend.offset,
+            "resident": resident, "owner": {"uid": uid, "pid": pid}, "age": max(0, int(now - backend.created)),
             "handed-out": backend.handed_out, "survival": describe_survival(gmemd, backend)}
 
 

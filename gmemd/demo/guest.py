@@ -1,9 +1,10 @@
 """The smallest VMM: it runs a guest of three instructions on memory that another process owns.
 
-    gmemctl exec gm0 -- python3 examples/guest.py {gm0}
+    gmemctl exec gm0 -- python3 examples/guest.py --offset {gm0.offset} --size {gm0.size} {gm0}
     python3 examples/guest.py --rounds 100 /proc/self/fd/7
 
-The argument names an inherited descriptor of a guest_memfd or memfd.
+The argument names an inherited descriptor of a guest_memfd, a memfd or a file.
+An object that is a part of a file begins at an offset: what lies before it is another guest's.
 The guest counts in its memory at 0x2000, for ever or for `--rounds`; its code lies there too, at 0x1000.
 So a second process that gets the same memory finds both and goes on counting.
 Where /dev/kvm may be used and the machine is x86-64, a real vCPU in real mode runs the guest.
@@ -99,19 +100,21 @@ def counter(memory: mmap.mmap) -> int:
     return int(struct.unpack_from("<I", memory, COUNTER)[0])
 
 
-def map_memory(fd: int) -> mmap.mmap:
-    """Map as much of a guest_memfd or memfd as real mode can address, shared."""
-    return mmap.mmap(fd, min(os.fstat(fd).st_size, 1 << 20))
+def map_memory(fd: int, offset: int = 0, size: int = 0) -> mmap.mmap:
+    """Map as much of the memory as real mode can address, shared; size 0 is to the end of the file."""
+    return mmap.mmap(fd, min(size or os.fstat(fd).st_size - offset, 1 << 20), offset=offset)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=0, help="end after so many (default: never)")
+    parser.add_argument("--offset", type=int, default=0, help="where in the file the memory begins")
+    parser.add_argument("--size", type=int, default=0, help="how many bytes it has (default: to the end)")
     parser.add_argument("memory", help="/proc/self/fd/N, or just N")
     options = parser.parse_args()
 
     # A guest_memfd cannot be opened by this path (ENXIO): it is the inherited descriptor itself that counts.
-    memory = map_memory(int(options.memory.rpartition("/")[2]))
+    memory = map_memory(int(options.memory.rpartition("/")[2]), options.offset, options.size)
     found = memory[CODE:CODE + len(PROGRAM)] == PROGRAM
     if not found:
         memory[CODE:CODE + len(PROGRAM)] = PROGRAM

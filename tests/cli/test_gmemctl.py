@@ -210,6 +210,22 @@ def test_exec_hands_over_memory(gmemctl: Gmemctl, shared: Daemon) -> None:
     assert (read.returncode, read.stdout) == (0, "abcde65536 {x}\n")
 
 
+def test_exec_says_where_a_part_begins(gmemctl: Gmemctl, shared: Daemon, tmp_path: Path) -> None:
+    """{ID.offset} is where in its file an object begins; who is not told the command's offset is reminded of it."""
+    file = tmp_path / "two"
+    file.write_bytes(b"A" * 65536 + b"B" * 65536)
+    gmemctl("create", f"memory-backend-file,id=m0,size=64K,mem-path={file},share=on",
+            f"memory-backend-file,id=m1,size=64K,offset=64K,mem-path={file},share=on")
+    copy = "dd if={m1} bs=1 count=2 skip={m1.offset} status=none; echo {m0.offset}"
+    told = run(shared, "exec", "m0", "m1", "--", "sh", "-c", copy)
+    assert (told.stdout, told.stderr) == ("BB0\n", "")
+    reminded = run(shared, "exec", "m0", "m1", "--", "head", "-c1", "{m1}")
+    assert (reminded.stdout, reminded.stderr) == (
+        "A", "gmemctl: 'm1' begins at byte 65536 of its file: tell the command by {m1.offset}\n")
+    shown = gmemctl("get-fd", "m1", "-o", "json")
+    assert (json.loads(shown.out)["size"], json.loads(shown.out)["offset"]) == (65536, 65536)
+
+
 def test_exec_under_wanted_numbers(gmemctl: Gmemctl, shared: Daemon) -> None:
     """ID=N puts a descriptor there, also when others are in the way; nothing else is inherited."""
     gmemctl("create", *(f"{MEMFD},id=m{number},size={number}M" for number in (1, 2, 3)))

@@ -47,7 +47,7 @@ def test_python_block_runs(shared: Daemon, capfd: pytest.CaptureFixture[str]) ->
     [program] = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     found: dict[str, int] = {}
     exec(program.replace("/run/gmemd/qmp.sock", str(shared.sock)), found)
-    assert capfd.readouterr().out == f"{64 << 20} {os.fstat(found['fd']).st_ino}\n"
+    assert capfd.readouterr().out == f"{64 << 20} 0 {os.fstat(found['fd']).st_ino}\n"
     os.close(found["fd"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -112,13 +113,28 @@ def test_preallocation_makes_every_page_resident(machine: Machine) -> None:
     assert (status["resident"], status["size"]) == (MIB, MIB)
 
 
+def test_a_part_of_a_file_says_where_it_begins(machine: Machine, tmp_path: Path) -> None:
+    """memdev-get-fd and the status tell the offset of an object in the file of its descriptor."""
+    (tmp_path / "two").write_bytes(b"A" * MIB + b"B" * MIB)
+    for number in (0, 1):
+        machine.run("object-add", qom_type="memory-backend-file", id=f"m{number}", size=MIB, offset=number * MIB,
+                    mem_path=str(tmp_path / "two"), share=True)
+    for number, byte in ((0, b"A"), (1, b"B")):
+        reply = machine.run("memdev-get-fd", id=f"m{number}")
+        with mmap.mmap(reply.fds[0], reply.value["size"], offset=reply.value["offset"]) as memory:
+            assert memory[:] == byte * MIB
+        os.close(reply.fds.pop())
+        assert machine.run("query-memdev-status", id=f"m{number}")[0]["offset"] == number * MIB
+
+
 def test_a_handed_out_fd_is_the_objects_memory(machine: Machine) -> None:
     """memdev-get-fd gives a duplicate of the object's fd and says what it is."""
     add(machine, guest_memfd="on")
     reply = machine.run("memdev-get-fd", id="m0")
     [fd] = reply.fds
     try:
-        assert reply.value == {"size": MIB, "kind": "guest-memfd", "kernel": "simulated", "guest-memfd-flags": 3}
+        assert reply.value == {"size": MIB, "offset": 0, "kind": "guest-memfd", "kernel": "simulated",
+                               "guest-memfd-flags": 3}
         assert os.path.sameopenfile(fd, machine.gmemd.objects.find("m0").fd)
         machine.run("object-del", id="m0")
         assert os.fstat(fd).st_size == MIB

@@ -21,7 +21,7 @@ def memory(client: Client, name: str) -> mmap.mmap:
     info, [fd] = client.execute_fds("memdev-get-fd", {"id": name})
     print(json.dumps(info), file=sys.stderr)
     try:
-        return mmap.mmap(fd, info["size"])
+        return mmap.mmap(fd, info["size"], offset=info["offset"])
     finally:
         os.close(fd)
 

@@ -14,10 +14,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from gmemd.qmp.client import Client
 from tests.daemon import Daemon
 from tests.programs import ROOT, needs
 
 pytestmark = pytest.mark.e2e
+MIB = 1 << 20
 
 # Blocks of these pages run, one after another, on a gmemd without objects (gmemctl.md: tests/cli).
 PAGES = ("README.md", "docs/qemu.md", "docs/audit.md", "docs/metrics.md", "docs/libvirt.md")
@@ -104,6 +106,27 @@ def test_the_fixture_page_runs(tmp_path: Path) -> None:
                           capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
+
+
+def test_the_mapping_on_the_libvirt_page_is_the_objects(tmp_path: Path) -> None:
+    """Its program maps the object that it names, also where another one lies before it in the same file."""
+    [program] = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/libvirt.md").read_text(), re.DOTALL | re.MULTILINE)
+    file, sock = tmp_path / "two", tmp_path / "second.sock"
+    file.write_bytes(b"A" * MIB + b"B" * MIB)
+    emulator = subprocess.Popen(
+        [sys.executable, "-m", "gmemd.emulator.main", "-machine", "none", "-qmp", f"unix:{sock},server=on,wait=off",
+         "-object", f"memory-backend-file,id=ram-node0,size=1M,offset=1M,mem-path={file},share=on"])
+    try:
+        with Client(sock, timeout=60, wait=60):
+            pass
+        found: dict[str, Any] = {}
+        exec(program.replace("/tmp/second.sock", str(sock)), found)
+        assert (len(found["memory"]), found["memory"][:1]) == (MIB, b"B")
+        found["memory"].close()
+        os.close(found["fd"])
+    finally:
+        emulator.terminate()
+        emulator.wait(60)
 
 
 def test_what_is_to_be_installed_is_there() -> None:

@@ -64,7 +64,7 @@ def mapped(client: Client, object_id: str) -> mmap.mmap:
     """A shared mapping of an object's memory, as another process makes it."""
     info, [fd] = client.execute_fds("memdev-get-fd", {"id": object_id})
     try:
-        return mmap.mmap(fd, info["size"])
+        return mmap.mmap(fd, info["size"], offset=info["offset"])
     finally:
         os.close(fd)
 

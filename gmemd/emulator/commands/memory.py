@@ -50,7 +50,7 @@ async def _add_lasting(gmemd: Gmemd, domain: Domain, backend: HostMemoryBackend,
         raise
     backend.memory_size, backend.kind = info["size"], info["kind"]
     backend.guest_memfd_flags = info.get("guest-memfd-flags")
-    backend.offset = backend.properties.get("offset", 0)
+    backend.offset = info.get("offset", backend.properties.get("offset", 0))  # an older daemon does not say
     gmemd.objects.commit(backend)
     return {}
 
