@@ -23,12 +23,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from tests.patience import PATIENCE
+
 if TYPE_CHECKING:
     from gmemd.qmp.client import Client
 
-START = 30.0  # seconds; a loaded machine, coverage on
-STOP = 20.0  # seconds
-SETTLE = 5.0  # seconds
 
 
 class Server:
@@ -54,7 +53,7 @@ class Server:
             raise
 
     def _wait_ready(self) -> None:
-        end = time.monotonic() + START
+        end = time.monotonic() + PATIENCE
         while not self._greets():
             if self.process.poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"the server did not start: {self.log_text()}")
@@ -67,7 +66,7 @@ class Server:
             except OSError:
                 return False
 
-    def connect(self, timeout: float = START) -> socket.socket:
+    def connect(self, timeout: float = PATIENCE) -> socket.socket:
         """Give a socket to the server (not connected if the server does not listen), greeting unread."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(timeout)
@@ -85,7 +84,7 @@ class Server:
 
     def settled_fds(self, most: int) -> int:
         """Count them once no more than `most` are left, or after a while: what clients left is closed soon."""
-        end = time.monotonic() + SETTLE
+        end = time.monotonic() + PATIENCE
         while (count := self.open_fds()) > most and time.monotonic() < end:
             time.sleep(0.001)
         return count
@@ -97,7 +96,7 @@ class Server:
 
     def wait(self) -> int:
         """Wait until the server has ended by itself; give its exit status."""
-        return self.process.wait(STOP)
+        return self.process.wait(PATIENCE)
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
         """End the server by a signal and give its exit status.

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[1]
-TIMEOUT = 120.0  # seconds; a loaded machine
 
 
 def needs(program: str) -> pytest.MarkDecorator:
@@ -26,7 +27,7 @@ def gmemctl(*arguments: str) -> list[str]:
 
 def output(argv: list[str], *, text: str = "", status: int = 0, env: dict[str, str] | None = None) -> str:
     """Run a command to its end, `text` on its standard input; give its standard output."""
-    done = subprocess.run(argv, input=text, env=env, timeout=TIMEOUT, capture_output=True, text=True,
+    done = subprocess.run(argv, input=text, env=env, timeout=PATIENCE, capture_output=True, text=True,
                           check=False)
     assert done.returncode == status, f"{argv}: status {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout

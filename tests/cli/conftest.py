@@ -10,6 +10,7 @@ import pytest
 from gmemd.cli.gmemctl import main
 from gmemd.qmp.client import Client
 from tests.daemon import Daemon
+from tests.patience import PATIENCE
 
 
 class Outcome(NamedTuple):
@@ -33,7 +34,7 @@ def shared() -> Iterator[Daemon]:
 def client(shared: Daemon) -> Iterator[Client]:
     """A client of the daemon; every object is removed afterwards."""
     with shared.client() as client:
-        client.timeout = 20
+        client.timeout = PATIENCE
         yield client
         for memdev in client.execute("query-memdev"):
             client.execute("object-del", {"id": memdev["id"]})

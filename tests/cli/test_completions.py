@@ -15,6 +15,7 @@ from gmemd.cli.manual import pages, stale
 from gmemd.qmp.client import Client
 from tests.cli.conftest import Gmemctl
 from tests.daemon import Daemon
+from tests.patience import PATIENCE
 from tests.programs import ROOT, needs, output
 
 
@@ -39,7 +40,7 @@ def completed(shared: Daemon, tmp_path: Path, *words: str) -> list[str]:
     line = " ".join(f"'{word}'" for word in ("gmemctl", *words))
     script = f'{completion("bash")}\nPATH={tmp_path}:$PATH\nCOMP_WORDS=({line}); COMP_CWORD={len(words)}\n_gmemctl\n' \
              'printf "%s\\n" "${COMPREPLY[@]}"'
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=PATIENCE, check=True)
     return done.stdout.split()
 
 

@@ -19,6 +19,7 @@ from gmemd.cli.gmemctl import SYSTEM_SOCKET, main, socket_path
 from gmemd.qmp.client import Client
 from tests.cli.conftest import Gmemctl
 from tests.daemon import Daemon, Server
+from tests.patience import PATIENCE
 from tests.programs import gmemctl as command_line
 from tests.programs import needs
 
@@ -145,7 +146,7 @@ def test_qmp_reads_standard_input(shared: Daemon) -> None:
             input='{"execute":"query-name"}\n{"execute":"query-uuid"}',
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=True,
         )
         assert done.stdout.splitlines()[0] == '{"return": {}}'
@@ -169,7 +170,7 @@ def speaker(path: Path, text: str) -> Iterator[str]:
                 pass
 
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.settimeout(30)
+        listener.settimeout(PATIENCE)
         listener.bind(str(path))
         listener.listen()
         thread = threading.Thread(target=serve, args=(listener,))
@@ -198,7 +199,7 @@ def test_events(tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[s
 
 def run(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
     argv = command_line("--socket", str(daemon.sock), *words)
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_exec_hands_over_memory(gmemctl: Gmemctl, shared: Daemon) -> None:
@@ -244,7 +245,7 @@ def test_exec_is_the_command(gmemctl: Gmemctl, shared: Daemon) -> None:
         text=True,
         restore_signals=True,
     ) as process:
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=PATIENCE)
         lines = out.split()
         assert lines[0] == str(process.pid)
         assert int(lines[2], 16) & (1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1) == 0
@@ -312,7 +313,7 @@ def test_reader_of_output_goes(shared: Daemon) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     words = command_line("--socket", str(shared.sock), "call")
-    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    done = subprocess.run(words, stdout=writer, stderr=subprocess.PIPE, timeout=PATIENCE, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, b"")
 

@@ -14,6 +14,7 @@ import pytest
 from gmemd.cli.gmemctl import VERBS
 from tests.cli.conftest import Gmemctl
 from tests.daemon import Daemon
+from tests.patience import PATIENCE
 from tests.programs import ROOT
 
 PAGE = (ROOT / "docs" / "gmemctl.md").read_text()
@@ -34,7 +35,7 @@ def test_blocks_run(tmp_path: Path) -> None:
             "PYTHONPATH": str(ROOT),
         }
         done = subprocess.run(
-            ["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=100, check=False
+            ["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "hello" in done.stdout

@@ -17,7 +17,8 @@ from gmemd.cli.gmemctl import VERBS
 from gmemd.cli.shell import history_path
 from gmemd.cli.verbs import Connection
 from gmemd.qmp.client import Client
-from tests.daemon import START, Daemon
+from tests.daemon import Daemon
+from tests.patience import PATIENCE
 from tests.programs import gmemctl as command_line
 
 
@@ -28,7 +29,7 @@ def script(daemon: Daemon, *lines: str) -> subprocess.CompletedProcess[str]:
         input="\n".join(lines),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -151,7 +152,7 @@ def test_terminal(shared: Daemon, tmp_path: Path) -> None:
 
     def read_until(text: str, again: bytes = b"") -> str:
         """`again` is typed once a second: CPython misses a signal between its prompt and its select(2)."""
-        got, end = b"", time.monotonic() + START
+        got, end = b"", time.monotonic() + PATIENCE
         while text.encode() not in got:
             assert time.monotonic() < end, got
             if select.select([fd], [], [], 1)[0]:
@@ -187,7 +188,7 @@ def test_json_output(shared: Daemon) -> None:
         input="query-kvm\nls -o table\nls\n",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=True,
     )
     kvm, _, rest = done.stdout.partition("ID  TYPE")

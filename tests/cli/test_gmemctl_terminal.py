@@ -13,7 +13,8 @@ import pytest
 
 from gmemd.cli.render import LONG
 from gmemd.qmp.client import Client
-from tests.daemon import START, Daemon
+from tests.daemon import Daemon
+from tests.patience import PATIENCE
 from tests.programs import ROOT, needs, output
 from tests.programs import gmemctl as command_line
 
@@ -56,7 +57,7 @@ def terminal(tmux: Callable[..., str], shared: Daemon, client: Client) -> Termin
         return screen(until or f"<0-{number}>")
 
     def screen(until: str) -> str:
-        end = time.monotonic() + START
+        end = time.monotonic() + PATIENCE
         while until not in (found := tmux("capture-pane", "-p", "-e", "-J")):
             assert time.monotonic() < end, found
             time.sleep(0.02)

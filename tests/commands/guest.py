@@ -12,6 +12,7 @@ from typing import Self
 import pytest
 
 from tests.commands.live import LiveMachine
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 SIGBUS_FEATURE = 1 << 7  # UFFD_FEATURE_SIGBUS
@@ -22,7 +23,7 @@ class Guest:
 
     def __init__(self, object_fd: int, size: int, features: int = SIGBUS_FEATURE) -> None:
         self._ours, theirs = socket.socketpair()
-        self._ours.settimeout(20)
+        self._ours.settimeout(PATIENCE)
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tests.commands.cooperating", str(object_fd), str(size), str(theirs.fileno()),

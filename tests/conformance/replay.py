@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-WAIT = 10.0  # seconds for an answer that was recorded
+from tests.patience import PATIENCE
+
 SILENCE = 0.05  # seconds to listen where nothing was recorded
 ALL = sys.maxsize  # lines: to the end of file
 NEGOTIATE = {
@@ -80,13 +81,13 @@ class Connection:
             if fds:
                 view = view[socket.send_fds(self.sock, [view], fds):]
             while view and not self.closed:
-                readable, writable, _ = select.select([self.sock], [self.sock], [], WAIT)
+                readable, writable, _ = select.select([self.sock], [self.sock], [], PATIENCE)
                 if readable:
                     self._receive()
                 if writable:
                     view = view[self.sock.send(view[:1 << 16]):]
 
-    def read(self, want: int, wait: float = WAIT) -> list[str]:
+    def read(self, want: int, wait: float = PATIENCE) -> list[str]:
         """Take the next lines: what is there once there are `want`, or `wait` seconds on, or at the end."""
         lines: list[str] = []
         end = time.monotonic() + (wait if want else SILENCE)
@@ -196,7 +197,7 @@ class Replay:
                 for fd in fds:
                     os.close(fd)
         want = ALL if step.get("closed") else len(recorded_lines(step))
-        lines = connection.read(want, max(WAIT, step.get("wait", 0)))
+        lines = connection.read(want, max(PATIENCE, step.get("wait", 0)))
         (self._quiet.discard if lines else self._quiet.add)(number)
         self._note_fds(lines)
         return Result([line.replace(str(self._scratch), "@DIR@") for line in lines], connection.closed)
@@ -234,7 +235,7 @@ class Replay:
 
 def _meet_reader(path: Path) -> None:
     """Open a FIFO for writing as soon as somebody reads it (or after a while), and close it."""
-    end = time.monotonic() + WAIT
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         with suppress(OSError):  # ENXIO: no reader yet
             os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))

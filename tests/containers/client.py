@@ -29,7 +29,7 @@ def memory(client: Client, name: str) -> mmap.mmap:
 def main() -> None:
     """Do what the command line says."""
     what, argument, *properties = sys.argv[1:]
-    with Client(os.environ["GMEMD_SOCKET"], timeout=40, wait=40) as client:
+    with Client(os.environ["GMEMD_SOCKET"], timeout=180, wait=180) as client:
         if what == "write":
             options = {"size": SIZE, "share": True, **dict(word.split("=", 1) for word in properties)}
             client.execute("object-add", options)

@@ -17,6 +17,7 @@ import pytest
 from gmemd.qmp.client import Client
 from tests.containers.conftest import Image
 from tests.containers.podman import Podman
+from tests.patience import PATIENCE
 from tests.systemd import boot
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -28,7 +29,6 @@ LOCKED_UP = ("--pull=never", "--network=none", "--read-only", "--cap-drop=all",
              "--security-opt=no-new-privileges")
 GROUP = 10001  # of the image: may open the socket
 STOP = 10.0  # seconds
-TIMEOUT = 40.0  # seconds, for an answer
 
 Serve = Callable[..., contextlib.AbstractContextManager["Server"]]
 _volumes = (f"gmemd-{number}" for number in itertools.count())
@@ -58,7 +58,7 @@ class Server:
 
     def kernel(self, name: str) -> str:
         """Return what has made the memory of an object."""
-        with Client(self.socket(), timeout=TIMEOUT, wait=TIMEOUT) as client:
+        with Client(self.socket(), timeout=PATIENCE, wait=PATIENCE) as client:
             kernels = {status["id"]: str(status["kernel"]) for status in client.execute("query-memdev-status")}
         return kernels[name]
 
@@ -141,7 +141,7 @@ def test_container_restart_is_told(serve: Serve) -> None:
     with serve() as server:
         server.client("write", "going", MEMFD, "id=ram0")
         server.podman("restart", f"--time={STOP:.0f}", server.name)
-        with Client(server.socket(), timeout=TIMEOUT, wait=TIMEOUT) as client:
+        with Client(server.socket(), timeout=PATIENCE, wait=PATIENCE) as client:
             assert [lost["id"] for lost in client.execute("query-memdev-lost")] == ["ram0"]
             client.execute("object-del", {"id": "ram0"})
         server.client("write", "new", MEMFD, "id=ram0")

@@ -8,7 +8,6 @@ import pty
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import qmp
 from qemu.qmp import QMPClient
 
 from tests.daemon import Daemon
-from tests.programs import TIMEOUT, needs, output
+from tests.patience import PATIENCE, wait_for
+from tests.programs import needs, output
 
 pytestmark = pytest.mark.e2e
 
@@ -103,7 +103,7 @@ def test_socat_on_a_terminal(daemon: Daemon) -> None:
                               (b"oops", b"JSON parse error")):
             if typed:
                 os.write(ours, typed + b"\n")
-            end = time.monotonic() + TIMEOUT
+            end = time.monotonic() + PATIENCE
             while answer not in seen:
                 assert time.monotonic() < end, seen
                 seen += os.read(ours, 4096)
@@ -117,12 +117,12 @@ def test_pypi_qmp(daemon: Daemon) -> None:
     """PyPI's package qmp, QEMU's old library: commands without a newline, an error, an event."""
     with qmp.QEMUMonitorProtocol(str(daemon.sock)) as client:
         client.connect()
-        client.settimeout(TIMEOUT)
+        client.settimeout(PATIENCE)
         client.command("object-add", **{"qom-type": "memory-backend-memfd", "id": "m0", "size": 4096})
         assert [entry["id"] for entry in client.command("query-memdev")] == ["m0"]
         assert client.cmd("object-del", {"id": "m1"})["error"]["desc"] == "object 'm1' not found"
         assert client.cmd("quit") == {"return": {}}
-        assert client.pull_event(wait=TIMEOUT)["event"] == "SHUTDOWN"
+        assert client.pull_event(wait=PATIENCE)["event"] == "SHUTDOWN"
     assert daemon.wait() == 0
 
 
@@ -152,14 +152,6 @@ def test_qmp_tui(daemon: Daemon, tmp_path: Path) -> None:
         tmux("kill-server")
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait until something that other programs do is so."""
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 _NODE = """
 const QMP = require("qemu-qmp");
 const qmp = new QMP();
@@ -182,7 +174,7 @@ qmp.connect(process.argv[2], (err) => {
 def test_npm_qemu_qmp(daemon: Daemon, tmp_path: Path) -> None:
     """npm's qemu-qmp: two messages in one write, and it waits for our end of the connection."""
     installed = subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", "qemu-qmp@0.5.0"],
-                               cwd=tmp_path, timeout=TIMEOUT, capture_output=True, check=False)
+                               cwd=tmp_path, timeout=PATIENCE, capture_output=True, check=False)
     if installed.returncode != 0:
         pytest.skip("needs npm's registry")
     script = tmp_path / "client.js"

@@ -16,6 +16,7 @@ import yaml
 
 from gmemd.qmp.client import Client
 from tests.daemon import Daemon
+from tests.patience import PATIENCE
 from tests.programs import ROOT, needs
 
 pytestmark = pytest.mark.e2e
@@ -63,7 +64,7 @@ def test_blocks_run(name: str, tmp_path: Path) -> None:
         if name == "docs/libvirt.md":
             del environment["GMEMD_SOCKET"]  # the emulator would make its memory there
         done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True,
-                              timeout=120, check=False)
+                              timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "hint" not in done.stderr
     assert "Traceback" not in done.stderr
@@ -103,7 +104,7 @@ def test_the_fixture_page_runs(tmp_path: Path) -> None:
     (tmp_path / "test_vmm.py").write_text(text)
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path),
                            str(tmp_path)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True, timeout=120, check=False)
+                          capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
 
@@ -194,8 +195,8 @@ def test_the_manifests_commands_work(tmp_path: Path) -> None:
     with Daemon(kernel="simulated") as daemon:
         environment = _environment(tmp_path, daemon)
         for command in (probe, pod["spec"]["containers"][0]["command"]):
-            assert subprocess.run(command, env=environment, timeout=60, check=False).returncode == 0
-    assert subprocess.run(probe, env=environment, timeout=60, check=False).returncode == 3
+            assert subprocess.run(command, env=environment, timeout=PATIENCE, check=False).returncode == 0
+    assert subprocess.run(probe, env=environment, timeout=PATIENCE, check=False).returncode == 3
 
 
 def test_links_lead_somewhere() -> None:

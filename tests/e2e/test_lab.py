@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ import pytest
 from gmemd.errors import QmpError
 from gmemd.qmp.client import Client
 from tests.daemon import Daemon
+from tests.patience import wait_for
 from tests.programs import ROOT
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -35,14 +34,6 @@ def refusal(client: Client, command: str, arguments: dict[str, object]) -> str:
     with pytest.raises(QmpError) as caught:
         client.execute(command, arguments)
     return caught.value.desc
-
-
-def wait_for(found: Callable[[], object]) -> None:
-    """Ask until the answer is true."""
-    end = time.monotonic() + 20
-    while not found():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_no_lab_without_the_option() -> None:

@@ -18,6 +18,7 @@ from gmemd.qmp.client import Client
 from tests.daemon import Daemon
 from tests.e2e.test_docs import blocks
 from tests.emulator.libvirt import EXAMPLES, Libvirt, Virsh
+from tests.patience import PATIENCE
 from tests.programs import ROOT, needs, output
 
 MIB = 1 << 20
@@ -170,7 +171,8 @@ def test_other_processes_see_the_ram(libvirt: Libvirt, virsh: Virsh) -> None:
     sock = libvirt.dir / "second.sock"
     domain = libvirt.example("memfd.xml", arguments=["-qmp", f"unix:{sock},server=on,wait=off"])
     virsh.run(f"create {domain}")
-    with Client(sock, timeout=60) as client, mapped(client, "ram-node0") as one, mapped(client, "ram-node0") as two:
+    with (Client(sock, timeout=PATIENCE) as client, mapped(client, "ram-node0") as one,
+          mapped(client, "ram-node0") as two):
         assert len(one) == 64 * MIB
         one[4096:4109] = b"written once\n"
         assert two[4096:4109] == b"written once\n"
@@ -194,7 +196,7 @@ def test_next_start_finds_the_bytes(libvirt: Libvirt, virsh: Virsh, daemon: Daem
         assert [entry["id"] for entry in client.execute("query-memdev")] == [lasting]
 
     virsh.run("start lasting")
-    with Client(sock, timeout=60) as client, mapped(client, "pc.ram") as memory:
+    with Client(sock, timeout=PATIENCE) as client, mapped(client, "pc.ram") as memory:
         assert memory[MIB:MIB + 5] == b"first"
     virsh.run("destroy lasting")
     virsh.run("undefine lasting")

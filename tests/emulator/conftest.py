@@ -20,6 +20,7 @@ from gmemd.qmp.client import Client
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Schema
 from tests.daemon import Server
+from tests.patience import PATIENCE
 
 MIB = 1 << 20
 PC = ("-machine", "pc", "-m", "size=64M,slots=2,maxmem=1G")
@@ -113,7 +114,7 @@ class Process(Server):
 
     def client(self) -> Client:
         """Give a connected, negotiated client."""
-        return Client(str(self.sock), timeout=30)
+        return Client(str(self.sock), timeout=PATIENCE)
 
     def check_end(self, status: int) -> None:
         log = self.log_text()

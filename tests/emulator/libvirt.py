@@ -24,9 +24,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
+from tests.patience import PATIENCE
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "libvirt"
-TIMEOUT = 60.0  # seconds for one command of virsh; a loaded machine
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 _EMULATOR = """\
@@ -134,7 +135,7 @@ class Virsh:
 
     def wait_state(self, domain: str, state: str) -> None:
         """Wait until a domain is in a state: libvirt follows events in its own time."""
-        end = time.monotonic() + TIMEOUT
+        end = time.monotonic() + PATIENCE
         while (found := self._output(f"domstate {domain}").strip()) != state:
             assert time.monotonic() < end, f"{domain} is {found}, not {state}"
             time.sleep(0.02)
@@ -146,7 +147,7 @@ class Virsh:
         mark = f"@@{self._count}@@"
         self._process.stdin.write(f"{command}\necho {mark}\n".encode())
         self._process.stdin.flush()
-        timer = threading.Timer(TIMEOUT, self._process.kill)
+        timer = threading.Timer(PATIENCE, self._process.kill)
         timer.start()
         text = b""
         try:
@@ -166,4 +167,4 @@ class Virsh:
         assert self._process.stdin
         self._process.stdin.close()
         self._process.stdout.close()  # type: ignore[union-attr]
-        self._process.wait(TIMEOUT)
+        self._process.wait(PATIENCE)

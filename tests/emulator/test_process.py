@@ -7,13 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from gmemd.qmp.client import Client
 from tests.emulator.conftest import MIB, Process
+from tests.patience import PATIENCE, wait_for
 
 ARGV = [sys.executable, "-m", "gmemd.emulator.main"]
 PROBE = ["-S", "-no-user-config", "-nodefaults", "-nographic", "-machine", "none,accel=tcg"]
@@ -28,10 +28,7 @@ def is_alive(pid: int) -> bool:
 
 
 def wait_gone(pid: int) -> None:
-    end = time.monotonic() + 30
-    while is_alive(pid):
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    wait_for(lambda: not is_alive(pid))
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP])
@@ -39,12 +36,12 @@ def test_daemonize(tmp_path: Path, end: signal.Signals) -> None:
     """-daemonize: the parent ends once the socket listens and the pid file is written; a signal removes both."""
     sock, pidfile = tmp_path / "s", tmp_path / "p"
     done = subprocess.run([*ARGV, *PROBE, "-qmp", f"unix:{sock},server=on,wait=off", "-pidfile", str(pidfile),
-                           "-daemonize"], capture_output=True, text=True, timeout=60, check=False)
+                           "-daemonize"], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     pid = int(pidfile.read_text())
     assert is_alive(pid)
     assert os.getsid(pid) == pid
-    with Client(sock, timeout=30) as client:
+    with Client(sock, timeout=PATIENCE) as client:
         assert client.execute("query-target") == {"arch": "x86_64"}
         os.kill(pid, end)
         assert client.wait_event("SHUTDOWN", 30)["data"] == {"guest": False, "reason": "host-signal"}
@@ -69,7 +66,7 @@ def test_daemonize(tmp_path: Path, end: signal.Signals) -> None:
 def test_what_keeps_it_from_starting(argv: list[str], text: str, how: list[str], tmp_path: Path) -> None:
     """A start that fails ends with status 1 and its reason on standard error, also with -daemonize."""
     words = [word.replace("{dir}", str(tmp_path)) for word in argv]
-    done = subprocess.run([*ARGV, *words, *how], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*ARGV, *words, *how], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (1, text.replace("{dir}", str(tmp_path)))
 
 
@@ -81,13 +78,13 @@ def test_inherited_socket(tmp_path: Path) -> None:
         listener.listen()
         early = socket.socket(socket.AF_UNIX)
         early.connect(str(path))
-        early.settimeout(60)
+        early.settimeout(PATIENCE)
         with Process(*PROBE, "-chardev", f"socket,id=c,fd={listener.fileno()},server=on,wait=off",
                      "-mon", "chardev=c,id=monitor,mode=control", pass_fds=(listener.fileno(),)) as process:
             with Client(early) as client:
                 assert client.execute("query-status")["status"] == "prelaunch"
             for _ in range(3):
-                with Client(path, timeout=30) as client:
+                with Client(path, timeout=PATIENCE) as client:
                     assert client.execute("query-commands")
             assert process.process.poll() is None
     assert path.exists()  # it is libvirt's

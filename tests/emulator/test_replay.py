@@ -16,6 +16,7 @@ import pytest
 from gmemd.errors import QmpError
 from gmemd.qmp.client import Client
 from tests.emulator.conftest import Process, Start, refusal
+from tests.patience import PATIENCE
 
 DATA = Path(__file__).parent / "data"
 PROBE = [json.loads(line) for line in (DATA / "libvirt-probe-minimal.jsonl").read_text().splitlines()]
@@ -64,7 +65,7 @@ def emulator(row: dict[str, Any], folder: Path) -> Iterator[tuple[Process, Clien
         listener.listen()
         words = [re.sub(r"fd=\d+", f"fd={listener.fileno()}", word) for word in words_of(row, folder)]
         words = [word for word in words if word != "-no-acpi"]
-        with Process(*words, pass_fds=(listener.fileno(),)) as process, Client(path, timeout=30) as client:
+        with Process(*words, pass_fds=(listener.fileno(),)) as process, Client(path, timeout=PATIENCE) as client:
             yield process, client
 
 
@@ -122,7 +123,7 @@ def test_life_with_smallest_answers(libvirt: str, tmp_path: Path) -> None:
         for phase, phase_rows in groupby(rows, key=lambda row: row["phase"]):
             if phase == "reconnect":  # libvirt was restarted
                 client.close()
-                client = connected["reconnect"] = Client(tmp_path / "monitor.sock", timeout=30)
+                client = connected["reconnect"] = Client(tmp_path / "monitor.sock", timeout=PATIENCE)
             for row in list(phase_rows)[1 if phase in connected else 0:]:  # the client has negotiated
                 step(client, row)
         client.close()

@@ -19,15 +19,9 @@ POOL = "/proc/sys/vm/nr_hugepages"
 
 @pytest.fixture(scope="session")
 def kernels() -> Iterator[Callable[[str], Kernel]]:
-    """Each kernel, made once when a test first asks for it."""
-    made: dict[str, Kernel] = {}
-
-    def get(name: str) -> Kernel:
-        if name not in made:
-            made[name] = choose_kernel(name)
-        return made[name]
-
-    yield get
+    """Each kernel that this host has, made before any test counts what is open."""
+    made = {kernel.name: kernel for kernel in map(choose_kernel, ("simulated", "auto"))}
+    yield made.__getitem__
     for kernel in made.values():
         kernel.close()
 
@@ -41,8 +35,8 @@ def kernel(request: pytest.FixtureRequest, kernels: Callable[[str], Kernel]) -> 
 @pytest.fixture(autouse=True)
 def no_fd_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     """After the test the same fds are open as before it."""
-    if "kernel" in request.fixturenames:
-        request.getfixturevalue("kernel")
+    if "kernels" in request.fixturenames:
+        request.getfixturevalue("kernels")
     before = fds()
     yield
     assert before == fds()

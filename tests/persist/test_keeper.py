@@ -19,10 +19,10 @@ import pytest
 
 from gmemd.persist.keeper import Keeper
 from gmemd.persist.keeper_options import Options, parse
+from tests.patience import PATIENCE
 
 TOY = str(Path(__file__).with_name("toy.py"))
 ROOT = str(Path(__file__).parents[2])
-PATIENCE = 60  # seconds, on a loaded machine
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 

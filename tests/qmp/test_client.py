@@ -21,6 +21,7 @@ from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.qmp.client import Client, ProtocolError
 from gmemd.qmp.messages import Messages
 from tests.daemon import Server
+from tests.patience import PATIENCE
 
 GREETING = b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "major": 11}}, "capabilities": ["oob"]}}\r\n'
 NEGOTIATED = GREETING + b'{"return": {}, "id": 1}\r\n'
@@ -31,7 +32,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.socket, self.client_end = socket.socketpair()
-        self.socket.settimeout(5)
+        self.socket.settimeout(PATIENCE)
 
     def lay(self, data: bytes, fds: list[int] | None = None) -> None:
         passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds or []))]
@@ -39,7 +40,7 @@ class Peer:
 
     def connect(self, **options: Any) -> Client:
         self.lay(NEGOTIATED)
-        client = Client(self.client_end, timeout=5, **options)
+        client = Client(self.client_end, timeout=PATIENCE, **options)
         self.sent()
         return client
 
@@ -73,7 +74,7 @@ def same_file(one: int, other: int) -> bool:
 def test_negotiates(peer: Peer) -> None:
     """The client reads the greeting, then enables nothing."""
     peer.lay(NEGOTIATED)
-    with Client(peer.client_end, timeout=5) as client:
+    with Client(peer.client_end, timeout=PATIENCE) as client:
         assert peer.sent() == [{"execute": "qmp_capabilities", "id": 1}]
         assert client.greeting["capabilities"] == ["oob"]
         assert client.oob is False
@@ -82,7 +83,7 @@ def test_negotiates(peer: Peer) -> None:
 def test_enables_oob_when_wanted_and_offered(peer: Peer) -> None:
     """oob is enabled only if the server offers it."""
     peer.lay(NEGOTIATED)
-    with Client(peer.client_end, timeout=5, oob=True) as client:
+    with Client(peer.client_end, timeout=PATIENCE, oob=True) as client:
         assert client.oob is True
         assert peer.sent() == [{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}, "id": 1}]
         peer.lay(b'{"return": [], "id": 2}\r\n')
@@ -93,7 +94,7 @@ def test_enables_oob_when_wanted_and_offered(peer: Peer) -> None:
 def test_oob_not_offered(peer: Peer) -> None:
     """Without the offer the client goes on without oob."""
     peer.lay(b'{"QMP": {"version": {}, "capabilities": []}}\r\n{"return": {}, "id": 1}\r\n')
-    with Client(peer.client_end, timeout=5, oob=True) as client:
+    with Client(peer.client_end, timeout=PATIENCE, oob=True) as client:
         assert client.oob is False
 
 
@@ -102,7 +103,7 @@ def test_not_a_qmp_server(peer: Peer, greeting: bytes) -> None:
     """A peer that speaks something else is found out at its first bytes, without waiting."""
     peer.lay(greeting)
     with pytest.raises(ProtocolError, match="the server"):
-        Client(peer.client_end, timeout=5)
+        Client(peer.client_end, timeout=PATIENCE)
     assert peer.client_end.fileno() == -1
 
 
@@ -378,7 +379,7 @@ def test_connects_by_path(tmp_path: Path) -> None:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
         thread = serve_once(listener, NEGOTIATED)
-        with Client(tmp_path / "s", timeout=5) as client:
+        with Client(tmp_path / "s", timeout=PATIENCE) as client:
             assert "version" in client.greeting
         thread.join()
 
@@ -394,7 +395,7 @@ def test_no_server(tmp_path: Path) -> None:
         listener.listen()
         thread = serve_once(listener, b"")
         with pytest.raises(ConnectionResetError):
-            Client(tmp_path / "s", timeout=5)
+            Client(tmp_path / "s", timeout=PATIENCE)
         thread.join()
 
 
@@ -405,7 +406,7 @@ def test_wait_tries_again(tmp_path: Path) -> None:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
         thread = serve_once(listener, b"", NEGOTIATED)
-        with Client(tmp_path / "s", timeout=5, wait=5) as client:
+        with Client(tmp_path / "s", timeout=PATIENCE, wait=PATIENCE) as client:
             assert client.greeting
         thread.join()
 
@@ -416,7 +417,7 @@ def test_real_qemu(tmp_path: Path) -> None:
     """The client drives a real QEMU: version, an object, an fd, oob, an error, the event of quit."""
     command = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", "-S"]
     with Server([*command, "-qmp-pretty", "unix:{sock},server=on,wait=off"]) as qemu:
-        with Client(qemu.sock, timeout=30, oob=True) as client:
+        with Client(qemu.sock, timeout=PATIENCE, oob=True) as client:
             assert client.oob is True
             assert client.execute("query-version")["qemu"]["major"] >= 7
             assert len(client.execute("query-qmp-schema")) > 500

@@ -15,6 +15,7 @@ from gmemd.commands.dispatch import Dispatcher
 from gmemd.kernel.choose import choose_kernel
 from gmemd.qmp.monitor import HIGH_WATER, Monitor
 from gmemd.schema.validate import Schema
+from tests.patience import PATIENCE
 
 NEGOTIATE = b'{"execute": "qmp_capabilities"}\n'
 PING = b'{"execute": "query-version"}\n'
@@ -48,7 +49,7 @@ async def lines(client: socket.socket, count: int) -> list[bytes]:
     """So many lines; what is read beyond them is lost."""
     data = b""
     while data.count(b"\n") < count:
-        data += await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1 << 20), 10)
+        data += await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1 << 20), PATIENCE)
     return data.splitlines()[:count]
 
 

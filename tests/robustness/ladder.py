@@ -18,12 +18,12 @@ from collections.abc import Collection
 from typing import Any
 
 from gmemd.qmp.client import Client
+from tests.patience import PATIENCE
 from tests.robustness.scenarios import SIZE, add
 from tests.robustness.world import ROOT, World, Wrong, look
 
 WATCHDOG = ("--watchdog", "0.5", "--abort-timeout", "0.05")
 SIGNALS = (signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP)  # the last: until the watchdog comes
-SETTLING = 2.0  # seconds
 _WORD = 8  # bytes
 _PLACES = 16  # words that a user writes in each object, spread over it
 
@@ -82,7 +82,7 @@ def _judge(before: Any, now: Any, reports: list[dict[str, Any]], last: dict[str,
 
 def _count(world: World, inodes: Collection[int]) -> None:
     """Keeper and daemon hold each object once; the duplicate that went with a reply is closed just after it."""
-    end = time.monotonic() + SETTLING
+    end = time.monotonic() + PATIENCE
     while True:
         surplus = [f"{who}: {entry}" for who, fds in zip(("keeper", "daemon"), world.memory(), strict=True)
                    for entry in _surplus(fds, inodes)]
@@ -125,7 +125,7 @@ def _start(world: World, names: list[str]) -> subprocess.Popen[str]:
 
 def _end(process: subprocess.Popen[str]) -> dict[str, Any]:
     try:
-        report, _ = process.communicate(timeout=60)
+        report, _ = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
@@ -155,7 +155,7 @@ def _words(client: Client, name: str) -> list[int]:
 
 def use(path: str, names: list[str]) -> None:
     """Count up in every object, looking each time whether the last count is still there."""
-    with Client(path, timeout=60) as client:
+    with Client(path, timeout=PATIENCE) as client:
         memories = {name: _map(client, name) for name in names}
     print("writing", flush=True)
     count, wrong = 0, Counter[str]()

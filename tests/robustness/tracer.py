@@ -18,6 +18,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from tests.patience import PATIENCE
+
 # include/uapi/linux/ptrace.h
 _POKEUSER, _SYSCALL = 6, 24
 _SEIZE, _INTERRUPT, _GET_SYSCALL_INFO = 0x4206, 0x4207, 0x420E
@@ -27,7 +29,6 @@ _INFO_ENTRY, _INFO_EXIT = 1, 2
 _ALL, _NO_THREAD = 0x40000000, 0x20000000  # __WALL, __WNOTHREAD of include/uapi/linux/wait.h
 
 FIRST = -1  # of the calls that may be struck
-PATIENCE = 20.0  # seconds for one act
 
 # struct user_regs_struct of x86-64
 _RAX, _ORIG_RAX = 10 * 8, 15 * 8

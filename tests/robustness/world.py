@@ -23,11 +23,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from gmemd.qmp.client import Client
+from tests.patience import PATIENCE
 from tests.robustness.tracer import Outcome, Tracer
 
 HOLD = "GMEMD_TEST_HOLD"  # names a file: while it is there a new warm daemon stops itself before it begins
 NEXT = "GMEMD_TEST_NEXT"  # names a file: while it is there a new warm daemon knows one more version of the registry
-PATIENCE = 60.0  # seconds; a loaded machine
 ROOT = Path(__file__).parents[2]
 
 Request = tuple[str, dict[str, Any]]

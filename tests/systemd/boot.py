@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 INSIDE = "GMEMD_TEST_BOOTED" in os.environ
 REPORTS = Path("/out/reports")  # inside
-TIMEOUT = 300  # seconds for the boot and all that runs in it
+TIMEOUT = 900  # seconds for the boot and all that runs in it
 HUGE_PAGES = 4  # that the tests in there need
 
 _PROGRAMS = ("unshare", "setpriv", "timeout", "systemctl", "systemd-analyze", "systemd-sysusers",

@@ -9,7 +9,8 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from tests.daemon import START, Daemon
+from tests.daemon import Daemon
+from tests.patience import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,9 @@ class Site(Daemon):
     def connect_http(self) -> socket.socket:
         """A socket that is connected to HTTP."""
         if self.tcp:
-            return socket.create_connection(("127.0.0.1", self.port), START)
+            return socket.create_connection(("127.0.0.1", self.port), PATIENCE)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(START)
+        sock.settimeout(PATIENCE)
         try:
             sock.connect(str(self.dir / "http.sock"))
         except OSError:
@@ -63,7 +64,7 @@ class Site(Daemon):
 
     def get(self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None) -> Reply:
         """Ask for a path; `headers` replace the usual ones."""
-        connection = http.client.HTTPConnection("localhost", timeout=START)
+        connection = http.client.HTTPConnection("localhost", timeout=PATIENCE)
         connection.sock = self.connect_http()
         try:
             connection.request(method, path, headers={"Host": "localhost", **(headers or {})})

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from tests.daemon import START, Daemon
+from tests.daemon import Daemon
+from tests.patience import PATIENCE
 from tests.web.site import Site
 
 ROUTES = ("/", "/healthz", "/readyz", "/metrics", "/metrics?objects=1", "/openapi.json", "/api/v1/version",
@@ -277,7 +278,7 @@ def test_holders_are_those_of_the_command(site: Site) -> None:
         _, [fd] = client.execute_fds("memdev-get-fd", {"id": "ram0"})
         try:
             answer = client.execute("query-memdev-holders", {"id": "ram0"})
-            end = time.monotonic() + START  # a look at all processes is good for some seconds
+            end = time.monotonic() + PATIENCE  # a look at all processes is good for some seconds
             while not (shown := site.get("/api/v1/objects/ram0/holders").json):
                 assert time.monotonic() < end
                 time.sleep(0.05)

@@ -22,7 +22,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from gmemd.errors import QmpError
 from gmemd.web.process import process_metrics
-from tests.daemon import START
+from tests.patience import PATIENCE
 from tests.programs import ROOT, gmemctl, needs, output
 from tests.web.site import Site
 
@@ -144,7 +144,7 @@ def test_process_metrics_are_the_usual_ones() -> None:
 def test_promtool_finds_nothing_to_blame(site: Site, query: str) -> None:
     """Names, units and help texts follow Prometheus's conventions."""
     done = subprocess.run(["promtool", "check", "metrics"], input=site.get("/metrics" + query).body, check=False,
-                          capture_output=True, timeout=START)
+                          capture_output=True, timeout=PATIENCE)
     blame = [line for line in done.stdout.decode().splitlines() + done.stderr.decode().splitlines()
              if line and not line.startswith("process_")]
     assert blame == []
@@ -154,7 +154,7 @@ def test_promtool_finds_nothing_to_blame(site: Site, query: str) -> None:
 @pytest.mark.e2e
 def test_the_alert_rules_are_rules() -> None:
     """promtool reads the file that operators copy."""
-    done = subprocess.run(["promtool", "check", "rules", ALERTS], check=False, capture_output=True, timeout=START)
+    done = subprocess.run(["promtool", "check", "rules", ALERTS], check=False, capture_output=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -244,10 +244,10 @@ scrape_configs:
 
 
 def _answering(url: str, process: subprocess.Popen[bytes], log: Path) -> str:
-    end = time.monotonic() + START
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end and process.poll() is None:
         try:
-            urllib.request.urlopen(f"{url}/-/ready", timeout=START).close()
+            urllib.request.urlopen(f"{url}/-/ready", timeout=PATIENCE).close()
             return url
         except OSError:
             time.sleep(0.05)
@@ -256,7 +256,7 @@ def _answering(url: str, process: subprocess.Popen[bytes], log: Path) -> str:
 
 def ask(prometheus: str, query: str) -> list[Any]:
     """The result of an instant query, as soon as it has one."""
-    end = time.monotonic() + START
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         with urllib.request.urlopen(f"{prometheus}/api/v1/query?query={urllib.parse.quote(query)}") as reply:
             result: list[Any] = json.load(reply)["data"]["result"]
@@ -287,7 +287,7 @@ def test_prometheus_scrapes_and_answers(tcp_site: Site, prometheus: str) -> None
 def test_prometheus_takes_the_alert_rules(prometheus: str) -> None:
     """They are loaded and evaluated without error, and a daemon that is well raises none."""
     ask(prometheus, "gmemd_ready == 1")
-    end = time.monotonic() + START
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         with urllib.request.urlopen(f"{prometheus}/api/v1/rules") as reply:
             [group] = json.load(reply)["data"]["groups"]

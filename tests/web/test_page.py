@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.programs import ROOT, needs
 from tests.web.chromium import chromium, emulate
 from tests.web.scene import picture, scene
 from tests.web.site import Site, fill
 
 SECOND = 1.0
-PATIENCE = 20.0  # seconds; a loaded machine
 
 pytestmark = [pytest.mark.e2e, needs("chromium"), needs("chromedriver")]
 

@@ -13,7 +13,7 @@ import pytest
 from gmemd.errors import QmpError
 from gmemd.qmp.client import Client
 from tests.commands.conftest import Machine
-from tests.daemon import START
+from tests.patience import wait_for
 from tests.web.site import Site
 
 
@@ -56,10 +56,7 @@ def test_what_came_back_is_counted() -> None:
             client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "ram0", "size": 4096})
         pid = _daemon_of(site.pid)
         os.kill(pid, signal.SIGKILL)
-        end = time.monotonic() + START
-        while _daemon_of(site.pid) in (0, pid) or not _serves(site):
-            assert time.monotonic() < end
-            time.sleep(0.02)
+        wait_for(lambda: _daemon_of(site.pid) not in (0, pid) and _serves(site))
         text = site.get("/metrics").text
         assert "gmemd_restored_objects_total 1.0" in text
         assert "gmemd_fdstore_entries 1.0" in text
@@ -74,7 +71,7 @@ def test_the_end_does_not_wait_for_viewers() -> None:
         half.sendall(b"GET /")
         began = time.monotonic()
         assert site.stop() == 0
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 50  # aiohttp by itself would give them 60 s
         while stream.recv(65536):
             pass
 

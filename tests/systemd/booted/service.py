@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from gmemd.qmp.client import Client
+from tests.patience import PATIENCE
 
 SOCKET = "/run/gmemd/qmp.sock"
 UNITS = ("gmemd.service", "gmemd.socket")
 SIZE = 2 << 20  # bytes of an object
-TIMEOUT = 40.0  # seconds
 
 TREE = Path(__file__).parents[3]
 
@@ -29,7 +29,7 @@ _STATE = Path("/run/gmemd")
 
 def output(*words: str, status: int = 0) -> str:
     """Run a command to its end; give what it printed."""
-    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=False)
     said = done.stdout + done.stderr
     assert done.returncode == status, f"{words}: status {done.returncode}\n{said}"
     return said.strip()
@@ -78,7 +78,7 @@ def ending(pid: int) -> Iterator[None]:
     handle = os.pidfd_open(pid)
     try:
         yield
-        readable, _, _ = select.select([handle], [], [], TIMEOUT)
+        readable, _, _ = select.select([handle], [], [], PATIENCE)
         assert readable, f"process {pid} does not end"
     finally:
         os.close(handle)
@@ -134,7 +134,7 @@ class Memory:
     """A connection, and what can be done with objects by it."""
 
     def __init__(self) -> None:
-        self.client = Client(SOCKET, timeout=TIMEOUT)
+        self.client = Client(SOCKET, timeout=PATIENCE)
 
     def __enter__(self) -> Memory:
         return self

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.systemd.booted.service import (
     SIZE,
     SOCKET,
-    TIMEOUT,
     TREE,
     UNITS,
     Memory,
@@ -78,7 +78,7 @@ def test_ready() -> None:
     with Memory() as memory:
         memory.add("ram0")
         memory.add("ram1")
-        until = time.monotonic() + TIMEOUT
+        until = time.monotonic() + PATIENCE
         while "2 objects" not in show("StatusText") and time.monotonic() < until:
             time.sleep(0.1)
         assert "2 objects of 4 MiB" in show("StatusText")
