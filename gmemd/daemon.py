@@ -28,9 +28,10 @@ from gmemd.log import log
 from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
 from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
-from gmemd.qmp.listener import Listener, bind_unix
+from gmemd.qmp.listener import Listener
 from gmemd.qmp.monitor import Monitor
 from gmemd.schema.validate import Schema
+from gmemd.sockets import bind_unix
 
 if TYPE_CHECKING:
     from gmemd.web.address import Address
@@ -193,7 +194,7 @@ class Daemon:
                     self._gmemd.audit.own("object-add", properties)
 
     def _listen(self, dispatcher: Dispatcher, passed: list[socket.socket]) -> None:
-        asked = {option.path: option for option in self._options.qmp}
+        asked = {os.path.abspath(option.path): option for option in self._options.qmp}
         for sock in passed:
             option = asked.pop(sock.getsockname(), None)
             self._serve(dispatcher, sock, pretty=option is not None and option.pretty, remove=False)

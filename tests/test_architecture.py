@@ -14,7 +14,7 @@ ROOT = Path(gmemd.__file__).parent
 
 # Bottom to top; a module may import from its own layer's packages and from everything below.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "loop", "metrics", "ghashtable", "ranges", "holders", "jobs", "lease", "survival", "audit"),
+    ("errors", "sockets", "loop", "metrics", "ghashtable", "ranges", "holders", "jobs", "lease", "survival", "audit"),
     ("qmp.lexer", "qmp.parser", "qmp.strings", "qmp.stream", "qmp.encode", "schema", "kernel"),
     ("qmp.session", "backends", "persist", "fds"),
     ("objects", "lab", "accounting", "changes"),
@@ -26,10 +26,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 
 MAY_IMPORT = {
-    "asyncio": ("loop", "changes", "qmp.monitor", "qmp.listener", "qmp.client", "commands", "daemon", "web", "cli", "emulator"),
-    "socket": ("qmp.monitor", "qmp.listener", "qmp.client", "persist", "daemon", "web", "cli", "emulator", "testing",
-               "demo"),
-    "fcntl": ("kernel", "persist", "demo"),
+    "asyncio": ("loop", "changes", "qmp.monitor", "qmp.listener", "qmp.client", "commands", "daemon", "web", "cli",
+                "emulator"),
+    "socket": ("sockets", "qmp.monitor", "qmp.listener", "qmp.client", "persist", "daemon", "web", "cli", "emulator",
+               "testing", "demo"),
+    "fcntl": ("sockets", "kernel", "persist", "demo"),
     "ctypes": ("kernel", "persist", "demo"),
     "structlog": ("log",),
     "rich": ("cli.terminal",),

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from gmemd import __version__
 from gmemd.errors import QmpError, os_errors
+from gmemd.sockets import split_unix
 
 TYPE_CHECKING = False  # typing and argparse are not imported for the keeper, which is to be small
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def make_parser() -> argparse.ArgumentParser:
     # To a group, because a parser would look up the terminal's size for each, with the help of shutil (5 ms in all).
     add = parser.add_argument_group("options").add_argument
     add("-h", "--help", action="help", help="show this help message and exit")
-    add("--qmp", action="append", metavar="unix:PATH[,pretty=on]", help="listen for QMP there (repeatable)")
+    add("--qmp", action="append", metavar="unix:PATH[,pretty=on]",
+        help="listen for QMP there (repeatable); a comma in PATH is doubled")
     add("--object", action="append", metavar="SPEC", default=[],
         help="make an object at start, as QEMU's -object; 'help' lists types, 'TYPE,help' properties")
     add("--kernel", default="auto", metavar="auto|kvm|simulated[:PROFILE]", help="what makes guest_memfd")
@@ -61,16 +63,17 @@ def make_parser() -> argparse.ArgumentParser:
 
 def parse_qmp(text: str) -> tuple[str, bool]:
     """unix:PATH[,pretty=on|off] and QEMU's server/wait options, which say what holds anyway: path and pretty."""
-    path, _, rest = text.removeprefix("unix:").partition(",")
-    pretty = False
-    if not text.startswith("unix:") or not path:
+    written = split_unix(text)
+    if written is None:
         raise QmpError(f"'{text}' is not of the form unix:PATH[,pretty=on]")
-    for option in filter(None, rest.split(",")):
+    path, options = written
+    pretty = False
+    for option in filter(None, options):
         name, _, value = option.partition("=")
         if name == "pretty" and value in ("on", "off", ""):
             pretty = value != "off"
         elif (name, value) not in (("server", "on"), ("server", ""), ("wait", "off"), ("nowait", "")):
-            raise QmpError(f"'{option}' is no option of --qmp")
+            raise QmpError(f"'{option}' is not an option of --qmp (a comma in a path is doubled)")
     return path, pretty
 
 

@@ -17,8 +17,8 @@ from gmemd.emulator.domain import Domain
 from gmemd.emulator.machine import Machine, machine_of
 from gmemd.errors import QmpError
 from gmemd.persist.manager import Manager
-from gmemd.qmp.listener import bind_unix
 from gmemd.schema.keyval import parse_object
+from gmemd.sockets import bind_unix
 
 
 class Emulator(Daemon):

@@ -33,8 +33,9 @@ from time import monotonic
 
 from gmemd.persist.keeper_options import RESTART_DELAY, Options, parse
 from gmemd.persist.kept import KeptFds, valid_name
-from gmemd.persist.launch import become, fit_limit, kill_group, listen_on, log, parent, unlink
+from gmemd.persist.launch import become, fit_limit, kill_group, listen_on, log, parent
 from gmemd.persist.mailbox import Mailbox, fields_of
+from gmemd.sockets import Identity, identity, remove_own
 
 RESTART_DELAY_MAX = 5.0  # seconds
 STEADY = 1.0  # seconds; a daemon that served this long is started again at once
@@ -51,9 +52,11 @@ class Keeper:
         self._options = options
         self.kept = KeptFds(fit_limit(options.fdstore_max))
         self._listeners: list[tuple[str, socket.socket]] = []
+        self._places: list[tuple[str, Identity | None]] = []  # of the listeners' files
         try:
             for name, path in options.listen:
                 self._listeners.append((name, listen_on(path, options.listen_mode, options.listen_group)))
+                self._places.append((path, identity(path)))
             # beside the first socket, because that directory can be written
             self.mailbox = Mailbox(f"{options.listen[0][1]}.notify" if options.listen else "")
         except BaseException:
@@ -110,8 +113,9 @@ class Keeper:
         self.mailbox.close()
 
     def _close_listeners(self) -> None:
+        for path, own in self._places:
+            remove_own(path, own)
         for _, listener in self._listeners:
-            unlink(listener.getsockname())
             listener.close()
 
     # -- the daemon's life -----------------------------------------------------------------------------------

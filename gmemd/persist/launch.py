@@ -7,8 +7,9 @@ import os
 import resource
 import signal
 import socket
-import stat
 import sys
+
+from gmemd.sockets import taking
 
 TYPE_CHECKING = False  # typing is not imported: the keeper is to be small
 if TYPE_CHECKING:
@@ -21,54 +22,34 @@ _SPARE_FDS = 64  # for the keeper's own
 
 
 def listen_on(path: str, mode: int, group: str) -> socket.socket:
-    """A listening stream socket at `path`; a dead predecessor's file is replaced. OSError."""
+    """A listening stream socket at `path`; a dead predecessor's socket is replaced. OSError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if _is_dead_socket(path):
-            unlink(path)
-        umask = os.umask(0o777 & ~mode)
-        try:
-            listener.bind(path)
-        except OSError as exc:
-            raise OSError(exc.errno, f"cannot listen on '{path}': {os.strerror(exc.errno or 0)}") from exc
-        finally:
-            os.umask(umask)
-        if group:
-            import grp  # rarely needed
+        with taking(path):
+            umask = os.umask(0o777 & ~mode)
+            try:
+                listener.bind(path)
+            finally:
+                os.umask(umask)
+            if group:
+                import grp  # rarely needed
 
-            os.chown(path, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid)
-        os.chmod(path, mode)
-        listener.listen(BACKLOG)
+                os.chown(path, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid)
+            os.chmod(path, mode)
+            listener.listen(BACKLOG)
+    except OSError as exc:
+        listener.close()
+        raise OSError(exc.errno, f"cannot listen on '{path}': {exc.strerror or exc}") from exc
     except BaseException:
         listener.close()
         raise
     return listener
 
 
-def _is_dead_socket(path: str) -> bool:
-    """Is this the file of a socket on which nobody listens?"""
-    try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return False
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.connect(path)
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 def log(text: str) -> None:
     """Say something to the operator, on standard error."""
     with contextlib.suppress(OSError):
         os.write(2, f"gmemd-keeper: {text}\n".encode())
-
-
-def unlink(path: str) -> None:
-    """Remove a file if it is there."""
-    with contextlib.suppress(OSError):
-        os.unlink(path)
 
 
 def become(command: list[str], environ: dict[str, str], fds: list[int], mask: set[int]) -> NoReturn:

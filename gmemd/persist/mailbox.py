@@ -9,7 +9,8 @@ import struct
 from array import array
 from collections.abc import Callable
 
-from gmemd.persist.launch import log, unlink
+from gmemd.persist.launch import log
+from gmemd.sockets import Identity, identity, remove_own, taking
 
 MESSAGE_MAX = 4096  # bytes, as systemd's NOTIFY_BUFFER_MAX: a longer one is ignored with its fds
 RIGHTS_MAX = 253  # fds a message, the kernel's SCM_MAX_FD
@@ -31,13 +32,13 @@ class Mailbox:
     def __init__(self, path: str = "") -> None:
         """Bind to a path that only this user may write to; "": to an abstract name that the kernel chooses."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._path = ""
+        self._path = path
+        self._own: Identity | None = None
         umask = os.umask(0o177)
         try:
-            if path:
-                unlink(path)
-            self._socket.bind(path)
-            self._path = path
+            with taking(path) if path else contextlib.nullcontext():
+                self._socket.bind(path)
+                self._own = identity(path)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         except BaseException:
@@ -78,9 +79,8 @@ class Mailbox:
         return True
 
     def close(self) -> None:
+        remove_own(self._path, self._own)
         self._socket.close()
-        if self._path:
-            unlink(self._path)
 
 
 def fields_of(lines: list[bytes]) -> dict[bytes, bytes]:

@@ -1,53 +1,16 @@
-"""A listening unix socket: made, found stale or live, accepted from, removed.
-
-A socket file that nobody answers on is stale and replaced; one that is answered on is refused.
-"""
+"""A listening unix socket: accepted from, and its file removed at the end."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import os
 import select
 import socket
 from collections.abc import Callable
 
-from gmemd.errors import QmpError
+from gmemd.sockets import identity, remove_own
 
-BACKLOG = 512
 _ACCEPTS_A_TURN = 16
 _RETRY_SECONDS = 0.1  # after EMFILE or ENOMEM in accept
-
-
-def bind_unix(path: str) -> socket.socket:
-    """A listening socket at `path`, mode 0660; the caller owns it. QmpError if another process answers there."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        _remove_stale(path)
-        umask = os.umask(0o117)
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(umask)
-        listener.listen(BACKLOG)
-    except OSError as exc:
-        listener.close()
-        reason = str(exc) if exc.errno is None else os.strerror(exc.errno)
-        raise QmpError(f"Failed to bind socket to {path}: {reason}") from exc
-    return listener
-
-
-def _remove_stale(path: str) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-    raise OSError(errno.EADDRINUSE, "in use")
 
 
 class Listener:
@@ -60,7 +23,7 @@ class Listener:
         self._pretty = pretty
         self._accepted = accepted
         self.path: str = sock.getsockname()
-        self._inode = _inode(self.path) if remove else None
+        self._own = identity(self.path) if remove else None
         sock.setblocking(False)
         self._queue = select.poll()
         self._queue.register(sock.fileno(), select.POLLIN)
@@ -90,15 +53,5 @@ class Listener:
     def close(self) -> None:
         """Stop listening; remove the socket file if it is still the one that was made here."""
         self._loop.remove_reader(self._sock.fileno())
+        remove_own(self.path, self._own)
         self._sock.close()
-        if self._inode is not None and _inode(self.path) == self._inode:
-            with contextlib.suppress(OSError):
-                os.unlink(self.path)
-
-
-def _inode(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino

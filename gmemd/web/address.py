@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 
 from gmemd.errors import QmpError
-from gmemd.qmp.listener import bind_unix
+from gmemd.sockets import bind_unix, split_unix
 
 _BACKLOG = 64
 
@@ -24,17 +24,21 @@ class Address:
 
 def parse_http(text: str) -> Address | None:
     """off, unix:PATH, tcp:127.0.0.1:PORT or tcp:[::1]:PORT; None is off."""
-    kind, _, rest = text.partition(":")
     if text == "off":
         return None
-    if kind == "unix" and rest:
-        return Address(path=rest)
+    written = split_unix(text)
+    if written is not None:
+        path, options = written
+        if options:
+            raise QmpError(f"'{options[0]}' is not an option of --http (a comma in a path is doubled)")
+        return Address(path=path)
+    kind, _, rest = text.partition(":")
     if kind != "tcp":
         raise QmpError(f"--http takes off, unix:PATH or tcp:127.0.0.1:PORT, not '{text}'")
     host, _, port = rest.rpartition(":")
     host = {"localhost": "127.0.0.1"}.get(host, host.removeprefix("[").removesuffix("]"))
     if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
-        raise QmpError(f"'{port}' is no TCP port")
+        raise QmpError(f"'{port}' is not a TCP port")
     if not _is_loopback(host):
         raise QmpError(f"'{host}' is not the loopback interface: HTTP serves this host only")
     return Address(host=host, port=int(port))

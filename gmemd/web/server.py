@@ -8,10 +8,8 @@ The number of connections is limited, so that HTTP cannot use up the descriptors
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -23,6 +21,7 @@ from aiohttp.typedefs import Handler
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.log import log
+from gmemd.sockets import identity, remove_own
 from gmemd.web import api
 from gmemd.web.address import Address, listen, url_of
 from gmemd.web.live import Live
@@ -71,7 +70,7 @@ class HttpServer:
         self.url = url_of(listener)
         loop = asyncio.get_running_loop()
         if self._address.path:
-            self._inode = _inode(self._address.path)
+            self._own = identity(self._address.path)
             self._server = await loop.create_unix_server(self._connection, sock=listener)
         else:
             self._server = await loop.create_server(self._connection, sock=listener)
@@ -85,11 +84,10 @@ class HttpServer:
         """End every connection and stop listening."""
         self.state.close()
         await self._streams.close()
+        if self._address.path:
+            remove_own(self._address.path, self._own)
         self._server.close()
         await self._runner.cleanup()
-        if self._address.path and _inode(self._address.path) == self._inode:
-            with contextlib.suppress(OSError):
-                os.unlink(self._address.path)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -205,11 +203,3 @@ def _json(status: int, value: Any, headers: dict[str, str] | None = None) -> web
 def _error(status: int, desc: str, error_class: str = "GenericError",
            headers: dict[str, str] | None = None) -> web.Response:
     return _json(status, {"error": {"class": error_class, "desc": desc}}, headers)
-
-
-def _inode(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

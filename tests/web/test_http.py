@@ -232,8 +232,8 @@ def test_the_socket_is_for_owner_and_group_and_goes_with_the_daemon() -> None:
 @pytest.mark.parametrize(("option", "desc"), [
     ("tcp:0.0.0.0:80", "'0.0.0.0' is not the loopback interface: HTTP serves this host only"),
     ("tcp:example.com:80", "'example.com' is not the loopback interface: HTTP serves this host only"),
-    ("tcp:127.0.0.1:x", "'x' is no TCP port"),
-    ("tcp:127.0.0.1:65536", "'65536' is no TCP port"),
+    ("tcp:127.0.0.1:x", "'x' is not a TCP port"),
+    ("tcp:127.0.0.1:65536", "'65536' is not a TCP port"),
     ("unix:", "--http takes off, unix:PATH or tcp:127.0.0.1:PORT, not 'unix:'"),
     ("8080", "--http takes off, unix:PATH or tcp:127.0.0.1:PORT, not '8080'"),
 ])
