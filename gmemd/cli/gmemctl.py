@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError
+from gmemd.streams import open_standard_streams
 
 if TYPE_CHECKING:
     from gmemd.cli.verbs import Connection
@@ -34,6 +35,7 @@ class NoConnectionError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; return the exit status."""
+    open_standard_streams()
     # a name from outside may hold what the terminal's encoding does not
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     options = parse(list(sys.argv[1:] if argv is None else argv))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from gmemd import __version__
 from gmemd.errors import QmpError, os_errors
 from gmemd.sockets import split_unix
+from gmemd.streams import open_standard_streams
 
 TYPE_CHECKING = False  # typing and argparse are not imported for the keeper, which is to be small
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def parse_qmp(text: str) -> tuple[str, bool]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; the exit status: 0 after a clean end, 1 when it cannot start, 2 for a wrong command line."""
+    open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["schema"]:
         from gmemd.schema.compile import main as schema_main

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 
 from gmemd.emulator.commandline import CommandLine, parse
 from gmemd.errors import QmpError
+from gmemd.streams import open_standard_streams
 
 NAME = "gmemd-emulator"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the emulator; the exit status: 0 after a clean end, 1 when it cannot start."""
+    open_standard_streams()
     try:
         line = parse(sys.argv[1:] if argv is None else argv)
         text = _shown(line)

@@ -36,6 +36,7 @@ from gmemd.persist.kept import KeptFds, valid_name
 from gmemd.persist.launch import become, fit_limit, kill_group, listen_on, log, parent
 from gmemd.persist.mailbox import Mailbox, fields_of
 from gmemd.sockets import Identity, identity, remove_own
+from gmemd.streams import open_standard_streams
 
 RESTART_DELAY_MAX = 5.0  # seconds
 STEADY = 1.0  # seconds; a daemon that served this long is started again at once
@@ -299,6 +300,7 @@ class Keeper:
 
 def run_keeper(argv: list[str]) -> int:
     """The keeper's main, argv without "--keeper"; 0: ended as asked, 1: not started, or the daemon's."""
+    open_standard_streams()
     try:
         keeper = Keeper(parse(argv))
     except (OSError, ValueError, LookupError) as exc:

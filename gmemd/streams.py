@@ -1,0 +1,27 @@
+"""The standard streams of a program that was started without them, as some supervisors do."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def open_standard_streams() -> None:
+    """Open those of the descriptors 0, 1 and 2 that are closed, to nothing; to be called before anything is opened.
+
+    Else the next socket or memory would be standard error, and what is written there would end up in it.
+    """
+    while (fd := _open_null()) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:  # what Python makes of a closed one
+            stream = open(number, mode, errors="backslashreplace", closefd=False)  # noqa: SIM115  # to the end
+            setattr(sys, name, stream)
+
+
+def _open_null() -> int:
+    try:
+        return os.open(os.devnull, os.O_RDWR)
+    except OSError:  # in a chroot without devices
+        return os.open("/", os.O_PATH)
