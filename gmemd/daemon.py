@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gmemd import __version__
-from gmemd.commands.context import Change, Gmemd
+from gmemd.commands.context import Change, Gmemd, Step
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.commands.lease import watch_leases
 from gmemd.errors import QmpError
@@ -285,23 +285,15 @@ class Daemon:
         if error is not None:  # what was noted meanwhile is undone with it
             waiting += self._unsettled
             self._unsettled = []
-        if error is not None:
-            log.error("not kept", desc=error.desc, undone=len(error.undone))
-            by_operation = {operation: change for changes, _ in waiting for change in changes
-                            for operation in change.operations}
-            for operation in error.undone:
-                change = by_operation[operation]
-                if change.error is None:
-                    change.error = error
-                    _carry_out(change.undo)
+            _undo(error, [change for changes, _ in waiting for change in changes])
         if any(changes for changes, _ in waiting):
             self._gmemd.not_kept = "" if error is None else error.desc
         for changes, _ in waiting:
             for change in changes:
                 if change.done is not None and change.error is None:
-                    _carry_out(change.done)
-        for _, settled in waiting:
-            _carry_out(settled)
+                    change.ending = _carry_out(change.done)
+        for changes, settled in waiting:
+            _after([change.ending for change in changes if change.ending is not None], settled)
         self._manager.status_changed()
         self._flush()
 
@@ -343,9 +335,31 @@ def _comes_soon(wait: Wait) -> bool:
         return False
 
 
-def _carry_out(step: Callable[[], None]) -> None:
+def _undo(error: NotKept, changes: list[Change]) -> None:
+    """Undo what a flush could not make durable, the newest first."""
+    log.error("not kept", desc=error.desc, undone=len(error.undone))
+    by_operation = {operation: change for change in changes for operation in change.operations}
+    for operation in error.undone:
+        change = by_operation.get(operation)
+        if change is None:
+            log.error("internal error", why="an operation of no change", id=operation.record.id)
+        elif change.error is None:
+            change.error = error
+            change.ending = _carry_out(change.undo)
+
+
+def _carry_out(step: Step) -> asyncio.Future[None] | None:
     """Run one of many steps; what is wrong with it is not the others' concern."""
     try:
-        step()
+        return step()
     except Exception as exc:
         log.error("internal error", exc_info=exc)
+        return None
+
+
+def _after(endings: list[asyncio.Future[None]], settled: Callable[[], None]) -> None:
+    """Call back when the last of these has ended; at once, when there is none."""
+    if not endings:
+        _carry_out(settled)
+        return
+    asyncio.gather(*endings).add_done_callback(lambda _: _carry_out(settled))

@@ -33,6 +33,10 @@ class NamedFds:
             raise QmpError(f"File descriptor named '{name}' not found")
         return fd
 
+    def give_back(self, name: str, fd: int) -> bool:
+        """Keep an fd again that was taken; False, and it stays the caller's, where another has its name now."""
+        return self._fds.setdefault(name, fd) == fd
+
     def take(self, name: str) -> int:
         """Give the fd of that name away."""
         fd = self._fds.pop(name, None)

@@ -1,7 +1,7 @@
 """The /objects container of the QOM tree: add, delete, find, list.
 
 Adding is two decisions and one act: `begin` judges everything that needs no system call and takes the id;
-the backend then makes its memory; `commit` makes the object visible, or `cancel` frees the id and the memory.
+the backend then makes its memory; `commit` makes the object visible, or `cancel` frees the id.
 Follows QEMU's user_creatable_add_type/user_creatable_del (qmp.md section 8).
 """
 
@@ -110,10 +110,9 @@ class Objects:
         self._count(backend, 1)
 
     def cancel(self, backend: HostMemoryBackend) -> None:
-        """Undo `begin`: free the id and whatever memory there is."""
+        """Undo `begin`: free the id. The memory, if there is any, is the caller's to abandon."""
         self._adding.discard(backend.id)
         self._slots.discard(backend.id, rebuild=False)
-        backend.abandon()
 
     def remove(self, object_id: str) -> HostMemoryBackend:
         """Take an object out; its memory goes to the caller, who closes it or puts it back with `restore`."""

@@ -66,7 +66,8 @@ class HostMemoryBackend:
     enforcers: tuple[Enforcer, ...] = ()  # mappings in which private pages fault; shared ones are then all there
     visibility: RangeMap | None = None  # what is private and what shared; None: it is no guest_memfd
     private_fd = -1  # a memfd with the private bytes that were preserved; -1: none
-    busy = ""  # what a worker is doing with the contents; "": nothing
+    busy = ""  # what the command does that has claimed it; "": nobody has
+    _leaving = False  # it was given up while it was claimed
     private_record: Any = None  # what custody knows of private_fd
     record: Any = None  # what custody knows of it; None without custody
     _memdev: bytes | None = None
@@ -153,24 +154,40 @@ class HostMemoryBackend:
         close_fd(enforcer.fd)
 
     def check_idle(self) -> None:
-        """Refuse while a worker is at the contents."""
+        """Refuse while a command has claimed it."""
         if self.busy:
             raise QmpError(f"object '{self.id}' is busy: {self.busy}")
 
-    def close(self) -> None:
-        """Give the memory back, as far as this process holds it. Whoever sees an fd here sees one that is open."""
+    def claim(self, doing: str) -> None:
+        """Keep every other command from changing it until `unclaim`; `doing`: what is said to them."""
+        self.check_idle()
+        self.busy = doing
+
+    def unclaim(self) -> list[int]:
+        """End a claim; the descriptors to be closed if the object was given up meanwhile."""
+        self.busy = ""
+        return self.detach() if self._leaving else []
+
+    def detach(self) -> list[int]:
+        """Give the descriptors away, to be closed; none while it is claimed: `unclaim` gives them then."""
         if self.lease is not None:
             self.lease.end()
+        if self.busy:
+            self._leaving = True
+            return []
         for enforcer in self.enforcers:
             self.drop(enforcer)
-        fds = self.fd, self.private_fd
+        fds = [fd for fd in (self.fd, self.private_fd) if fd >= 0]
         self.fd = self.private_fd = -1
-        for fd in fds:
-            if fd >= 0:
-                close_fd(fd)
+        return fds
+
+    def close(self) -> None:
+        """Give the memory back, as far as this process holds it; may take long."""
+        for fd in self.detach():
+            close_fd(fd)
 
     def abandon(self) -> None:
-        """Close an object that never came into being, with what it has left elsewhere."""
+        """Close an object that never came into being, with what it has left elsewhere; may take long."""
         self.close()
 
     # -- as a QOM object -------------------------------------------------------------------------

@@ -55,6 +55,33 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
     return future
 
 
+def beside(function: Callable[[], object]) -> asyncio.Future[None]:
+    """Have a function that blocks run, surely: here, where no thread is to be had. The future ends by no error.
+
+    For what must be done, and whose failure is nobody's concern any more.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def ended(running: asyncio.Future[Any] | None) -> None:
+        error = QmpError("") if running is None else None if running.cancelled() else running.exception()
+        if isinstance(error, QmpError):  # it has not begun
+            with contextlib.suppress(OSError):
+                function()
+        if not done.done():
+            done.set_result(None)
+
+    def quietly() -> None:
+        with contextlib.suppress(OSError, QmpError):
+            function()
+
+    try:
+        asyncio.ensure_future(in_thread(quietly)).add_done_callback(ended)
+    except QmpError:
+        ended(None)
+    return done
+
+
 def close_beside(fds: Iterable[int]) -> asyncio.Future[None] | None:
     """Close descriptors, which are given away, without holding the event loop up.
 
@@ -70,20 +97,10 @@ def close_beside(fds: Iterable[int]) -> asyncio.Future[None] | None:
             close_fd(slow.pop())
 
     try:
-        closing = asyncio.ensure_future(in_thread(close))
-    except (QmpError, RuntimeError):  # no thread to be had, or no loop is running: then it is done here
+        return beside(close)
+    except RuntimeError:  # no loop is running: nobody waits
         close()
         return None
-    closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def ended(closing: asyncio.Future[None]) -> None:
-        if not closing.cancelled() and closing.exception() is not None:  # the thread never began
-            close()
-        if not closed.done():
-            closed.set_result(None)
-
-    closing.add_done_callback(ended)
-    return closed
 
 
 def _closed_at_once(fd: int) -> bool:

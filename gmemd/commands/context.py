@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gmemd.backends.base import HostMemoryBackend
@@ -44,6 +45,9 @@ EVENTS_KEPT = 200  # the latest, for those who come later
 PRIVATE_STORE = "private-store"  # the registry's type of such a memfd
 
 
+Step = Callable[[], "asyncio.Future[None] | None"]
+
+
 class WithFds:
     """A reply with file descriptors; they belong to it and are closed once it is sent."""
 
@@ -57,18 +61,19 @@ class WithFds:
 class Change:
     """A change made in memory that custody has been told of, by `operations`.
 
-    `done` runs when it is durable, `undo` when it could not be made so; the reply waits for either.
+    `done` runs when it is durable, `undo` when it could not be made so; the reply waits for either, and for the
+    future that it may return.
     """
 
-    __slots__ = ("done", "error", "operations", "undo", "value")
+    __slots__ = ("done", "ending", "error", "operations", "undo", "value")
 
-    def __init__(self, value: Any, *operations: Operation, undo: Callable[[], None],
-                 done: Callable[[], None] | None = None) -> None:
+    def __init__(self, value: Any, *operations: Operation, undo: Step, done: Step | None = None) -> None:
         self.value = value
         self.operations = operations
         self.undo = undo
         self.done = done
         self.error: QmpError | None = None  # set when it was undone
+        self.ending: asyncio.Future[None] | None = None  # what `done` or `undo` still waits for
 
 
 class Caller(Protocol):
@@ -153,6 +158,13 @@ class Gmemd:
         for object_id in self.lost:
             self.objects.block(object_id)
 
+    async def durable(self) -> None:
+        """Wait until all that was changed so far is durable, or undone."""
+        if self.custody is not None:
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.settle([], lambda: done.set_result(None))
+            await done
+
     def encoded(self, key: str, make: Callable[[], Any]) -> bytes:
         """The encoded value of `make()`, which never changes while the daemon runs; made at the first call."""
         if key not in self._encoded:
@@ -177,16 +189,50 @@ class Gmemd:
         self.kernel.close()
 
 
-async def settled(gmemd: Gmemd, result: Any) -> Any:
-    """The value of a result, once the change that it may be is durable; QmpError if it could not be made so."""
+def settled(gmemd: Gmemd, result: Any) -> asyncio.Future[Any]:
+    """The value of a result, once the change that it may be is durable; QmpError if it could not be made so.
+
+    What is changed is handed to the next flush here and now, whenever the future, which must be awaited, is awaited.
+    """
+    done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     if not isinstance(result, Change):
-        return result
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    gmemd.settle([result], lambda: done.set_result(None))
-    await done
-    if result.error is not None:
-        raise result.error
-    return result.value
+        done.set_result(result)
+        return done
+
+    def settle() -> None:
+        if result.error is None:
+            done.set_result(result.value)
+        else:
+            done.set_exception(result.error)
+
+    gmemd.settle([result], settle)
+    return done
+
+
+async def completed(gmemd: Gmemd, result: Any) -> Any:
+    """The value that a result, whatever it is, comes to in the end, durable; QmpError if it does not."""
+    return await settled(gmemd, await result if isinstance(result, CoroutineType) else result)
+
+
+def recorded(gmemd: Gmemd, backend: HostMemoryBackend, value: Any, *, undo: Step, done: Step | None = None) -> Any:
+    """The result of a command that has changed what is written about an object; undone where it cannot be written."""
+    if gmemd.custody is None or backend.record is None:
+        if done is not None:
+            done()
+        return value
+    before = backend.record
+
+    def take_back() -> asyncio.Future[None] | None:
+        backend.record = before
+        return undo()
+
+    try:
+        backend.record = updated(backend)
+        operation = gmemd.custody.update(backend.record)
+    except BaseException:
+        take_back()
+        raise
+    return Change(value, operation, undo=take_back, done=done)
 
 
 def record_of(backend: HostMemoryBackend, kernel: Kernel) -> Record:

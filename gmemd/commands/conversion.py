@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import convert, fill, forget, set_aside
-from gmemd.changes.threads import in_thread
-from gmemd.commands.context import Caller, Change, Gmemd, settled, store_record, updated
-from gmemd.errors import QmpError, close_fd, os_errors
+from gmemd.changes.claims import claimed
+from gmemd.changes.threads import beside, close_beside, in_thread
+from gmemd.commands.context import Caller, Change, Gmemd, recorded, settled, store_record
+from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.base import PageInUse, check_inside
 from gmemd.ranges import PRIVATE, SHARED, RangeMap
 
-_AT_ONCE = 16 << 20  # bytes that may be preserved on the event loop
+_AT_ONCE = 8 << 20  # bytes that may be copied or given back on the event loop
 
 
 def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend, _, size = part(gmemd, arguments)
     visibility_of(backend)
-    first = _begins_store(gmemd, backend, arguments)
-    if first or ((arguments["preserve"] or backend.enforcers) and size > _AT_ONCE):
-        return _convert_busy(gmemd, backend, arguments, first)
+    if size > _AT_ONCE or _begins_store(gmemd, backend, arguments):
+        return claimed(gmemd, backend, "a part of it is being converted",
+                       lambda: _convert_slowly(gmemd, backend, arguments))
     undo = _undo(gmemd, backend, arguments)
     _set_aside(gmemd, backend, arguments)
-    return _converted(gmemd, backend, arguments, _convert(gmemd, backend, arguments), undo)
+    converted = _convert(gmemd, backend, arguments)
+
+    def done() -> None:
+        _forget(gmemd, backend, arguments)
+        _tell(gmemd, arguments, converted)
+
+    return recorded(gmemd, backend, _value(gmemd, converted), undo=undo, done=done)
 
 
 def _begins_store(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> bool:
@@ -36,53 +44,60 @@ def _begins_store(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str,
         and arguments["preserve"] and arguments["to"] == "private"
 
 
-async def _convert_busy(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any], first: bool) -> Any:
-    """The same with waiting; a `first` memfd of preserved bytes is kept before the bytes are only there."""
+async def _convert_slowly(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Any:
+    """The same with waiting, under a claim that lasts until it is durable and what it needs no more is given back."""
     run = in_thread if arguments["size"] > _AT_ONCE else _at_once
-    if first and gmemd.custody is not None:
-        gmemd.custody.reserve()
-    backend.busy = "a part of it is being converted"
+    undo = _undo(gmemd, backend, arguments)
+    await _prepare(gmemd, backend, arguments, run)
+    converted = await run(_convert, gmemd, backend, arguments)
     try:
-        undo = _undo(gmemd, backend, arguments)
-        try:
-            await run(_set_aside, gmemd, backend, arguments)
-        finally:
-            if first:
-                begun = _keep_store(gmemd, backend)
-        if first:
-            await settled(gmemd, begun)
-        converted = await run(_convert, gmemd, backend, arguments)
-    finally:
-        backend.busy = ""
-    return _converted(gmemd, backend, arguments, converted, undo)
+        value = await settled(gmemd, recorded(gmemd, backend, _value(gmemd, converted), undo=lambda: None))
+    except QmpError:
+        await beside(undo)
+        raise
+    await run(_forget, gmemd, backend, arguments)
+    _tell(gmemd, arguments, converted)
+    return value
 
 
 async def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
+async def _prepare(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any],
+                   run: Callable[..., Awaitable[Any]]) -> None:
+    """Set aside what is to be preserved; a first memfd of such bytes is kept before the bytes are only there."""
+    custody = gmemd.custody
+    if custody is None or not _begins_store(gmemd, backend, arguments):
+        await run(_set_aside, gmemd, backend, arguments)
+        return
+    custody.reserve()
+    try:
+        await run(_set_aside, gmemd, backend, arguments)
+        begun = _keep_store(gmemd, backend)
+    except BaseException:
+        custody.release()
+        _drop_store(backend)
+        raise
+    await settled(gmemd, begun)
+
+
 def _keep_store(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
-    """Give the memfd of preserved bytes to custody, using up the reservation."""
+    """Give the memfd of preserved bytes, if there is one, to custody, using up the reservation."""
     custody = gmemd.custody
     assert custody is not None
     if backend.private_fd < 0:
         custody.release()
         return {}
-
-    def undo() -> None:
-        fd = backend.private_fd
-        backend.private_record, backend.private_fd = None, -1
-        close_fd(fd)
-
     record = store_record(backend)
-    try:
-        operation = custody.add(record, backend.private_fd)
-    except BaseException:
-        custody.release()
-        undo()
-        raise
+    operation = custody.add(record, backend.private_fd)
     backend.private_record = record
-    return Change({}, operation, undo=undo)
+    return Change({}, operation, undo=lambda: _drop_store(backend))
+
+
+def _drop_store(backend: HostMemoryBackend) -> asyncio.Future[None] | None:
+    fd, backend.private_fd, backend.private_record = backend.private_fd, -1, None
+    return close_beside([fd] if fd >= 0 else [])
 
 
 def _set_aside(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> None:
@@ -113,7 +128,6 @@ def _undo(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -
     to = arguments["to"] == "private"
     before = [(start, length) for start, length, state in visibility.ranges(arguments["offset"], arguments["size"])
               if state is not to]
-    record = backend.record
 
     def undo() -> None:
         for start, length in before:
@@ -122,34 +136,24 @@ def _undo(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -
             visibility.set(start, length, not to)
             with contextlib.suppress(OSError):
                 forget(backend, kernel, start, length)
-        backend.record = record
 
     return undo
 
 
-def _converted(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any], converted: int,
-               undo: Callable[[], None]) -> Any:
-    """Keep the new map, tell everybody, and answer."""
-    value = {"simulated": _simulated(gmemd), "converted": converted}
-    event = {name: arguments[name] for name in ("id", "offset", "size", "to")}
-
-    def done() -> None:
-        with contextlib.suppress(OSError):  # it is only room: set_aside() begins with the same
-            forget(backend, gmemd.kernel, arguments["offset"], arguments["size"])
-        _tell(gmemd, event, converted)
-
-    custody = gmemd.custody
-    if custody is None or backend.record is None:
-        done()
-        return value
-    backend.record = updated(backend)
-    return Change(value, custody.update(backend.record), undo=undo, done=done)
+def _value(gmemd: Gmemd, converted: int) -> dict[str, Any]:
+    return {"simulated": _simulated(gmemd), "converted": converted}
 
 
-def _tell(gmemd: Gmemd, event: dict[str, Any], converted: int) -> None:
-    gmemd.counters.conversions[event["to"]] += 1
-    gmemd.counters.converted_bytes[event["to"]] += converted
-    gmemd.emit("MEMDEV_CONVERTED", event)
+def _forget(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> None:
+    """Give back what is kept aside of what is shared now; it is only room: set_aside() begins with the same."""
+    with contextlib.suppress(OSError):
+        forget(backend, gmemd.kernel, arguments["offset"], arguments["size"])
+
+
+def _tell(gmemd: Gmemd, arguments: dict[str, Any], converted: int) -> None:
+    gmemd.counters.conversions[arguments["to"]] += 1
+    gmemd.counters.converted_bytes[arguments["to"]] += converted
+    gmemd.emit("MEMDEV_CONVERTED", {name: arguments[name] for name in ("id", "offset", "size", "to")})
 
 
 def query_memdev_ranges(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -165,24 +169,12 @@ def query_memdev_ranges(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
 def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend, offset, size = part(gmemd, arguments)
     if size > _AT_ONCE:
-        return _discard_in_thread(gmemd, backend, offset, size)
-    _discard(gmemd, backend, offset, size)
-    return {}
+        return claimed(gmemd, backend, "a part of it is being discarded",
+                       lambda: in_thread(_discard, gmemd, backend, offset, size))
+    return _discard(gmemd, backend, offset, size)
 
 
-def _discard_in_thread(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int) -> Coroutine[Any, Any, Any]:
-    async def work() -> dict[str, Any]:
-        backend.busy = "a part of it is being discarded"
-        try:
-            await in_thread(_discard, gmemd, backend, offset, size)
-        finally:
-            backend.busy = ""
-        return {}
-
-    return work()
-
-
-def _discard(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int) -> None:
+def _discard(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int) -> dict[str, Any]:
     with os_errors(f"cannot discard of '{backend.id}'"):
         gmemd.kernel.punch_hole(backend.fd, backend.offset + offset, size)
         if backend.private_fd >= 0:
@@ -190,6 +182,7 @@ def _discard(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int) -
         if backend.visibility is not None:
             fill(backend, gmemd.kernel, [(start, length) for start, length, state
                                          in backend.visibility.ranges(offset, size) if state is SHARED])
+    return {}
 
 
 def part(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[HostMemoryBackend, int, int]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import SHARED_FLAGS
-from gmemd.changes.threads import in_thread
+from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, record_of, store_record
 from gmemd.commands.memdev import added, describe_memory
-from gmemd.errors import QmpError, close_fd, os_errors
+from gmemd.errors import QmpError, os_errors
 from gmemd.holders import holders
 from gmemd.ranges import SHARED, RangeMap
 
 if TYPE_CHECKING:
+    from gmemd.persist.batch import Operation
     from gmemd.persist.custody import Custody
 
 # Which type an adopted fd becomes, by what it is.
@@ -37,17 +39,22 @@ def query_memdev_holders(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]
 
 
 def memdev_adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    name = arguments["fdname"]
-    backend = _adopted(gmemd, caller, gmemd.named_fds.look(name), arguments)
+    name, names = arguments["fdname"], gmemd.named_fds
+    backend = _adopted(gmemd, caller, names.look(name), arguments)
+
+    def undo() -> asyncio.Future[None] | None:
+        gmemd.objects.remove(backend.id)
+        return close_beside([fd for fd in backend.detach() if not names.give_back(name, fd)])
+
     try:
-        result = added(gmemd, backend)
+        result = added(gmemd, backend, undo, shared=True)
     except BaseException:
         backend.fd = -1
         gmemd.objects.cancel(backend)
         if gmemd.custody is not None:
             gmemd.custody.release()
         raise
-    gmemd.named_fds.take(name)
+    names.take(name)
     value = describe_memory(gmemd, backend)
     if isinstance(result, Change):
         result.value = value
@@ -115,12 +122,9 @@ def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any
     found = next((entry for entry in gmemd.unclaimed if entry[0] == name), None)
     if found is None:
         raise QmpError(f"no unclaimed memory has the name '{name}'")
-    gmemd.unclaimed.remove(found)
     if "id" not in arguments:
-        close_fd(found[1])
-        if gmemd.custody is not None:
-            gmemd.custody.discard(name)
-        return {}
+        return _give_up(gmemd, name)
+    gmemd.unclaimed.remove(found)
     try:
         return _claimed(gmemd, _adopted(gmemd, caller, found[1], {**arguments, "require-seals": False}), name)
     except BaseException:
@@ -128,23 +132,55 @@ def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any
         raise
 
 
-def _claimed(gmemd: Gmemd, backend: HostMemoryBackend, name: str) -> Any:
-    """Make an object of unclaimed memory visible; its fd stays in the store under the name it has."""
-    gmemd.objects.commit(backend)
+def _give_up(gmemd: Gmemd, name: str) -> Any:
+    """Let go of all unclaimed memory of a name; the result of the command that does so."""
+    gone = [entry for entry in gmemd.unclaimed if entry[0] == name]
+    gmemd.unclaimed = [entry for entry in gmemd.unclaimed if entry[0] != name]
+
+    def done() -> asyncio.Future[None] | None:
+        return close_beside(fd for _, fd in gone)
+
     custody = gmemd.custody
     if custody is None:
+        done()
+        return {}
+    try:
+        operation = custody.give_up(name)
+    except BaseException:
+        gmemd.unclaimed += gone
+        raise
+
+    def undo() -> None:
+        gmemd.unclaimed += gone
+
+    return Change({}, operation, undo=undo, done=done)
+
+
+def _claimed(gmemd: Gmemd, backend: HostMemoryBackend, name: str) -> Any:
+    """Make an object of unclaimed memory visible; its fd stays in the store under the name it has."""
+    custody = gmemd.custody
+    if custody is None:
+        gmemd.objects.commit(backend)
         return {}
     custody.release()
-    status = os.fstat(backend.fd)
-    backend.record = record = record_of(backend, gmemd.kernel)
+    try:
+        record = record_of(backend, gmemd.kernel)
+        with os_errors(f"cannot look at '{name}'"):
+            status = os.fstat(backend.fd)
+    except BaseException:
+        gmemd.objects.cancel(backend)
+        raise
     record.fd_name, record.st_size = name, status.st_size
     record.st_dev, record.st_ino = status.st_dev, status.st_ino
+    operation = custody.add(record)
+    backend.record = record
+    gmemd.objects.commit(backend)
 
     def undo() -> None:
         gmemd.objects.remove(backend.id)
-        gmemd.unclaimed.append((name, backend.fd))
+        gmemd.unclaimed += [(name, fd) for fd in backend.detach()]
 
-    return Change({}, custody.add(record), undo=undo)
+    return Change({}, operation, undo=undo)
 
 
 def query_memdev_lost(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[dict[str, Any]]:
@@ -155,6 +191,7 @@ def memdev_persist(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> A
     backend, custody = gmemd.objects.find(arguments["id"]), gmemd.custody
     if custody is None:
         raise QmpError("nobody keeps objects here: gmemd runs with --persist off, or without systemd and --keeper")
+    backend.check_idle()
     if arguments["persist"] == (backend.record is not None):
         return {}
     before = (backend.record, backend.private_record)
@@ -163,24 +200,29 @@ def memdev_persist(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> A
         backend.record, backend.private_record = before
 
     if arguments["persist"]:
-        _reserve(custody, 1 if backend.private_fd < 0 else 2)
-        backend.record = record_of(backend, gmemd.kernel)
-        operations = [custody.add(backend.record, backend.fd)]
-        if backend.private_fd >= 0:
-            backend.private_record = store_record(backend)
-            operations.append(custody.add(backend.private_record, backend.private_fd))
-        return Change({}, *operations, undo=undo)
+        return Change({}, *_keep(gmemd, custody, backend), undo=undo)
     operations = [custody.remove(record) for record in before if record is not None]
     backend.record = backend.private_record = None
     return Change({}, *operations, undo=undo)
 
 
-def _reserve(custody: Custody, count: int) -> None:
-    """Hold room for so many fds, or for none."""
-    for done in range(count):
-        try:
+def _keep(gmemd: Gmemd, custody: Custody, backend: HostMemoryBackend) -> list[Operation]:
+    """Give an object to custody, with the private bytes that it keeps aside."""
+    pieces = [(record_of(backend, gmemd.kernel), backend.fd)]
+    if backend.private_fd >= 0:
+        pieces.append((store_record(backend), backend.private_fd))
+    operations: list[Operation] = []
+    try:
+        for record, fd in pieces:
             custody.reserve()
-        except QmpError:
-            for _ in range(done):
+            try:
+                operations.append(custody.add(record, fd, shared=True))
+            except BaseException:
                 custody.release()
-            raise
+                raise
+    except BaseException:
+        for operation in operations:
+            custody.remove(operation.record)
+        raise
+    backend.record, backend.private_record = pieces[0][0], pieces[1][0] if len(pieces) > 1 else None
+    return operations

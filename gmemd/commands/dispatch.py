@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Iterable
 from types import CoroutineType, ModuleType
 from typing import Any
 
 from gmemd.commands import accounting, control, conversion, custody, effect, enforce, fds, jobs, lease, memdev, qom
-from gmemd.commands.context import Caller, Change, Gmemd
+from gmemd.commands.context import Caller, Gmemd, completed
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Command
@@ -75,15 +74,7 @@ class Dispatcher:
     async def at_start(self, name: str, arguments: dict[str, Any]) -> None:
         """Run a command of the command line, before there are clients; QmpError when it is refused."""
         command, function = self._commands[name]
-        result = function(self.gmemd, AtStart(), command.check(arguments))
-        if isinstance(result, CoroutineType):
-            result = await result
-        if isinstance(result, Change):
-            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.gmemd.settle([result], lambda: done.set_result(None))
-            await done
-            if result.error is not None:
-                raise result.error
+        await completed(self.gmemd, function(self.gmemd, AtStart(), command.check(arguments)))
 
 
 class AtStart:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Coroutine
 from typing import Any
 
 from gmemd.backends.base import Enforcer, HostMemoryBackend
+from gmemd.changes.claims import claimed
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.processes import watch
@@ -30,9 +32,9 @@ def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> C
         start = start_time(caller.pid)
     if start is None or not is_mapped(caller.pid, backend.fd, address, backend.memory_size):
         raise QmpError(f"object '{backend.id}' is not mapped as a whole at {address:#x} in process {caller.pid}")
-    fd = gmemd.named_fds.take(name)
-    backend.busy = "its shared pages are being allocated"
-    return _enforce(gmemd, backend, fd, address, caller.pid, start)
+    names, pid = gmemd.named_fds, caller.pid
+    return claimed(gmemd, backend, "its shared pages are being allocated",
+                   lambda: _enforce(gmemd, backend, names.take(name), address, pid, start))
 
 
 async def _enforce(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: int, pid: int,
@@ -47,7 +49,6 @@ async def _enforce(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: i
         with os_errors(f"cannot watch process {pid}"):
             end = watch(pid, start, drop)
     except QmpError:
-        backend.busy = ""
         close_fd(fd)
         raise
     enforcer = Enforcer(pid, address, fd, end or (lambda: None))
@@ -56,23 +57,25 @@ async def _enforce(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: i
         if end is None:
             raise QmpError(f"process {pid} has ended")
         with os_errors(f"cannot let private pages of '{backend.id}' fault"):
-            await in_thread(_begin, gmemd, backend, enforcer)
+            used = os.dup(fd)  # by the thread: the process may end meanwhile
+            try:
+                await in_thread(_begin, gmemd, backend, used, address)
+            finally:
+                close_fd(used)
     except BaseException:
         drop()
         raise
-    finally:
-        backend.busy = ""
     return {}
 
 
-def _begin(gmemd: Gmemd, backend: HostMemoryBackend, enforcer: Enforcer) -> None:
+def _begin(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: int) -> None:
     """Allocate what is shared, have missing pages fault, and let go of what private ones have pages."""
     assert backend.visibility is not None
     ranges = list(backend.visibility.ranges())
     for start, length, state in ranges:
         if state is SHARED:
             gmemd.kernel.populate(backend.fd, start, length, 1)
-    register(enforcer.fd, enforcer.address, backend.memory_size)
+    register(fd, address, backend.memory_size)
     for start, length, state in ranges:
         if state is not SHARED:
             gmemd.kernel.punch_hole(backend.fd, start, length)

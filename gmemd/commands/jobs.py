@@ -6,12 +6,14 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from types import CoroutineType
 from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.claims import claimed
 from gmemd.changes.threads import in_thread
-from gmemd.commands.context import Caller, Gmemd, settled
+from gmemd.commands.context import Caller, Gmemd, completed
 from gmemd.commands.memdev import delete
 from gmemd.commands.qom import set_property
 from gmemd.errors import QmpError, close_fd, os_errors
@@ -79,20 +81,16 @@ def memdev_populate(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> 
     if backend.properties.get("readonly"):
         raise QmpError("qemu_prealloc_mem: preallocating memory failed: Bad address")
     backend.check_value("prealloc", True)
-    return _run(gmemd, arguments, "populate", backend.memory_size, lambda job: _populate(gmemd, backend, job))
 
+    async def populate(job: Job | None) -> Any:
+        def progress(done: int) -> None:
+            if job is not None:
+                job.current = done
 
-async def _populate(gmemd: Gmemd, backend: HostMemoryBackend, job: Job | None) -> Any:
-    def progress(done: int) -> None:
-        if job is not None:
-            job.current = done
-
-    backend.busy = "it is being populated"
-    try:
         await in_thread(backend.populate, gmemd.kernel, progress, lambda: job is not None and job.cancelled)
-    finally:
-        backend.busy = ""
-    return set_property(gmemd, backend, "prealloc", True)
+        return set_property(gmemd, backend, "prealloc", True)
+
+    return _run(gmemd, arguments, "populate", backend, "it is being populated", populate)
 
 
 def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -104,12 +102,11 @@ def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> An
             and backend.kind == "file":
         raise QmpError(f"object '{backend.id}' may not write to its file")
 
-    async def work(job: Job | None) -> Any:
+    async def wipe(job: Job | None) -> None:
         if arguments["zero"]:
             await _wipe(backend, job)
-        return delete(gmemd, backend.id)
 
-    return _run(gmemd, arguments, "delete", backend.memory_size, work)
+    return _run(gmemd, arguments, "delete", backend, "it is being wiped", wipe, lambda: delete(gmemd, backend.id))
 
 
 async def _wipe(backend: HostMemoryBackend, job: Job | None) -> None:
@@ -121,22 +118,37 @@ async def _wipe(backend: HostMemoryBackend, job: Job | None) -> None:
     parts = [(backend.fd, backend.offset, backend.memory_size)]
     if backend.private_fd >= 0:
         parts.insert(0, (backend.private_fd, 0, backend.memory_size))
-    backend.busy = "it is being wiped"
-    try:
-        for part in parts:
-            await _worker(job, "zero", part, _WIPE_CHUNK, said)
-    finally:
-        backend.busy = ""
+    for part in parts:
+        await _worker(job, "zero", part, _WIPE_CHUNK, said)
 
 
 # -- running ----------------------------------------------------------------------------------------
 
-def _run(gmemd: Gmemd, arguments: dict[str, Any], kind: str, total: int,
-         work: Callable[[Job | None], Coroutine[Any, Any, Any]]) -> Any:
-    """The work as a job where that is asked for; else itself, for the monitor to wait for."""
+def _run(gmemd: Gmemd, arguments: dict[str, Any], kind: str, backend: HostMemoryBackend, doing: str,
+         work: Callable[[Job | None], Awaitable[Any]], then: Callable[[], Any] | None = None) -> Any:
+    """The work on an object as a job where that is asked for; else itself, for the monitor to wait for.
+
+    The object is claimed for `work`; what comes behind it is the result, or `then` gives it.
+    """
+    jobs: list[Job] = []
+    if "job-id" in arguments:
+        gmemd.jobs.check_id(arguments["job-id"])
+    claim = claimed(gmemd, backend, doing, lambda: work(jobs[0] if jobs else None))
+
+    async def run() -> Any:
+        result = await claim
+        if then is not None:
+            result = then()
+        return await result if isinstance(result, CoroutineType) else result
+
     if "job-id" not in arguments:
-        return work(None)
-    _start(gmemd, arguments["job-id"], kind, total, work)
+        return run()
+
+    def begin(job: Job) -> Awaitable[Any]:
+        jobs.append(job)
+        return run()
+
+    _start(gmemd, arguments["job-id"], kind, backend.memory_size, begin)
     return {}
 
 
@@ -146,7 +158,7 @@ def _start(gmemd: Gmemd, job_id: str, kind: str, total: int, work: Callable[[Job
     async def run() -> None:
         error: str | None = "internal error"
         try:
-            job.result = await settled(gmemd, await work(job))
+            job.result = await completed(gmemd, await work(job))
             error = None
         except QmpError as exc:
             error = exc.desc

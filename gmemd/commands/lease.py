@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.commands.context import Caller, Change, Gmemd, WithFds, settled, updated
+from gmemd.commands.context import Caller, Gmemd, WithFds, completed, recorded, settled
 from gmemd.commands.memdev import delete, describe_memory
 from gmemd.commands.processes import watch
 from gmemd.errors import QmpError, close_fd, os_errors
@@ -30,12 +30,14 @@ def memdev_get_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> An
         _check_free(backend, lease, caller)
     if wanted is None and lease is not None and not lease.orphaned:
         return _hand_out(gmemd, backend)
+    backend.check_idle()
     new = None if wanted is None else _lease(backend, caller, wanted, arguments["delete-after"])
     return _replace(gmemd, backend, new)
 
 
 def memdev_release(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend = gmemd.objects.find(arguments["id"])
+    backend.check_idle()
     lease = backend.lease
     if lease is None:
         raise QmpError(f"object '{backend.id}' is not leased")
@@ -78,12 +80,21 @@ def _replace(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None) -> C
     """Hand out under a new lease, or none, that is recorded before the fd leaves."""
     reply = _hand_out(gmemd, backend)
 
+    def take_back() -> None:
+        close_fd(reply.fds.pop())
+        backend.handed_out -= 1
+
+    try:
+        exchanged = settled(gmemd, _exchange(gmemd, backend, lease))
+    except BaseException:
+        take_back()
+        raise
+
     async def work() -> WithFds:
         try:
-            await settled(gmemd, _exchange(gmemd, backend, lease))
+            await exchanged
         except BaseException:
-            close_fd(reply.fds.pop())
-            backend.handed_out -= 1
+            take_back()
             raise
         return reply
 
@@ -101,9 +112,6 @@ def _exchange(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None) -> 
     if before is not None:
         before.end()
     backend.lease = lease
-    if gmemd.custody is None or backend.record is None:
-        return {}
-    backend.record = updated(backend)
 
     def undo() -> None:
         if lease is not None:
@@ -112,7 +120,7 @@ def _exchange(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None) -> 
         if before is not None:
             _resume(gmemd, backend, before)
 
-    return Change({}, gmemd.custody.update(backend.record), undo=undo)
+    return recorded(gmemd, backend, {}, undo=undo)
 
 
 # -- watching ----------------------------------------------------------------------------------------
@@ -156,15 +164,17 @@ def _later(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease, seconds: floa
     def delete() -> None:
         if backend.busy:
             _later(gmemd, backend, lease, _BUSY_AGAIN)
-        elif gmemd.objects.get(backend.id) is backend and backend.lease is lease:
+        elif backend.lease is lease and gmemd.objects.get(backend.id) is backend:
             gmemd.spawn(_delete(gmemd, backend, lease))
+        elif backend.lease is lease:  # somebody else's deletion is not durable yet
+            _later(gmemd, backend, lease, _BUSY_AGAIN)
 
     lease.end = asyncio.get_running_loop().call_later(seconds, delete).cancel
 
 
 async def _delete(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> None:
     try:
-        await settled(gmemd, delete(gmemd, backend.id))
+        await completed(gmemd, delete(gmemd, backend.id))
     except QmpError:  # custody's, which has said it: the object stays, and its time begins anew
         _later(gmemd, backend, lease, max(_BUSY_AGAIN, lease.delete_after))
         return

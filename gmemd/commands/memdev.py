@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.changes.threads import in_thread
-from gmemd.commands.context import Caller, Change, Gmemd, record_of
+from gmemd.changes.threads import beside, close_beside, in_thread
+from gmemd.commands.context import Caller, Change, Gmemd, Step, record_of
 from gmemd.commands.qom import find_context
 from gmemd.errors import os_errors
 from gmemd.kernel.base import Kernel
@@ -33,6 +34,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
         _make(gmemd, backend)
         return added(gmemd, backend)
     except BaseException:
+        backend.abandon()
         _give_up(gmemd, backend)
         raise
 
@@ -56,20 +58,32 @@ async def _add_blocking(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
         await in_thread(_make, gmemd, backend)
         return added(gmemd, backend)
     except BaseException:
+        await beside(backend.abandon)
         _give_up(gmemd, backend)
         raise
 
 
-def added(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
-    """Make an object visible and tell custody; the result of the command that made it."""
+def added(gmemd: Gmemd, backend: HostMemoryBackend, undo: Step | None = None, *, shared: bool = False) -> Any:
+    """Make an object visible and tell custody; the result of the command that made it.
+
+    `undo`: instead of giving up memory that was made for it; `shared`: whoever passed the descriptor may have it, too.
+    """
     custody = gmemd.custody
     if custody is None:
         gmemd.objects.commit(backend)
         return {}
     backend.record = record_of(backend, gmemd.kernel)
-    operation = custody.add(backend.record, backend.fd)
+    operation = custody.add(backend.record, backend.fd, shared=shared)
     gmemd.objects.commit(backend)
-    return Change({}, operation, undo=lambda: gmemd.objects.remove(backend.id).abandon())
+    return Change({}, operation, undo=undo or (lambda: _abandon(gmemd.objects.remove(backend.id))))
+
+
+def _abandon(backend: HostMemoryBackend) -> asyncio.Future[None] | None:
+    """Give up what was never acknowledged; None when that is done."""
+    if backend.blocks and not backend.busy:
+        return beside(backend.abandon)
+    backend.abandon()
+    return None
 
 
 def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -77,19 +91,28 @@ def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
 
 
 def delete(gmemd: Gmemd, object_id: str) -> Any:
-    """Delete an object, or what is left of a lost one; the result of the command that does so."""
-    custody = gmemd.custody
-    if custody is None:
-        gmemd.objects.find(object_id).check_idle()
-        gmemd.objects.remove(object_id).close()
-        return {}
+    """Delete an object, or what is left of a lost one; the result of the command that does so.
+
+    Its memory is free, as far as nobody else has it, when the result has come about.
+    """
     if object_id in gmemd.lost:
         return _forget(gmemd, object_id)
     backend = gmemd.objects.find(object_id)
     backend.check_idle()
+    custody = gmemd.custody
+    if custody is None:
+        gmemd.objects.remove(object_id)
+        closing = close_beside(backend.detach())
+        return {} if closing is None else _closed(closing)
     operations = [custody.remove(record) for record in (backend.record, backend.private_record) if record is not None]
-    gmemd.objects.remove(backend.id)
-    return Change({}, *operations, undo=lambda: gmemd.objects.restore([backend]), done=backend.close)
+    gmemd.objects.remove(object_id)
+    return Change({}, *operations, undo=lambda: gmemd.objects.restore([backend]),
+                  done=lambda: close_beside(backend.detach()))
+
+
+async def _closed(closing: asyncio.Future[None]) -> dict[str, Any]:
+    await closing
+    return {}
 
 
 def _forget(gmemd: Gmemd, object_id: str) -> Any:

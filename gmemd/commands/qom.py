@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.claims import claimed
 from gmemd.changes.threads import in_thread
-from gmemd.commands.context import Caller, Change, Gmemd, updated
+from gmemd.commands.context import Caller, Gmemd, recorded
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.objects import BACKENDS
 
@@ -190,9 +191,10 @@ def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend = node.backend
     if backend is None or node.region or name not in backend.property_names():
         return node.set(name, value)
+    backend.check_idle()
     value = judge_value(gmemd, backend, name, value)
     if name == "prealloc" and value and not backend.properties["prealloc"]:
-        return _preallocate(gmemd, backend)
+        return claimed(gmemd, backend, "it is being populated", lambda: _preallocate(gmemd, backend))
     return set_property(gmemd, backend, name, value)
 
 
@@ -207,22 +209,16 @@ def judge_value(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any)
     return value
 
 
-def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend) -> Coroutine[Any, Any, Any]:
-    async def work() -> Any:
-        await in_thread(backend.populate, gmemd.kernel)
-        return set_property(gmemd, backend, "prealloc", True)
-
-    return work()
+async def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
+    await in_thread(backend.populate, gmemd.kernel)
+    return set_property(gmemd, backend, "prealloc", True)
 
 
 def set_property(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any:
     """Store a judged value, also in the record; the result of the command that does so."""
     before = backend.properties.get(name)
     backend.set(name, value)
-    if gmemd.custody is None or backend.record is None:
-        return {}
-    backend.record = updated(backend)
-    return Change({}, gmemd.custody.update(backend.record), undo=lambda: backend.reset(name, before))
+    return recorded(gmemd, backend, {}, undo=lambda: backend.reset(name, before))
 
 
 def qom_list_types(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:

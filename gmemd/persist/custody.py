@@ -16,6 +16,7 @@ is deleted.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterable
 from time import monotonic
@@ -23,7 +24,7 @@ from time import monotonic
 from gmemd.errors import QmpError, os_errors
 from gmemd.persist.batch import Batch, Operation, Pending
 from gmemd.persist.delivery import Delivery
-from gmemd.persist.fdstore import FdStore, Notifier, check_name, is_socket
+from gmemd.persist.fdstore import FdStore, File, Notifier, check_name, is_socket
 from gmemd.persist.record import Record
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.restore import Identify, Restored, name_prefix, sequence, sort_out
@@ -93,9 +94,12 @@ class Custody:
             raise QmpError(f"registry '{self._registry.path}' cannot be written: {self._registry.read_only}")
 
     # -- note ------------------------------------------------------------------------------------------------
-    def add(self, record: Record, fd: int = -1) -> Operation:
+    def add(self, record: Record, fd: int = -1, *, shared: bool = False) -> Operation:
         """Take an object into custody. The fd is borrowed until the flush has ended; -1: the object has
         none. The record, now the caller's no more, is written by the flush.
+
+        `shared`: the same open file may be in custody already, under another name; QmpError if it cannot be
+        kept under two.
 
         Every add of an fd uses up one reservation. Fills in the second group of the record's members.
         """
@@ -104,12 +108,36 @@ class Custody:
                 status = os.fstat(fd)
             except OSError as exc:  # not by os_errors, which costs as much as the rest
                 raise QmpError(f"looking at memory to be kept: {os.strerror(exc.errno or 0)}") from exc
+            file = status.st_dev, status.st_ino
+            stored, late = self._to_store(fd, file) if shared else (fd, False)
         self._seq += 1
         record.seq = self._seq
-        if fd >= 0:
-            record.st_dev, record.st_ino, record.st_size = status.st_dev, status.st_ino, status.st_size
-            record.fd_name = f"{self._prefix}{self._seq}"
-        return self._note(Operation("add", record, fd))
+        if fd < 0:
+            return self._note(Operation("add", record))
+        record.st_dev, record.st_ino, record.st_size = status.st_dev, status.st_ino, status.st_size
+        record.fd_name = f"{self._prefix}{self._seq}"
+        self._store.add_file(record.fd_name, file)
+        return self._note(Operation("add", record, stored, owns=stored != fd, late=late))
+
+    def _to_store(self, fd: int, file: File) -> tuple[int, bool]:
+        """What is to be stored of an fd, and whether what leaves must leave before.
+
+        The manager keeps an open file once, under its first name; so what it may have is opened once more. A
+        guest_memfd cannot be; it waits for its earlier name to leave, or is refused.
+        """
+        names = self._store.names_of(file)
+        if not names:
+            return fd, False
+        try:
+            mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+            return os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC | os.O_NONBLOCK), False
+        except OSError as exc:
+            if names <= self._store.leaving:
+                return fd, True
+            raise QmpError(
+                "the service manager keeps an open file once, and has this one for another object: "
+                f"it cannot be opened again: {os.strerror(exc.errno or 0)}"
+            ) from exc
 
     def remove(self, record: Record) -> Operation:
         """Give an object up. Keep its fd open until the flush has ended: an undo needs it."""
@@ -126,6 +154,10 @@ class Custody:
         """Write a changed record; the second group of its members stays what add() made it."""
         self.check_writable()
         return self._note(Operation("update", record))
+
+    def give_up(self, name: str) -> Operation:
+        """Let an unclaimed fd go, with all others of this name; they leave with the flush."""
+        return self.remove(Record("", "", {}, "", 0, fd_name=name))
 
     def discard(self, name: str) -> None:
         """Remove an unclaimed fd or a socket from the store for good, with all others of this name."""
@@ -238,6 +270,8 @@ class Custody:
             self._store.account_socket(name)
         else:
             self._store.account(name)
+            status = os.fstat(fd)
+            self._store.add_file(name, (status.st_dev, status.st_ino))
 
     def _read_only_words(self) -> str:
         why, path = self._registry.read_only, self._registry.path

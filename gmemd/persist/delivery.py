@@ -9,8 +9,9 @@ The order, and what a restart makes of a crash after each step:
            barrier passed          replies leave; the name leaves state.removing with a later transaction
 
 A batch without removes sends its barrier before the transaction: the two do not depend on each other, and
-by the time the one is written the other has mostly passed. A store too full for the adds lets the removes
-go first. What cannot be removed or undone at once is owed, and done with the next batch.
+by the time the one is written the other has mostly passed. A store too full for the adds, or that has an open
+file of theirs under a name that leaves, lets the removes go first. What cannot be removed or undone at once is
+owed, and done with the next batch.
 """
 
 from __future__ import annotations
@@ -45,7 +46,10 @@ class Delivery:
 
     def carry_out(self, batch: Batch) -> Flush:
         """Make a batch durable; OSError or NotWritten when that fails: then take_back() it. Always end() it."""
-        if self._store.leaving and self._store.crowded(op.record.fd_name for op in batch.unsent):
+        if self._store.leaving and (
+            any(operation.late for operation in batch.unsent)
+            or self._store.crowded(op.record.fd_name for op in batch.unsent)
+        ):
             self._write(batch, batch.removes, [])
             yield from self._send_removals(batch)
         yield from self._send_adds(batch)
@@ -102,6 +106,8 @@ class Delivery:
         for operation in operations:
             if operation.fd >= 0:
                 self._store.release(self._reservation)
+                self._store.drop_file(operation.record.fd_name)
+                operation.close()
 
     def _write(self, batch: Batch, removes: list[Record], records: list[Record]) -> None:
         """One transaction; from now on the removes stand, and their fds are owed."""
@@ -132,6 +138,7 @@ class Delivery:
                     break
                 except BlockingIOError:
                     yield from self._wait("writable", self._notifier.fileno())
+            operation.close()
 
     def _send_removals(self, batch: Batch) -> Flush:
         for name in sorted(self.owed.difference(batch.removals)):

@@ -7,6 +7,7 @@ systemd and `gmemd --keeper` speak the same; nothing here knows which of them li
 The traps this module keeps away from its callers (docs: systemd.exec(5), measured on systemd 252, 257,
 262):
 - the manager drops silently what is over FileDescriptorStoreMax=: FdStore counts and refuses before;
+- an open file is kept once, under its first name: the same under another name is ignored without a word;
 - all names come back in one environment string of at most 128 KiB; one byte more and no daemon ever starts
   again;
 - BARRIER=1 says that everything sent before was looked at, not that it succeeded.
@@ -190,6 +191,9 @@ def check_name(name: str) -> None:
         raise ValueError(f"{name!r} cannot be a name in the fd store")
 
 
+File = tuple[int, int]  # device and inode
+
+
 class FdStore:
     """The count of what the manager holds for us, since it says nothing when it drops.
 
@@ -205,6 +209,8 @@ class FdStore:
         self._bytes = 0  # of all names in $LISTEN_FDNAMES, each with its colon
         self._reserved = 0
         self._reserved_bytes = 0
+        self._files: dict[str, File] = {}  # of the names held or on their way there
+        self._names: dict[File, set[str]] = {}  # the same the other way round
 
     def __contains__(self, name: str) -> bool:
         return name in self._held
@@ -229,6 +235,25 @@ class FdStore:
         self._count -= number
         self._bytes -= number * (len(name) + 1)
         self.leaving.discard(name)
+        self.drop_file(name)
+
+    def add_file(self, name: str, file: File) -> None:
+        """Note of which file a name is, or will be."""
+        self._files[name] = file
+        self._names.setdefault(file, set()).add(name)
+
+    def drop_file(self, name: str) -> None:
+        """Forget it: the name has left, or does not come."""
+        file = self._files.pop(name, None)
+        if file is not None:
+            names = self._names[file]
+            names.discard(name)
+            if not names:
+                del self._names[file]
+
+    def names_of(self, file: File) -> frozenset[str]:
+        """The names under which a file is held, or will be."""
+        return frozenset(self._names.get(file, ()))
 
     def check_room(self, name: str) -> None:
         """Raise QmpError, naming the setting to raise, when one more entry would be lost."""

@@ -47,6 +47,7 @@ async def _add_lasting(gmemd: Gmemd, domain: Domain, backend: HostMemoryBackend,
         backend.fd, info = await in_thread(domain.obtain, arguments)
     except BaseException:
         gmemd.objects.cancel(backend)
+        backend.abandon()
         raise
     backend.memory_size, backend.kind = info["size"], info["kind"]
     backend.guest_memfd_flags = info.get("guest-memfd-flags")
