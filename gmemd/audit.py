@@ -1,7 +1,8 @@
 """The audit: a JSON line for every command that changes something: who, what, with what result.
 
-A line is written before the reply is sent.  Commands that QAPI's naming says only read are left out (`changes`), and
-so is what is no command.  When lines cannot be written the daemon goes on; the log says so, and how many were lost.
+A line is written before the reply is sent, unless the file takes long to take it.  Commands that QAPI's naming says
+only read are left out (`changes`), and so is what is no command.  When lines cannot be written the daemon goes on; the
+log says so, and how many were lost, which a line in the audit says, too.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import json
 import os
 from typing import Any, Final
 
-from gmemd.errors import COMMAND_NOT_FOUND, QmpError
+from gmemd.errors import COMMAND_NOT_FOUND, QmpError, close_fd
 from gmemd.holders import PROC, cgroup_of
+from gmemd.lines import Lines
 from gmemd.log import TEXT_MAX, Log, log, reads_journal
 from gmemd.metrics import changes
 
@@ -21,6 +23,7 @@ ARGUMENTS_MAX: Final = 64 << 10  # bytes of JSON
 _HIDDEN: Final = "(hidden)"
 _SECRETS: Final = frozenset(("data", "password", "secret"))  # members of secret objects and the like
 _UNITS: Final = (".service", ".scope", ".socket", ".mount", ".swap")  # systemd.unit(5), those with processes
+_LAST_SECONDS: Final = 1.0  # for what waits at the end
 _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
@@ -30,11 +33,13 @@ class Audit:
     def __init__(self, target: str) -> None:
         """Open it; QmpError when that fails."""
         self._path = "" if target == TO_STDERR else os.path.abspath(target)
-        self._fd = os.dup(2) if not self._path else _open(self._path)
+        self._out = Lines(
+            os.dup(2) if not self._path else _open(self._path),
+            excuse=lambda count: self._lines.line("error", "audit not written", {"lost": count}),
+            lost=lambda why: log.beside("error", "audit not written", desc=why),
+            resumed=lambda count: log.beside("warning", "audit goes on", lost=count))
         self._lines = Log(self._write)
         self._lines.configure(journal=not self._path and reads_journal(os.environ))
-        self._lost = 0  # lines since the last one that was written
-        self._torn = False  # the last line was written in part
 
     def client(self, uid: int, pid: int) -> ClientAudit:
         """What writes the lines of one client."""
@@ -46,38 +51,27 @@ class Audit:
                          pid=os.getpid(), comm="gmemd", result="ok")
 
     def reopen(self) -> None:
-        """Open the file anew, which may have been moved away; the old one stays in use when that fails."""
-        if not self._path:
-            return
+        """Soon open the file anew, which may have been moved away; the old one stays in use when that fails."""
+        if self._path:
+            self._out.call(self._reopen)
+
+    def close(self) -> None:
+        """Close the stream; what it does not take soon is lost."""
+        if self._out.wait(_LAST_SECONDS):
+            close_fd(self._out.fd)
+
+    def _write(self, data: bytes) -> None:
+        self._out.write(data)
+        self._out.wait_taken()
+
+    def _reopen(self) -> None:
         try:
             fd = _open(self._path)
         except QmpError as exc:
-            log.error("audit not reopened", desc=exc.desc)
+            log.beside("error", "audit not reopened", desc=exc.desc)
             return
-        os.close(self._fd)
-        self._fd = fd
-
-    def close(self) -> None:
-        """Close the stream."""
-        os.close(self._fd)
-
-    def _write(self, data: bytes) -> None:
-        if self._torn:
-            data = b"\n" + data
-        written = 0
-        try:
-            while written < len(data):
-                written += os.write(self._fd, data[written:])
-        except OSError as exc:
-            self._torn = written > 0 or self._torn
-            self._lost += 1
-            if self._lost == 1:
-                log.error("audit not written", desc=exc.strerror)
-            return
-        self._torn = False
-        if self._lost:
-            log.warning("audit goes on", lost=self._lost)
-            self._lost = 0
+        old, self._out.fd = self._out.fd, fd
+        close_fd(old)
 
 
 class ClientAudit:

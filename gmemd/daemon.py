@@ -24,7 +24,7 @@ from gmemd.commands.lease import watch_leases
 from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
 from gmemd.kernel.choose import choose_kernel
-from gmemd.log import log
+from gmemd.log import log, wait_written
 from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
 from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
@@ -96,6 +96,7 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
         log.call_later = self._loop.call_later
+        self._loop.set_exception_handler(_log_exception)
         gmemd = self._gmemd = self._make_gmemd()
         try:
             sockets = self._restore()
@@ -321,7 +322,12 @@ class Daemon:
             self._gmemd.audit.close()
         self._gmemd.close()
         log.call_later = None
-        log.flush()
+        wait_written()
+
+
+def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what no one has caught; asyncio's own logger would wait for whoever reads standard error."""
+    log.error("internal error", desc=context["message"], exc_info=context.get("exception"))
 
 
 def _comes_soon(wait: Wait) -> bool:

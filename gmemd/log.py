@@ -7,20 +7,21 @@ journal each line begins with its priority (sd-daemon(3)).
 Warnings and errors are written at once; other lines wait in memory, FLUSH_SECONDS at most, as soon as there
 is a loop to call back later. The usual command's line is put together from bytes made before, and gets a new
 timestamp once a millisecond. Commands beyond CLIENT_LINES a second of one client are summed up in one line.
+
+Nobody waits for whoever reads standard error: a thread writes, and what it cannot keep up with is counted (lines.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from gmemd.errors import QmpError
+from gmemd.lines import Lines
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 FLUSH_SECONDS: Final = 0.05
@@ -70,6 +71,11 @@ class Log:
         """Log a failure; of an exception in `exc_info` the traceback is shown."""
         self._log("error", event, members)
 
+    def beside(self, level: str, event: str, **members: Any) -> None:
+        """Log from another thread, if `write` may be called there; it overtakes lines that wait."""
+        if self.takes(level):
+            self._write(self.line(level, event, members))
+
     def takes(self, level: str) -> bool:
         """Whether lines of that level are written."""
         return LEVELS.index(level) >= self._threshold
@@ -100,15 +106,18 @@ class Log:
         self._flush_is_due = False
         self.flush()
 
-    def _log(self, level: str, event: str, members: dict[str, Any]) -> None:
-        if not self.takes(level):
-            return
+    def line(self, level: str, event: str, members: dict[str, Any]) -> bytes:
+        """The finished line of an event."""
         error = members.pop("exc_info", None)
         if error is not None:
             members["exception"] = "".join(traceback.format_exception(error)).rstrip()
         members.update(event=event, level=level, timestamp=_timestamp())
-        line = f"{self._priorities.get(level, '')}{self._render(members)}\n"
-        self.append(line.encode("utf-8", "backslashreplace"))
+        return f"{self._priorities.get(level, '')}{self._render(members)}\n".encode("utf-8", "backslashreplace")
+
+    def _log(self, level: str, event: str, members: dict[str, Any]) -> None:
+        if not self.takes(level):
+            return
+        self.append(self.line(level, event, members))
         if level in ("warning", "error"):
             self.flush()
 
@@ -177,12 +186,6 @@ def _to_json(members: dict[str, Any]) -> str:
     return json.dumps(members, default=str)
 
 
-def _to_stderr(data: bytes) -> None:
-    with contextlib.suppress(OSError):  # nobody reads, or the disk is full: gmemd goes on
-        while data:
-            data = data[os.write(sys.stderr.fileno(), data):]
-
-
 def reads_journal(environ: Mapping[str, str]) -> bool:
     """Whether standard error goes to the journal (systemd.exec(5), JOURNAL_STREAM)."""
     status = os.fstat(2)
@@ -197,4 +200,15 @@ def for_people() -> Render:
     return lambda members: str(renderer(None, "", members))
 
 
-log: Final = Log(_to_stderr)
+def wait_written(seconds: float = 1.0) -> None:
+    """Wait until the log is written, before the process ends; not for ever, as nobody may read it."""
+    log.flush()
+    _stderr.wait(seconds)
+
+
+def _dropped(count: int) -> bytes:
+    return log.line("warning", "log lines dropped", {"count": count})
+
+
+_stderr: Final = Lines(2, excuse=_dropped)
+log: Final = Log(_stderr.write)

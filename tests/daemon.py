@@ -34,15 +34,16 @@ class Server:
     """One child process that speaks QMP on `sock`, its log in `log`, scratch files in `dir`."""
 
     def __init__(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None,
-                 pass_fds: Sequence[int] = ()) -> None:
-        """Start `argv`; "{sock}" and "{dir}" in it are filled in."""
+                 pass_fds: Sequence[int] = (), stderr: int | None = None) -> None:
+        """Start `argv`; "{sock}" and "{dir}" in it are filled in. Standard error goes to `log`, too, or to an fd."""
         self.dir = Path(tempfile.mkdtemp(prefix="gmemd-"))
         self.sock = self.dir / "qmp.sock"
         self.log = self.dir / "log"
         filled = [word.replace("{sock}", str(self.sock)).replace("{dir}", str(self.dir)) for word in argv]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                filled, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=pass_fds,
+                filled, stdin=subprocess.DEVNULL, stdout=log, stderr=log if stderr is None else stderr,
+                pass_fds=pass_fds,
                 env=None if env is None else {**os.environ, **env})
         self.pid = self.process.pid
         try:
@@ -137,14 +138,14 @@ class Daemon(Server):
 
     def __init__(self, *arguments: str, kernel: str = "auto", persist: str = "off", monitor: str = "",
                  env: Mapping[str, str] | None = None, pass_fds: Sequence[int] = (),
-                 measured: bool = True) -> None:
+                 measured: bool = True, stderr: int | None = None) -> None:
         """`monitor`: options of the monitor, as ",pretty=on". `measured`: under coverage, if the tests are."""
         if not measured:
             env = {**(env or {}), "COVERAGE_PROCESS_CONFIG": ""}
         super().__init__(
             [sys.executable, "-m", "gmemd", "--qmp", "unix:{sock}" + monitor, "--persist", persist,
              "--kernel", kernel, "--state-dir", "{dir}/state", *arguments],
-            env=env, pass_fds=pass_fds)
+            env=env, pass_fds=pass_fds, stderr=stderr)
 
     def client(self) -> Client:
         """Give a connected, negotiated client."""

@@ -33,7 +33,7 @@ from time import monotonic
 
 from gmemd.persist.keeper_options import RESTART_DELAY, Options, parse
 from gmemd.persist.kept import KeptFds, valid_name
-from gmemd.persist.launch import become, fit_limit, kill_group, listen_on, log, parent
+from gmemd.persist.launch import become, fit_limit, kill_group, listen_on, log, parent, wait_logged
 from gmemd.persist.mailbox import Mailbox, fields_of
 from gmemd.sockets import Identity, identity, remove_own
 from gmemd.streams import open_standard_streams
@@ -310,6 +310,7 @@ def run_keeper(argv: list[str]) -> int:
         return keeper.run()
     finally:
         keeper.close()
+        wait_logged()
 
 
 def _noted(number: int, frame: object) -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 
+from gmemd.lines import Lines
 from gmemd.sockets import taking
 
 TYPE_CHECKING = False  # typing is not imported: the keeper is to be small
@@ -46,10 +47,21 @@ def listen_on(path: str, mode: int, group: str) -> socket.socket:
     return listener
 
 
+def _lines() -> Lines:
+    return Lines(2, excuse=lambda count: f"gmemd-keeper: {count} lines were dropped\n".encode())
+
+
+_log = _lines()
+
+
 def log(text: str) -> None:
-    """Say something to the operator, on standard error."""
-    with contextlib.suppress(OSError):
-        os.write(2, f"gmemd-keeper: {text}\n".encode())
+    """Say something to the operator, on standard error, without waiting for whoever reads it."""
+    _log.write(f"gmemd-keeper: {text}\n".encode("utf-8", "backslashreplace"))
+
+
+def wait_logged(seconds: float = 1.0) -> None:
+    """Wait until what was said is written, before the process ends; not for ever."""
+    _log.wait(seconds)
 
 
 def become(command: list[str], environ: dict[str, str], fds: list[int], mask: set[int]) -> NoReturn:
@@ -72,7 +84,9 @@ def become(command: list[str], environ: dict[str, str], fds: list[int], mask: se
         os.execvpe(command[0], command, environ)
     except BaseException as exc:
         # E2BIG here is $LISTEN_FDNAMES over 128 KiB
-        log(f"cannot start {command[0]}: {exc}")
+        lines = _lines()  # the parent's thread is not in this process
+        lines.write(f"gmemd-keeper: cannot start {command[0]}: {exc}\n".encode("utf-8", "backslashreplace"))
+        lines.wait(1.0)
     os._exit(EXIT_EXEC)
 
 
