@@ -22,6 +22,7 @@ from gmemd.commands.context import Change, Gmemd, Step
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.commands.lease import watch_leases
 from gmemd.errors import QmpError
+from gmemd.fds import NamedFds
 from gmemd.kernel.base import Kernel
 from gmemd.kernel.choose import choose_kernel
 from gmemd.log import log, wait_written
@@ -30,6 +31,8 @@ from gmemd.persist.manager import Manager
 from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
 from gmemd.qmp.listener import Listener
 from gmemd.qmp.monitor import Monitor
+from gmemd.qmp.room import Room
+from gmemd.qmp.session import Event
 from gmemd.schema.validate import Schema
 from gmemd.sockets import bind_unix
 
@@ -79,6 +82,7 @@ class Daemon:
     """One running gmemd."""
 
     document = "qom.json"  # what is spoken
+    names_stay = False  # the names of getfd are those of a socket, as in QEMU; else of a client
 
     def __init__(self, options: Options, manager: Manager | None = None) -> None:
         self._options = options
@@ -94,6 +98,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until `quit`, SIGTERM or SIGINT; QmpError when it cannot start."""
         self._loop = asyncio.get_running_loop()
+        self._room = Room(self._loop)
         self._stopped = asyncio.Event()
         log.call_later = self._loop.call_later
         self._loop.set_exception_handler(_log_exception)
@@ -206,10 +211,12 @@ class Daemon:
 
     def _serve(self, dispatcher: Dispatcher, sock: socket.socket, *, pretty: bool, remove: bool) -> None:
         """Give each client of a listening socket, which is kept, a monitor; `remove` the socket file at the end."""
+        named_fds = NamedFds() if self.names_stay else None
+
         def accepted(client: socket.socket, pretty: bool) -> None:
             try:
                 self._monitors.add(Monitor(self._loop, client, dispatcher, pretty=pretty,
-                                           closed=self._monitors.discard))
+                                           closed=self._monitors.discard, room=self._room, named_fds=named_fds))
             except OSError:
                 client.close()
 
@@ -218,9 +225,11 @@ class Daemon:
     def _emit(self, name: str, data: dict[str, Any]) -> None:
         counts = self._gmemd.counters.events
         counts[name] = counts.get(name, 0) + 1
-        self._gmemd.events.append((time.time(), name, data))
-        for monitor in list(self._monitors):
-            monitor.emit(name, data)
+        now = time.time()
+        self._gmemd.events.append((now, name, data))
+        event = Event(name, data, now)
+        for monitor in self._monitors:
+            monitor.emit(event)
 
     def _stop(self) -> None:
         self._loop.call_soon(self._stopped.set)

@@ -1,30 +1,40 @@
-"""File descriptors that clients gave to gmemd: by name (getfd) and in sets (add-fd).
+"""File descriptors that clients gave to gmemd: by name (getfd), and in sets (add-fd) that all clients share.
 
-An fd that is stored here belongs to the container until it is taken out or closed (qmp.md section 12).
+An fd that is stored here belongs to the container until it is taken out (qmp.md section 12); nothing is closed here,
+for closing may take long: what is to be closed is given away.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import resource
+from typing import Any, Final
 
-from gmemd.errors import QmpError, close_fd
+from gmemd.errors import QmpError
+
+_FEWEST: Final = 16  # what anybody may keep, however few descriptors the process may have
+_SHARE: Final = 8  # of the process's descriptors one client may keep an eighth by name, and all together in sets
+
+
+def most() -> int:
+    """How many descriptors may be kept by one client's names, or in sets."""
+    return max(_FEWEST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE)
 
 
 class NamedFds:
-    """fds of getfd, by name."""
+    """The fds of one client's getfd, by name."""
 
     def __init__(self) -> None:
         self._fds: dict[str, int] = {}
 
-    def receive(self, name: str, fd: int) -> None:
-        """Keep `fd`; one of the same name is replaced. The fd is closed when the name is refused."""
+    def receive(self, name: str, fd: int) -> list[int]:
+        """Keep `fd`; what it replaces is given away. QmpError, and `fd` is still the caller's, when it is refused."""
         if name[:1].isascii() and name[:1].isdigit():
-            close_fd(fd)
             raise QmpError("Parameter 'fdname' expects a name not starting with a digit")
-        old = self._fds.pop(name, None)
-        if old is not None:
-            close_fd(old)
+        if name not in self._fds and len(self._fds) >= most():
+            raise QmpError(f"{len(self._fds)} descriptors have names already, which is all that one client may keep")
+        replaced = [self._fds[name]] if name in self._fds else []
         self._fds[name] = fd
+        return replaced
 
     def look(self, name: str) -> int:
         """The fd of that name, borrowed."""
@@ -39,15 +49,15 @@ class NamedFds:
 
     def take(self, name: str) -> int:
         """Give the fd of that name away."""
-        fd = self._fds.pop(name, None)
-        if fd is None:
-            raise QmpError(f"File descriptor named '{name}' not found")
+        fd = self.look(name)
+        del self._fds[name]
         return fd
 
-    def close(self) -> None:
-        """Close them all."""
-        while self._fds:
-            close_fd(self._fds.popitem()[1])
+    def take_all(self) -> list[int]:
+        """Give them all away."""
+        fds = list(self._fds.values())
+        self._fds.clear()
+        return fds
 
 
 class FdSets:
@@ -57,26 +67,32 @@ class FdSets:
         self._sets: dict[int, dict[int, str | None]] = {}
 
     def receive(self, fd: int, fdset_id: int | None, opaque: str | None) -> dict[str, int]:
-        """Keep `fd` in a set, by default that of the lowest free id; the answer of add-fd."""
+        """Keep `fd` in a set, by default that of the lowest free id; the answer of add-fd.
+
+        QmpError, and `fd` is still the caller's, when it is refused.
+        """
         if fdset_id is not None and fdset_id < 0:
-            close_fd(fd)
             raise QmpError("Parameter 'fdset-id' expects a non-negative value")
+        kept = sum(map(len, self._sets.values()))
+        if kept >= most():
+            raise QmpError(f"{kept} descriptors are in sets already, which is all that may be kept")
         if fdset_id is None:
             fdset_id = next(n for n in range(len(self._sets) + 1) if n not in self._sets)
         self._sets.setdefault(fdset_id, {})[fd] = opaque
         return {"fd": fd, "fdset-id": fdset_id}
 
-    def remove(self, fdset_id: int, fd: int | None) -> None:
-        """Close one fd of a set, or all of them."""
+    def remove(self, fdset_id: int, fd: int | None) -> list[int]:
+        """Give away one fd of a set, or all of them."""
         fds = self._sets.get(fdset_id)
         if fds is None or (fd is not None and fd not in fds):
             which = f"fdset-id:{fdset_id}" + ("" if fd is None else f", fd:{fd}")
             raise QmpError(f"File descriptor named '{which}' not found")
-        for gone in list(fds) if fd is None else [fd]:
-            del fds[gone]
-            close_fd(gone)
+        gone = list(fds) if fd is None else [fd]
+        for one in gone:
+            del fds[one]
         if not fds:
             del self._sets[fdset_id]
+        return gone
 
     def describe(self) -> list[dict[str, Any]]:
         """The answer of query-fdsets: sets by falling id."""
@@ -84,7 +100,6 @@ class FdSets:
                  "fds": [{"fd": fd} if opaque is None else {"fd": fd, "opaque": opaque} for fd, opaque in fds.items()]}
                 for number, fds in sorted(self._sets.items(), reverse=True)]
 
-    def close(self) -> None:
-        """Close them all."""
-        for number in list(self._sets):
-            self.remove(number, None)
+    def take_all(self) -> list[int]:
+        """Give them all away."""
+        return [fd for number in list(self._sets) for fd in self.remove(number, None)]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import reconcile
+from gmemd.changes.threads import close_beside
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.fds import FdSets, NamedFds
 from gmemd.jobs import Jobs
@@ -82,6 +83,7 @@ class Caller(Protocol):
     session: Session
     uid: int
     pid: int
+    named_fds: NamedFds  # its own; they end with it, once its running command has ended
 
     def take_fd(self) -> int:
         """Give away the first fd that came by SCM_RIGHTS and close the rest of its batch; QmpError if none did."""
@@ -123,7 +125,6 @@ class Gmemd:
         self.objects = Objects()
         self.counters = Counters(schema.commands)
         self.events: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)  # when (seconds), name, data
-        self.named_fds = NamedFds()
         self.fd_sets = FdSets()
         self.lab: Lab | None = None  # with --lab
         self.audit: Audit | None = None  # with --audit
@@ -180,8 +181,7 @@ class Gmemd:
 
     def close(self) -> None:
         """Release every fd that this process holds."""
-        self.named_fds.close()
-        self.fd_sets.close()
+        close_beside(self.fd_sets.take_all())
         for _, fd in self.unclaimed:
             close_fd(fd)
         for backend in list(self.objects):

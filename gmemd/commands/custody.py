@@ -39,7 +39,7 @@ def query_memdev_holders(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]
 
 
 def memdev_adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    name, names = arguments["fdname"], gmemd.named_fds
+    name, names = arguments["fdname"], caller.named_fds
     backend = _adopted(gmemd, caller, names.look(name), arguments)
 
     def undo() -> asyncio.Future[None] | None:

@@ -10,6 +10,7 @@ from typing import Any
 from gmemd.commands import accounting, control, conversion, custody, effect, enforce, fds, jobs, lease, memdev, qom
 from gmemd.commands.context import Caller, Gmemd, completed
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
+from gmemd.fds import NamedFds
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Command
 
@@ -84,6 +85,7 @@ class AtStart:
         self.session: Any = None
         self.uid = os.getuid()
         self.pid = os.getpid()
+        self.named_fds = NamedFds()
 
     def take_fd(self) -> int:
         raise QmpError("No file descriptor supplied via SCM_RIGHTS")

@@ -25,14 +25,14 @@ def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> C
     if not can_miss(backend.fd):
         raise QmpError(f"object '{backend.id}' is a real guest_memfd: userfaultfd cannot make its pages fault")
     with os_errors("cannot look at the descriptor"):
-        found = features(gmemd.named_fds.look(name))
+        found = features(caller.named_fds.look(name))
     if found is None or not found & UFFD_FEATURE_SIGBUS:
         raise QmpError(f"the descriptor '{name}' is no userfaultfd with UFFD_FEATURE_SIGBUS")
     with os_errors(f"cannot see process {caller.pid}"):
         start = start_time(caller.pid)
     if start is None or not is_mapped(caller.pid, backend.fd, address, backend.memory_size):
         raise QmpError(f"object '{backend.id}' is not mapped as a whole at {address:#x} in process {caller.pid}")
-    names, pid = gmemd.named_fds, caller.pid
+    names, pid = caller.named_fds, caller.pid
     return claimed(gmemd, backend, "its shared pages are being allocated",
                    lambda: _enforce(gmemd, backend, names.take(name), address, pid, start))
 

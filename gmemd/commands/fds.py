@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+from gmemd.changes.threads import close_beside
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.errors import close_fd
+from gmemd.errors import QmpError
 
 
-def getfd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
-    gmemd.named_fds.receive(arguments["fdname"], caller.take_fd())
-    return {}
+def getfd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    fd = caller.take_fd()
+    try:
+        replaced = caller.named_fds.receive(arguments["fdname"], fd)
+    except QmpError:
+        close_beside([fd])
+        raise
+    return _once_closed(replaced)
 
 
-def closefd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
-    close_fd(gmemd.named_fds.take(arguments["fdname"]))
-    return {}
+def closefd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    return _once_closed([caller.named_fds.take(arguments["fdname"])])
 
 
 def add_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
-    return gmemd.fd_sets.receive(caller.take_fd(), arguments.get("fdset-id"), arguments.get("opaque"))
+    fd = caller.take_fd()
+    try:
+        return gmemd.fd_sets.receive(fd, arguments.get("fdset-id"), arguments.get("opaque"))
+    except QmpError:
+        close_beside([fd])
+        raise
 
 
-def remove_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
-    gmemd.fd_sets.remove(arguments["fdset-id"], arguments.get("fd"))
-    return {}
+def remove_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    return _once_closed(gmemd.fd_sets.remove(arguments["fdset-id"], arguments.get("fd")))
 
 
 def query_fdsets(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
     return gmemd.fd_sets.describe()
+
+
+def _once_closed(fds: list[int]) -> Any:
+    """The empty answer, once the descriptors are closed; others do not wait for that."""
+    closing = close_beside(fds)
+    return {} if closing is None else _wait(closing)
+
+
+async def _wait(closing: asyncio.Future[None]) -> dict[str, Any]:
+    await closing
+    return {}

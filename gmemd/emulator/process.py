@@ -25,6 +25,7 @@ class Emulator(Daemon):
     """One running gmemd-emulator; `ready` is called once its monitors listen."""
 
     document = "emulator.json"
+    names_stay = True
 
     def __init__(self, line: CommandLine, environ: Mapping[str, str], ready: Callable[[], None]) -> None:
         options = Options(qmp=(), kernel=environ.get("GMEMD_KERNEL", "auto"), persist="off", name=line.name,

@@ -42,6 +42,7 @@ class Lexer:
         self.feed = self.waiting.append  # stores a chunk
         self._state = _START
         self._parts: list[bytes] = []  # what earlier chunks held of the token being read
+        self.pending = 0  # their bytes
         self._cut = 0  # index of the byte that would be one too many for the token
         self._start = 0  # index of the token's first byte; negative if in an earlier chunk
         self._start_seen = False  # that byte had already been looked at
@@ -58,6 +59,7 @@ class Lexer:
         used = len(self.data)
         if self._state is not _START and not self._state.is_between:
             self._parts.append(self.data[max(self._start, 0) :])
+            self.pending += len(self._parts[-1])
         if self._counted < used:
             self._count_lines(used)
         self.line_start -= used
@@ -149,6 +151,7 @@ class Lexer:
         if self._parts:
             self.token = b"".join(self._parts) + self.token
             self._parts.clear()
+            self.pending = 0
         self._state = _RECOVERY if kind == STRAY else _START
         self._seen = kind <= WORD
         self.at = end

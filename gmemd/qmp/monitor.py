@@ -4,16 +4,19 @@ Follows QEMU's MonitorQMP. In-band requests run one at a time, in order; a long 
 waits for custody makes the monitor busy. Then nothing more is taken from the input, except with out-of-band enabled,
 where up to QUEUE_MAX requests are read ahead so that an out-of-band one among them can be answered at once.
 
-Flow control: while more than HIGH_WATER bytes wait for a client that does not read, its requests wait too; a client
-that takes nothing for STALL_SECONDS, or lets events pile up over CUT_BYTES, is cut.
+Flow control: while the outbox of a client that does not read is full, its requests wait, too; one that lets events
+pile up over CUT_BYTES is cut. What is sent half is bounded in room.py.
+
+A client that closes is served like one that has only ended its input: what it has sent is carried out, and nobody
+hears the answers. But if it goes while a long command of its runs, what waits behind that is dropped, as in QEMU.
 """
 
 from __future__ import annotations
 
 import array
 import asyncio
-import contextlib
 import os
+import select
 import socket
 import struct
 from collections import deque
@@ -21,21 +24,23 @@ from collections.abc import Callable, Sequence
 from types import CoroutineType
 from typing import Any
 
+from gmemd.changes.threads import close_beside
 from gmemd.commands.context import Change, Gmemd, WithFds
 from gmemd.commands.dispatch import Dispatcher
-from gmemd.errors import QmpError, close_fd
+from gmemd.errors import QmpError
+from gmemd.fds import NamedFds
 from gmemd.log import ClientLog, log
 from gmemd.metrics import clock
-from gmemd.qmp.session import Request, Session
+from gmemd.qmp.outbox import HIGH_WATER, Outbox
+from gmemd.qmp.room import LARGE, Room
+from gmemd.qmp.session import Event, Request, Session
 
 READ_SIZE = 16 * 1024  # bytes at a time
 TURN_SECONDS = 50e-6  # after so long it is the turn of others, if any wait; a change waits for those behind it
 LONGEST_TURN_SECONDS = 500e-6  # and after so long in any case
 FDS_MAX = 253  # SCM_MAX_FD of the kernel; QEMU takes 16 of them
 QUEUE_MAX = 8  # QMP_REQ_QUEUE_LEN_MAX
-HIGH_WATER = 1 << 20
 CUT_BYTES = 8 << 20
-STALL_SECONDS = 60.0
 _ANCILLARY_SIZE = socket.CMSG_SPACE(FDS_MAX * 4)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _unpack_ucred = struct.Struct("iII").unpack  # struct ucred of unix(7)
@@ -45,9 +50,12 @@ class Monitor:
     """A client. `closed` is called once, when it is gone."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, dispatcher: Dispatcher, *,
-                 pretty: bool, closed: Callable[[Monitor], None]) -> None:
+                 pretty: bool, closed: Callable[[Monitor], None], room: Room | None = None,
+                 named_fds: NamedFds | None = None) -> None:
+        """`room` is what all share; `named_fds` are those of the socket, if they are not to be the client's own."""
         self._gmemd: Gmemd = dispatcher.gmemd
-        self.session = Session(self._gmemd.version, pretty=pretty)
+        self.session = Session(self._gmemd.version, pretty=pretty, weigh=self._weigh)
+        self._pretty = pretty
         greeting = (self.session.greeting() if pretty
                     else self._gmemd.encoded("greeting", self.session.hello) + b"\r\n")
         try:
@@ -68,86 +76,132 @@ class Monitor:
         self.pid, self.uid, _ = _unpack_ucred(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         self._log = ClientLog(log, {"monitor": counters.connections, "uid": self.uid, "pid": self.pid})
         self._audit = None if self._gmemd.audit is None else self._gmemd.audit.client(self.uid, self.pid)
-        self._fds: list[int] = []  # received, not yet taken by a command
-        self._queue: deque[Request] = deque()  # read ahead while busy
+        self.named_fds = NamedFds() if named_fds is None else named_fds
+        self._own_names = named_fds is None
+        self._sent_fd = -1  # the first of the last batch, not yet taken by a command
+        self._queue: deque[Request | int] = deque()  # read ahead while busy; an fd comes before what it came with
+        self._ahead = 0  # requests among them
         self._busy = False  # a long command runs, or changes wait for custody
         self._more = False  # requests that were read wait for the next turn
         self._changes: list[tuple[int, Request, Change]] = []  # place of the reply in _out, request, change
         self._deferred: tuple[Request, Any] | None = None  # a result to deliver once the changes are durable
         self._out: list[bytes] = []
-        self._backlog: deque[tuple[memoryview, list[int]]] = deque()
-        self._backlog_bytes = 0
-        self._stall: asyncio.TimerHandle | None = None
-        self._eof = False
+        self._telling = False  # events in _out will be sent in this turn
+        self._outbox = Outbox(loop, sock, counters, room=self._run, cut=self.close)
+        self._send = self._outbox.send
+        self._room = room or Room(loop)
+        self._half = 0  # weight of the message that has come in part
+        self._closing = 0  # descriptors that were not wanted and take long to close
+        self._eof = False  # no more requests come
+        self._ended = False  # and everything that was sent is received
         self._open = True
         self._reading = True
         loop.add_reader(self._fd, self._readable)
         if sent < len(greeting):  # not here: whoever makes this monitor does not know it yet, should it close
-            loop.call_soon(self._transmit, greeting[sent:])
+            loop.call_soon(self._send, greeting[sent:])
 
     # -- input -----------------------------------------------------------------------------------
 
     def _readable(self) -> None:
         if self._more:
             return
-        if (self._busy or self._backlog) and not self._may_read():
+        if (self._busy or self._outbox.weight) and not self._may_read():
             self._stop_reading()
             return
         try:
             data, ancillary, _, _ = self._receive(READ_SIZE, _ANCILLARY_SIZE, _CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:
-            self.close()
-            return
+        except OSError:  # the client went without reading all that was sent; whatever it has sent is read
+            data, ancillary = b"", []
         if ancillary:
             self._receive_fds(ancillary)
         if data:
             self._feed(data)
         else:
-            if not self._busy and not self._backlog:  # everything is answered
+            self._eof = self._ended = True
+            if not self._busy and not self._outbox.weight:  # everything is answered
                 self.close()
                 return
-            self._eof = True
             self._stop_reading()
         self._run()
 
     def _may_read(self) -> bool:
-        if self._backlog_bytes > HIGH_WATER:
+        if self._closing or self._outbox.weight > HIGH_WATER:
             return False
-        return not self._busy or (self.session.oob and len(self._queue) < QUEUE_MAX)
+        if self._busy:
+            return self.session.oob and self._ahead < QUEUE_MAX and self._half <= LARGE
+        return self._half <= LARGE or self._room.enter(self)
 
     def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._fd)
 
+    def go_on(self) -> None:
+        """Read on, if nothing forbids it."""
+        if self._open and not self._eof and not self._reading and self._may_read():
+            self._reading = True
+            self._loop.add_reader(self._fd, self._readable)
+
+    def _weigh(self, weight: int) -> None:
+        """Called by the session, with the weight of what has come of the message that it waits for the rest of."""
+        before, self._half = self._half, weight
+        if weight > LARGE:
+            if not self._may_read():
+                self._stop_reading()
+        elif before > LARGE:
+            self._room.leave(self)
+
     def _receive_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> None:
-        """Keep a batch of fds until a command takes one; a later batch replaces an untaken one."""
-        fds = array.array("i")
+        """Keep the first fd of a batch until a command takes it; a later batch replaces an untaken one.
+
+        While requests wait, it is kept for those that come now, as if they had not been read ahead.
+        """
+        batch = array.array("i")
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds.frombytes(payload[:len(payload) - len(payload) % fds.itemsize])
-        if fds:
-            _close_all(self._fds)
-            self._fds = fds.tolist()
+                batch.frombytes(payload[:len(payload) - len(payload) % batch.itemsize])
+        if not batch:
+            return
+        fd, *rest = batch
+        self._dismiss(rest)
+        if self._busy or self._queue:
+            self._queue.append(fd)
+        else:
+            self._keep_fd(fd)
+
+    def _keep_fd(self, fd: int) -> None:
+        before, self._sent_fd = self._sent_fd, fd
+        self._dismiss([before] if before >= 0 else [])
+
+    def _dismiss(self, fds: list[int]) -> None:
+        """Close what nobody takes; a client whose descriptors take long to close is not read for so long."""
+        closing = close_beside(fds) if fds else None
+        if closing is not None:
+            self._closing += 1
+            closing.add_done_callback(self._dismissed)
+            self._stop_reading()
+
+    def _dismissed(self, closing: asyncio.Future[None]) -> None:
+        self._closing -= 1
+        self.go_on()
 
     def take_fd(self) -> int:
-        """Give away the first fd of the last batch and close the rest."""
-        if not self._fds:
+        """Give away the first fd of the last batch."""
+        fd, self._sent_fd = self._sent_fd, -1
+        if fd < 0:
             raise QmpError("No file descriptor supplied via SCM_RIGHTS")
-        fd = self._fds.pop(0)
-        _close_all(self._fds)
         return fd
 
     # -- requests --------------------------------------------------------------------------------
 
     def _run(self) -> None:  # noqa: C901  # every call would cost each command
         """Answer what can be answered now, in a turn's time, then send and read on."""
-        gmemd, session, dispatch = self._gmemd, self.session, self._dispatch
+        gmemd, session, dispatch, outbox = self._gmemd, self.session, self._dispatch, self._outbox
         success = session.success
         self._more, turn_ends, last_end = False, 0.0, 0.0
-        while self._open and self._backlog_bytes <= HIGH_WATER and not gmemd.stopping:
+        while self._open and outbox.weight <= HIGH_WATER and not gmemd.stopping:
             request = self._next() if self._busy or self._queue else session.next_request()
             if request is None:
                 break
@@ -176,21 +230,27 @@ class Monitor:
         if not self._open or self._busy or self._more:
             return
         if self._eof:
-            if not self._backlog:
+            if not outbox.weight:
                 self.close()
-        elif not self._reading and self._may_read():
-            self._reading = True
-            self._loop.add_reader(self._fd, self._readable)
+        elif not self._reading:
+            self.go_on()
 
     def _next(self) -> Request | None:
         """The next request that may be answered now, else None."""
         if not self._busy:
-            return self._queue.popleft() if self._queue else self.session.next_request()
-        while self.session.oob and len(self._queue) < QUEUE_MAX:
+            while self._queue:
+                first = self._queue.popleft()
+                if isinstance(first, Request):
+                    self._ahead -= 1
+                    return first
+                self._keep_fd(first)
+            return self.session.next_request()
+        while self.session.oob and self._ahead < QUEUE_MAX:
             request = self.session.next_request()
             if request is None or request.oob:
                 return request
             self._queue.append(request)
+            self._ahead += 1
         return None
 
     def _deliver(self, request: Request, result: Any) -> None:
@@ -209,7 +269,7 @@ class Monitor:
             elif kind is WithFds:
                 self._flush()
                 self._answered(request)
-                self._transmit(self.session.success(request, result.value), result.fds)
+                self._send(self.session.success(request, result.value), result.fds)
             else:
                 self._start(request, result)
         elif isinstance(result, Exception):
@@ -234,7 +294,7 @@ class Monitor:
 
     def _start(self, request: Request, work: CoroutineType[Any, Any, Any]) -> None:
         """Run a long command; the monitor is busy until it is done."""
-        self._busy = True
+        self._busy, gone_before = True, self._hung_up()
 
         async def run() -> None:
             try:
@@ -242,8 +302,10 @@ class Monitor:
             except Exception as exc:
                 result = exc
             self._busy = False
+            if not gone_before and self._hung_up():
+                self._drop_input()
             self._deliver(request, result)
-            self._run()
+            self._continue()
 
         self._gmemd.spawn(run())
 
@@ -257,116 +319,85 @@ class Monitor:
                 if change.error is not None:
                     out[place] = self.session.failure(request, change.error)
                 self._answered(request, change.error)
-            self._out[:0] = out
+            self._out += out
             self._busy = False
             deferred, self._deferred = self._deferred, None
             if deferred is not None:
                 self._deliver(*deferred)
-            self._run()
+            self._continue()
 
         self._gmemd.settle([change for _, _, change in changes], settled)
 
-    def emit(self, name: str, data: dict[str, Any]) -> None:
-        """Send an event, if the client has negotiated; one that lets them pile up is cut."""
-        if self.session.negotiated and self._open:
-            self._out.append(self.session.event(name, data))
-            if not self._changes:
-                self._flush()
-            if self._backlog_bytes > CUT_BYTES:
-                self.close()
+    def _continue(self) -> None:
+        """Go on after what made the monitor busy."""
+        self._run()
+        if not self._open and not self._busy:
+            close_beside(self._give_names())
 
-    # -- output ----------------------------------------------------------------------------------
+    def _hung_up(self) -> bool:
+        """Whether the client has closed the connection; ending its input alone is not that."""
+        return self._open and bool(_events(self._fd, 0) & select.POLLHUP)
+
+    def _drop_input(self) -> None:
+        """Carry out nothing more of what the client has sent."""
+        self._stop_reading()
+        self._eof = True
+        self.session.forget_input()
+        close_beside(self._give_queue())
+
+    def emit(self, event: Event) -> None:
+        """Send an event with what else this turn has to say, if the client has negotiated."""
+        if self.session.negotiated and self._open:
+            self._out.append(event.line(pretty=self._pretty))
+            if not self._telling:
+                self._telling = True
+                self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._telling = False
+        if self._open and not self._changes:
+            self._flush()
+            if self._outbox.weight > CUT_BYTES:
+                self.close()
 
     def _flush(self) -> None:
         out = self._out
         if out:
             data = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
-            self._transmit(data)
-
-    def _transmit(self, data: bytes, fds: list[int] | None = None) -> None:
-        """Send, or keep for later, `data`; `fds` belong to the message and are closed behind it."""
-        if not self._open:
-            _close_all(fds)
-            return
-        sent = 0
-        if not self._backlog:
-            try:
-                sent = self._send(data, fds) if fds else self._sock.send(data)
-            except (BlockingIOError, InterruptedError):
-                pass
-            except OSError:
-                _close_all(fds)
-                self.close()
-                return
-            if sent == len(data):
-                return
-        if not self._backlog:
-            self._loop.add_writer(self._fd, self._writable)
-            self._watch_stall()
-        self._backlog.append((memoryview(data)[sent:], fds or []))
-        self._backlog_bytes += len(data) - sent
-
-    def _send(self, data: bytes | memoryview, fds: list[int] | None) -> int:
-        if not fds:
-            return self._sock.send(data)
-        sent = self._sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
-        self._gmemd.counters.fds_sent += len(fds)
-        _close_all(fds)
-        return sent
-
-    def _writable(self) -> None:
-        try:
-            while self._backlog:
-                data, fds = self._backlog.popleft()
-                try:
-                    sent = self._send(data, fds)
-                except BaseException:
-                    self._backlog.appendleft((data, fds))
-                    raise
-                self._backlog_bytes -= sent
-                if sent < len(data):
-                    self._backlog.appendleft((data[sent:], []))
-                self._watch_stall()
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self.close()
-            return
-        self._loop.remove_writer(self._fd)
-        self._unwatch_stall()
-        self._run()
-
-    def _watch_stall(self) -> None:
-        self._unwatch_stall()
-        self._stall = self._loop.call_later(STALL_SECONDS, self.close)
-
-    def _unwatch_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
+            self._send(data)
 
     # -- end -------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let the client go; a running command finishes, queued ones are dropped."""
+        """Let the client go; a running command finishes, and what it has taken or named lasts until then."""
         if not self._open:
             return
         self._open = False
         self._stop_reading()
-        if self._backlog:
-            self._loop.remove_writer(self._fd)
-            self._unwatch_stall()
-            for _, fds in self._backlog:
-                _close_all(fds)
-            self._backlog.clear()
-            self._backlog_bytes = 0
-        self._queue.clear()
-        _close_all(self._fds)
-        with contextlib.suppress(OSError):
+        self._room.leave(self)
+        fds = self._outbox.close() + self._give_queue()
+        if self._sent_fd >= 0:
+            fds.append(self.take_fd())
+        if not self._busy:
+            fds += self._give_names()
+        self.session.forget_input()
+        if self._ended or not _events(self._fd, select.POLLIN):
             self._sock.close()
+        else:  # fds that were not received are closed with it
+            fds.append(self._sock.detach())
+        close_beside(fds)
         self._log.close()
         self._closed(self)
+
+    def _give_queue(self) -> list[int]:
+        fds = [entry for entry in self._queue if isinstance(entry, int)]
+        self._queue.clear()
+        self._ahead = 0
+        return fds
+
+    def _give_names(self) -> list[int]:
+        return self.named_fds.take_all() if self._own_names else []
 
 
 def _always(fd: int) -> bool:
@@ -374,6 +405,8 @@ def _always(fd: int) -> bool:
     return True
 
 
-def _close_all(fds: list[int] | None) -> None:
-    while fds:
-        close_fd(fds.pop())
+def _events(fd: int, wanted: int) -> int:
+    """What poll(2) says of a descriptor now."""
+    poll = select.poll()
+    poll.register(fd, wanted)
+    return sum(events for _, events in poll.poll(0))

@@ -41,6 +41,8 @@ INT64_MIN: Final = -(1 << 63)
 UINT64_MAX: Final = (1 << 64) - 1
 _INTEGER_DIGITS: Final = 20  # of the longest literal that can be a 64-bit integer, "-" included
 
+_TOKEN_WEIGHT: Final = 32  # bytes of memory, at a guess
+
 _MORE: Final = object()  # the message is not complete
 
 
@@ -62,6 +64,11 @@ class Parser:
     def at_rest(self) -> bool:
         """Whether the next byte begins a message."""
         return not self._count and not self._is_skipping and self._lexer.at_rest
+
+    @property
+    def weight(self) -> int:
+        """What is held of the message being read: the bytes of its tokens, and what is made of them."""
+        return self._size + _TOKEN_WEIGHT * self._count + self._lexer.pending
 
     def next(self) -> Any:
         """Return the next message's value, a QmpError that says why it has none, or NEED_DATA."""

@@ -8,7 +8,7 @@ results into the bytes to send.  Who runs a request, and when, is the monitor's 
 from __future__ import annotations
 
 import json
-import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
@@ -35,17 +35,37 @@ class Request:
         self.began = 0.0  # when its command was started, by the monitor's clock
 
 
+class Event:
+    """Something that clients are told, encoded once for all of them; `now` is the wall-clock time (seconds)."""
+
+    def __init__(self, name: str, data: dict[str, Any], now: float) -> None:
+        micros = int(now * 1_000_000)
+        self._value: dict[str, Any] = {
+            "timestamp": {"seconds": micros // 1_000_000, "microseconds": micros % 1_000_000}, "event": name}
+        if data:
+            self._value["data"] = data
+        self._lines: dict[bool, bytes] = {}
+
+    def line(self, *, pretty: bool) -> bytes:
+        """The bytes to send."""
+        if pretty not in self._lines:
+            self._lines[pretty] = _line(self._value, pretty=pretty)
+        return self._lines[pretty]
+
+
 class Session:
     """Protocol state of one client: negotiation, capabilities, input stream, output dialect."""
 
-    def __init__(self, version: dict[str, Any], *, pretty: bool = False) -> None:
+    def __init__(self, version: dict[str, Any], *, pretty: bool = False,
+                 weigh: Callable[[int], None] = lambda weight: None) -> None:
+        """`weigh` is told what a message weighs that has come in part, and 0 when it is whole."""
         self.negotiated = False
         self.oob = False
         self._version = version
         self._pretty = pretty
-        self._stream = Stream()
-        self.feed = self._stream.feed
-        self._next = self._stream.next
+        stream = Stream(weigh)
+        self.feed = stream.feed
+        self._next = stream.next
 
     def greeting(self) -> bytes:
         """The first message of a connection."""
@@ -99,6 +119,10 @@ class Session:
         elif name != "id":
             raise QmpError(f"QMP input member '{name}' is unexpected")
 
+    def forget_input(self) -> None:
+        """Give no more requests."""
+        self._next = lambda: NEED_DATA
+
     def refuse_mode(self, request: Request) -> QmpError | None:
         """The error of a command that does not exist in the state the session is in, else None."""
         if not self.negotiated and request.execute != "qmp_capabilities":
@@ -149,14 +173,9 @@ class Session:
             reply["id"] = request.id
         return self._line(reply)
 
-    def event(self, name: str, data: dict[str, Any], now: float | None = None) -> bytes:
-        """An event at wall-clock time `now` (seconds)."""
-        micros = int((time.time() if now is None else now) * 1_000_000)
-        event: dict[str, Any] = {"timestamp": {"seconds": micros // 1_000_000, "microseconds": micros % 1_000_000},
-                                 "event": name}
-        if data:
-            event["data"] = data
-        return self._line(event)
-
     def _line(self, value: Any) -> bytes:
-        return (encode_pretty(value) if self._pretty else encode(value)) + b"\r\n"
+        return _line(value, pretty=self._pretty)
+
+
+def _line(value: Any, *, pretty: bool) -> bytes:
+    return (encode_pretty(value) if pretty else encode(value)) + b"\r\n"

@@ -8,6 +8,7 @@ unusual or not yet complete, goes unchanged to the exact Parser.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from json.scanner import make_scanner
 from typing import Any, Final, NoReturn
 
@@ -20,7 +21,9 @@ __all__ = ["NEED_DATA", "Stream"]
 class Stream:
     """The messages of one connection: feed() it bytes, and take the messages out with next()."""
 
-    def __init__(self) -> None:
+    def __init__(self, weigh: Callable[[int], None] = lambda weight: None) -> None:
+        """`weigh` is told what a message weighs that has come in part, and 0 when it is whole."""
+        self._weigh = weigh
         self._lexer = Lexer()
         self.feed = self._lexer.feed  # stores bytes as they came
         self._parser = Parser(self._lexer)
@@ -61,6 +64,7 @@ class Stream:
                     return value
         value = self._parser.next()
         self._is_at_rest = self._parser.at_rest
+        self._weigh(0 if self._is_at_rest else self._parser.weight)
         return value
 
     def _scan(self) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import pytest
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
+from gmemd.fds import NamedFds
 from gmemd.kernel.choose import choose_kernel
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Schema
@@ -31,6 +32,7 @@ class Machine:
         self.session.negotiate([])
         self.uid, self.pid = os.getuid(), os.getpid()
         self.sent: list[int] = []
+        self.named_fds = NamedFds()
 
     def take_fd(self) -> int:
         if not self.sent:

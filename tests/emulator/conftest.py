@@ -15,6 +15,7 @@ from gmemd.daemon import QEMU_VERSION
 from gmemd.emulator.commandline import parse
 from gmemd.emulator.process import build, make_dispatcher, put_machine
 from gmemd.errors import QmpError
+from gmemd.fds import NamedFds
 from gmemd.kernel.choose import choose_kernel
 from gmemd.qmp.client import Client
 from gmemd.qmp.session import Request, Session
@@ -42,6 +43,7 @@ class Machine:
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.stopped = False
         self.uid, self.pid = os.getuid(), os.getpid()
+        self.named_fds = NamedFds()
 
     async def start(self) -> Machine:
         """Make objects, machine and devices of the command line; QmpError when that is refused."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
-from gmemd.qmp.session import Request, Session
+from gmemd.qmp.session import Event, Request, Session
 
 VERSION = {"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "test"}
 
@@ -136,7 +136,6 @@ def test_pretty_replies() -> None:
 
 def test_events() -> None:
     """An event has its time in seconds and microseconds, and data only if there is some."""
-    made = session()
-    assert made.event("STOP", {}, now=12.5) == (
+    assert Event("STOP", {}, 12.5).line(pretty=False) == (
         b'{"timestamp": {"seconds": 12, "microseconds": 500000}, "event": "STOP"}\r\n')
-    assert json.loads(made.event("X", {"a": 1}, now=1.0))["data"] == {"a": 1}
+    assert json.loads(Event("X", {"a": 1}, 1.0).line(pretty=True))["data"] == {"a": 1}

@@ -1,0 +1,163 @@
+"""What is sent to one client, and what waits until it reads: flow control by bytes and descriptors.
+
+What waits is weighed: bytes, and FD_WEIGHT for each descriptor. Whoever fills the outbox looks at `weight`, and stops
+at HIGH_WATER. A client that takes nothing for STALL_SECONDS is cut.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import errno
+import socket
+from collections import deque
+from collections.abc import Callable
+
+from gmemd.changes.threads import close_beside
+from gmemd.errors import close_fd
+from gmemd.metrics import Counters
+
+HIGH_WATER = 1 << 20
+FD_WEIGHT = 16 << 10  # so 64 descriptors wait for a client at most
+STALL_SECONDS = 60.0
+_TURN_WEIGHT = 1 << 20  # that is sent at a time
+_RETRY_SECONDS = 0.05  # after which descriptors are passed again, of which too many were under way
+
+
+class Outbox:
+    """The way out to one client. `room` is called when there is room again, and when nothing waits any more."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, counters: Counters, *,
+                 room: Callable[[], None], cut: Callable[[], None]) -> None:
+        self.weight = 0  # of what waits; 0: nothing does
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._counters = counters
+        self._room = room
+        self._cut = cut
+        self._lost = False  # nobody listens any more: what is sent is dropped
+        self._waiting: deque[tuple[bytearray, list[int]]] = deque()  # fds go with the first byte
+        self._stall: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
+
+    def send(self, data: bytes, fds: list[int] | None = None) -> None:
+        """Send, or keep for later, `data`; `fds` belong to the message and are closed behind it."""
+        if self._lost:
+            close_beside(fds or ())
+            return
+        if self._waiting:
+            self._keep(data, fds)
+            return
+        try:
+            sent = self._pass(data, fds) if fds else self._sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as exc:
+            if exc.errno != errno.ETOOMANYREFS:
+                self._lose(fds)
+                return
+            sent = 0
+            self._retry = self._loop.call_later(_RETRY_SECONDS, self._writable)
+        else:
+            if sent == len(data):
+                return
+            fds = None
+        self._keep(memoryview(data)[sent:], fds)
+        if self._retry is None:
+            self._loop.add_writer(self._fd, self._writable)
+        self._watch_stall()
+
+    def _pass(self, data: bytes | bytearray, fds: list[int]) -> int:
+        sent = self._sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+        self._counters.fds_sent += len(fds)
+        while fds:  # the message has them: this frees nothing
+            close_fd(fds.pop())
+        return sent
+
+    def _keep(self, data: bytes | memoryview, fds: list[int] | None) -> None:
+        """Put behind what waits; as few pieces as may be, for each has its cost when it is sent or dropped."""
+        self.weight += len(data)
+        if fds:
+            self.weight += FD_WEIGHT * len(fds)
+            self._waiting.append((bytearray(data), fds))
+        elif self._waiting and not self._waiting[-1][1]:
+            self._waiting[-1][0].extend(data)
+        else:
+            self._waiting.append((bytearray(data), []))
+
+    def _writable(self) -> None:
+        retrying, self._retry = self._retry is not None, None
+        before = self.weight
+        try:
+            self._send_on()
+        except (BlockingIOError, InterruptedError):
+            if retrying:
+                self._loop.add_writer(self._fd, self._writable)
+            if self.weight <= HIGH_WATER < before:
+                self._room()
+            return
+        except OSError as exc:
+            if exc.errno == errno.ETOOMANYREFS:
+                if not retrying:
+                    self._loop.remove_writer(self._fd)
+                self._retry = self._loop.call_later(_RETRY_SECONDS, self._writable)
+                return
+            self._lose()
+        if not retrying:
+            self._loop.remove_writer(self._fd)
+        self._unwatch_stall()
+        self._room()
+
+    def _send_on(self) -> None:
+        """Send what waits, or so much of it as is sent at a time; BlockingIOError if that is not all."""
+        end = self.weight - _TURN_WEIGHT
+        while self._waiting:
+            if self.weight < end:
+                raise BlockingIOError
+            data, fds = self._waiting[0]
+            count = len(fds)
+            sent = self._pass(data, fds) if fds else self._sock.send(data)
+            self.weight -= sent + FD_WEIGHT * count
+            if sent == len(data):
+                self._waiting.popleft()
+            else:
+                del data[:sent]
+            self._watch_stall()
+
+    def _lose(self, fds: list[int] | None = None) -> None:
+        """Nobody listens: drop what waits."""
+        self._lost = True
+        close_beside([*(fds or ()), *self._drop()])
+
+    def _drop(self) -> list[int]:
+        """Forget what waits; its descriptors, given away."""
+        fds = [fd for _, kept in self._waiting for fd in kept]
+        self._waiting.clear()
+        self.weight = 0
+        return fds
+
+    def _watch_stall(self) -> None:
+        self._unwatch_stall()
+        self._stall = self._loop.call_later(STALL_SECONDS, self._cut)
+
+    def _unwatch_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def close(self) -> list[int]:
+        """Send nothing any more; the descriptors that were not sent, given away."""
+        self._lost = True
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        elif self._waiting:
+            self._loop.remove_writer(self._fd)
+        self._unwatch_stall()
+        self._room = self._cut = _nothing  # so that nothing holds the monitor any more
+        return self._drop()
+
+
+def _nothing() -> None:
+    pass

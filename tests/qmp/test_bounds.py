@@ -1,0 +1,365 @@
+"""What one client can take of what belongs to all, and what is left when it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+import pytest_asyncio
+
+from gmemd.qmp.outbox import FD_WEIGHT, HIGH_WATER
+from gmemd.qmp.room import LARGE, LONGEST_SECONDS, SILENT_SECONDS, Room
+from tests.qmp.clients import Client, Hub
+
+pytestmark = pytest.mark.asyncio
+
+OBJECT = {"qom_type": "memory-backend-memfd", "id": "a", "size": 4096}
+
+
+@pytest_asyncio.fixture
+async def hub() -> AsyncIterator[Hub]:
+    """A gmemd that has given every descriptor back in the end."""
+    made = Hub()
+    yield made
+    await made.close()
+
+
+def count_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def memfd(content: bytes) -> int:
+    fd = os.memfd_create("given", os.MFD_ALLOW_SEALING)
+    os.pwrite(fd, content.ljust(4096, b"\0"), 0)
+    return fd
+
+
+@pytest.fixture
+def lingering() -> Iterator[int]:
+    """A descriptor whose last close waits until its peer has read everything; that goes at the end of the test."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = socket.create_connection(listener.getsockname())
+        peer, _ = listener.accept()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock.send(bytes(1 << 16))
+        yield sock.detach()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()  # a reset: whoever waits in close(2) is let go
+
+
+async def test_names_of_getfd_are_the_clients_own(hub: Hub) -> None:
+    """Two clients may use one name; neither can see, take or close what the other has."""
+    one, other = await hub.client(), await hub.client()
+    for client, content in ((one, b"one"), (other, b"other")):
+        fd = memfd(content)
+        assert await client.do("getfd", fd, fdname="mem") == {}
+        os.close(fd)
+    assert await other.do("closefd", fdname="mem") == {}
+    assert await other.do("closefd", fdname="mem") == "File descriptor named 'mem' not found"
+    assert "size" in await one.do("memdev-adopt", id="a", fdname="mem", require_seals=False)
+    assert os.pread(hub.gmemd.objects.find("a").fd, 3, 0) == b"one"
+
+
+async def test_sets_are_shared(hub: Hub) -> None:
+    """What add-fd keeps belongs to all, and stays when its giver goes."""
+    one, other = await hub.client(), await hub.client()
+    fd = memfd(b"")
+    kept = (await one.do("add-fd", fd))["fd"]
+    os.close(fd)
+    one.sock.close()
+    await hub.until(lambda: one.monitor not in hub.monitors)
+    assert await other.do("query-fdsets") == [{"fdset-id": 0, "fds": [{"fd": kept}]}]
+    assert await other.do("remove-fd", fdset_id=0) == {}
+
+
+async def test_what_a_client_kept_ends_with_it(hub: Hub) -> None:
+    """Named, untaken, and more than the first of a batch: nothing stays."""
+    before = count_fds()
+    for _ in range(5):
+        client = await hub.client()
+        fd = memfd(b"")
+        for name in "abc":
+            await client.do("getfd", fd, fd, fd, fdname=name)
+        await client.do("query-version", fd, fd)
+        os.close(fd)
+        client.sock.close()
+    await hub.until(lambda: count_fds() <= before)
+
+
+async def test_a_client_keeps_only_its_share_of_descriptors(hub: Hub) -> None:
+    """Beyond it getfd and add-fd refuse, and close what came; what is closed makes room."""
+    client = await hub.client()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        fd = memfd(b"")
+        for number in range(32):
+            assert await client.do("getfd", fd, fdname=f"n{number}") == {}
+            assert "fd" in await client.do("add-fd", fd, fdset_id=1)
+        before = count_fds()
+        assert "32 descriptors have names" in await client.do("getfd", fd, fdname="more")
+        assert "32 descriptors are in sets" in await client.do("add-fd", fd)
+        assert await client.do("getfd", fd, fdname="n7") == {}
+        assert count_fds() == before
+        assert await client.do("closefd", fdname="n3") == {}
+        assert await client.do("getfd", fd, fdname="more") == {}
+        assert await client.do("remove-fd", fdset_id=1) == {}
+        os.close(fd)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def test_replies_with_descriptors_wait_for_who_does_not_read(hub: Hub) -> None:
+    """Few descriptors wait for a client; its requests wait instead, and none is lost."""
+    client, many = await hub.client(), 2000
+    await client.do("object-add", **OBJECT)
+    before = count_fds()
+    requests = b"".join(b'{"execute": "memdev-get-fd", "arguments": {"id": "a"}, "id": %d}' % number
+                        for number in range(many))
+    sending = asyncio.create_task(client.send_bytes(requests))
+    await hub.until(lambda: client.monitor._outbox.weight > HIGH_WATER)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert count_fds() - before <= HIGH_WATER // FD_WEIGHT + 1
+    got = 0
+    for number in range(many):
+        assert (await client.message())["id"] == number
+        got += len(client.fds)
+        while client.fds:
+            os.close(client.fds.pop())
+    assert got == many
+    await sending
+
+
+async def test_events_wait_in_one_piece(hub: Hub) -> None:
+    """What piles up for a listener that does not read costs little to keep and to drop; then it is cut."""
+    deaf = await hub.client()
+    while not deaf.monitor._outbox.weight:
+        hub.gmemd.emit("MEMDEV_CONVERTED", {"id": "x" * 1000})
+        await asyncio.sleep(0)
+    for _ in range(1000):
+        hub.gmemd.emit("MEMDEV_CONVERTED", {"id": "x" * 1000})
+        await asyncio.sleep(0)
+    assert len(deaf.monitor._outbox._waiting) == 1
+    while deaf.monitor in hub.monitors:
+        for _ in range(100):
+            hub.gmemd.emit("MEMDEV_CONVERTED", {"id": "x" * 1000})
+        await asyncio.sleep(0)
+
+
+async def test_events_come_before_the_reply(hub: Hub) -> None:
+    """A command's events reach its own client before its reply, and the others at all."""
+    one, other = await hub.client(), await hub.client()
+    one.send("quit")
+    hub.gmemd.stop = lambda: None
+    assert [next(iter(await one.message())) for _ in range(2)] == ["timestamp", "return"]
+    assert (await other.message())["event"] == "SHUTDOWN"
+
+
+async def test_nobody_waits_for_a_lingering_socket(hub: Hub, lingering: int) -> None:
+    """closefd answers when it is closed; others are served meanwhile."""
+    client, other = await hub.client(), await hub.client()
+    assert await client.do("getfd", lingering, fdname="x") == {}
+    os.close(lingering)
+    client.send("closefd", fdname="x")
+    for _ in range(3):
+        assert "qemu" in await other.do("query-version")
+    assert not client.has_message()
+
+
+async def test_nobody_waits_for_what_a_client_leaves(hub: Hub, lingering: int) -> None:
+    """Untaken, replaced, unread: closing it holds nobody up."""
+    client, other = await hub.client(), await hub.client()
+    client.send("query-version", lingering)  # untaken
+    client.send("query-name", lingering)  # replaces it, and is busy
+    client.send("query-version", lingering)  # unread
+    os.close(lingering)
+    await client.message()
+    await hub.until(lambda: client.monitor._busy)
+    client.monitor.close()
+    for _ in range(3):
+        assert "qemu" in await other.do("query-version")
+
+
+async def test_descriptors_stay_with_the_commands_they_came_with(hub: Hub) -> None:
+    """Also where commands are read ahead behind a long one; more than the queue holds does not matter."""
+    client, names = await hub.client("oob"), "abcdefghijkl"
+    client.send("query-name")
+    for name in names:
+        fd = memfd(name.encode())
+        client.send("getfd", fd, fdname=name)
+        os.close(fd)
+    await hub.until(lambda: client.monitor._ahead == 8)
+    hub.go.set()
+    for _ in range(1 + len(names)):
+        assert "return" in await client.message()
+    for name in names:
+        await client.do("memdev-adopt", id=name, fdname=name, require_seals=False)
+        assert os.pread(hub.gmemd.objects.find(name).fd, 1, 0) == name.encode()
+
+
+async def test_out_of_band_is_answered_beside_descriptors_read_ahead(hub: Hub) -> None:
+    """Seven commands with descriptors may wait, and one out of band overtakes them."""
+    client = await hub.client("oob")
+    client.send("query-name")
+    fd = memfd(b"")
+    for number in range(7):
+        client.send("getfd", fd, fdname=f"n{number}")
+    os.close(fd)
+    client.send("yank", execute="exec-oob", instances=[])
+    assert await client.message() == {"return": {}}
+    hub.go.set()
+    assert (await client.message())["return"] == {"name": "slow"}
+
+
+async def test_what_a_closed_client_has_sent_is_carried_out(hub: Hub) -> None:
+    """Nobody hears the answers, but who sends and closes has said what he wants."""
+    client = Client(hub)
+    client.send("qmp_capabilities")
+    client.send("object-add", **OBJECT)
+    for number in range(200):  # more than is read at a time
+        client.send("object-add", **{**OBJECT, "id": f"n{number}"})
+    client.sock.close()
+    await hub.until(lambda: client.monitor not in hub.monitors)
+    assert len(hub.gmemd.objects) == 201
+
+
+async def test_who_does_not_listen_any_more_may_go_on_sending(hub: Hub) -> None:
+    """shutdown(SHUT_RD) is not the end of the connection."""
+    client = await hub.client()
+    client.sock.shutdown(socket.SHUT_RD)
+    client.send("object-add", **OBJECT)
+    await hub.until(lambda: len(hub.gmemd.objects) == 1)
+    client.send("object-del", id="a")
+    await hub.until(lambda: len(hub.gmemd.objects) == 0)
+
+
+@pytest.mark.parametrize("enable", [[], ["oob"]])
+async def test_what_waits_behind_a_long_command_ends_with_its_client(hub: Hub, enable: list[str]) -> None:
+    """As in QEMU: the running one finishes; descriptors and names that wait go, too."""
+    before = count_fds()
+    client = await hub.client(*enable)
+    fd = memfd(b"")
+    await client.do("getfd", fd, fdname="kept")
+    client.send("query-name")
+    await hub.until(lambda: client.monitor._busy)
+    client.send("getfd", fd, fdname="more")
+    client.send("object-add", **OBJECT)
+    if enable:
+        await hub.until(lambda: client.monitor._ahead == 2)
+    client.sock.close()
+    os.close(fd)
+    hub.go.set()
+    await hub.until(lambda: client.monitor not in hub.monitors)
+    assert len(hub.gmemd.objects) == 0
+    await hub.until(lambda: count_fds() <= before)
+
+
+async def test_what_waits_behind_a_long_command_is_carried_out_after_a_half_close(hub: Hub) -> None:
+    """Who only ends the input waits for the answers."""
+    client = await hub.client()
+    client.send("query-name")
+    await hub.until(lambda: client.monitor._busy)
+    client.send("object-add", **OBJECT)
+    client.sock.shutdown(socket.SHUT_WR)
+    hub.go.set()
+    assert [(await client.message())["return"] for _ in range(2)] == [{"name": "slow"}, {}]
+    with pytest.raises(EOFError):
+        await client.message()
+
+
+async def test_one_large_message_at_a_time(hub: Hub) -> None:
+    """The others' wait unread, each with little; all are answered in the end."""
+    clients = [await hub.client() for _ in range(3)]
+    half = b'{"execute": "query-version", "arguments": {"a": "' + b"x" * (8 * LARGE)
+    sending = [asyncio.create_task(client.send_bytes(half)) for client in clients]
+    holder = clients[0]
+    await sending[0]
+    await hub.until(lambda: all(client.monitor._half > LARGE for client in clients))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    weights = [client.monitor._half for client in clients]
+    assert weights[0] > 8 * LARGE
+    assert max(weights[1:]) < LARGE + (1 << 16)
+    assert "qemu" in await (await hub.client()).do("query-version")
+    for client, sent in zip(clients, sending, strict=True):
+        await sent
+        await client.send_bytes(b'"}}')
+        assert (await client.message())["error"]["desc"] == "Parameter 'a' is unexpected"
+    assert holder.monitor in hub.monitors
+
+
+async def test_many_short_tokens_weigh_more_than_their_bytes(hub: Hub) -> None:
+    """What is made of them is what takes the memory."""
+    clients = [await hub.client() for _ in range(2)]
+    half = b'{"execute": "query-version", "arguments": {"a": [' + b"0," * (LARGE // 32)
+    for client in clients:
+        await client.send_bytes(half)
+    await hub.until(lambda: all(client.monitor._half > LARGE for client in clients))
+    for client in clients:
+        await client.send_bytes(b"0]}}")
+        assert (await client.message())["error"]["desc"] == "Parameter 'a' is unexpected"
+
+
+class Clock:
+    """An event loop's clock that the test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.due: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        self.due.append((self.now + seconds, call))
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        due, self.due = self.due, []
+        for when, call in due:
+            if when <= self.now:
+                call()
+            else:
+                self.due.append((when, call))
+
+
+class Sender:
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self.said: list[str] = []
+
+    def go_on(self) -> None:
+        self.said.append("go on")
+
+    def close(self) -> None:
+        self.said.append("closed")
+        self.room.leave(self)
+
+
+async def test_the_room_is_not_kept_from_others() -> None:
+    """A holder that is silent, or too long there, is cut if others wait; the next in line has the room then."""
+    clock = Clock()
+    room = Room(clock)  # type: ignore[arg-type]
+    silent, slow, last, gone = (Sender(room) for _ in range(4))
+    assert room.enter(silent)
+    clock.advance(10 * LONGEST_SECONDS)  # nobody waits
+    assert [room.enter(one) for one in (silent, gone, slow, last)] == [True, False, False, False]
+    room.leave(gone)
+    clock.advance(SILENT_SECONDS)
+    assert (silent.said, slow.said) == (["closed"], ["go on"])
+    for _ in range(int(LONGEST_SECONDS / SILENT_SECONDS * 4)):
+        assert last.said == []
+        assert room.enter(slow)
+        clock.advance(SILENT_SECONDS / 4)
+    assert (slow.said, last.said, gone.said) == (["go on", "closed"], ["go on"], [])
+    assert room.enter(last)
