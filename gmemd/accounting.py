@@ -8,7 +8,7 @@ No asyncio here and nothing is touched or allocated; measuring takes long, so th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gmemd.kernel.base import HugePool, Kernel
@@ -16,6 +16,10 @@ from gmemd.ranges import PRIVATE, RangeMap
 
 PROC = "/proc"
 SYS = "/sys"
+
+_END = 1 << 64  # bytes; no file is so long
+
+Part = tuple[int, int]  # offset in the file, and bytes
 
 
 class Item(NamedTuple):
@@ -27,6 +31,7 @@ class Item(NamedTuple):
     size: int  # bytes
     visibility: RangeMap | None
     aside_fd: int  # of preserved private bytes; -1: there are none
+    measurable: bool = True  # False: there is no time to
 
 
 class Usage(NamedTuple):
@@ -49,35 +54,110 @@ def total(usages: Iterable[Usage]) -> Usage:
     return Usage(*map(sum, zip(Usage(), *usages, strict=True)))
 
 
-def measure(kernel: Kernel, item: Item) -> Usage:
-    """Measure one object."""
+def occupied(kernel: Kernel, item: Item) -> int | None:
+    """The bytes of an object that are in memory, what is kept aside included; None where the kernel does not tell."""
+    if not item.measurable:
+        return None
     try:
-        resident = kernel.resident(item.fd, item.offset, item.size)
-        private = _private(kernel, item, resident)
-        aside = kernel.resident(item.aside_fd) if item.aside_fd >= 0 else 0
-        return Usage(resident, private, resident - private, aside, _swapped(item, resident))
+        return kernel.resident(item.fd, item.offset, item.size) + _aside(kernel, item)
+    except OSError:
+        return None
+
+
+def measure(kernel: Kernel, item: Item) -> Usage:
+    """Measure an object."""
+    try:
+        return _measure(kernel, item, os.fstat(item.fd)) if item.measurable else Usage(unknown=1)
     except OSError:
         return Usage(unknown=1)
 
 
-def _private(kernel: Kernel, item: Item, resident: int) -> int:
-    """The resident bytes in private ranges; where most is private, what is not is counted."""
-    visibility = item.visibility
-    if visibility is None or not resident:
+def _measure(kernel: Kernel, item: Item, status: os.stat_result) -> Usage:
+    resident = kernel.resident(item.fd, item.offset, item.size)
+    swapped = _swapped(item, resident, status)
+    if item.visibility is None:
+        return Usage(resident, 0, resident, 0, swapped)
+    private = _private(kernel, item, resident, [(item.offset, item.size)])
+    return Usage(resident, private, resident - private, _aside(kernel, item), swapped)
+
+
+def _measure_parts(kernel: Kernel, item: Item, parts: Sequence[Part]) -> Usage:
+    """Measure parts of an object's file, and what is kept aside for it."""
+    resident = sum([kernel.resident(item.fd, *part) for part in parts])
+    private = _private(kernel, item, resident, parts)
+    return Usage(resident, private, resident - private, _aside(kernel, item))
+
+
+def _aside(kernel: Kernel, item: Item) -> int:
+    return kernel.resident(item.aside_fd) if item.aside_fd >= 0 else 0
+
+
+def _private(kernel: Kernel, item: Item, resident: int, parts: Iterable[Part]) -> int:
+    """How many of the resident bytes of the parts are in private ranges."""
+    if item.visibility is None or not resident:
         return 0
+    visibility = item.visibility.copy()  # the event loop may go on with the other one
     if len(visibility) == 1:
         return resident if visibility.at(0) is PRIVATE else 0
-    return min(resident, sum(kernel.resident(item.fd, item.offset + offset, size)
-                             for offset, size, state in visibility.ranges() if state is PRIVATE))
+    return min(resident, sum([kernel.resident(item.fd, item.offset + start, length) for offset, size in parts
+                              for start, length, state in visibility.ranges(offset - item.offset, size)
+                              if state is PRIVATE]))
 
 
-def _swapped(item: Item, resident: int) -> int:
+def _swapped(item: Item, resident: int, status: os.stat_result) -> int:
     """What a memfd's blocks are more than its resident pages: pages in swap. Others' blocks say something else."""
-    status = os.fstat(item.fd)
-    blocks = status.st_blocks * 512
-    if item.kind not in ("memfd", "guest-memfd") or blocks == 0:  # a real guest_memfd has no blocks
+    if item.kind not in ("memfd", "guest-memfd"):
         return 0
-    return max(0, blocks - resident)
+    return max(0, status.st_blocks * 512 - resident)  # a real guest_memfd has no blocks
+
+
+class Entry(NamedTuple):
+    """What a ledger has of an object."""
+
+    usage: Usage  # all of it
+    share: Usage  # what of it no earlier object has
+    size: int  # bytes of that
+
+
+class Ledger:
+    """Measures objects and counts memory once: objects may be overlapping parts of a file, or the same memory.
+
+    What several have is the share of the first that is entered.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._counted: dict[tuple[int, int], RangeMap] = {}  # by device and inode: the bytes that an object has
+
+    def enter(self, item: Item) -> Entry:
+        """Measure an object."""
+        try:
+            status = os.fstat(item.fd)
+        except OSError:
+            return _unknown(item.size)
+        new = self._count((status.st_dev, status.st_ino), item.offset, item.size)
+        size = item.size if new is None else sum([length for _, length in new])
+        if not item.measurable:
+            return _unknown(size)
+        try:
+            usage = _measure(self._kernel, item, status)
+            return Entry(usage, usage if new is None else _measure_parts(self._kernel, item, new), size)
+        except OSError:
+            return _unknown(size)
+
+    def _count(self, file: tuple[int, int], offset: int, size: int) -> list[Part] | None:
+        """The parts of an object that were not counted before, None for all of it; now they are."""
+        counted = self._counted.get(file)
+        if counted is None:
+            self._counted[file] = RangeMap(_END, False, [offset, offset + size])
+            return None
+        new = [(start, length) for start, length, known in counted.ranges(offset, size) if not known]
+        counted.set(offset, size, True)
+        return new
+
+
+def _unknown(size: int) -> Entry:
+    return Entry(Usage(unknown=1), Usage(unknown=1 if size else 0), size)
 
 
 def machine(proc: str = PROC) -> dict[str, int]:

@@ -142,19 +142,30 @@ def top(connection: Connection, options: Namespace) -> int:
     """The objects, by what they occupy, again and again."""
     count = options.count
     while count is None or count > 0:
-        found = sorted(connection.execute("query-memdev-status"), key=lambda status: -status["resident"])
-        rows = [(status["id"], status["kind"], render.size(status["size"]), render.size(status["resident"]),
-                 f"{100 * status['resident'] // max(1, status['size'])}%", str(status["handed-out"]))
+        found = sorted(connection.execute("query-memdev-status"), key=lambda status: -status.get("resident", -1))
+        rows = [(status["id"], status["kind"], render.size(status["size"]),
+                 render.size_or_unknown(status.get("resident")), _share(status), str(status["handed-out"]))
                 for status in found[:options.lines]]
         if sys.stdout.isatty():
             from gmemd.cli.terminal import clear
 
             clear()
-        total, resident = (sum(status[name] for status in found) for name in ("size", "resident"))
-        print(f"{len(found)} objects, {render.size(resident)} of {render.size(total)} in memory")
+        print(_summary(found))
         render.show(render.table(("ID", "KIND", "SIZE", "RESIDENT", "", "OUT"), rows, ("SIZE", "RESIDENT", "", "OUT")))
         sys.stdout.flush()
         count = None if count is None else count - 1
         if count != 0:
             time.sleep(options.delay)
     return DONE
+
+
+def _share(status: dict[str, Any]) -> str:
+    return f"{100 * status['resident'] // max(1, status['size'])}%" if "resident" in status else "?"
+
+
+def _summary(found: list[dict[str, Any]]) -> str:
+    resident = [status["resident"] for status in found if "resident" in status]
+    unknown = len(found) - len(resident)
+    return (f"{len(found)} objects, {render.size(sum(resident))} of "
+            f"{render.size(sum(status['size'] for status in found))} in memory"
+            + (f", {unknown} not known" if unknown else ""))

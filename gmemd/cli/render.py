@@ -35,6 +35,11 @@ def size(number: int) -> str:
     return f"{text} {_UNITS[unit]}"
 
 
+def size_or_unknown(number: int | None) -> str:
+    """Return the same; "?" for what is not known."""
+    return "?" if number is None else size(number)
+
+
 def exact_size(number: int) -> str:
     """Return bytes in both forms where they differ: 1 GiB (1073741824)."""
     return size(number) if number < 1024 else f"{size(number)} ({number})"

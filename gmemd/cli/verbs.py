@@ -106,7 +106,7 @@ def _row(status: dict[str, Any]) -> tuple[str, ...]:
         status["kind"],
         status["kernel"],
         render.size(status["size"]),
-        render.size(status["resident"]),
+        render.size_or_unknown(status.get("resident")),
         _owner(status),
         render.duration(status["age"]),
         str(status["handed-out"]),
@@ -129,7 +129,7 @@ def show(connection: Connection, options: Namespace) -> int:
     if connection.json:
         print(render.as_json({"status": status, "properties": properties}))
         return DONE
-    people = {**status, "owner": _owner(status), "age": render.duration(status["age"]),
+    people = {"resident": "unknown", **status, "owner": _owner(status), "age": render.duration(status["age"]),
               "survival": ", ".join(fate["event"] for fate in status["survival"] if fate["survives"])}
     names = render.ordered(people, connection.introspection.result_members("query-memdev-status"))
     render.show(render.fields((name, _field(name, people[name])) for name in names))

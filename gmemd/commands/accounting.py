@@ -1,19 +1,27 @@
-"""The command that shows the bill. It measures in a worker thread, batch by batch, so that nobody waits for it."""
+"""The command that shows the bill. It measures and adds up in worker threads, so that nobody waits for it."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Coroutine
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple
 
-from gmemd.accounting import Item, Usage, comparisons, machine, measure, online_nodes, placement, total
+from gmemd.accounting import Entry, Ledger, Usage, comparisons, machine, online_nodes, placement, total
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.errors import close_fd, os_errors
+from gmemd.commands.measure import kind_of, measured
+from gmemd.errors import os_errors
 from gmemd.kernel.base import Headroom, HugePool, Kernel
 
-_BATCH: Final = 200  # objects that are measured by one thread, on duplicates of their fds
+
+class _Row(NamedTuple):
+    """An object on the bill."""
+
+    uid: int
+    kind: str
+    policy: str
+    nodes: list[int]
+    entry: Entry
 
 
 def query_memdev_accounting(gmemd: Gmemd, caller: Caller,
@@ -24,99 +32,59 @@ def query_memdev_accounting(gmemd: Gmemd, caller: Caller,
 
 
 async def _account(gmemd: Gmemd, wanted: int, after: str | None) -> dict[str, Any]:
-    backends = list(gmemd.objects)
-    usages = await measure_all(gmemd, backends)
-    counted = [backend for backend in backends if backend.id in usages]
-    begin = next((place + 1 for place, backend in enumerate(counted) if backend.id == after), 0)
+    rows: dict[HostMemoryBackend, _Row] = {}
+    async for found in measured(gmemd, gmemd.objects.in_creation_order(), Ledger(gmemd.kernel).enter):
+        rows.update({backend: _row(backend, entry) for backend, entry in found})
     with os_errors("cannot read the machine's memory"):
-        host = await in_thread(_host, gmemd.kernel)
-    distinct = _distinct(counted)
-    kinds = _grouped(distinct, usages, "kind", _kind)
+        bill: dict[str, Any] = await in_thread(_add_up, gmemd.kernel, list(rows.values()))
+    counted = [backend for backend in gmemd.objects if backend in rows]
+    begin = next((place + 1 for place, backend in enumerate(counted) if backend.id == after), 0)
+    return {**bill, "list": [_entry(backend, rows[backend]) for backend in counted[begin:begin + wanted]]}
+
+
+def _row(backend: HostMemoryBackend, entry: Entry) -> _Row:
+    properties = backend.properties
+    return _Row(backend.owner[0], kind_of(backend), properties["policy"], properties["host-nodes"], entry)
+
+
+def _add_up(kernel: Kernel, rows: list[_Row]) -> dict[str, Any]:
+    """The sums, in which memory counts once that several objects have, beside what the machine says."""
+    rows = [row for row in rows if row.entry.size]
+    online, pools = online_nodes(), kernel.huge_pools()
+    kinds = _grouped(rows, "kind", lambda row: row.kind)
     return {
-        **_sum(distinct, usages),
-        "owners": _grouped(distinct, usages, "uid", lambda backend: backend.owner[0]),
+        **_sum(rows),
+        "owners": _grouped(rows, "uid", lambda row: row.uid),
         "kinds": kinds,
-        "nodes": _grouped(distinct, usages, "node", lambda backend: placement(
-            backend.properties["policy"], backend.properties["host-nodes"], host["online"])),
-        "list": [_entry(backend, usages[backend.id]) for backend in counted[begin:begin + wanted]],
-        "headroom": [_headroom(one) for one in host["headroom"]],
-        "huge-pages": [_pool(pool) for pool in host["pools"]],
-        "compared": comparisons(
-            {entry["kind"]: _usage(entry) for entry in kinds}, gmemd.kernel.guest_counter, host["machine"],
-            host["pools"]),
+        "nodes": _grouped(rows, "node", lambda row: placement(row.policy, row.nodes, online)),
+        "headroom": [_headroom(one) for one in kernel.headrooms()],
+        "huge-pages": [_pool(pool) for pool in pools],
+        "compared": comparisons({entry["kind"]: _usage(entry) for entry in kinds}, kernel.guest_counter, machine(),
+                                pools),
     }
 
 
-async def measure_all(gmemd: Gmemd, backends: list[HostMemoryBackend]) -> dict[str, Usage]:
-    """What each object occupies, by id; those that are deleted meanwhile are left out."""
-    found: dict[str, Usage] = {}
-    for begin in range(0, len(backends), _BATCH):
-        batch = [backend for backend in backends[begin:begin + _BATCH] if backend.fd >= 0]
-        with os_errors("cannot measure"):
-            items = [_item(backend) for backend in batch]
-        usages = await in_thread(_measure, gmemd.kernel, items)
-        found.update(zip([backend.id for backend in batch], usages, strict=True))
-    return found
+def _sum(rows: Sequence[_Row]) -> dict[str, int]:
+    occupied = total([row.entry.share for row in rows])
+    return {"objects": len(rows), "size": sum([row.entry.size for row in rows]), **occupied.describe()}
 
 
-def _item(backend: HostMemoryBackend) -> Item:
-    """What is needed to measure an object; the fds are duplicates that `_measure` closes."""
-    aside = os.dup(backend.private_fd) if backend.private_fd >= 0 else -1
-    visibility = backend.visibility and backend.visibility.copy()
-    return Item(_kind(backend), os.dup(backend.fd), backend.offset, backend.memory_size, visibility, aside)
-
-
-def _measure(kernel: Kernel, items: list[Item]) -> list[Usage]:
-    usages = []
-    for item in items:
-        usages.append(measure(kernel, item))
-        close_fd(item.fd)
-        if item.aside_fd >= 0:
-            close_fd(item.aside_fd)
-    return usages
-
-
-def _host(kernel: Kernel) -> dict[str, Any]:
-    return {"machine": machine(), "online": online_nodes(), "pools": kernel.huge_pools(),
-            "headroom": kernel.headrooms()}
-
-
-def _kind(backend: HostMemoryBackend) -> str:
-    return "hugetlb-memfd" if backend.properties.get("hugetlb") else backend.kind
-
-
-def _distinct(backends: list[HostMemoryBackend]) -> list[HostMemoryBackend]:
-    """One object for each piece of memory: what was adopted twice, or a file of two objects, is paid for once."""
-    found: dict[tuple[int, int, int], HostMemoryBackend] = {}
-    for backend in backends:
-        if backend.fd >= 0:
-            status = os.fstat(backend.fd)
-            found.setdefault((status.st_dev, status.st_ino, backend.offset), backend)
-    return list(found.values())
-
-
-def _sum(backends: list[HostMemoryBackend], usages: dict[str, Usage]) -> dict[str, int]:
-    occupied = total(usages[backend.id] for backend in backends)
-    return {"objects": len(backends), "size": sum([backend.memory_size for backend in backends]),
-            **occupied.describe()}
-
-
-def _grouped(backends: list[HostMemoryBackend], usages: dict[str, Usage], name: str, key: Any) -> list[dict[str, Any]]:
+def _grouped(rows: Sequence[_Row], name: str, key: Callable[[_Row], Any]) -> list[dict[str, Any]]:
     """The sums of each group, the largest first; the member `name` is absent where the key is None."""
-    groups: dict[Any, list[HostMemoryBackend]] = {}
-    for backend in backends:
-        groups.setdefault(key(backend), []).append(backend)
-    rows = [({} if value is None else {name: value}) | _sum(members, usages) for value, members in groups.items()]
-    return sorted(rows, key=lambda row: -row["resident"])
+    groups: dict[Any, list[_Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    sums = [({} if value is None else {name: value}) | _sum(members) for value, members in groups.items()]
+    return sorted(sums, key=lambda entry: -entry["resident"])
 
 
 def _usage(entry: dict[str, Any]) -> Usage:
     return Usage(**{name: entry[name] for name in Usage._fields})
 
 
-def _entry(backend: HostMemoryBackend, usage: Usage) -> dict[str, Any]:
-    return {"id": backend.id, "uid": backend.owner[0], "kind": _kind(backend), "size": backend.memory_size,
-            **usage.describe()}
+def _entry(backend: HostMemoryBackend, row: _Row) -> dict[str, Any]:
+    return {"id": backend.id, "uid": row.uid, "kind": row.kind, "size": backend.memory_size,
+            **row.entry.usage.describe()}
 
 
 def _pool(pool: HugePool) -> dict[str, Any]:

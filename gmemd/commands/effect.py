@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+from gmemd.accounting import Item, occupied
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.conversion import part, visibility_of
+from gmemd.commands.measure import measured
 from gmemd.commands.qom import find_context, judge_value, resolve
-from gmemd.errors import COMMAND_NOT_FOUND, QmpError, os_errors
+from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.metrics import changes
 from gmemd.ranges import PRIVATE
 
 Effect = tuple[str, bool]  # the sentence behind "would", and whether everything was looked at
 
 
-def query_command_effect(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def query_command_effect(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     name, given = arguments["command"], arguments.get("arguments", {})
     command = gmemd.schema.commands.get(name)
     if command is None:
@@ -29,8 +31,16 @@ def query_command_effect(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]
     judge = _reading if not changes(name) else _EFFECTS.get(name, _other)
     if gmemd.machine is not None and changes(name):  # which has commands of its own by these names
         judge = _other
-    effect, is_whole = judge(gmemd, caller, complete)
+    effect = judge(gmemd, caller, complete)
+    return _answer(*effect, complete) if isinstance(effect, tuple) else _answer_later(effect, complete)
+
+
+def _answer(effect: str, is_whole: bool, complete: dict[str, Any]) -> dict[str, Any]:
     return {"effect": f"would {effect}", "complete": is_whole, "arguments": complete}
+
+
+async def _answer_later(effect: Coroutine[Any, Any, Effect], complete: dict[str, Any]) -> dict[str, Any]:
+    return _answer(*await effect, complete)
 
 
 def _reading(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
@@ -67,16 +77,15 @@ def _check_room(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
         raise QmpError(f"qemu_prealloc_mem: preallocating memory failed: {os.strerror(exc.errno or 0)}") from exc
 
 
-def _object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
+def _object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect | Coroutine[Any, Any, Effect]:
     object_id = arguments["id"]
     if object_id in gmemd.lost:
         return f"delete what is left of '{object_id}', which is lost", True
     backend = gmemd.objects.find(object_id)
     backend.check_idle()
-    with os_errors(f"cannot measure '{backend.id}'"):
-        resident = gmemd.kernel.resident(backend.fd)
-    return (f"delete '{backend.id}' with {resident} bytes in memory; its descriptor was handed out "
-            f"{backend.handed_out} times, and who still has it keeps the memory"), True
+    return _with_resident(gmemd, backend, 0, backend.memory_size, lambda resident: (
+        f"delete '{backend.id}' with {resident} bytes in memory; its descriptor was handed out "
+        f"{backend.handed_out} times, and who still has it keeps the memory"))
 
 
 def _qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
@@ -98,11 +107,22 @@ def _convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
     return f"make {changed} of {size} bytes of '{backend.id}' {to}; they would {content}", False
 
 
-def _discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
+def _discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Coroutine[Any, Any, Effect]:
     backend, offset, size = part(gmemd, arguments)
-    with os_errors(f"cannot measure '{backend.id}'"):
-        resident = gmemd.kernel.resident(backend.fd, backend.offset + offset, size)
-    return f"give back {resident} of {size} bytes of '{backend.id}', which then read as zero", True
+    return _with_resident(gmemd, backend, offset, size, lambda resident: (
+        f"give back {resident} of {size} bytes of '{backend.id}', which then read as zero"))
+
+
+async def _with_resident(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int,
+                         sentence: Callable[[str], str]) -> Effect:
+    """The sentence with how many bytes of a part of an object are in memory."""
+    def resident(item: Item) -> int | None:
+        return occupied(gmemd.kernel, item._replace(offset=item.offset + offset, size=size, aside_fd=-1))
+
+    async for found in measured(gmemd, [backend], resident):
+        for _, count in found:
+            return sentence("an unknown number of" if count is None else str(count)), True
+    raise QmpError(f"object '{backend.id}' not found")
 
 
 def _job(verb: str) -> Callable[[Gmemd, Caller, dict[str, Any]], Effect]:
@@ -118,7 +138,7 @@ def _quit(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
     return f"end gmemd; of {len(gmemd.objects)} objects {kept} come back with the next one", True
 
 
-_EFFECTS: dict[str, Callable[[Gmemd, Caller, dict[str, Any]], Effect]] = {
+_EFFECTS: dict[str, Callable[[Gmemd, Caller, dict[str, Any]], Effect | Coroutine[Any, Any, Effect]]] = {
     "object-add": _object_add, "object-del": _object_del, "qom-set": _qom_set, "memdev-convert": _convert,
     "memdev-discard": _discard, "job-cancel": _job("cancel"), "job-dismiss": _job("dismiss"), "quit": _quit,
 }

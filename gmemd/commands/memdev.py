@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
+from functools import partial
 from typing import Any
 
+from gmemd.accounting import occupied
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, Step, record_of
+from gmemd.commands.measure import AT_ONCE, item_of, measured
 from gmemd.commands.qom import find_context
-from gmemd.errors import os_errors
-from gmemd.kernel.base import Kernel
+from gmemd.errors import QmpError
 from gmemd.qmp.encode import encode
 from gmemd.survival import fates
 
 _BATCH = 25  # objects that are measured, and described, at a time
-_AT_ONCE = 1 << 30  # bytes of objects that may be measured on the event loop
 
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -142,32 +142,21 @@ def query_memory_size_summary(gmemd: Gmemd, caller: Caller, arguments: dict[str,
 def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     wanted = arguments.get("id")
     backends = list(gmemd.objects) if wanted is None else [gmemd.objects.find(wanted)]
-    if len(backends) > _BATCH or sum([backend.memory_size for backend in backends]) > _AT_ONCE:
-        return _status_in_thread(gmemd, backends)
+    if len(backends) > _BATCH or sum([backend.memory_size for backend in backends]) > AT_ONCE:
+        return _status_in_thread(gmemd, backends, wanted)
     now = time.time()
-    return [describe_status(gmemd, backend, now, _resident(gmemd, backend)) for backend in backends]
+    return [describe_status(gmemd, backend, now, occupied(gmemd.kernel, item_of(backend))) for backend in backends]
 
 
-async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend]) -> bytes:
+async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend], wanted: str | None) -> bytes:
     """The same without holding others up; what is deleted meanwhile is left out."""
     rows: list[bytes] = []
     now = time.time()
-    for begin in range(0, len(backends), _BATCH):
-        batch = [backend for backend in backends[begin:begin + _BATCH] if backend.fd >= 0]
-        with os_errors("cannot measure"):
-            counts = await in_thread(_residents, gmemd.kernel, [os.dup(backend.fd) for backend in batch])
-        rows += [encode(describe_status(gmemd, backend, now, count))
-                 for backend, count in zip(batch, counts, strict=True)]
+    async for found in measured(gmemd, backends, partial(occupied, gmemd.kernel), batch=_BATCH):
+        rows += [encode(describe_status(gmemd, backend, now, resident)) for backend, resident in found]
+    if wanted is not None and not rows:
+        raise QmpError(f"object '{wanted}' not found")
     return b"[%b]" % b", ".join(rows)
-
-
-def _residents(kernel: Kernel, fds: list[int]) -> list[int]:
-    """The resident bytes of each of the files, whose fds are closed."""
-    try:
-        return [kernel.resident(fd) for fd in fds]
-    finally:
-        for fd in fds:
-            os.close(fd)
 
 
 def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
@@ -179,18 +168,14 @@ def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
     return info
 
 
-def _resident(gmemd: Gmemd, backend: HostMemoryBackend) -> int:
-    with os_errors(f"cannot measure '{backend.id}'"):
-        return gmemd.kernel.resident(backend.fd)
-
-
-def describe_status(gmemd: Gmemd, backend: HostMemoryBackend, now: float, resident: int) -> dict[str, Any]:
-    """The members of MemdevStatus at wall-clock time `now` (seconds); `resident` bytes were measured."""
+def describe_status(gmemd: Gmemd, backend: HostMemoryBackend, now: float, resident: int | None) -> dict[str, Any]:
+    """The members of MemdevStatus at wall-clock time `now` (seconds); `resident` bytes were measured, None: unknown."""
     uid, pid = backend.owner
     return {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind, "kernel": gmemd.kernel.name,
             "kernel-reason": gmemd.kernel.why, "size": backend.memory_size, "offset": backend.offset,
-            "resident": resident, "owner": {"uid": uid, "pid": pid}, "age": max(0, int(now - backend.created)),
-            "handed-out": backend.handed_out, "survival": describe_survival(gmemd, backend)}
+            **({} if resident is None else {"resident": resident}), "owner": {"uid": uid, "pid": pid},
+            "age": max(0, int(now - backend.created)), "handed-out": backend.handed_out,
+            "survival": describe_survival(gmemd, backend)}
 
 
 def describe_survival(gmemd: Gmemd, backend: HostMemoryBackend) -> list[dict[str, Any]]:

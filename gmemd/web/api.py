@@ -48,7 +48,8 @@ async def objects(state: State, given: dict[str, Any]) -> Any:
     await state.measurer.measure(shown, _FRESH)
     rows, pace = [], Pace()
     for backend in shown:
-        rows.append(_object(state, backend))
+        if state.is_there(backend):
+            rows.append(_object(state, backend))
         await pace.keep()
     return {"total": len(found), "offset": given["offset"], "objects": rows}
 
@@ -56,7 +57,7 @@ async def objects(state: State, given: dict[str, Any]) -> Any:
 async def one_object(state: State, given: dict[str, Any]) -> Any:
     backend = _find(state, given["id"])
     await state.measurer.measure([backend], _FRESH)
-    return _object(state, backend)
+    return _object(state, _find(state, backend.id))
 
 
 async def ranges(state: State, given: dict[str, Any]) -> Any:
@@ -103,9 +104,11 @@ def _find(state: State, object_id: str) -> HostMemoryBackend:
 def _object(state: State, backend: HostMemoryBackend) -> dict[str, Any]:
     """The members of MemoryObject; the object has just been measured."""
     known = state.measurer.last(backend)
-    private, shared = (0, 0) if known is None else (known.private, known.shared)
-    answer = {**describe_status(state.gmemd, backend, time.time(), private + shared),
-              "resident-private": private, "resident-shared": shared}
+    if known is None or not known.known:
+        answer = describe_status(state.gmemd, backend, time.time(), None)
+    else:
+        answer = {**describe_status(state.gmemd, backend, time.time(), known.private + known.shared),
+                  "resident-private": known.private, "resident-shared": known.shared}
     if backend.visibility is not None:
         answer["private"] = backend.visibility.total(PRIVATE)
         answer["ranges"] = len(backend.visibility)

@@ -64,12 +64,11 @@ def _own_types(schema: Schema) -> dict[str, Any]:
     """The types that HTTP has beyond the schema's, mostly a portion of something with how much there is in all."""
     status = schema.document["$defs"]["MemdevStatus"]
     more = {"private": _size("Bytes that are private; absent if it is no guest_memfd."),
-            "resident-private": _size("Private bytes that occupy memory now."),
-            "resident-shared": _size("Shared bytes that occupy memory now."),
+            "resident-private": _size("Private bytes that occupy memory now; absent if that is not known."),
+            "resident-shared": _size("Shared bytes that occupy memory now; absent if that is not known."),
             "ranges": _size("How many ranges of one visibility it consists of; absent if it is no guest_memfd.")}
     memory_object = {**status, "title": "MemoryObject", "description": "MemdevStatus, and what HTTP tells besides.",
-                     "properties": {**status["properties"], **more},
-                     "required": [*status["required"], "resident-private", "resident-shared"]}
+                     "properties": {**status["properties"], **more}}
     return {
         "Error": _object(error=_object(**{"class": {"type": "string"}, "desc": {"type": "string"}})),
         "MemoryObject": memory_object,

@@ -22,6 +22,8 @@ from gmemd.web.words import EVENTS, bar, exactly, members, moment, percent, plur
 def summary(gmemd: Gmemd, number: int, total_size: int, totals: Totals | None, why_not_ready: str) -> str:
     """The figures at the top."""
     resident = "…" if totals is None else exactly(totals.private + totals.shared)
+    if totals is not None and totals.unknown:
+        resident += f"<small>{plural(totals.unknown, 'object')} not measured</small>"
     ready = ('<span class="good">ready</span>' if not why_not_ready
              else f'<span class="bad">not ready: {escape(why_not_ready)}</span>')
     restart = "objects stay" if gmemd.custody is not None else "objects end"

@@ -40,7 +40,7 @@ async def measure_strip(backend: HostMemoryBackend, measurer: Measurer, page: in
     todo = [(number, part) for number, cell in enumerate(cells) for part in _parts(backend, *cell)]
     found = [[0, 0] for _ in cells]
     counts = await measurer.look(backend, [part for _, part in todo])
-    for (number, (_, _, size, state)), count in zip(todo, counts, strict=True):
+    for (number, (_, size, state, _)), count in zip(todo, counts, strict=True):
         if count is None:  # huge pages are counted only as a whole
             count = size * resident // backend.memory_size
         found[number][state] += count
@@ -59,16 +59,16 @@ def _by_visibility(backend: HostMemoryBackend, offset: int, size: int) -> tuple[
 def _parts(backend: HostMemoryBackend, offset: int, size: int) -> Iterator[Part]:
     visibility = backend.visibility
     if visibility is None:
-        yield backend.fd, backend.offset + offset, size, SHARED
+        yield offset, size, SHARED, False
         return
     ranges = list(visibility.ranges(offset, size))
     if len(ranges) <= EXACT:
         for start, length, state in ranges:
-            yield backend.fd, start, length, state
+            yield start, length, state, False
     else:
-        yield backend.fd, offset, size, SHARED  # to be shared out by _shares
+        yield offset, size, SHARED, False  # to be shared out by _shares
     if backend.private_fd >= 0:
-        yield backend.private_fd, offset, size, PRIVATE
+        yield offset, size, PRIVATE, True
 
 
 def _shares(backend: HostMemoryBackend, private: int, shared: int, shared_found: int,

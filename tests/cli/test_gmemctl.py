@@ -194,6 +194,25 @@ def test_events(tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[s
     assert capfd.readouterr().out.endswith(expected)
 
 
+STATUS = ('{"id": "%s", "qom-type": "memory-backend-file", "kind": "file", "kernel": "kvm", "kernel-reason": "", '
+          '"size": 4096, "offset": 0, %s "owner": {"uid": 0, "pid": 1}, "age": 1, "handed-out": 0, "survival": []}')
+
+
+@pytest.mark.parametrize(("words", "shown"), [
+    (["ls"], ["a file file kvm 4 KiB ? root/1 1s 0", "b file file kvm 4 KiB 1 KiB root/1 1s 0"]),
+    (["top", "-n", "1"], ["2 objects, 1 KiB of 8 KiB in memory, 1 not known", "b file 4 KiB 1 KiB 25% 0",
+                          "a file 4 KiB ? ? 0"]),
+])
+def test_what_is_not_known_is_a_question_mark(tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str],
+                                              shown: list[str]) -> None:
+    """An object whose residency the kernel does not tell is listed with the others."""
+    statuses = ", ".join([STATUS % ("a", ""), STATUS % ("b", '"resident": 1024,')])
+    with speaker(tmp_path / "s", f'{{"return": [{statuses}], "id": 2}}\r\n') as path:
+        assert main(["--socket", path, *words]) == 0
+    lines = [" ".join(line.split()) for line in capfd.readouterr().out.splitlines()]
+    assert [line for line in lines if not line.startswith("ID")] == shown
+
+
 # -- exec
 
 

@@ -37,7 +37,8 @@ def test_a_sealed_memfd_is_adopted(machine: Machine) -> None:
     fd = memfd()
     os.pwrite(fd, b"hello", 0)
     give(machine, fd)
-    assert machine.run("memdev-adopt", id="m", fdname="f") == {"size": SIZE, "kind": "memfd", "kernel": "simulated"}
+    assert machine.run("memdev-adopt", id="m", fdname="f") == {
+        "size": SIZE, "offset": 0, "kind": "memfd", "kernel": "simulated"}
     assert os.pread(machine.gmemd.objects.find("m").fd, 5, 0) == b"hello"
     assert machine.refusal("closefd", fdname="f") == ("GenericError", "File descriptor named 'f' not found")
     machine.run("object-del", id="m")
