@@ -29,7 +29,7 @@ MARKED = {
     "clone": {"README.md"},  # test_fresh_clone.py here and in tests/containers run script/run; script/test runs this
     "podman": {"README.md", "docs/containers.md"},  # tests/containers/test_docs.py
     "libvirt": {"docs/libvirt.md"},  # test_libvirt.py
-    "host": {"docs/systemd.md"},  # nobody: they install into this machine; tests/systemd installs the same elsewhere
+    "host": {"docs/systemd.md"},  # tests/systemd, in other machines: they install into this one
     "minutes": {"docs/robustness.md"},  # nobody: they take long; tests/robustness runs samples of the same
     "qemu": {"docs/qemu.md", "docs/gmemctl.md"},  # below
 }

@@ -1,4 +1,7 @@
-"""One boot of this machine's systemd with gmemd of this tree installed, and a pytest run in it."""
+"""One boot of a systemd in namespaces of its own, and a pytest run in it.
+
+The systemd is this machine's ("host") or that of another Debian release, whose tree script/tree makes.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,19 @@ from typing import Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-INSIDE = "GMEMD_TEST_BOOTED" in os.environ
+INSIDE = os.environ.get("GMEMD_TEST_BOOTED", "")  # the release
+RELEASES = os.environ.get("GMEMD_TEST_RELEASES", "host trixie").split()
 REPORTS = Path("/out/reports")  # inside
+SOURCE = Path("/usr/src/gmemd")  # inside: what somebody who installs gmemd has before him
+WHEELS = Path("/dev/gmemd-test/wheels")  # inside
 TIMEOUT = 900  # seconds for the boot and all that runs in it
 HUGE_PAGES = 4  # that the tests in there need
 
 _PROGRAMS = ("unshare", "setpriv", "timeout", "systemctl", "systemd-analyze", "systemd-sysusers",
              "systemd-tmpfiles")
-_TREE, _SITE, _PYTHON = "/opt/gmemd/tree", "/opt/gmemd/site", "/opt/gmemd/python"  # inside
+_TREE, _SITE, _PYTHON = (f"/dev/gmemd-test/{name}" for name in ("tree", "site", "python"))  # inside
 
-# What a package would do. $1 is the tree; its programs may be run, it is this machine's own.
+# $1 is the tree; its programs may be run where it is this machine's own.
 _SETUP = """#!/bin/sh
 set -eu
 tree=$1
@@ -36,28 +42,42 @@ cat >"$tree/usr/bin/gmemd-python" <<'EOF'
 export PYTHONPATH={tree}:{site} LD_LIBRARY_PATH={lib}
 exec {python} -P "$@"
 EOF
+chmod 755 "$tree/usr/bin/gmemd-python"
+[ ! -e /dev/kvm ] || mknod -m 660 "$tree/dev/kvm" c 10 232
+"""
+
+# What a package would do.
+_PACKAGE = """
 cat >"$tree/usr/bin/gmemd" <<'EOF'
 #!/bin/sh
 exec gmemd-python -m gmemd "$@"
 EOF
-chmod 755 "$tree/usr/bin/gmemd-python" "$tree/usr/bin/gmemd"
+chmod 755 "$tree/usr/bin/gmemd"
 cd "$tree{tree}/systemd"
 install -D -m 644 -t "$tree/usr/lib/systemd/system" gmemd.service gmemd.socket
 install -D -m 644 -t "$tree/usr/lib/sysusers.d" sysusers.d/gmemd.conf
 install -D -m 644 -t "$tree/usr/lib/tmpfiles.d" tmpfiles.d/gmemd.conf
 systemd-sysusers --root "$tree" gmemd.conf
 systemctl --root "$tree" --quiet enable gmemd.socket
-if [ -e /dev/kvm ]; then
-    mknod -m 660 "$tree/dev/kvm" c 10 232
-    chown "0:$(awk -F: '$1 == "kvm" {{print $3}}' "$tree/etc/group")" "$tree/dev/kvm"
-fi
+[ ! -e /dev/kvm ] || chown "0:$(awk -F: '$1 == "kvm" {{print $3}}' "$tree/etc/group")" "$tree/dev/kvm"
+"""
+
+# What somebody does who then follows docs/systemd.md.
+_CLONE = """
+mkdir -p "$tree{source}"
+cd "$tree{tree}"
+cp -r pyproject.toml README.md gmemd systemd docs "$tree{source}"
 """
 
 _RUN = """#!/bin/sh
 cd {tree}
-export GMEMD_TEST_BOOTED=1
+export GMEMD_TEST_BOOTED={release}
 exec gmemd-python {words}
 """
+
+
+class MissingError(Exception):
+    """What a boot needs and this machine has not."""
 
 
 @dataclass
@@ -89,11 +109,12 @@ def missing() -> str:
     return "" if may else "the right to make namespaces"
 
 
-def run(tests: Sequence[str], maxfail: int) -> Reports:
-    """Boot, run these tests (node ids) in there, and tell what they reported."""
+def run(release: str, tests: Sequence[str], maxfail: int) -> Reports:
+    """Boot the systemd of this release, run these tests (node ids) in there, and tell what they reported."""
+    needed = made(release)
     words = ["-m", "pytest", "-p", "no:cacheprovider", "--rootdir", _TREE, f"--maxfail={maxfail}", *tests]
-    with _huge_pages():
-        booted = boot(words)
+    booted = _boot(words, release, _CLONE, {str(WHEELS): str(needed / "wheels")}, (),
+                   "/" if release == "host" else str(needed / "root"))
     by_test: dict[str, list[dict[str, Any]]] = {}
     for line in booted.reports:
         report = json.loads(line)
@@ -101,38 +122,52 @@ def run(tests: Sequence[str], maxfail: int) -> Reports:
     return Reports(by_test, f"{booted.log}(status {booted.status})")
 
 
-def boot(words: Sequence[str], *, mounts: Mapping[str, str] | None = None, inside: Sequence[str] = ()) -> Booted:
-    """Boot, and run Python with these arguments in there, in this tree.
+def made(release: str) -> Path:
+    """Return the directory of what the boot of this release needs, made if it is not there."""
+    done = subprocess.run([ROOT / "script" / "tree", release], capture_output=True, text=True, check=False,
+                          env={**os.environ, "PYTHON": sys.executable})
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise MissingError(f"what script/tree {release} makes: {said[-1]}")
+    return Path(done.stdout.strip())
+
+
+def boot(words: Sequence[str], *, mounts: Mapping[str, str], inside: Sequence[str]) -> Booted:
+    """Boot this machine's systemd with gmemd installed, and run Python with these arguments in there, in this tree.
 
     `mounts`: what else to show, where. `inside`: a command that boots it where such things can be seen.
     """
-    names = _names() | {"words": shlex.join(words)}
+    return _boot(words, "host", _PACKAGE, mounts, inside, "/")
+
+
+def _boot(words: Sequence[str], release: str, install: str, mounts: Mapping[str, str], inside: Sequence[str],
+          root: str) -> Booted:
+    names = _names() | {"words": shlex.join(words), "release": release}
     with tempfile.TemporaryDirectory(prefix="gmemd-boot-") as directory:
         out = Path(directory)
-        shown = "".join(f"{source} {target}\n" for target, source in (_mounts() | dict(mounts or {})).items())
+        shown = "".join(f"{source} {target}\n" for target, source in (_mounts() | dict(mounts)).items())
         (out / "mounts").write_text(shown)
-        for name, text in ("setup", _SETUP), ("run", _RUN):
+        for name, text in ("setup", _SETUP + install), ("run", _RUN):
             (out / name).write_text(text.format(**names))
             (out / name).chmod(0o755)
         _compile()
         done = subprocess.run([*inside, HERE / "boot.sh", out], capture_output=True, text=True, check=False,
-                              env={**os.environ, "TIMEOUT": str(TIMEOUT)})
+                              env={**os.environ, "TIMEOUT": str(TIMEOUT), "ROOT": root})
         log = (out / "log").read_text(errors="replace") if (out / "log").exists() else ""
         reports = (out / REPORTS.name).read_text().splitlines() if (out / REPORTS.name).exists() else []
     return Booted(done.returncode, f"{log}{done.stdout}{done.stderr}", reports)
 
 
 def _mounts() -> dict[str, str]:
-    mounts = {_TREE: str(ROOT), _SITE: sysconfig.get_path("purelib")}
-    if not sys.base_prefix.startswith("/usr"):
-        mounts[_PYTHON] = sys.base_prefix  # it may lie in a home directory, which the daemon cannot see
-    return mounts
+    # The Python of the tests may lie where others cannot see it, or not be in the tree at all.
+    return {_TREE: str(ROOT), _SITE: sysconfig.get_path("purelib"), _PYTHON: sys.base_prefix}
 
 
 def _names() -> dict[str, str]:
-    prefix = sys.base_prefix if sys.base_prefix.startswith("/usr") else _PYTHON
-    python = f"{prefix}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
-    return {"tree": _TREE, "site": _SITE, "python": python, "lib": f"{prefix}/lib"}
+    python = f"{_PYTHON}/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    # that of a distribution finds its libraries in the tree
+    library = "" if sys.base_prefix.startswith("/usr") else f"{_PYTHON}/lib"
+    return {"tree": _TREE, "site": _SITE, "python": python, "lib": library, "source": str(SOURCE)}
 
 
 def _compile() -> None:
@@ -141,12 +176,12 @@ def _compile() -> None:
 
 
 @contextlib.contextmanager
-def _huge_pages() -> Iterator[None]:
-    """Reserve some huge pages (2 MiB) where the machine lets us; the number is put back."""
+def huge_pages() -> Iterator[None]:
+    """Reserve huge pages (2 MiB) for all boots at once, where the machine lets us; the number is put back."""
     pool = Path("/proc/sys/vm/nr_hugepages")
     before = int(pool.read_text())
     with contextlib.suppress(OSError):
-        pool.write_text(str(before + HUGE_PAGES))
+        pool.write_text(str(before + HUGE_PAGES * len(RELEASES)))
     try:
         yield
     finally:

@@ -12,19 +12,23 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from gmemd.qmp.client import Client
 from tests.patience import PATIENCE
+from tests.systemd import boot
 
 SOCKET = "/run/gmemd/qmp.sock"
 UNITS = ("gmemd.service", "gmemd.socket")
 SIZE = 2 << 20  # bytes of an object
 
 TREE = Path(__file__).parents[3]
+PROGRAM = Path("/usr/local/bin/gmemd")
+PAGE = "docs/systemd.md"
 
 _DROP_INS = Path("/run/systemd/system/gmemd.service.d")
 _STATE = Path("/run/gmemd")
+_REBOOTED = Path("/out/rebooted")  # by which test
 
 
 def output(*words: str, status: int = 0) -> str:
@@ -33,6 +37,14 @@ def output(*words: str, status: int = 0) -> str:
     said = done.stdout + done.stderr
     assert done.returncode == status, f"{words}: status {done.returncode}\n{said}"
     return said.strip()
+
+
+def type_block(number: int) -> str:
+    """Run a block of the page as it stands there; there is no network, so wheels lie ready for pip."""
+    block = re.findall(r"^```sh host\n(.*?)^```$", (boot.SOURCE / PAGE).read_text(), re.DOTALL | re.MULTILINE)[number]
+    wheels = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(boot.WHEELS), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    return output("env", *(f"{key}={value}" for key, value in wheels.items()),
+                  "sh", "-euc", f"cd {boot.SOURCE}\n{block}")
 
 
 def journal() -> str:
@@ -112,6 +124,19 @@ def reset() -> None:
         file.unlink()
     systemctl("daemon-reload")
     systemctl("start", "gmemd.socket")
+
+
+def rebooted(test: str) -> bool:
+    """Has this test (node id) ended user space by soft_reboot()?"""
+    return _REBOOTED.exists() and _REBOOTED.read_text() == test
+
+
+def soft_reboot(test: str) -> NoReturn:
+    """End all of user space, this process too; pytest is started again, with this test first."""
+    _REBOOTED.write_text(test)
+    systemctl("soft-reboot")
+    while True:
+        signal.pause()
 
 
 def drop_in(text: str) -> None:
