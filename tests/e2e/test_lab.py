@@ -101,6 +101,27 @@ def test_a_lease_outlives_the_daemon(tmp_path: Path) -> None:
             receiver.stdout.close()
 
 
+def test_a_failed_flush_after_a_failed_conversion() -> None:
+    """What a conversion noted that came to nothing is nobody's operation: later changes are answered, and made."""
+    with Daemon("--keeper", "--lab", kernel="simulated", persist="on") as daemon, daemon.client() as client:
+        client.execute("object-add", MEMORY)
+        _, [fd] = client.execute_fds("memdev-get-fd", {"id": "g"})
+        os.pwrite(fd, b"keep", 0)
+        client.execute("x-memdev-inject", {"operation": "create", "errno": "ENOMEM"})
+        convert = {"id": "g", "offset": 0, "size": PAGE, "to": "private", "preserve": True}
+        assert refusal(client, "memdev-convert", convert) == "cannot convert 'g': Cannot allocate memory"
+        client.execute("x-memdev-inject", {"operation": "store", "errno": "ENOBUFS"})
+        other = {"qom-type": "memory-backend-memfd", "id": "h", "size": PAGE}
+        assert "No buffer space" in refusal(client, "object-add", other)
+        client.execute("object-add", other)
+        client.execute("memdev-convert", convert)
+        client.execute("memdev-convert", {**convert, "to": "shared"})
+        assert os.pread(fd, 4, 0) == b"keep"
+        os.close(fd)
+        for name in ("g", "h"):
+            client.execute("object-del", {"id": name})
+
+
 def test_a_job_over_a_socket() -> None:
     """Its events arrive, its digests are the contents', and a cancelled one leaves the daemon as it was."""
     with Daemon(kernel="simulated") as daemon, daemon.client() as client:

@@ -16,7 +16,7 @@ from gmemd.persist.batch import Operation
 from gmemd.persist.custody import NotKept
 from gmemd.persist.registry import NotWritten
 from tests.persist.manager import StandIn
-from tests.persist.world import World, full_disk, rows
+from tests.persist.world import World, full_disk, ignore, rows
 
 
 @pytest.fixture
@@ -551,3 +551,88 @@ class TestDamage:
         world.flush()
         world.restart()
         assert (world.restored.lost, world.restored.words) == ([], [])
+
+
+# -- an open file is kept once ---------------------------------------------------------------------------------
+
+def _shared(world: World, id_: str, fd: int) -> Operation:
+    assert world.custody is not None
+    world.custody.reserve()
+    return world.custody.add(world.record(id_), fd, shared=True)
+
+
+def test_one_open_file_of_two_objects(world: World) -> None:
+    """What is kept under another name already is opened once more: deleting the one leaves the other."""
+    first = world.add("a")
+    world.flush()
+    _shared(world, "b", first.fd)
+    world.flush()
+    assert len(world.manager.names()) == 2
+    assert world.custody is not None
+    world.custody.remove(first.record)
+    world.flush()
+    world.restart()
+    assert [record.id for record, _ in world.restored.objects] == ["b"]
+    assert world.restored.lost == []
+
+
+def test_two_objects_of_one_open_file_in_one_flush(world: World) -> None:
+    """The same before anything is sent."""
+    fd = world.add("a").fd
+    _shared(world, "b", fd)
+    world.flush()
+    world.restart()
+    assert sorted(record.id for record, _ in world.restored.objects) == ["a", "b"]
+
+
+def test_kept_again_in_the_flush_that_gives_it_up(world: World) -> None:
+    """Off and on in one flush: it is there, under one name."""
+    first = world.add("a")
+    world.flush()
+    assert world.custody is not None
+    world.custody.remove(first.record)
+    _shared(world, "a", first.fd)
+    world.flush()
+    assert len(world.manager.names()) == 1
+    world.restart()
+    assert [record.id for record, _ in world.restored.objects] == ["a"]
+    assert world.restored.lost == []
+
+
+def test_what_cannot_be_opened_again(world: World) -> None:
+    """As a guest_memfd: refused while it is kept under another name; kept once that one has left before."""
+    assert world.custody is not None
+    fd = os.eventfd(0)
+    world.memory.append(fd)
+    world.custody.reserve()
+    first = world.custody.add(world.record("a"), fd)
+    world.flush()
+    with pytest.raises(QmpError, match="keeps an open file once"):
+        _shared(world, "b", fd)
+    world.custody.release()
+    world.custody.remove(first.record)
+    second = _shared(world, "b", fd)
+    world.flush()
+    assert world.manager.names() == [second.record.fd_name]
+
+
+def test_giving_up_what_belongs_to_no_object(world: World) -> None:
+    """It has left the store for good when the flush has ended; one that fails leaves it there."""
+    world.add("a")
+    world.flush()
+    world.crash()
+    os.unlink(world.path)
+    custody = world.start()
+    [(name, _)] = world.restored.unclaimed
+    world.hook = full_disk
+    operation = custody.give_up(name)
+    with pytest.raises(NotKept) as caught:
+        world.flush()
+    assert caught.value.undone == [operation]
+    assert world.manager.names() == [name]
+    world.hook = ignore
+    custody.give_up(name)
+    world.flush()
+    assert world.manager.names() == []
+    world.restart()
+    assert world.restored.unclaimed == []

@@ -8,8 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from gmemd.errors import QmpError
 from tests.robustness import damage
 from tests.robustness.ladder import climb, restart_time
+from tests.robustness.pairs import Alone, Kept, clash, pairs
 from tests.robustness.scenarios import SCENARIOS
 from tests.robustness.sweep import Tally, errors, kills
 from tests.robustness.world import World, Wrong
@@ -75,8 +77,30 @@ def restart() -> int:
     return 0
 
 
-PARTS: dict[str, Part] = {"kills": all_kills, "errors": all_errors, "damage": all_damage, "ladder": whole_ladder,
-                          "restart": restart}
+def all_pairs() -> int:
+    """All ordered pairs of two clients' changes, alone and kept; how much was wrong."""
+    print("== two clients change one object ==")
+    wrong = 0
+    for make, after, title in ((Alone, 0.0, "alone, one turn"), (Alone, 0.002, "alone, 2 ms apart"),
+                               (Kept, 0.0, "kept, one turn, then SIGKILL"),
+                               (Kept, 0.002, "kept, 2 ms apart, then SIGKILL")):
+        begun, count, place = time.monotonic(), 0, make()
+        for first, second in pairs(place):
+            count += 1
+            try:
+                clash(place, first, second, after)
+            except (Wrong, AssertionError, QmpError, OSError) as exc:
+                print(f"    WRONG: {first} / {second}: {str(exc)[:1000]}", flush=True)
+                wrong += 1
+                place.close()
+                place = make()
+        place.close()
+        print(f"{title:45} {count:5} pairs, {time.monotonic() - begun:.0f} s", flush=True)
+    return wrong
+
+
+PARTS: dict[str, Part] = {"pairs": all_pairs, "kills": all_kills, "errors": all_errors, "damage": all_damage,
+                          "ladder": whole_ladder, "restart": restart}
 
 
 def main(names: list[str]) -> int:

@@ -1,0 +1,44 @@
+"""Two changes that meet do not harm each other: a sample of script/robustness pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+
+import pytest
+
+from gmemd.metrics import changes
+from gmemd.schema.validate import Schema
+from tests.robustness.pairs import OPERATIONS, Alone, Kept, clash, pairs
+
+# Changing commands that no pair is made of, and why.
+_ELSEWHERE = {
+    "qmp_capabilities": "changes the connection alone",
+    "quit": "ends the daemon",
+    "memdev-claim": "needs memory that came back without its record",
+    "yank": "ends what is stuck, and nothing here can be",
+    "memdev-enforce": "needs a holder's userfaultfd: tests/commands/test_enforce.py",
+}
+
+
+@pytest.mark.parametrize(("make", "every", "after"), [(Alone, 11, 0.0), (Alone, 41, 0.002), (Kept, 17, 0.0)],
+                         ids=["alone", "alone, staggered", "kept"])
+def test_two_clients_change_one_object(make: Callable[[], Alone | Kept], every: int, after: float,
+                                       record_property: Callable[[str, object], None]) -> None:
+    """What was acknowledged is what is there, with every byte, and after SIGKILL as well; no descriptor is left."""
+    place = make()
+    try:
+        count = 0
+        for first, second in islice(pairs(place), 0, None, every):
+            clash(place, first, second, after)
+            count += 1
+    finally:
+        place.close()
+    record_property("figure", f"{count} pairs")
+    assert count >= 18
+
+
+def test_every_changing_command_is_there() -> None:
+    """A new command that changes something needs an operation."""
+    known = {operation.command for operation in OPERATIONS.values()} | _ELSEWHERE.keys()
+    assert {name for name in Schema.load().commands if changes(name)} - known == set()
