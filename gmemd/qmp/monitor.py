@@ -406,7 +406,10 @@ def _always(fd: int) -> bool:
 
 
 def _events(fd: int, wanted: int) -> int:
-    """What poll(2) says of a descriptor now."""
+    """What poll(2) says of a descriptor now; nothing if it cannot."""
     poll = select.poll()
     poll.register(fd, wanted)
-    return sum(events for _, events in poll.poll(0))
+    try:
+        return sum([events for _, events in poll.poll(0)])
+    except OSError:
+        return 0

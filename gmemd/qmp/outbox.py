@@ -55,7 +55,7 @@ class Outbox:
             sent = 0
         except OSError as exc:
             if exc.errno != errno.ETOOMANYREFS:
-                self._lose(fds)
+                self._lose(exc, fds)
                 return
             sent = 0
             self._retry = self._loop.call_later(_RETRY_SECONDS, self._writable)
@@ -103,7 +103,7 @@ class Outbox:
                     self._loop.remove_writer(self._fd)
                 self._retry = self._loop.call_later(_RETRY_SECONDS, self._writable)
                 return
-            self._lose()
+            self._lose(exc)
         if not retrying:
             self._loop.remove_writer(self._fd)
         self._unwatch_stall()
@@ -125,10 +125,12 @@ class Outbox:
                 del data[:sent]
             self._watch_stall()
 
-    def _lose(self, fds: list[int] | None = None) -> None:
-        """Nobody listens: drop what waits."""
+    def _lose(self, error: OSError, fds: list[int] | None = None) -> None:
+        """Drop what waits, for nobody listens; a client that might, and does not hear a reply, is cut."""
         self._lost = True
         close_beside([*(fds or ()), *self._drop()])
+        if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+            self._loop.call_soon(self._cut)
 
     def _drop(self) -> list[int]:
         """Forget what waits; its descriptors, given away."""
