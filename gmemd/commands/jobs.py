@@ -16,6 +16,7 @@ from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd, completed
 from gmemd.commands.memdev import delete
 from gmemd.commands.qom import set_property
+from gmemd.commands.workers import workers
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.jobs import CANCELLED, Job
 
@@ -169,6 +170,12 @@ def _start(gmemd: Gmemd, job_id: str, kind: str, total: int, work: Callable[[Job
 
 
 async def _worker(job: Job | None, work: str, part: Part, chunk: int, said: Said) -> None:
+    """Have a process of its own work on contents, once there is room for one."""
+    async with workers.room(job):
+        await _work(job, work, part, chunk, said)
+
+
+async def _work(job: Job | None, work: str, part: Part, chunk: int, said: Said) -> None:
     """Have a process of its own work on contents; QmpError when it fails, is killed, or kills itself."""
     fd, *numbers = part
     with os_errors("cannot start the worker process"):

@@ -1,0 +1,77 @@
+"""Worker processes do not become more than the machine has use for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from gmemd.commands.workers import Workers, workers
+from gmemd.errors import QmpError
+from gmemd.jobs import CANCELLED, Jobs
+from tests.commands.live import LiveMachine
+
+pytestmark = pytest.mark.asyncio
+
+
+async def until_blocked() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_so_many_at_a_time_in_order() -> None:
+    """The rest waits, and comes in the order in which it came; one that waits can be given up."""
+    room, jobs = Workers(2), Jobs(lambda name, data: None)
+    inside: list[str] = []
+    go = {name: asyncio.Event() for name in "abcde"}
+
+    async def work(name: str) -> None:
+        async with room.room(jobs.create(name, "verify", 1)):
+            inside.append(name)
+            await go[name].wait()
+
+    tasks = {name: asyncio.create_task(work(name)) for name in go}
+    await until_blocked()
+    assert inside == ["a", "b"]
+    jobs.find("c").cancel()
+    go["b"].set()
+    await until_blocked()
+    assert inside == ["a", "b", "d"]
+    tasks["d"].cancel()
+    await until_blocked()
+    assert inside == ["a", "b", "d", "e"]
+    for event in go.values():
+        event.set()
+    results = await asyncio.gather(*tasks.values(), return_exceptions=True)
+    assert [getattr(result, "desc", type(result)) for result in results] == [
+        type(None), type(None), CANCELLED, asyncio.CancelledError, type(None)]
+    async with room.room(None), room.room(None):
+        pass
+
+
+async def test_a_job_that_is_cancelled_already_does_not_wait() -> None:
+    """Its cancelling was asked for between two pieces of its work."""
+    room, job = Workers(1), Jobs(lambda name, data: None).create("a", "delete", 1)
+    async with room.room(None):
+        job.cancel()
+        with pytest.raises(QmpError, match=CANCELLED):
+            async with room.room(job):
+                pass
+
+
+async def test_jobs_wait_for_room() -> None:
+    """A job without room is running, can be cancelled, and is done when there is room."""
+    live = LiveMachine()
+    await live.do("object-add", qom_type="memory-backend-memfd", id="m", size=1 << 16)
+    async with contextlib.AsyncExitStack() as full:
+        while workers._free:
+            await full.enter_async_context(workers.room(None))
+        await live.do("memdev-verify", id="m", job_id="given-up")
+        await live.do("memdev-verify", id="m", job_id="patient")
+        await until_blocked()
+        await live.do("job-cancel", id="given-up")
+        assert (await live.ended("given-up"))["error"] == CANCELLED
+        assert (await live.do("query-jobs"))[0]["status"] == "running"
+    assert "error" not in await live.ended("patient")
+    await live.close()
