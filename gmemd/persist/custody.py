@@ -254,7 +254,7 @@ class Custody:
         registry = self._registry
         trusted = not registry.damage and not registry.read_only
         result = sort_out(fds, registry.records, registry.state, trusted=trusted, identify=identify)
-        result.words[:0] = [words for words in (registry.damage, self._read_only_words()) if words]
+        result.words[:0] = [words for words in (registry.damage, registry.tightened, self._read_only_words()) if words]
         for name, fd in fds:
             self._account(name, fd)
         # a name is never given twice, also not one that may still be on its way out

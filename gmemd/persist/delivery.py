@@ -63,6 +63,7 @@ class Delivery:
             yield from self._send_barrier(batch)
         if batch.barrier >= 0:
             yield from self._wait("readable", batch.barrier)
+            self._notifier.check_passed(batch.barrier)
             for name in batch.removals:
                 self.owed.discard(name)
                 self._store.forget(name)

@@ -23,6 +23,7 @@ from array import array
 from collections.abc import Iterable, MutableMapping
 
 from gmemd.errors import QmpError
+from gmemd.persist.kept import BARRIER_ANSWERS
 
 DEFAULT_LIMIT = 1024  # FileDescriptorStoreMax= of the shipped unit; systemd < 254 does not announce it
 NAME_BUDGET = 131_057  # bytes, sum of len(name) + 1 over all fds: MAX_ARG_STRLEN less "LISTEN_FDNAMES="
@@ -39,19 +40,23 @@ _SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 class Notifier:
     """A connection to the manager's notify socket. Nothing here waits."""
 
-    def __init__(self, path: str) -> None:
-        """Connect to `path` ("@name" is an abstract socket). OSError when nobody listens there."""
+    def __init__(self, path: str, *, answers: bool = False) -> None:
+        """Connect to `path` ("@name" is an abstract socket). OSError when nobody listens there.
+
+        `answers`: this manager tells by a barrier how it went.
+        """
         if not path.startswith(("/", "@")):
             raise QmpError(f"NOTIFY_SOCKET '{path}' is neither a path nor an abstract socket")
         self._address = "\0" + path[1:] if path[0] == "@" else path
+        self._answers = answers
         self._feed_due = False  # WATCHDOG=1 goes ahead of the next message
         self._socket = self._connect()
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Notifier | None:
         """The manager named by $NOTIFY_SOCKET, or None; the variable is removed, children must not use it."""
-        path = environ.pop("NOTIFY_SOCKET", "")
-        return cls(path) if path else None
+        path, answers = environ.pop("NOTIFY_SOCKET", ""), environ.pop(BARRIER_ANSWERS, "")
+        return cls(path, answers=answers == "1") if path else None
 
     def fileno(self) -> int:
         """The socket to wait on for writability after BlockingIOError."""
@@ -98,6 +103,14 @@ class Notifier:
             os.close(reader)
             raise
         return reader
+
+    def check_passed(self, reader: int) -> None:
+        """A barrier can be read: raise OSError where the manager says that it does not hold all it was sent.
+
+        systemd says nothing, and the count has to do.
+        """
+        if self._answers and os.read(reader, 1) != b"1":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def ready(self, status: str = "") -> None:
         """Say that the daemon serves."""

@@ -7,6 +7,8 @@ corresponds:
   Type=notify, NotifyAccess=main, Restart=always, StartLimitIntervalSec=0, WatchdogSec=,
   FileDescriptorStoreMax=
 
+Better than there, a barrier says how it went: a byte before its end, where all that was sent is held.
+
 So a daemon that ends by `quit` is started again with its memory, and what a dead one leaves running is
 killed. SIGTERM or SIGINT to the keeper ends daemon and keeper, and with them the memory, as does the
 keeper's own death: it is the memory's anchor. SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on. One thing
@@ -32,9 +34,10 @@ from array import array
 from time import monotonic
 
 from gmemd.persist.keeper_options import RESTART_DELAY, Options, parse
-from gmemd.persist.kept import KeptFds, valid_name
+from gmemd.persist.kept import BARRIER_ANSWERS, KeptFds, valid_name
 from gmemd.persist.launch import become, fit_limit, kill_group, listen_on, log, parent, wait_logged
 from gmemd.persist.mailbox import Mailbox, fields_of
+from gmemd.persist.private import exposed
 from gmemd.sockets import Identity, identity, remove_own
 from gmemd.streams import open_standard_streams
 
@@ -56,6 +59,7 @@ class Keeper:
         self._places: list[tuple[str, Identity | None]] = []  # of the listeners' files
         try:
             for name, path in options.listen:
+                _check_place(path)
                 self._listeners.append((name, listen_on(path, options.listen_mode, options.listen_group)))
                 self._places.append((path, identity(path)))
             # beside the first socket, because that directory can be written
@@ -65,6 +69,7 @@ class Keeper:
             raise
         self.pid = 0  # of the daemon, 0: none runs
         self.was_ready = self._ever_ready = False
+        self._lost = False  # something that was to be kept since the last barrier is not
         self._started = 0.0  # monotonic seconds
         self._failures = 0  # starts in a row that did not get ready
         self._ending = False
@@ -121,7 +126,7 @@ class Keeper:
 
     # -- the daemon's life -----------------------------------------------------------------------------------
     def _start(self) -> None:
-        self.was_ready = False
+        self.was_ready = self._lost = False
         self._started = monotonic()
         self._watchdog = self._options.watchdog
         self._due = {"restart": self._started + RESTART_DELAY_MAX}  # should anything fail here
@@ -142,6 +147,7 @@ class Keeper:
         environ = dict(os.environ)
         environ["NOTIFY_SOCKET"] = self.mailbox.address
         environ["FDSTORE"] = str(self.kept.limit)
+        environ[BARRIER_ANSWERS] = "1"
         environ["LISTEN_FDS"] = str(len(names))
         environ["LISTEN_FDNAMES"] = ":".join(names)
         if self._options.watchdog:
@@ -237,10 +243,16 @@ class Keeper:
         """Work through the messages in the queue; True: there may be more."""
         return self.mailbox.receive(self._message)
 
-    def _message(self, pid: int, data: bytes, fds: array[int]) -> None:
+    def _message(self, pid: int, data: bytes, fds: array[int], whole: bool) -> None:
         """Act on one message of the daemon; fds that are kept are taken out of `fds`."""
         if pid == 0 or pid != self.pid:
-            log(f"a message of process {pid}, which is not the daemon, is ignored")
+            if data != b"BARRIER=1":
+                log(f"a message of process {pid}, which is not the daemon, is ignored")
+            return
+        if data == b"BARRIER=1":
+            return self._answer(fds)
+        if not whole:
+            self._lost = True
             return
         lines = data.split(b"\n")
         if len(lines) == 2 and lines[1].startswith(b"FDNAME="):  # the usual ones, fast
@@ -249,6 +261,14 @@ class Keeper:
             if lines[0] == b"FDSTOREREMOVE=1":
                 return self.kept.drop(valid_name(lines[1][7:]))
         self._act(fields_of(lines), fds)
+
+    def _answer(self, fds: array[int]) -> None:
+        """Tell the daemon that all it has sent since its last barrier is held; where not, it hears but the end."""
+        if fds and not self._lost:
+            with contextlib.suppress(OSError):
+                os.set_blocking(fds[0], False)
+                os.write(fds[0], b"1")
+        self._lost = False
 
     def _act(self, fields: dict[bytes, bytes], fds: array[int]) -> None:
         if fields.get(b"FDSTORE") == b"1":
@@ -270,11 +290,16 @@ class Keeper:
                 kept = self.kept.take(name, fd)
             except OSError as exc:
                 log(f"'{name}' is not kept: {os.strerror(exc.errno or 0)}")
+                self._lost = True
                 continue
             if kept:
                 fds.remove(fd)
             elif len(self.kept) >= self.kept.limit:
                 log(f"the store is full with {self.kept.limit} fds, '{name}' is not kept")
+                self._lost = True
+            else:
+                log(f"'{name}' is not kept: the same open file is kept under the name it came with first")
+                self._lost = True
 
     def _feed(self) -> None:
         if self._watchdog and self.was_ready and not self._ending and "kill" not in self._due:
@@ -311,6 +336,16 @@ def run_keeper(argv: list[str]) -> int:
     finally:
         keeper.close()
         wait_logged()
+
+
+def _check_place(path: str) -> None:
+    """Raise OSError for a socket whose directory is open to others: who replaced it would be sent the memory."""
+    place = exposed(os.path.dirname(path))
+    if place:
+        raise OSError(
+            f"'{place}' can be written by others, who could put a socket of theirs in the place of '{path}': "
+            f"take the right away from them (chmod go-w), or let it listen elsewhere"
+        )
 
 
 def _noted(number: int, frame: object) -> None:

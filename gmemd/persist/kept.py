@@ -11,6 +11,7 @@ import contextlib
 import os
 import stat
 
+BARRIER_ANSWERS = "GMEMD_BARRIER_ANSWERS"  # in the daemon's environment: a barrier without a byte has failed
 NAME_MAX = 255
 _DEFAULT_NAME = "stored"
 

@@ -23,7 +23,7 @@ _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _FLAGS = int(socket.MSG_CMSG_CLOEXEC)
 _SCM_RIGHTS, _SCM_CREDENTIALS = int(socket.SCM_RIGHTS), int(socket.SCM_CREDENTIALS)
 
-Act = Callable[[int, bytes, "array[int]"], None]
+Act = Callable[[int, bytes, "array[int]", bool], None]
 
 
 class Mailbox:
@@ -55,8 +55,8 @@ class Mailbox:
     def receive(self, act: Act) -> bool:
         """Work through the messages in the queue; True: there may be more.
 
-        `act` gets the sender's pid, the text and the fds, and takes out of them what it keeps; the rest is
-        closed. A barrier is anyone's, and the close is its answer.
+        `act` gets the sender's pid, the text, the fds, and whether all of it arrived. It takes out of the fds
+        what it keeps; the rest is closed, which is a barrier's answer, anyone's.
         """
         for _ in range(ROUND):
             try:
@@ -70,8 +70,7 @@ class Mailbox:
                 elif kind == _SCM_CREDENTIALS:
                     pid = _CREDENTIALS.unpack(value)[0]
             try:
-                if data != b"BARRIER=1" and (flags == _FLAGS or _whole(flags)):
-                    act(pid, data, fds)
+                act(pid, data, fds, flags == _FLAGS or _whole(flags))
             finally:
                 for fd in fds:
                     with contextlib.suppress(OSError):  # of the file system behind it
@@ -94,10 +93,11 @@ def fields_of(lines: list[bytes]) -> dict[bytes, bytes]:
 
 
 def _whole(flags: int) -> bool:
-    """May a message with these flags be acted on? Says what is missing."""
+    """Did all of a message with these flags arrive? Says what did not."""
     if flags & socket.MSG_TRUNC:
         log(f"a message of more than {MESSAGE_MAX} bytes is ignored")
         return False
     if flags & socket.MSG_CTRUNC:
         log("fds of a message were lost: too many open files")
+        return False
     return True

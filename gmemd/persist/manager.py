@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError
 from gmemd.persist.fdstore import FdStore, Notifier, listen_fds, store_limit, watchdog_seconds
+from gmemd.persist.private import exposed
 from gmemd.persist.record import State
 from gmemd.persist.restore import Identify, Restored, sort_out
 from gmemd.survival import Keeping
@@ -70,7 +71,7 @@ class Manager:
         from gmemd.persist.custody import Custody  # only here, for SQLite takes its time
         from gmemd.persist.registry import Registry
 
-        os.makedirs(directory, mode=0o700, exist_ok=True)
+        _make_directory(directory)
         return Custody(Registry(os.path.join(directory, REGISTRY)), self._notifier, FdStore(self._limit))
 
     def restore(self, custody: Custody | None, identify: Identify) -> Restored:
@@ -120,6 +121,19 @@ class Manager:
             message(*arguments)
         except OSError:
             return
+
+
+def _make_directory(directory: str) -> None:
+    """Make the registry's directory, or see that the one that is there is safe."""
+    umask = os.umask(0o077)
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+    finally:
+        os.umask(umask)
+    place = exposed(directory)
+    if place:
+        raise QmpError(f"'{place}' can be written by others, who could replace the registry in '{directory}': "
+                       f"take the right away from them (chmod go-w), or name another --state-dir")
 
 
 def _keeping(environ: MutableMapping[str, str]) -> Keeping:

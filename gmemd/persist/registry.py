@@ -23,6 +23,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence, Set
 
 from gmemd.errors import QmpError
+from gmemd.persist.private import make_private
 from gmemd.persist.reason import reason
 from gmemd.persist.record import COLUMNS, Damaged, Record, Row, State, record_of, row_of, state_of, state_row
 from gmemd.persist.salvage import new_file, put_in_place, salvage
@@ -84,6 +85,7 @@ class Registry:
         self.path = path
         self.read_only = ""
         self.damage = ""
+        self.tightened = ""  # what was done about a file that others could open
         self.records: list[Record] = []
         self._migrations = migrations
         self._db: sqlite3.Connection | None = None
@@ -188,6 +190,7 @@ class Registry:
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(rescued)
+            _make_private(rescued)
             with contextlib.closing(_connect(rescued)) as target:
                 self._db.backup(target)
             self.close()
@@ -201,6 +204,10 @@ class Registry:
     def _open(self) -> State:
         """Lock, check, migrate and read."""
         self.read_only = ""
+        try:
+            self.tightened = _make_private(self.path) or self.tightened
+        except OSError as exc:
+            raise QmpError(f"registry '{self.path}' cannot be used: {exc}") from exc
         try:
             self._db = db = _connect(self.path)
         except sqlite3.OperationalError as exc:
@@ -316,6 +323,12 @@ class Registry:
             self.damage += f", what is sound in it was taken over, it is now '{aside}'"
             self.state = self._open()
         self.records = sound
+
+
+def _make_private(path: str) -> str:
+    """Keep a file and its journal, which SQLite makes like it, from others; what was done to what was there."""
+    done = make_private(path)
+    return (make_private(f"{path}-journal") if os.path.lexists(f"{path}-journal") else "") or done
 
 
 def _connect(path: str) -> sqlite3.Connection:

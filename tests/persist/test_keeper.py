@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -456,3 +457,82 @@ def test_barrier_is_answered_while_nothing_else_happens(start: Start) -> None:
         assert file.read() in ("do_poll.constprop.0", "do_sys_poll", "poll_schedule_timeout.constprop.0", "0", "")
     kept("barrier")
     assert select.select([kept.process.stderr], [], [], 0)[0] == []
+
+
+class TestPlaces:
+    """Nobody else can put himself in the place of the keeper or of the daemon."""
+
+    def start(self, path: Path, how: str = "") -> tuple[int, str]:
+        """Start a keeper whose daemon ends at once; its status, and what it said."""
+        words = [sys.executable, "-S", "-m", "gmemd.persist.keeper", "--listen", str(path), "--exec", "sh", "-c",
+                 "exit 7"]
+        done = subprocess.run(["sh", "-c", f'exec "$@" {how}', "sh", *words], capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": ROOT}, check=False)  # fmt: skip
+        return done.returncode, done.stderr
+
+    @pytest.mark.parametrize(("mode", "group", "started"), [
+        (0o755, 0, True), (0o777, 0, False), (0o1777, 0, True), (0o775, 0, True), (0o775, 12345, False),
+        (0o757, 0, False), (0o1775, 12345, True),
+    ])  # fmt: skip
+    def test_a_directory_of_others_is_refused(self, tmp_path: Path, mode: int, group: int, started: bool) -> None:
+        """Who may write there may put a socket of his in the place of ours; the same holds further up."""
+        if group and os.getuid() != 0:
+            pytest.skip("needs root, to give a directory away")
+        place = tmp_path / "place"
+        (place / "below").mkdir(parents=True)
+        if group:
+            os.chown(place, -1, group)
+        place.chmod(mode)
+        for path in (place / "sock", place / "below" / "sock"):
+            status, words = self.start(path)
+            if started:
+                assert status == 7, words
+            else:
+                assert status == 1
+                assert f"'{place}' can be written by others" in words
+            assert not path.exists()
+        place.chmod(0o755)
+        assert self.start(place / "sock")[0] == 7
+
+    def test_a_file_in_the_place_of_the_notify_socket_is_left_alone(self, tmp_path: Path) -> None:
+        precious = tmp_path / "sock.notify"
+        precious.write_text("precious")
+        assert self.start(tmp_path / "sock")[0] == 1
+        assert precious.read_text() == "precious"
+        precious.unlink()
+        assert self.start(tmp_path / "sock")[0] == 7
+
+    @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+    def test_started_without_standard_streams(self, tmp_path: Path, closed: str) -> None:
+        """None of their numbers goes to a socket of the keeper, and the daemon finds all three open."""
+        seen = tmp_path / "seen"
+        look = f"for n in 0 1 2; do readlink /proc/$$/fd/$n; done >{seen}; exit 7"
+        words = [sys.executable, "-S", "-m", "gmemd.persist.keeper", "--listen", str(tmp_path / "sock"), "--exec",
+                 "sh", "-c", look]  # fmt: skip
+        done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *words], check=False,
+                              env={**os.environ, "PYTHONPATH": ROOT})  # fmt: skip
+        assert done.returncode == 7
+        links = seen.read_text().splitlines()
+        assert len(links) == 3
+        assert [link for link in links if link.startswith("socket:")] == []
+
+
+def test_a_keeper_short_of_descriptors_refuses(start: Start) -> None:
+    """What it cannot take is not acknowledged; all that is acknowledged is there after a crash."""
+    kept = start()
+    pid = kept.ready()
+    limits = resource.prlimit(kept.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(kept.process.pid, resource.RLIMIT_NOFILE, (24, limits[1]))
+    answers = {f"m{number}": kept("add", id=f"m{number}", text=str(number)) for number in range(30)}
+    kept_ids = [id_ for id_, answer in answers.items() if answer is None]
+    refused = [answer for answer in answers.values() if answer is not None]
+    assert 0 < len(kept_ids) < 24
+    assert refused[0] == {"error": "cannot hand over to the service manager: Too many open files"}
+    gone = kept_ids.pop()
+    assert kept("remove", id=gone) is None
+    assert kept("add", id="again", text="again") is None
+    resource.prlimit(kept.process.pid, resource.RLIMIT_NOFILE, limits)
+    kept.kill(pid)
+    assert sorted(kept("info")["objects"]) == sorted([*kept_ids, "again"])
+    assert kept("read", id=kept_ids[-1]) == kept_ids[-1][1:]
+    assert kept("add", id="late", text="late") is None
