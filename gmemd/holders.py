@@ -1,98 +1,158 @@
-"""Who has a file open or mapped, found in /proc by device and inode (proc(5)).
+"""Who has memory open or mapped, found in /proc by device and inode (proc(5)).
 
 A guest_memfd cannot be watched or revoked; looking is all there is.  What may not be looked at is left out.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
 
 PROC = "/proc"
 
-File = tuple[int, int]  # device and inode
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of what looking takes: nobody is overlooked for that
+
+
+File = tuple[int, int]  # st_dev and st_ino
+
+
+class Shown(NamedTuple):
+    """What lines of /proc/PID/maps have of a file, and which file they lead to where that is needed to know it by."""
+
+    device: str
+    inode: str
+    target: File | None = None  # by stat(2) of the entry in map_files; None: not needed, or not to be seen
+
+
+class Memory(NamedTuple):
+    """A part of a file."""
+
+    file: File
+    offset: int  # bytes
+    size: int  # bytes
 
 
 class Holder:
-    """One process and how it holds the file."""
+    """One process and how it holds memory."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.uid = 0
         self.comm = ""
         self.cgroup: str | None = None
-        self.fds = 0
-        self.mapped = 0  # bytes
+        self.fds = 0  # of the file
+        self.mapped = 0  # bytes of the part
         self.writable = False
         self.private_copy = False
 
 
-def holders(fd: int, proc: str = PROC) -> list[Holder]:
-    """The processes other than this one that hold the file behind the (borrowed) fd. Takes long; for a thread."""
-    status = os.fstat(fd)
-    file = status.st_dev, status.st_ino
-    return holders_of({file}, proc).get(file, [])
+Found = dict[Memory, Holder]
 
 
-def holders_of(wanted: Collection[File], proc: str = PROC) -> dict[File, list[Holder]]:
-    """The same for many files at once, by file; those that nobody holds are left out. Takes long; for a thread."""
-    found: dict[File, list[Holder]] = {}
-    shown = {(f"{os.major(device):02x}:{os.minor(device):02x}", str(inode)): (device, inode)
-             for device, inode in wanted}
-    for entry in sorted(int(name) for name in os.listdir(proc) if name.isdecimal()):
-        if entry != os.getpid():
-            for file, holder in _look(f"{proc}/{entry}", entry, shown).items():
-                found.setdefault(file, []).append(holder)
+def shown_as(file: File) -> Shown:
+    """How a file is shown whose file system has one device, as those in memory; kernel.maps knows it of all."""
+    return Shown(f"{os.major(file[0]):02x}:{os.minor(file[0]):02x}", str(file[1]))
+
+
+def target(place: str, addresses: str) -> File | None:
+    """The file of a mapping of the process at /proc/PID, named as in maps; None where that is not to be seen."""
+    start, end = (int(part, 16) for part in addresses.split("-"))
+    try:
+        status = os.stat(f"{place}/map_files/{start:x}-{end:x}")
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+class _Sought:
+    """What is looked for: by file, and by how lines of /proc/PID/maps show it."""
+
+    def __init__(self, wanted: Collection[Memory], shown: Mapping[File, Shown]) -> None:
+        self.parts: dict[File, list[Memory]] = {}
+        self.lines: dict[tuple[str, str], list[tuple[File, File | None]]] = {}  # files that are shown alike; targets
+        for memory in wanted:
+            if memory.file not in self.parts:
+                seen = shown.get(memory.file) or shown_as(memory.file)
+                self.lines.setdefault((seen.device, seen.inode), []).append((memory.file, seen.target))
+            self.parts.setdefault(memory.file, []).append(memory)
+
+
+def holders_of(wanted: Collection[Memory], shown: Mapping[File, Shown], proc: str = PROC) -> dict[Memory, list[Holder]]:
+    """The processes other than this one that hold each; what nobody holds is left out. Takes long; for a thread.
+
+    shown: how maps show those files of which fstat does not tell. OSError: there is a shortage of what looking takes.
+    """
+    found: dict[Memory, list[Holder]] = {}
+    sought = _Sought(wanted, shown)
+    for pid in sorted(int(name) for name in os.listdir(proc) if name.isdecimal()):
+        if pid != os.getpid():
+            for memory, holder in _look(f"{proc}/{pid}", pid, sought).items():
+                found.setdefault(memory, []).append(holder)
     return found
 
 
-def _look(place: str, pid: int, shown: Mapping[tuple[str, str], File]) -> dict[File, Holder]:
-    """How a process holds files; nothing when it does not, has ended, or may not be looked at.
+def _look(place: str, pid: int, sought: _Sought) -> Found:
+    """How a process holds memory; nothing when it does not, has ended, or may not be looked at."""
+    found: Found = {}
 
-    `shown`: device and inode as /proc/PID/maps shows them, of each file that is looked for.
-    """
-    found: dict[File, Holder] = {}
-
-    def holder(file: File) -> Holder:
-        return found.setdefault(file, Holder(pid))
+    def holder(memory: Memory) -> Holder:
+        return found.setdefault(memory, Holder(pid))
 
     try:
-        for file, writable in _open_files(place, set(shown.values())):
-            holder(file).fds += 1
-            holder(file).writable |= writable
-        for file, size, mode in _mappings(place, shown):
-            holder(file).mapped += size
-            holder(file).writable |= "w" in mode and "s" in mode
-            holder(file).private_copy |= "p" in mode
+        for file, writable in _open_files(place, sought):
+            for memory in sought.parts[file]:
+                holder(memory).fds += 1
+                holder(memory).writable |= writable
+        for file, begin, end, mode in _mappings(place, sought):
+            for memory in sought.parts[file]:
+                size = min(end, memory.offset + memory.size) - max(begin, memory.offset)
+                if size > 0:
+                    holder(memory).mapped += size
+                    holder(memory).writable |= "w" in mode and "s" in mode
+                    holder(memory).private_copy |= "p" in mode
         for one in found.values():
             one.uid, one.cgroup = os.stat(place).st_uid, cgroup_of(place)
             one.comm = _read(f"{place}/comm").rstrip("\n")
-    except OSError:
+    except OSError as exc:
+        if exc.errno in _SHORT:
+            raise
         return {}
     return found
 
 
-def _open_files(place: str, wanted: Collection[File]) -> Iterator[tuple[File, bool]]:
+def _open_files(place: str, sought: _Sought) -> Iterator[tuple[File, bool]]:
     """For each fd that is one of the files: which one, and whether it was opened for writing."""
     for name in os.listdir(f"{place}/fd"):
         try:
             status = os.stat(f"{place}/fd/{name}")
-            if (status.st_dev, status.st_ino) in wanted:
+            if (status.st_dev, status.st_ino) in sought.parts:
                 flags = _read(f"{place}/fdinfo/{name}").partition("flags:\t")[2].partition("\n")[0]
                 yield (status.st_dev, status.st_ino), bool(int(flags, 8) & os.O_ACCMODE)
         except FileNotFoundError:
             continue
 
 
-def _mappings(place: str, shown: Mapping[tuple[str, str], File]) -> Iterator[tuple[File, int, str]]:
-    """Which file, size and permissions of each mapping of one of the files."""
+def _mappings(place: str, sought: _Sought) -> Iterator[tuple[File, int, int, str]]:
+    """Of each mapping of one of the files: which one, begin and end in the file, and permissions."""
     with open(f"{place}/maps", errors="replace") as maps:
         for line in maps:
-            fields = line.split(None, 5)
-            file = shown.get((fields[3], fields[4]))
-            if file is not None:
-                start, _, end = fields[0].partition("-")
-                yield file, int(end, 16) - int(start, 16), fields[1]
+            addresses, mode, offset, device, inode, *_ = line.split(None, 5)
+            alike = sought.lines.get((device, inode))
+            if alike is not None:
+                start, end = (int(part, 16) for part in addresses.split("-"))
+                begin = int(offset, 16)
+                for file in _those_meant(alike, place, addresses):
+                    yield file, begin, begin + end - start, mode
+
+
+def _those_meant(alike: list[tuple[File, File | None]], place: str, addresses: str) -> list[File]:
+    """Which of the files that maps show alike a mapping is of; all of them where that is not to be seen."""
+    if all(known is None for _, known in alike):
+        return [file for file, _ in alike]
+    actual = target(place, addresses)
+    return [file for file, known in alike if known is None or actual is None or known == actual]
 
 
 def cgroup_of(place: str) -> str | None:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import SHARED_FLAGS
-from gmemd.changes.threads import close_beside, in_thread
+from gmemd.changes.threads import close_beside
 from gmemd.commands.context import Caller, Change, Gmemd, record_of, store_record
 from gmemd.commands.memdev import added, describe_memory
 from gmemd.errors import QmpError, os_errors
-from gmemd.holders import holders
 from gmemd.ranges import SHARED, RangeMap
 
 if TYPE_CHECKING:
@@ -24,18 +22,6 @@ if TYPE_CHECKING:
 _TYPES = {"memfd": "memory-backend-memfd", "hugetlb-memfd": "memory-backend-memfd",
           "guest-memfd": "memory-backend-guest-memfd", "file": "memory-backend-file"}
 _SEAL_SHRINK = 0x2  # F_SEAL_SHRINK
-
-
-def query_memdev_holders(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
-    fd = gmemd.objects.find(arguments["id"]).fd
-
-    async def work() -> list[dict[str, Any]]:
-        return [{"pid": holder.pid, "uid": holder.uid, "comm": holder.comm, "fds": holder.fds,
-                 "mapped": holder.mapped, "writable": holder.writable, "private-copy": holder.private_copy,
-                 **({} if holder.cgroup is None else {"cgroup": holder.cgroup})}
-                for holder in await in_thread(holders, fd)]
-
-    return work()
 
 
 def memdev_adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:

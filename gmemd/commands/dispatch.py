@@ -7,7 +7,20 @@ from collections.abc import Callable, Iterable
 from types import CoroutineType, ModuleType
 from typing import Any
 
-from gmemd.commands import accounting, control, conversion, custody, effect, enforce, fds, jobs, lease, memdev, qom
+from gmemd.commands import (
+    accounting,
+    control,
+    conversion,
+    custody,
+    effect,
+    enforce,
+    fds,
+    holders,
+    jobs,
+    lease,
+    memdev,
+    qom,
+)
 from gmemd.commands.context import Caller, Gmemd, completed
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.fds import NamedFds
@@ -16,8 +29,8 @@ from gmemd.schema.validate import Command
 
 Function = Callable[[Gmemd, Caller, dict[str, Any]], Any]
 
-MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, custody, effect, enforce, fds, jobs, lease, memdev,
-                                   qom)
+MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, custody, effect, enforce, fds, holders, jobs, lease,
+                                   memdev, qom)
 
 
 def functions(modules: Iterable[ModuleType] = MODULES) -> dict[str, Function]:

@@ -11,7 +11,7 @@ import fcntl
 import os
 from struct import Struct
 
-from . import syscalls, uapi
+from . import maps, syscalls, uapi
 
 UFFDIO_REGISTER = 0xC020AA00
 UFFDIO_REGISTER_MODE_MISSING = 1 << 0
@@ -46,15 +46,14 @@ def is_mapped(pid: int, fd: int, address: int, size: int) -> bool:
 
     False also where the process may not be looked at.
     """
-    status = os.fstat(fd)
-    file = (f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}", str(status.st_ino))
+    [file] = maps.shown([fd])
     reached = 0
     try:
-        with open(f"/proc/{pid}/maps") as maps:
-            for line in maps:
+        with open(f"/proc/{pid}/maps") as lines:
+            for line in lines:
                 place, mode, offset, *rest = line.split()
                 start, end = (int(part, 16) for part in place.split("-"))
-                if start == address + reached and (rest[0], rest[1]) == file and "s" in mode \
+                if start == address + reached and (rest[0], rest[1]) == file[:2] and "s" in mode \
                         and int(offset, 16) == reached:
                     reached = end - address
     except OSError:

@@ -7,10 +7,10 @@ from itertools import islice
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.commands.holders import describe
 from gmemd.commands.memdev import describe_status
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.ranges import PRIVATE
-from gmemd.web.holding import describe
 from gmemd.web.openapi import document
 from gmemd.web.pace import Pace
 from gmemd.web.routes import routes
@@ -76,7 +76,10 @@ async def ranges(state: State, given: dict[str, Any]) -> Any:
 
 async def holders_of_one(state: State, given: dict[str, Any]) -> Any:
     backend = _find(state, given["id"])
-    return [describe(holder) for holder in (await state.holders.find([backend]))[backend.id]]
+    found = (await state.holders.find([backend])).get(backend.id)
+    if found is None:
+        raise _not_found(backend.id)
+    return [describe(holder) for holder in found]
 
 
 async def holders(state: State, given: dict[str, Any]) -> Any:
@@ -97,8 +100,12 @@ async def events(state: State, given: dict[str, Any]) -> Any:
 def _find(state: State, object_id: str) -> HostMemoryBackend:
     backend = state.gmemd.objects.get(object_id)
     if backend is None:
-        raise QmpError(f"object '{object_id}' not found", DEVICE_NOT_FOUND)
+        raise _not_found(object_id)
     return backend
+
+
+def _not_found(object_id: str) -> QmpError:
+    return QmpError(f"object '{object_id}' not found", DEVICE_NOT_FOUND)
 
 
 def _object(state: State, backend: HostMemoryBackend) -> dict[str, Any]:
