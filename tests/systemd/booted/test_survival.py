@@ -116,20 +116,6 @@ def test_crash_loop() -> None:
         assert memory.intact() == ["ram0"]
 
 
-def test_stop() -> None:
-    """A stop of the service keeps memory from systemd 254 on; before, the object is listed as lost."""
-    kept = systemd_version() >= 254
-    with Memory() as memory:
-        memory.add("ram0")
-    systemctl("stop", "gmemd.service")
-    with Memory() as memory:
-        assert memory.intact() == (["ram0"] if kept else [])
-        lost = memory.client.execute("query-memdev-lost")
-        assert [entry["id"] for entry in lost] == ([] if kept else ["ram0"])
-        memory.client.execute("object-del", {"id": "ram0"})
-        memory.add("ram0")
-
-
 def test_quit() -> None:
     """`quit` ends the daemon and keeps the objects."""
     with Memory() as memory:
