@@ -11,10 +11,10 @@ Each step raises QmpError in QEMU's words; `close()` then gives everything back.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
+from gmemd import boottime
 from gmemd.errors import QmpError, close_fd
 from gmemd.kernel.base import Kernel
 from gmemd.lease import Lease
@@ -76,7 +76,12 @@ class HostMemoryBackend:
         self.id = object_id
         self.properties = properties
         self.size: int = properties["size"]  # bytes, as asked
-        self.created = time.time()  # seconds since the epoch
+        self.made = boottime.now()  # seconds since boot
+
+    @property
+    def age(self) -> int:
+        """Seconds since it was made."""
+        return int(boottime.now() - self.made)
 
     # -- step 1 ----------------------------------------------------------------------------------
 

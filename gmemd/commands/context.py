@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import reconcile
+from gmemd.boottime import from_record, on_the_wall
 from gmemd.changes.threads import close_beside
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.fds import FdSets, NamedFds
@@ -245,11 +246,13 @@ def record_of(backend: HostMemoryBackend, kernel: Kernel) -> Record:
     elif backend.properties.get("hugetlb"):
         kind = "hugetlb-memfd"
     return Record(backend.id, backend.qom_type, dict(backend.properties), kind, backend.memory_size,
-                  kernel=kernel.name, owner_uid=uid, owner_pid=pid, created=int(backend.created), extra=_extra(backend))
+                  kernel=kernel.name, owner_uid=uid, owner_pid=pid, created=int(on_the_wall(backend.made)),
+                  extra=_extra(backend))
 
 
 def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
-    extra: dict[str, Any] = {"kind": backend.kind, "flags": backend.guest_memfd_flags, "offset": backend.offset}
+    extra: dict[str, Any] = {"kind": backend.kind, "flags": backend.guest_memfd_flags, "offset": backend.offset,
+                             "made": round(backend.made, 3)}
     if backend.visibility is not None:
         extra["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
     if backend.lease is not None:
@@ -290,6 +293,6 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
         backend.lease = Lease(*record.extra["lease"])
     backend.foreign = True
     backend.owner = (record.owner_uid, record.owner_pid)
-    backend.created = float(record.created)
+    backend.made = from_record(record.extra.get("made"), record.created)
     backend.record = record
     return backend

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from functools import partial
 from typing import Any
 
@@ -144,16 +143,14 @@ def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
     backends = list(gmemd.objects) if wanted is None else [gmemd.objects.find(wanted)]
     if len(backends) > _BATCH or sum([backend.memory_size for backend in backends]) > AT_ONCE:
         return _status_in_thread(gmemd, backends, wanted)
-    now = time.time()
-    return [describe_status(gmemd, backend, now, occupied(gmemd.kernel, item_of(backend))) for backend in backends]
+    return [describe_status(gmemd, backend, occupied(gmemd.kernel, item_of(backend))) for backend in backends]
 
 
 async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend], wanted: str | None) -> bytes:
     """The same without holding others up; what is deleted meanwhile is left out."""
     rows: list[bytes] = []
-    now = time.time()
     async for found in measured(gmemd, backends, partial(occupied, gmemd.kernel), batch=_BATCH):
-        rows += [encode(describe_status(gmemd, backend, now, resident)) for backend, resident in found]
+        rows += [encode(describe_status(gmemd, backend, resident)) for backend, resident in found]
     if wanted is not None and not rows:
         raise QmpError(f"object '{wanted}' not found")
     return b"[%b]" % b", ".join(rows)
@@ -168,13 +165,13 @@ def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
     return info
 
 
-def describe_status(gmemd: Gmemd, backend: HostMemoryBackend, now: float, resident: int | None) -> dict[str, Any]:
-    """The members of MemdevStatus at wall-clock time `now` (seconds); `resident` bytes were measured, None: unknown."""
+def describe_status(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) -> dict[str, Any]:
+    """The members of MemdevStatus; `resident` bytes were measured, None: that is not known."""
     uid, pid = backend.owner
     return {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind, "kernel": gmemd.kernel.name,
             "kernel-reason": gmemd.kernel.why, "size": backend.memory_size, "offset": backend.offset,
             **({} if resident is None else {"resident": resident}), "owner": {"uid": uid, "pid": pid},
-            "age": max(0, int(now - backend.created)), "handed-out": backend.handed_out,
+            "age": backend.age, "handed-out": backend.handed_out,
             "survival": describe_survival(gmemd, backend)}
 
 

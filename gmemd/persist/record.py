@@ -55,7 +55,7 @@ class Record:
         self.kernel = kernel  # name of the Kernel that made it
         self.owner_uid = owner_uid
         self.owner_pid = owner_pid
-        self.created = created  # seconds since 1970
+        self.created = created  # seconds since 1970, as the clock was then
         self.origin = origin
         self.extra = extra or {}  # JSON, for what later versions add
 

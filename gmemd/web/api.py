@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import islice
 from typing import Any
 
@@ -112,9 +111,9 @@ def _object(state: State, backend: HostMemoryBackend) -> dict[str, Any]:
     """The members of MemoryObject; the object has just been measured."""
     known = state.measurer.last(backend)
     if known is None or not known.known:
-        answer = describe_status(state.gmemd, backend, time.time(), None)
+        answer = describe_status(state.gmemd, backend, None)
     else:
-        answer = {**describe_status(state.gmemd, backend, time.time(), known.private + known.shared),
+        answer = {**describe_status(state.gmemd, backend, known.private + known.shared),
                   "resident-private": known.private, "resident-shared": known.shared}
     if backend.visibility is not None:
         answer["private"] = backend.visibility.total(PRIVATE)

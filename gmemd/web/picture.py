@@ -10,6 +10,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.boottime import on_the_wall
 from gmemd.holders import Holder
 from gmemd.web import sections
 from gmemd.web.pace import Pace
@@ -92,7 +93,7 @@ class Painter:
     def _key(self, backend: HostMemoryBackend, holders: list[Holder] | None) -> Any:
         """All that a row depends on."""
         known = self._state.measurer.last(backend)
-        return (id(backend), backend.handed_out, backend.busy, backend.record is None,
+        return (id(backend), int(on_the_wall(backend.made)), backend.handed_out, backend.busy, backend.record is None,
                 None if known is None else (known.private, known.shared, known.known),
                 None if backend.visibility is None else hash(tuple(backend.visibility.dump())),
                 None if holders is None else tuple([str(holder) for holder in holders]))

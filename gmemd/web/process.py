@@ -14,6 +14,8 @@ from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from gmemd.boottime import on_the_wall
+
 _PROC: Final = Path("/proc")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -27,7 +29,7 @@ def process_metrics() -> Iterator[Metric]:
     yield GaugeMetricFamily("process_resident_memory_bytes", "Resident memory size in bytes.",
                             int(fields[24 - 3]) * resource.getpagesize())
     yield GaugeMetricFamily("process_start_time_seconds", "Start time of the process since unix epoch in seconds.",
-                            ticks[2] / _TICKS + _BOOTED)
+                            on_the_wall(ticks[2] / _TICKS))
     yield CounterMetricFamily("process_cpu_seconds", "Total user and system CPU time spent in seconds.",
                               (ticks[0] + ticks[1]) / _TICKS)
     yield GaugeMetricFamily("process_open_fds", "Number of open file descriptors.", _open_fds())
@@ -38,12 +40,3 @@ def process_metrics() -> Iterator[Metric]:
 def _open_fds() -> int:
     place = _PROC / "self/fd"
     return place.stat().st_size or len(os.listdir(place))
-
-
-def _boot_time() -> float:
-    """Seconds since the epoch."""
-    lines = (_PROC / "stat").read_text().splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("btime "))
-
-
-_BOOTED: Final = _boot_time()

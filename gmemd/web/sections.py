@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.boottime import on_the_wall
 from gmemd.commands.context import Gmemd
 from gmemd.commands.memdev import describe_survival
 from gmemd.holders import Holder
@@ -97,7 +98,7 @@ def row(gmemd: Gmemd, backend: HostMemoryBackend, known: Resident | None, cells:
             f'<td data-label="Pages" class="pages">{_strip(cells)}{_visibility(backend)}</td>'
             f'<td data-label="Held by">{_holders(gmemd, backend, holders)}</td>'
             f'<td data-label="Survives">{_survival(gmemd, backend)}</td>'
-            f'<td data-label="Made">{moment(backend.created)}<small>{_owner(backend)}</small></td></tr>')
+            f'<td data-label="Made">{moment(on_the_wall(backend.made))}<small>{_owner(backend)}</small></td></tr>')
 
 
 def _resident(backend: HostMemoryBackend, known: Resident | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +23,6 @@ class State:
         self.dispatcher = dispatcher
         self.connections = connections  # how many QMP clients there are
         self.serving = False  # the daemon has restored and made its objects, and listens
-        self.started = time.time()  # seconds since the epoch
         self.measurer = Measurer(self.gmemd)
         self.holders = HolderFinder()
         self.host = HostReader(self.gmemd.kernel)
