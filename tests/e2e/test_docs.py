@@ -32,6 +32,7 @@ MARKED = {
     "host": {"docs/systemd.md"},  # tests/systemd, in other machines: they install into this one
     "minutes": {"docs/robustness.md"},  # nobody: they take long; tests/robustness runs samples of the same
     "qemu": {"docs/qemu.md", "docs/gmemctl.md"},  # below
+    "replace": {"docs/qemu.md"},  # test_qemu_boots.py
 }
 ALL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```sh ?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
@@ -42,7 +43,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return [(found[1].strip(), found[2]) for found in _BLOCK.finditer(page.read_text())]
 
 
-def _environment(directory: Path, daemon: Daemon) -> dict[str, str]:
+def user_environment(directory: Path, daemon: Daemon) -> dict[str, str]:
     """That of a user who has installed gmemd, and whose daemon this is; the programs are put into the directory."""
     programs = directory / "bin"
     programs.mkdir()
@@ -60,7 +61,7 @@ def test_blocks_run(name: str, tmp_path: Path) -> None:
     text = "".join(text for word, text in blocks(ROOT / name) if not word).replace("/tmp/", f"{tmp_path}/")
     script = f"set -eu\ntrap 'kill $(jobs -p) 2>/dev/null && wait' EXIT\n{text}"
     with Daemon(kernel="simulated") as daemon:
-        environment = _environment(tmp_path, daemon)
+        environment = user_environment(tmp_path, daemon)
         if name == "docs/libvirt.md":
             del environment["GMEMD_SOCKET"]  # the emulator would make its memory there
         done = subprocess.run(["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True,
@@ -145,7 +146,7 @@ def test_the_qemu_block_runs(tmp_path: Path, page: str, name: str) -> None:
     [text] = [text for word, text in blocks(ROOT / page) if word == "qemu"]
     with Daemon(kernel="simulated") as daemon, daemon.client() as client:
         client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": name, "size": 64 << 20})
-        with subprocess.Popen(["bash", "-ec", text], env=_environment(tmp_path, daemon), cwd=tmp_path,
+        with subprocess.Popen(["bash", "-ec", text], env=user_environment(tmp_path, daemon), cwd=tmp_path,
                               start_new_session=True) as process:
             try:
                 while not any(holder["mapped"] == 64 << 20 and holder["comm"].startswith("qemu")
@@ -193,7 +194,7 @@ def test_the_manifests_commands_work(tmp_path: Path) -> None:
     daemon_set, pod = _manifests()
     probe = daemon_set["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["exec"]["command"]
     with Daemon(kernel="simulated") as daemon:
-        environment = _environment(tmp_path, daemon)
+        environment = user_environment(tmp_path, daemon)
         for command in (probe, pod["spec"]["containers"][0]["command"]):
             assert subprocess.run(command, env=environment, timeout=PATIENCE, check=False).returncode == 0
     assert subprocess.run(probe, env=environment, timeout=PATIENCE, check=False).returncode == 3

@@ -1,11 +1,15 @@
-"""A real QEMU boots with its RAM from gmemd; the RAM outlives QEMU."""
+"""A real QEMU boots with its RAM from gmemd; the RAM outlives QEMU, and a guest can go on in another one."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
+import shutil
 import signal
+import struct
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.daemon import Daemon
-from tests.programs import gmemctl, needs
+from tests.e2e.test_docs import blocks, user_environment
+from tests.patience import PATIENCE, wait_for
+from tests.programs import ROOT, gmemctl, needs
 
 pytestmark = [pytest.mark.e2e, needs("qemu-system-x86_64")]
-
-BOOT = 60.0  # seconds; about one, without other load
 
 # Looks for a mark at 0x90000, where the firmware clears nothing; puts it there if missing; says which.
 BOOT_SECTOR = bytes.fromhex(
@@ -55,7 +59,7 @@ def qemu(daemon: Daemon, disk: Path) -> Iterator[subprocess.Popen[bytes]]:
 def said(process: subprocess.Popen[bytes]) -> bytes:
     """Wait for the next byte that the guest says."""
     assert process.stdout is not None
-    assert select.select([process.stdout], [], [], BOOT)[0], "the guest says nothing"
+    assert select.select([process.stdout], [], [], PATIENCE)[0], "the guest says nothing"
     return os.read(process.stdout.fileno(), 1)
 
 
@@ -69,3 +73,63 @@ def test_ram_outlives_qemu(daemon: Daemon, tmp_path: Path) -> None:
         assert said(first) == b"W"  # written
     with qemu(daemon, disk) as second:
         assert said(second) == b"F"  # found
+
+
+# Firmware: counts the starts at 0x1000; then for ever counts in a register, and tells it at 0x1004.
+FIRMWARE = bytes.fromhex(
+    "31c0"        # f0000       xor ax, ax
+    "8ed8"        # f0002       mov ds, ax
+    "66ff060010"  # f0004       inc dword [0x1000]
+    "6631db"      # f0009       xor ebx, ebx
+    "6643"        # f000c next: inc ebx
+    "66891e0410"  # f000e       mov [0x1004], ebx
+    "ebf7"        # f0013       jmp next
+).ljust(0xfff0, b"\0") + bytes.fromhex("ea000000f0").ljust(16, b"\0")  # ffff0 jmp 0xf000:0
+
+
+def test_a_guest_goes_on_in_another_qemu(tmp_path: Path) -> None:
+    """The blocks of docs/qemu.md, as they stand there: the second QEMU goes on where the first one was."""
+    start, replace = (text.replace("/tmp/", f"{tmp_path}/") for word, text in blocks(ROOT / "docs/qemu.md")
+                      if word == "replace")
+    with Daemon(kernel="simulated") as daemon, daemon.client() as client:
+        client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "vm1", "size": 64 << 20})
+        _, [fd] = client.execute_fds("memdev-get-fd", {"id": "vm1"})
+        with mmap.mmap(fd, 64 << 20) as memory:
+            os.close(fd)
+
+            def guest() -> tuple[int, int]:
+                starts, count = struct.unpack_from("<II", memory, 0x1000)
+                return starts, count
+
+            def runs() -> bool:
+                before = guest()
+                time.sleep(0.01)
+                return before[1] != 0 and guest() != before
+
+            with subprocess.Popen(["bash", "-eu"], stdin=subprocess.PIPE, text=True, start_new_session=True,
+                                  env=_guest_is_firmware(tmp_path, daemon)) as shell:
+                assert shell.stdin is not None
+                try:
+                    shell.stdin.write(start)
+                    shell.stdin.flush()
+                    wait_for(runs)
+                    shell.stdin.write(f"{replace}touch {tmp_path}/done\n")
+                    shell.stdin.flush()
+                    wait_for(lambda: shell.poll() is not None or (tmp_path / "done").exists())
+                    assert shell.poll() is None
+                    wait_for(lambda: len(client.execute("query-memdev-holders", {"id": "vm1"})) == 2)
+                    wait_for(runs)
+                    assert guest()[0] == 1
+                finally:
+                    os.killpg(shell.pid, signal.SIGKILL)
+
+
+def _guest_is_firmware(directory: Path, daemon: Daemon) -> dict[str, str]:
+    """An environment where every QEMU has our firmware."""
+    (directory / "firmware").write_bytes(FIRMWARE)
+    made = user_environment(directory, daemon)
+    program = directory / "bin" / "qemu-system-x86_64"
+    qemu = shutil.which("qemu-system-x86_64")
+    program.write_text(f'#!/bin/sh\nexec {qemu} "$@" -accel tcg -bios {directory}/firmware\n')
+    program.chmod(0o755)
+    return made
