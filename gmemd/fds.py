@@ -7,6 +7,7 @@ for closing may take long: what is to be closed is given away.
 from __future__ import annotations
 
 import resource
+from collections.abc import Iterator
 from typing import Any, Final
 
 from gmemd.errors import QmpError
@@ -94,11 +95,14 @@ class FdSets:
             del self._sets[fdset_id]
         return gone
 
-    def describe(self) -> list[dict[str, Any]]:
-        """The answer of query-fdsets: sets by falling id."""
-        return [{"fdset-id": number,
+    def __len__(self) -> int:
+        return len(self._sets)
+
+    def describe(self) -> Iterator[dict[str, Any]]:
+        """The rows of query-fdsets: sets by falling id."""
+        return ({"fdset-id": number,
                  "fds": [{"fd": fd} if opaque is None else {"fd": fd, "opaque": opaque} for fd, opaque in fds.items()]}
-                for number, fds in sorted(self._sets.items(), reverse=True)]
+                for number, fds in sorted(self._sets.items(), reverse=True))
 
     def take_all(self) -> list[int]:
         """Give them all away."""

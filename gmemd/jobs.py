@@ -84,6 +84,9 @@ class Jobs:
         self._emit = emit
         self._jobs: dict[str, Job] = {}
 
+    def __len__(self) -> int:
+        return len(self._jobs)
+
     def __iter__(self) -> Iterator[Job]:
         """The newest first, as QEMU lists them."""
         return iter(reversed(list(self._jobs.values())))

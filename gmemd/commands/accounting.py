@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 from gmemd.accounting import Entry, Ledger, Usage, comparisons, machine, online_nodes, placement, total
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.pace import Pace
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd
+from gmemd.commands.listing import SHORT, in_turns
 from gmemd.commands.measure import kind_of, measured
 from gmemd.errors import os_errors
 from gmemd.kernel.base import Headroom, HugePool, Kernel
@@ -25,13 +27,13 @@ class _Row(NamedTuple):
 
 
 def query_memdev_accounting(gmemd: Gmemd, caller: Caller,
-                            arguments: dict[str, Any]) -> Coroutine[Any, Any, dict[str, Any]]:
+                            arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
     if "after" in arguments:
         gmemd.objects.find(arguments["after"])
     return _account(gmemd, arguments["objects"], arguments.get("after"))
 
 
-async def _account(gmemd: Gmemd, wanted: int, after: str | None) -> dict[str, Any]:
+async def _account(gmemd: Gmemd, wanted: int, after: str | None) -> Any:
     rows: dict[HostMemoryBackend, _Row] = {}
     async for found in measured(gmemd, gmemd.objects.in_creation_order(), Ledger(gmemd.kernel).enter):
         rows.update({backend: _row(backend, entry) for backend, entry in found})
@@ -39,7 +41,10 @@ async def _account(gmemd: Gmemd, wanted: int, after: str | None) -> dict[str, An
         bill: dict[str, Any] = await in_thread(_add_up, gmemd.kernel, list(rows.values()))
     counted = [backend for backend in gmemd.objects if backend in rows]
     begin = next((place + 1 for place, backend in enumerate(counted) if backend.id == after), 0)
-    return {**bill, "list": [_entry(backend, rows[backend]) for backend in counted[begin:begin + wanted]]}
+    entries = (_entry(backend, rows[backend]) for backend in counted[begin:begin + wanted])
+    if len(counted) - begin > SHORT < wanted:
+        return await in_turns(entries, Pace(), **bill, list=...)
+    return {**bill, "list": list(entries)}
 
 
 def _row(backend: HostMemoryBackend, entry: Entry) -> _Row:

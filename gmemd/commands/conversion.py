@@ -14,6 +14,7 @@ from gmemd.backends.guest_memfd import convert, fill, forget, set_aside
 from gmemd.changes.claims import claimed
 from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, recorded, settled, store_record
+from gmemd.commands.listing import listed
 from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.base import PageInUse, check_inside
 from gmemd.ranges import PRIVATE, SHARED, RangeMap
@@ -156,14 +157,14 @@ def _tell(gmemd: Gmemd, arguments: dict[str, Any], converted: int) -> None:
     gmemd.emit("MEMDEV_CONVERTED", {name: arguments[name] for name in ("id", "offset", "size", "to")})
 
 
-def query_memdev_ranges(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def query_memdev_ranges(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend = gmemd.objects.find(arguments["id"])
-    visibility = visibility_of(backend)
+    visibility = visibility_of(backend).copy()
     offset = min(arguments["offset"], visibility.size)
     size = min(arguments.get("size", visibility.size), visibility.size - offset)
-    return {"simulated": _simulated(gmemd), "private": visibility.total(PRIVATE),
-            "ranges": [{"offset": start, "size": length, "visibility": "private" if state is PRIVATE else "shared"}
-                       for start, length, state in visibility.ranges(offset, size)]}
+    rows = ({"offset": start, "size": length, "visibility": "private" if state is PRIVATE else "shared"}
+            for start, length, state in visibility.ranges(offset, size))
+    return listed(rows, len(visibility), simulated=_simulated(gmemd), private=visibility.total(PRIVATE), ranges=...)
 
 
 def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:

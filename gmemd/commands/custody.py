@@ -10,6 +10,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import SHARED_FLAGS
 from gmemd.changes.threads import close_beside
 from gmemd.commands.context import Caller, Change, Gmemd, record_of, store_record
+from gmemd.commands.listing import listed
 from gmemd.commands.memdev import added, describe_memory
 from gmemd.errors import QmpError, os_errors
 from gmemd.ranges import SHARED, RangeMap
@@ -94,13 +95,15 @@ def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> tuple[str, int]:
     return kind, size
 
 
-def query_memdev_unclaimed(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for name, fd in gmemd.unclaimed:
-        with os_errors(f"cannot look at '{name}'"):
-            kind = gmemd.kernel.identify(fd).removeprefix("hugetlb-")
-            rows.append({"name": name, "kind": kind if kind in _TYPES else "file", "size": os.fstat(fd).st_size})
-    return rows
+def query_memdev_unclaimed(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    there = list(gmemd.unclaimed)
+    return listed((_describe(gmemd, *entry) for entry in there if entry in gmemd.unclaimed), len(there))
+
+
+def _describe(gmemd: Gmemd, name: str, fd: int) -> dict[str, Any]:
+    with os_errors(f"cannot look at '{name}'"):
+        kind = gmemd.kernel.identify(fd).removeprefix("hugetlb-")
+        return {"name": name, "kind": kind if kind in _TYPES else "file", "size": os.fstat(fd).st_size}
 
 
 def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -169,8 +172,9 @@ def _claimed(gmemd: Gmemd, backend: HostMemoryBackend, name: str) -> Any:
     return Change({}, operation, undo=undo)
 
 
-def query_memdev_lost(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"id": record.id, "qom-type": record.qom_type, "size": record.size} for record in gmemd.lost.values()]
+def query_memdev_lost(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    lost = list(gmemd.lost.values())
+    return listed(({"id": record.id, "qom-type": record.qom_type, "size": record.size} for record in lost), len(lost))
 
 
 def memdev_persist(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from gmemd.backends.base import Enforcer, HostMemoryBackend
 from gmemd.changes.claims import claimed
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd
+from gmemd.commands.listing import listed
 from gmemd.commands.processes import watch
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.userfault import UFFD_FEATURE_SIGBUS, can_miss, features, is_mapped, register
@@ -81,6 +82,6 @@ def _begin(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: int) -> N
             gmemd.kernel.punch_hole(backend.fd, start, length)
 
 
-def query_memdev_enforcers(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"id": backend.id, "pid": one.pid, "address": one.address}
-            for backend in gmemd.objects for one in backend.enforcers]
+def query_memdev_enforcers(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    found = [(backend.id, one) for backend in gmemd.objects if backend.enforcers for one in backend.enforcers]
+    return listed(({"id": object_id, "pid": one.pid, "address": one.address} for object_id, one in found), len(found))

@@ -7,6 +7,7 @@ from typing import Any
 
 from gmemd.changes.threads import close_beside
 from gmemd.commands.context import Caller, Gmemd
+from gmemd.commands.listing import listed
 from gmemd.errors import QmpError
 
 
@@ -37,8 +38,8 @@ def remove_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     return _once_closed(gmemd.fd_sets.remove(arguments["fdset-id"], arguments.get("fd")))
 
 
-def query_fdsets(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
-    return gmemd.fd_sets.describe()
+def query_fdsets(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    return listed(gmemd.fd_sets.describe(), len(gmemd.fd_sets))
 
 
 def _once_closed(fds: list[int]) -> Any:

@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import sys
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from types import CoroutineType
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.claims import claimed
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd, completed
+from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete
 from gmemd.commands.qom import set_property
 from gmemd.commands.workers import workers
@@ -27,8 +30,8 @@ Part = tuple[int, int, int]  # fd, offset, bytes
 Said = Callable[[dict[str, Any]], None]
 
 
-def query_jobs(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
-    return [job.describe() for job in gmemd.jobs]
+def query_jobs(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    return listed((job.describe() for job in gmemd.jobs), len(gmemd.jobs))
 
 
 def job_cancel(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -68,12 +71,13 @@ async def _verify(job: Job, part: Part, chunk: int) -> list[dict[str, Any]]:
     return digests
 
 
-def query_memdev_digests(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
+def query_memdev_digests(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     job = gmemd.jobs.find(arguments["job-id"])
     if job.kind != "verify" or job.result is None:
         raise QmpError(f"Job '{job.id}' has no digests")
-    found = [digest for digest in job.result if digest["offset"] >= arguments["offset"]]
-    return found[:arguments["limit"]]
+    begin = bisect_left(job.result, arguments["offset"], key=lambda digest: digest["offset"])
+    count = min(arguments["limit"], len(job.result) - begin)
+    return listed(islice(job.result, begin, begin + count), count)
 
 
 def memdev_populate(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:

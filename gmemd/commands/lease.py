@@ -11,6 +11,7 @@ from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Gmemd, WithFds, completed, recorded, settled
+from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete, describe_memory
 from gmemd.commands.processes import watch
 from gmemd.errors import QmpError, close_fd, os_errors
@@ -46,8 +47,9 @@ def memdev_release(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> A
     return _exchange(gmemd, backend, None)
 
 
-def query_memdev_leases(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"id": backend.id, **backend.lease.describe()} for backend in gmemd.objects if backend.lease is not None]
+def query_memdev_leases(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    leases = [(backend.id, backend.lease) for backend in gmemd.objects if backend.lease is not None]
+    return listed(({"id": object_id, **lease.describe()} for object_id, lease in leases), len(leases))
 
 
 def _check_free(backend: HostMemoryBackend, lease: Lease, caller: Caller) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 from gmemd.accounting import occupied
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.pace import Pace
 from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, Step, record_of
+from gmemd.commands.listing import SHORT, in_turns
 from gmemd.commands.measure import AT_ONCE, item_of, measured
 from gmemd.commands.qom import find_context
 from gmemd.errors import QmpError
@@ -129,7 +131,9 @@ def _forget(gmemd: Gmemd, object_id: str) -> Any:
     return Change({}, operation, undo=undo)
 
 
-def query_memdev(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> bytes:
+def query_memdev(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    if len(gmemd.objects) > SHORT:
+        return in_turns((backend.memdev for backend in gmemd.objects), Pace())
     return b"[%b]" % b", ".join([backend.memdev for backend in gmemd.objects])
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.claims import claimed
+from gmemd.changes.pace import Pace
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd, recorded
+from gmemd.commands.listing import SHORT, in_turns, listed
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.objects import BACKENDS
 
@@ -26,6 +28,8 @@ INTERFACES = frozenset({"user-creatable", "interface"})
 
 _REGION = {"container": ("link<memory-region>", ""), "addr": ("uint64", 0), "size": ("uint64", None),
            "priority": ("uint32", 0)}
+
+_FEW = 5  # paths of qom-list-get that are answered at once
 
 
 class Node:
@@ -66,23 +70,31 @@ class Node:
         machine = self.gmemd.machine
         return machine.node() if machine is not None and name == "machine" else None
 
-    def listing(self) -> list[dict[str, str]]:
-        """The answer of qom-list."""
-        rows = [("type", "string")]
+    @property
+    def width(self) -> int:
+        """About how many rows `listing` gives."""
+        return len(self.gmemd.objects) if self.path == "/objects" else 0
+
+    def listing(self) -> Iterator[dict[str, str]]:
+        """The rows of the answer of qom-list."""
+        return ({"name": name, "type": kind} for name, kind in self._listing())
+
+    def _listing(self) -> Iterator[tuple[str, str]]:
+        yield "type", "string"
         if self.region:
-            rows += [(name, kind) for name, (kind, _) in _REGION.items()]
+            yield from ((name, kind) for name, (kind, _) in _REGION.items())
         elif self.backend is not None:
             declared = self.gmemd.schema.properties(self.backend.qom_type)
-            rows += [(name, declared[name].qom_type) for name in self.backend.property_names()]
-            rows.append((f"{self.backend.id}[0]", "child<memory-region>"))
+            yield from ((name, declared[name].qom_type) for name in self.backend.property_names())
+            yield f"{self.backend.id}[0]", "child<memory-region>"
         elif self.path == "":
-            rows.append(("objects", "child<container>"))
-            rows += [("machine", f"child<{self.gmemd.machine.node().type_name}>")] if self.gmemd.machine else []
+            yield "objects", "child<container>"
+            if self.gmemd.machine:
+                yield "machine", f"child<{self.gmemd.machine.node().type_name}>"
         else:
-            rows += [(backend.id, f"child<{backend.qom_type}>") for backend in self.gmemd.objects]
+            yield from ((backend.id, f"child<{backend.qom_type}>") for backend in self.gmemd.objects)
             others = self.gmemd.machine.object_nodes() if self.gmemd.machine else {}
-            rows += [(name, f"child<{node.type_name}>") for name, node in others.items()]
-        return [{"name": name, "type": kind} for name, kind in rows]
+            yield from ((name, f"child<{node.type_name}>") for name, node in others.items())
 
     def get(self, name: str) -> Any:
         """The value of a property; of a child its path."""
@@ -124,10 +136,10 @@ class Fixed(Node):
     def child(self, name: str) -> Node | None:
         return self._children.get(name)
 
-    def listing(self) -> list[dict[str, str]]:
+    def _listing(self) -> Iterator[tuple[str, str]]:
         rows = {"type": "string", **{name: kind for name, (kind, _) in self._properties.items()},
                 **{name: f"child<{node.type_name}>" for name, node in self._children.items()}}
-        return [{"name": name, "type": kind} for name, kind in rows.items()]
+        return iter(rows.items())
 
     def get(self, name: str) -> Any:
         return self._properties[name][1] if name in self._properties else super().get(name)
@@ -170,16 +182,28 @@ def _walk(node: Node | None, parts: list[str]) -> Node | None:
     return node
 
 
-def qom_list(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
-    return resolve(gmemd, arguments["path"]).listing()
+def qom_list(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    node = resolve(gmemd, arguments["path"])
+    return listed(node.listing(), node.width)
 
 
-def qom_list_get(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
-    rows = []
-    for path in arguments["paths"]:
-        node = resolve(gmemd, path)
-        rows.append({"properties": [{**row, "value": node.get(row["name"])} for row in node.listing()]})
-    return rows
+def qom_list_get(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    paths = arguments["paths"]
+    if len(paths) <= _FEW:
+        nodes = [resolve(gmemd, path) for path in paths]
+        if sum([node.width for node in nodes]) <= SHORT:
+            return [{"properties": list(_values(node))} for node in nodes]
+    return _get_in_turns(gmemd, paths)
+
+
+async def _get_in_turns(gmemd: Gmemd, paths: list[str]) -> bytes:
+    pace = Pace()
+    return await in_turns([await in_turns(_values(resolve(gmemd, path)), pace, properties=...) for path in paths],
+                          pace)
+
+
+def _values(node: Node) -> Iterator[dict[str, Any]]:
+    return ({**row, "value": node.get(row["name"])} for row in node.listing())
 
 
 def qom_get(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:

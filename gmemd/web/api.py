@@ -6,12 +6,12 @@ from itertools import islice
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.pace import Pace
 from gmemd.commands.holders import describe
 from gmemd.commands.memdev import describe_status
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.ranges import PRIVATE
 from gmemd.web.openapi import document
-from gmemd.web.pace import Pace
 from gmemd.web.routes import routes
 from gmemd.web.state import State
 

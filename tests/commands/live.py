@@ -31,11 +31,15 @@ class LiveMachine(Machine):
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def do(self, command: str, /, **arguments: Any) -> Any:
-        """The result of a command; its arguments with underscores for hyphens."""
-        result = self.dispatcher.run(
+    def dispatch(self, command: str, /, **arguments: Any) -> Any:
+        """What a command gives its monitor; its arguments with underscores for hyphens."""
+        return self.dispatcher.run(
             Request(command, {name.replace("_", "-"): value for name, value in arguments.items()}, None),
             self.session, self)
+
+    async def do(self, command: str, /, **arguments: Any) -> Any:
+        """The result of a command."""
+        result = self.dispatch(command, **arguments)
         if asyncio.iscoroutine(result):
             result = await result
         assert not isinstance(result, Change)

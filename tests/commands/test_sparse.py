@@ -44,12 +44,13 @@ def test_ten_thousand_conversions_of_a_tebibyte() -> None:
     assert own_memory() - before < 10 << 20
     assert machine.gmemd.kernel.resident(machine.gmemd.objects.find("g").fd) == 0
     offsets = sorted(scattered())
-    listed = machine.run("query-memdev-ranges", id="g")
+    listed = json.loads(machine.run("query-memdev-ranges", id="g"))
     assert listed["private"] == COUNT * PAGE
     assert [entry["offset"] for entry in listed["ranges"] if entry["visibility"] == "private"] == offsets
     parts: list[dict[str, Any]] = []
     for offset in range(0, TIB, TIB // 16):
-        parts += machine.run("query-memdev-ranges", id="g", offset=offset, size=TIB // 16)["ranges"]
+        answer = machine.run("query-memdev-ranges", id="g", offset=offset, size=TIB // 16)
+        parts += json.loads(answer)["ranges"]
     assert [entry["offset"] for entry in parts if entry["visibility"] == "private"] == offsets
     assert sum(entry["size"] for entry in parts) == TIB
     machine.gmemd.close()

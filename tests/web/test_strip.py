@@ -6,8 +6,8 @@ import asyncio
 import mmap
 from time import perf_counter
 
+from gmemd.changes.pace import TURN, Pace
 from gmemd.web.measure import Measurer
-from gmemd.web.pace import TURN, Pace
 from gmemd.web.strip import CELLS, Cell, cells_of, measure_strip, paths
 from tests.commands.conftest import Machine
 
