@@ -1,7 +1,8 @@
 """The daemon: makes the parts, starts and stops them in order.
 
 Start: what the service manager passed on, kernel, schema, objects (restored, then those of the command line),
-sockets, READY=1.  Stop: SHUTDOWN to the clients, sockets closed, what waits for custody settled, objects left to it.
+sockets, READY=1; behind that, what was left out to start fast.
+Stop: SHUTDOWN to the clients, sockets closed, what waits for custody settled, objects left to it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gmemd import __version__
+from gmemd.ahead import HeldDirectories
+from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Change, Gmemd, Step
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.commands.lease import watch_leases
@@ -25,6 +28,7 @@ from gmemd.errors import QmpError
 from gmemd.fds import NamedFds
 from gmemd.kernel.base import Kernel
 from gmemd.kernel.choose import choose_kernel
+from gmemd.kernel.program import worker_program
 from gmemd.log import log, wait_written
 from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
@@ -45,6 +49,7 @@ QEMU_VERSION = {"major": 11, "minor": 1, "micro": 0}
 
 _SOON = 0.001  # seconds; a manager at rest needs a twentieth of it, and asking the loop to wait takes longer
 _RETRY_SECONDS = 30.0
+_GREETINGS = 0.02  # seconds in which those who waited for the start go first
 
 Waiting = list[tuple[list[Change], Callable[[], None]]]
 
@@ -100,6 +105,8 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._room = Room(self._loop)
         self._stopped = asyncio.Event()
+        directories = HeldDirectories()
+        worker_program()
         log.call_later = self._loop.call_later
         self._loop.set_exception_handler(_log_exception)
         gmemd = self._gmemd = self._make_gmemd()
@@ -119,13 +126,25 @@ class Daemon:
                 self._http.state.serving = True
                 log.info("serving HTTP", url=self._http.url)
             gc.freeze()  # what is there now stays; collections need not look at it
-            gc.enable()
             self._manager.serve(self._loop, gmemd)
             self._ready()
+            self._spawn(self._load_ahead(directories))
             self._loop.call_later(_RETRY_SECONDS, self._retry)
             await self._stopped.wait()
         finally:
             await self._close()
+
+    async def _load_ahead(self, directories: HeldDirectories) -> None:
+        """Load what a client may need, in a thread; whoever needs it sooner waits for it."""
+        try:
+            with directories:
+                await asyncio.sleep(_GREETINGS)
+                await in_thread(self._gmemd.schema.prepare)
+            log.debug("loaded ahead")
+        except Exception as exc:
+            log.error("internal error", exc_info=exc)
+        gc.freeze()
+        gc.enable()
 
     def _make_gmemd(self) -> Gmemd:
         options = self._options

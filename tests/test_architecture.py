@@ -14,8 +14,8 @@ ROOT = Path(gmemd.__file__).parent
 
 # Bottom to top; a module may import from its own layer's packages and from everything below.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "lines", "sockets", "streams", "loop", "boottime", "metrics", "ghashtable", "ranges", "holders",
-     "jobs", "lease", "survival", "audit"),
+    ("errors", "lines", "sockets", "streams", "ahead", "loop", "boottime", "metrics", "ghashtable", "ranges",
+     "holders", "jobs", "lease", "survival", "audit"),
     ("qmp.lexer", "qmp.parser", "qmp.strings", "qmp.stream", "qmp.encode", "schema", "kernel"),
     ("qmp.session", "backends", "persist", "fds"),
     ("objects", "lab", "accounting", "changes"),

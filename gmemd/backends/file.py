@@ -140,14 +140,14 @@ def _is_directory(fd: int) -> bool:
 
 
 def _open_unlinked(directory: str) -> int:
-    import tempfile  # takes a few ms, and is rarely needed
-
-    fd, path = tempfile.mkstemp(prefix="gmemd-memory.", dir=directory)
+    while True:
+        path = os.path.join(directory, f"gmemd-memory.{os.urandom(8).hex()}")
+        with contextlib.suppress(FileExistsError):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            break
     try:
         os.unlink(path)
     except OSError:
         close_fd(fd)
-        with contextlib.suppress(OSError):
-            os.unlink(path)
         raise
     return fd

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable
 from itertools import islice
@@ -22,6 +21,7 @@ from gmemd.commands.qom import set_property
 from gmemd.commands.workers import workers
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.jobs import CANCELLED, Job
+from gmemd.kernel.program import worker_program
 
 _CHUNKS_MAX: Final = 1 << 20  # digests that one job may give: some 150 MiB
 _WIPE_CHUNK: Final = 64 << 20  # bytes between two reports of progress
@@ -182,11 +182,15 @@ async def _worker(job: Job | None, work: str, part: Part, chunk: int, said: Said
 async def _work(job: Job | None, work: str, part: Part, chunk: int, said: Said) -> None:
     """Have a process of its own work on contents; QmpError when it fails, is killed, or kills itself."""
     fd, *numbers = part
+    program = worker_program()
     with os_errors("cannot start the worker process"):
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "gmemd.kernel.worker", work), *map(str, (fd, *numbers, chunk)),
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, pass_fds=(fd,))
+            *program.command, work, *map(str, (fd, *numbers, chunk)),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, pass_fds=(fd, *program.fds))
+    assert process.stdin is not None
     assert process.stdout is not None
+    process.stdin.write(program.text)
+    process.stdin.close()
     if job is not None:
         job.interrupt = process.kill
         if job.cancelled:

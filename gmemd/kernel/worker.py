@@ -1,4 +1,4 @@
-"""The worker process: `python -m gmemd.kernel.worker hash|zero FD OFFSET SIZE CHUNK` reads or wipes contents.
+"""The worker process: called with hash|zero FD OFFSET SIZE CHUNK, it reads or wipes contents. program.py starts it.
 
 The daemon never touches contents that others can pull from under it: a SIGBUS cannot be caught in Python.
 Here it ends only this process. Absent pages are never read through a mapping, which would allocate them.
@@ -16,7 +16,6 @@ import errno
 import json
 import mmap
 import os
-import sys
 from collections.abc import Iterator
 
 from . import backing, residency, syscalls, uapi
@@ -171,7 +170,3 @@ def main(arguments: list[str]) -> int:
     except OSError as exc:
         print(json.dumps({"errno": exc.errno or errno.EIO}), flush=True)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,7 @@ at the first fault (reference qmp.md section 7). So does this walk; whether a va
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 import jsonschema
@@ -16,6 +17,8 @@ import jsonschema_rs
 from gmemd.errors import QmpError
 from gmemd.ghashtable import first_unexpected
 from gmemd.qmp.encode import member_order
+
+from .validate import references
 
 _WRAP: Final = 1 << 64
 _WRAPPED: Final = ("size", "uint64")
@@ -50,8 +53,20 @@ class Judge:
     def __init__(self, document: Json, *, reject_unstable: bool = False) -> None:
         self._defs: dict[str, Json] = document["$defs"]
         self._reject_unstable = reject_unstable
-        # What accepts fast and what explains, by the identity of their schema, which is part of the document.
+        # What accepts fast and what explains, by the identity of their schema, which is part of the document,
+        # and by what of it is judged, which is the same for many.
         self._judges: dict[int, tuple[Any, Any]] = {}
+        self._made: dict[str, tuple[Any, Any]] = {}
+
+    def prepare(self) -> None:
+        """Make what judges every value that there is, and use it once, so that no first use has to load anything."""
+        for definition in list(self._defs.values()):
+            for schema in (definition, *definition.get("properties", {}).values()):
+                while schema is not None:
+                    if "properties" not in schema and "$ref" not in schema:
+                        _, judge = self._judges_for(schema)
+                        next(judge.iter_errors(self), None)
+                    schema = schema.get("items")
 
     def check(self, key: str, arguments: Json) -> Json:
         """Return the arguments completed as `key` of $defs says; raise QmpError."""
@@ -107,20 +122,27 @@ class Judge:
 
     def _judge(self, schema: Json, value: Any, path: str, name: str) -> None:
         """Raise the sentence for a value that is wrong in itself."""
-        judges = self._judges.get(id(schema))
-        if judges is None:
-            judges = self._judges[id(schema)] = self._judges_of(schema)
-        compiled, judge = judges
+        compiled, judge = self._judges_for(schema)
         if type(value) in _PLAIN and _accepts(compiled, value):
             return
         error = next(judge.iter_errors(value), None)
         if error is not None:
             raise QmpError(_sentence(schema, error.validator, value, path, name))
 
-    def _judges_of(self, schema: Json) -> tuple[Any, Any]:
-        judged: Json = {keyword: schema[keyword] for keyword in _KEYWORDS if keyword in schema}
+    def _judges_for(self, schema: Json) -> tuple[Any, Any]:
+        judges = self._judges.get(id(schema))
+        if judges is None:
+            judged: Json = {keyword: schema[keyword] for keyword in _KEYWORDS if keyword in schema}
+            text = json.dumps(judged)
+            judges = self._made.get(text)
+            if judges is None:
+                judges = self._made[text] = self._make_judges(judged)
+            self._judges[id(schema)] = judges
+        return judges
+
+    def _make_judges(self, judged: Json) -> tuple[Any, Any]:
         if "anyOf" in judged:
-            judged["$defs"] = self._defs
+            judged["$defs"] = references(judged, self._defs)
         return jsonschema_rs.Draft202012Validator(judged), _Validator(judged)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -101,9 +101,16 @@ class Schema:
         answer: list[dict[str, Any]] = self.document["x-introspection"]
         return [entity for entity in answer if entity["meta-type"] != "command" or entity["name"] in self.commands]
 
+    def prepare(self) -> None:
+        """Load and compile all that a first use would load or compile; takes some 200 ms, in any thread."""
+        for command in self.commands.values():
+            for key in command.cases():
+                self.shape(key).compile()
+        self.judge.prepare()
+
     @property
     def judge(self) -> Judge:
-        """The slow path; the first use imports `jsonschema`, so a server may want to ask for it early."""
+        """The slow path; the first use imports `jsonschema`, unless `prepare` has done so."""
         if self._judge is None:
             from .explain import Judge
 
@@ -166,7 +173,7 @@ class Shape:
         unstable = [name for name, member in members if "unstable" in member.get("x-features", ())]
         self._refuse = frozenset(unstable if reject_unstable else ())
         self._document = document
-        self._is_valid: Callable[[dict[str, Any]], bool] = self._compile  # the validator, made at the first use
+        self._is_valid: Callable[[dict[str, Any]], bool] = self._compile_first  # the validator, made at the first use
 
     def accepts(self, given: dict[str, Any]) -> bool:
         """Whether `given` is surely right as it stands; False says only that explain.py must decide."""
@@ -186,13 +193,41 @@ class Shape:
         except ValueError:  # no Unicode string, or a number beyond its reach
             return False
 
-    def _compile(self, given: dict[str, Any]) -> bool:
-        """Make the validator, and judge by it."""
+    def compile(self) -> None:
+        """Make the validator."""
         from jsonschema_rs import Draft202012Validator
 
-        schema = {"$ref": f"#/$defs/{self.key}", "$defs": self._document["$defs"]}
+        schema: dict[str, Any] = {"$ref": f"#/$defs/{self.key}"}
+        schema["$defs"] = references(schema, self._document["$defs"])
         self._is_valid = Draft202012Validator(schema).is_valid
+
+    def _compile_first(self, given: dict[str, Any]) -> bool:
+        self.compile()
         return self._is_valid(given)
+
+
+def references(schema: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The definitions that a schema refers to, by whatever way: a validator keeps a copy of all that it is given."""
+    found: dict[str, Any] = {}
+    names = list(_referred_to(schema))
+    while names:
+        name = names.pop()
+        if name not in found:
+            found[name] = definitions[name]
+            names += _referred_to(definitions[name])
+    return found
+
+
+def _referred_to(schema: Any) -> Iterator[str]:
+    parts: Iterable[Any] = ()
+    if isinstance(schema, dict):
+        if isinstance(schema.get("$ref"), str):
+            yield schema["$ref"].rpartition("/")[2]
+        parts = schema.values()
+    elif isinstance(schema, list):
+        parts = schema
+    for part in parts:
+        yield from _referred_to(part)
 
 
 def _is_plain(value: Any) -> bool:
@@ -242,6 +277,12 @@ class Command:
         if shape is not None and shape.accepts(arguments):
             return {**shape.defaults, **arguments} if shape.defaults else dict(arguments)
         return self._schema.judge.check(self.arguments, arguments)
+
+    def cases(self) -> list[str]:
+        """The names in $defs of all that its arguments may be."""
+        if self._tag is None:
+            return [self.arguments]
+        return [key for key in self._schema.document["$defs"] if key.startswith(f"{self.arguments}:")]
 
     def _find_shape(self, arguments: dict[str, Any]) -> Shape | None:
         """The shape to check against: the only one, or the one that the tag chooses; None: no such case."""

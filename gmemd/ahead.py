@@ -1,0 +1,61 @@
+"""Loading ahead: what a running daemon may need is loaded soon after its start, and never at a first use.
+
+The package on disk may be replaced or away while the daemon runs, and a first use would let everybody wait for the
+imports. They take longer than the whole start, so a thread does them, behind it; from directories that were opened
+at the start, so that it does not matter what has their names by then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType, TracebackType
+
+import gmemd
+
+_SWITCH_SECONDS = 100e-6  # after which a thread lets the event loop go on
+
+
+class HeldDirectories:
+    """Where modules are found, as it was when this was made: inside `with`, all imports are from there.
+
+    What is not needed is closed behind it; the rest stays open as long as the process lives, for it has become the
+    place of modules.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, int] = {}
+        for path in dict.fromkeys([*sys.path, os.path.dirname(os.path.dirname(gmemd.__file__))]):
+            try:
+                self._held[path] = os.open(path or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:  # an archive, or nothing
+                continue
+
+    def __enter__(self) -> None:
+        self._interval = sys.getswitchinterval()
+        sys.setswitchinterval(min(self._interval, _SWITCH_SECONDS))
+        sys.meta_path.insert(0, self)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        sys.meta_path.remove(self)
+        sys.setswitchinterval(self._interval)
+        files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+        for path, fd in list(self._held.items()):
+            if not any(file.startswith(f"/proc/self/fd/{fd}/") for file in files):
+                sys.path_importer_cache.pop(self._place(path), None)
+                os.close(self._held.pop(path))
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None,
+                  target: ModuleType | None = None) -> ModuleSpec | None:
+        """Find a module as usual, but in what is held."""
+        return PathFinder.find_spec(name, [self._place(entry) for entry in (sys.path if path is None else path)])
+
+    def _place(self, path: str) -> str:
+        """The same place by the descriptor."""
+        for held, fd in self._held.items():
+            if path == held or path.startswith(f"{held}/"):
+                return f"/proc/self/fd/{fd}{path[len(held):]}"
+        return path

@@ -1,0 +1,76 @@
+"""How a worker process is started: with a program that is read when the daemon starts.
+
+The package on disk may be replaced or away while the daemon runs, and another version of it need not fit this one.
+So the worker gets the sources of its modules on its standard input, and the library that makes digests as an open
+file; it needs nothing else but the interpreter and its standard library.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+# What the worker consists of; none imports what comes behind it.
+_MODULES = ("gmemd", "gmemd.kernel", "gmemd.kernel.uapi", "gmemd.kernel.base", "gmemd.kernel.syscalls",
+            "gmemd.kernel.residency", "gmemd.kernel.backing", "gmemd.kernel.worker")
+
+# What runs first: {sources} is a dict of them by name, {library} the number of the open file.
+_BEGIN = """
+import sys
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
+from types import ModuleType
+
+def digests():
+    path = "/proc/self/fd/{library}"
+    spec = spec_from_file_location("_xxhash", path, loader=ExtensionFileLoader("_xxhash", path))
+    sys.modules["xxhash"] = module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+digests()
+for name, source in {sources}.items():
+    module = sys.modules[name] = ModuleType(name)
+    module.__package__ = "gmemd.kernel"
+    module.__path__ = []
+    exec(compile(source, name, "exec"), module.__dict__)
+sys.exit(sys.modules["gmemd.kernel.worker"].main(sys.argv[1:]))
+"""
+
+
+class Program(NamedTuple):
+    """A command line, what its standard input is to give, and the descriptors that it needs besides."""
+
+    command: tuple[str, ...]
+    text: bytes
+    fds: tuple[int, ...]
+
+
+@cache
+def worker_program() -> Program:
+    """The worker's program, to which its arguments are added; read by the first call and held from then on."""
+    library = os.open(_library(), os.O_RDONLY | os.O_CLOEXEC)
+    sources = {name: _source(name) for name in _MODULES}
+    text = _BEGIN.format(library=library, sources=sources).encode()
+    # Not the environment's own interpreter, which may go with it; no site-packages, and nothing from the directory.
+    interpreter = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    return Program((interpreter, "-sSP", "-"), text, (library,))
+
+
+def _source(name: str) -> str:
+    spec = find_spec(name)
+    loader: Any = spec.loader if spec else None
+    source: bytes = loader.get_data(loader.get_filename(name))
+    return source.decode()
+
+
+def _library() -> str:
+    """The path of xxhash's extension module."""
+    package = find_spec("xxhash")
+    found = PathFinder.find_spec("_xxhash", package.submodule_search_locations if package else None)
+    if found is None or found.origin is None:
+        raise ImportError("xxhash has no extension module")
+    return found.origin
