@@ -242,15 +242,21 @@ class HostMemoryBackend:
         return (self.size + page - 1) // page * page % (1 << 64)
 
     def check_backing(self, actual: int, offset: int = 0) -> None:
-        """Refuse a file of `actual` bytes that is shorter than the rounded size plus `offset`."""
-        if actual < self.memory_size + offset:
+        """Refuse a file of `actual` bytes that is shorter than the rounded size plus `offset` (in 64 bits)."""
+        if actual < (self.memory_size + offset) % (1 << 64):
             raise QmpError(f"{self.id} backing store size {actual:#x} is too small for 'size' option "
                            f"{self.memory_size:#x} plus 'offset' option {offset:#x}")
 
-    def check_mappable(self, kernel: Kernel, **how: Any) -> None:
-        """Refuse what mmap(2) refuses, without touching a page."""
+    def check_mappable(self, kernel: Kernel, *, align: int = 0, **how: Any) -> None:
+        """Refuse what mmap(2) refuses, without touching a page; `align` bytes as in `try_reserve`."""
         try:
+            if align:
+                self.try_reserve(kernel, align)
             kernel.try_map(self.fd, self.memory_size, reserve=self.properties["reserve"], **how)
         except OSError as exc:
             raise QmpError("unable to map backing store for guest RAM: "
                            f"{os.strerror(exc.errno or 0)}") from exc
+
+    def try_reserve(self, kernel: Kernel, align: int) -> None:
+        """Find address space for the memory and its alignment, as QEMU does before it maps; the sum may wrap."""
+        kernel.try_map(None, (self.memory_size + align) % (1 << 64), reserve=False, writable=False, shared=False)

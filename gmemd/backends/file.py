@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from typing import ClassVar
@@ -17,7 +18,7 @@ class FileBackend(HostMemoryBackend):
 
     qom_type = "memory-backend-file"
     on_trial = False
-    own_order = ("readonly", "align", "offset", "mem-path", "rom", "discard-data")
+    own_order = ("pmem", "align", "offset", "mem-path", "rom", "discard-data", "readonly")
     fixed: ClassVar[dict[str, str]] = {
         **HostMemoryBackend.fixed,
         "mem-path": "cannot change property '{name}' of {type}",
@@ -25,6 +26,7 @@ class FileBackend(HostMemoryBackend):
         "offset": "cannot change property '{name}' of {type}",
         "readonly": "cannot change property '{name}' of {type}.",
         "rom": "cannot change property '{name}' of {type}.",
+        "pmem": "cannot change property '{name}' of {type}.",
     }
     unseen = HostMemoryBackend.unseen | {"align", "offset", "rom"}
     _made = False  # the file was not there before
@@ -51,9 +53,6 @@ class FileBackend(HostMemoryBackend):
         self.fd, self._made = self._open(path)
         with os_errors(f"can't use backing store {path} for guest RAM"):
             self._check_file(kernel)
-        if self.size % kernel.page_size:
-            self._made = False  # judged so late that QEMU leaves the file
-            raise QmpError(f"backend '{self.qom_type}' memory size must be multiple of {kernel.page_size // 1024} KiB")
 
     def _check_rom(self) -> None:
         rom, readonly = self.properties["rom"], self.properties["readonly"]
@@ -72,8 +71,10 @@ class FileBackend(HostMemoryBackend):
                     if not _is_directory(fd):
                         return fd, False
                     close_fd(fd)
-                    return _open_unlinked(path), False
+                    raise IsADirectoryError(errno.EISDIR, "")
                 except IsADirectoryError:
+                    if self.properties["readonly"]:
+                        raise
                     return _open_unlinked(path), False
                 except FileNotFoundError:
                     if self.properties["readonly"]:
@@ -87,9 +88,10 @@ class FileBackend(HostMemoryBackend):
             raise QmpError(f"can't open backing store {path} for guest RAM: {reason}") from exc
 
     def _check_file(self, kernel: Kernel) -> None:
+        """Judge size, alignment and offset against the file and its pages; give an empty file its size."""
         properties, page = self.properties, kernel.file_page_size(self.fd)
-        align, offset = properties["align"], properties["offset"]
-        self.memory_size = self.round_up(page)
+        align, offset, readonly = properties["align"], properties["offset"], properties["readonly"]
+        self.memory_size = self.round_up(kernel.page_size)
         actual = os.fstat(self.fd).st_size
         if actual:
             self.check_backing(actual, offset)
@@ -101,22 +103,27 @@ class FileBackend(HostMemoryBackend):
             raise QmpError(f"offset {offset:#x} must be multiples of page size {page:#x}")
         if self.memory_size < page:
             raise QmpError(f"memory size {self.memory_size:#x} must be equal to or larger than page size {page:#x}")
-        readonly = properties["readonly"]
-        failure = self._grow(kernel, offset) if not actual and not readonly else ""
+        self.memory_size = self.round_up(page)
         self.offset = offset
-        if (self.memory_size + max(align, page)) % (1 << 64) == 0:  # QEMU adds the alignment before it maps
-            raise QmpError("unable to map backing store for guest RAM: Invalid argument")
-        self.check_mappable(kernel, offset=offset, writable=not readonly, shared=properties["share"])
-        if failure:  # who touched it would get SIGBUS
-            raise QmpError(f"cannot resize backing store {properties['mem-path']} for guest RAM: {failure}")
+        self.check_mappable(kernel, align=max(align, page), offset=offset, writable=not readonly,
+                            shared=properties["share"])
+        if not actual and not readonly:
+            self._grow(kernel)
+        if self.size % page:
+            self._made = False  # judged so late that QEMU leaves the file
+            raise QmpError(f"backend '{self.qom_type}' memory size must be multiple of {_in_units(page)}")
 
-    def _grow(self, kernel: Kernel, offset: int) -> str:
-        """Give an empty file its size; why that failed. What has no size (FIFO, device) is left to mmap."""
+    def _grow(self, kernel: Kernel) -> None:
+        """Give an empty file its size: who touched what is beyond its end would get SIGBUS.
+
+        What has no size of its own (FIFO, device) is left to mmap(2).
+        """
         try:
-            kernel.truncate(self.fd, self.memory_size + offset)
+            kernel.truncate(self.fd, self.memory_size + self.offset)
         except OSError as exc:
-            return os.strerror(exc.errno or 0) if stat.S_ISREG(os.fstat(self.fd).st_mode) else ""
-        return ""
+            if stat.S_ISREG(os.fstat(self.fd).st_mode):
+                raise QmpError(f"cannot resize backing store {self.properties['mem-path']} for guest RAM: "
+                               f"{os.strerror(exc.errno or 0)}") from exc
 
     def abandon(self) -> None:
         super().abandon()
@@ -128,6 +135,13 @@ class FileBackend(HostMemoryBackend):
         if self.properties["readonly"] and self.properties["prealloc"]:
             raise QmpError("qemu_prealloc_mem: preallocating memory failed: Bad address")
         super().finish(kernel)
+
+
+def _in_units(size: int) -> str:
+    """A page size as QEMU writes it."""
+    unit, name = next((unit, name) for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+                      if size >= unit)
+    return f"{size // unit} {name}"
 
 
 def _is_directory(fd: int) -> bool:

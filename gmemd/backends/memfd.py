@@ -11,7 +11,7 @@ from gmemd.backends.sealed import MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_HUGE_SHIFT
 from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
 
-_SURELY_MAPPABLE = 1 << 40  # bytes; above this, and for huge pages, the kernel is asked
+_SURELY_MAPPABLE = 1 << 40  # bytes, shared; above this, for private memory and huge pages, the kernel is asked
 
 
 class MemfdBackend(HostMemoryBackend):
@@ -53,7 +53,7 @@ class MemfdBackend(HostMemoryBackend):
                 raise QmpError(f"failed to add seals to memfd: {os.strerror(exc.errno or 0)}") from exc
         if self.memory_size != self.size:
             self.check_backing(self.size)
-        if flags & MFD_HUGETLB or self.size > _SURELY_MAPPABLE:
+        if flags & MFD_HUGETLB or not properties["share"] or self.size > _SURELY_MAPPABLE:
             self.check_mappable(kernel, shared=properties["share"])
 
     def _creation_flags(self) -> int:

@@ -9,6 +9,8 @@ from gmemd.backends.sealed import new_memfd
 from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
 
+_ALIGN = 2 << 20  # bytes: how QEMU aligns anonymous memory on x86 (QEMU_VMALLOC_ALIGN)
+
 
 class RamBackend(HostMemoryBackend):
     """Refuses what the kernel would refuse to map anonymously, then makes a memfd of the rounded size."""
@@ -17,9 +19,13 @@ class RamBackend(HostMemoryBackend):
 
     def allocate(self, kernel: Kernel) -> None:
         self.memory_size = self.round_up(kernel.page_size)
+        reserve, share = self.properties["reserve"], self.properties["share"]
+        # A size that rounds up to 0 is more than there can be.
+        wanted = self.memory_size or (1 << 64) - kernel.page_size
         try:
-            # A size that wraps to 0 aborts QEMU; here it is what it says: more than there can be.
-            kernel.try_map(None, self.memory_size or (1 << 64) - kernel.page_size, reserve=self.properties["reserve"])
+            self.try_reserve(kernel, _ALIGN)
+            # Shared memory is a file's, which the kernel does not count before it is there.
+            kernel.try_map(None, wanted, reserve=reserve and not share, writable=not share, shared=False)
             self.fd = new_memfd(kernel, self.id, self.memory_size)
         except OSError as exc:
             raise QmpError(f"cannot set up guest memory '{self.id}': {os.strerror(exc.errno or 0)}") from exc

@@ -15,7 +15,7 @@ from gmemd.qmp.client import Client, ProtocolError
 TIMEOUT = 600.0  # seconds: preallocation takes its time
 
 # What only the emulator knows.
-_OF_OURS = frozenset({"prealloc-context", "pmem"})
+_OF_OURS = frozenset({"prealloc-context"})
 
 # What may differ from an earlier run: how the memory is prepared, not what it is.
 _OF_NO_MOMENT = frozenset({"id", "qom-type", "prealloc", "prealloc-threads", "dump", "merge",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
+import pytest
 import pytest_asyncio
 from xxhash import xxh3_128_hexdigest
 
+from gmemd.errors import QmpError
 from tests.commands.live import LiveMachine
 from tests.kernel.conftest import huge_pages as huge_pages
 
@@ -85,3 +89,44 @@ async def test_a_pool_too_small(live: LiveMachine, huge_pages: Reserve) -> None:
     huge_pages(2)
     assert "Cannot allocate memory" in await live.refused("object-add", **MEMORY, prealloc=True)
     await add(live, size=2 * HUGE, prealloc=True)
+
+
+@pytest.fixture
+def hugetlbfs() -> Iterator[Path]:
+    """A file system of 2 MiB pages, mounted nowhere: it goes with its descriptor."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fsopen, fsconfig, fsmount = 430, 431, 432  # include/uapi/asm-generic/unistd.h
+    context = libc.syscall(fsopen, b"hugetlbfs", 1)
+    if context < 0:
+        pytest.skip(f"needs to mount hugetlbfs: {os.strerror(ctypes.get_errno())}")
+    assert libc.syscall(fsconfig, context, 1, b"pagesize", b"2M", 0) == 0  # FSCONFIG_SET_STRING
+    assert libc.syscall(fsconfig, context, 6, None, None, 0) == 0  # FSCONFIG_CMD_CREATE
+    root = libc.syscall(fsmount, context, 1, 0)
+    os.close(context)
+    yield Path(f"/proc/self/fd/{root}")
+    os.close(root)
+
+
+@pytest.mark.parametrize(("properties", "desc"), [
+    ({"size": 1}, "memory size 0x1000 must be equal to or larger than page size 0x200000"),
+    ({"size": 1 << 20}, "memory size 0x100000 must be equal to or larger than page size 0x200000"),
+    ({"size": 1 << 20, "align": 4096}, "alignment 0x1000 must be multiples of page size 0x200000"),
+    ({"size": 1 << 20, "align": 3 * HUGE}, "alignment 0x600000 must be a power of two"),
+    ({"size": 1 << 20, "offset": 4096}, "offset 0x1000 must be multiples of page size 0x200000"),
+    ({"size": HUGE + 1, "reserve": False}, "backend 'memory-backend-file' memory size must be multiple of 2 MiB"),
+    ({"size": -8192}, "unable to map backing store for guest RAM: Invalid argument"),
+    ({"size": HUGE, "align": 1 << 47, "reserve": False},
+     "unable to map backing store for guest RAM: Cannot allocate memory"),
+    ({"size": HUGE + 4096, "offset": HUGE, "reserve": False, "mem_path": "there"},
+     "h backing store size 0x400000 is too small for 'size' option 0x201000 plus 'offset' option 0x200000"),
+])
+async def test_files_of_huge_pages(live: LiveMachine, hugetlbfs: Path, properties: dict[str, object],
+                                   desc: str) -> None:
+    """A file on hugetlbfs is judged by its pages, in QEMU's words and order."""
+    (hugetlbfs / "there").touch()
+    os.truncate(hugetlbfs / "there", 2 * HUGE)
+    path = hugetlbfs / str(properties.get("mem_path", "new"))
+    with pytest.raises(QmpError) as caught:
+        await live.do("object-add", **{"qom_type": "memory-backend-file", "id": "h", **properties,
+                                       "mem_path": str(path)})
+    assert caught.value.desc == desc

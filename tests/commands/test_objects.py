@@ -80,7 +80,8 @@ def test_ids_are_unique(machine: Machine) -> None:
     ({"qom_type": "memory-backend-shm", "share": False}, "can't create shm backend with `share=off`"),
     ({"qom_type": "memory-backend-guest-memfd", "share": False},
      "can't create guest_memfd backend with `share=off`"),
-    ({"qom_type": "memory-backend-ram", "size": -1}, "cannot set up guest memory 'm0': Cannot allocate memory"),
+    ({"qom_type": "memory-backend-ram", "size": 1 << 62}, "cannot set up guest memory 'm0': Cannot allocate memory"),
+    ({"qom_type": "memory-backend-ram", "size": -(2 << 20)}, "cannot set up guest memory 'm0': Invalid argument"),
 ])
 def test_refusals_leave_nothing(machine: Machine, properties: dict[str, Any], desc: str) -> None:
     """What is refused has QEMU's words, leaves no object, no fd and no used id."""
@@ -103,6 +104,18 @@ def test_failed_files_are_removed(machine: Machine, tmp_path: Path) -> None:
     assert not path.exists()
     assert add(machine, **file) == {}
     machine.run("object-del", id="m0")
+    assert path.stat().st_size == MIB
+
+
+def test_a_failed_file_that_was_there_stays_as_it_was(machine: Machine, tmp_path: Path) -> None:
+    """An empty file gets its size when all else is found right."""
+    path = tmp_path / "f"
+    path.touch()
+    file = {"qom_type": "memory-backend-file", "mem_path": str(path)}
+    with pytest.raises(QmpError, match="unable to map backing store for guest RAM: Cannot allocate memory"):
+        add(machine, **file, align=1 << 47)
+    assert path.stat().st_size == 0
+    assert add(machine, **file) == {}
     assert path.stat().st_size == MIB
 
 

@@ -29,9 +29,7 @@ OLDER = {  # what changed between QEMU 7.2 and 11.1, and the cases that show it
         "qom-types/backend-types*"],
     "offset is of 8.1, rom of 8.2": [
         "file/offset*", "file/rom-*", "object-add/offset-str", "object-add/rom-bad", "mix/file-00",
-        "mix/file-06", "mix/file-19", "qom-get/file-rom", "qom-set/file-rom", "qom-set/file-offset*",
-        "qom-list/file", "qom-types/props-file"],
-    "pmem depends on how QEMU was built": ["qom-set/file-pmem"],
+        "mix/file-06", "mix/file-19", "qom-get/file-rom", "qom-set/file-rom", "qom-set/file-offset*"],
     "the texts about the size of a backing store name the object since 8.1": [
         "memfd/size-4097", "memfd/size-1", "precedence/memfd-unaligned-policy", "file/readonly-smaller"],
     "a file of no whole pages is refused since 11.1": ["file/size-4097"],

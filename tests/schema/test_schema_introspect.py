@@ -69,7 +69,7 @@ def test_object_add() -> None:
     assert members[-1]["default"] is None
     assert ENTRIES[members[-1]["type"]]["values"] == ["auto", "on", "off"]
     own = [member["name"] for member in object_add_members("memory-backend-file")][11:]
-    assert own == ["align", "offset", "discard-data", "mem-path", "readonly", "rom"]
+    assert own == ["align", "offset", "discard-data", "mem-path", "pmem", "readonly", "rom"]
 
 
 def test_names_are_masked() -> None:

@@ -214,7 +214,7 @@ def test_help_of_a_type() -> None:
     assert object_properties_help("memory-backend-ram") == RAM_HELP
     for spec in ("memory-backend-ram,help", "memory-backend-ram,?", f"{RAM},help=x", "memory-backend-ram,nohelp"):
         assert object_help(spec, SCHEMA) == RAM_HELP
-    assert "  guest-memfd=<OnOffAuto>\n" in object_properties_help("memory-backend-memfd")
+    assert "  guest-memfd=<OnOffAuto> - Use guest memfd\n" in object_properties_help("memory-backend-memfd")
 
 
 def test_no_help_asked_for() -> None:
