@@ -2,7 +2,7 @@
 
 Let in are GET and HEAD of the routes in routes.py, with parameters that these know.  The Host header must name this
 host and no other site's page may ask (DNS rebinding), also on a unix socket, for that may be forwarded from TCP.
-The number of connections is limited, so that HTTP cannot use up the descriptors that QMP needs.
+How many connections there may be is the matter of connections.py.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from gmemd.log import log
 from gmemd.sockets import identity, remove_own
 from gmemd.web import api
 from gmemd.web.address import Address, listen, url_of
+from gmemd.web.connections import Connections
 from gmemd.web.live import Live
 from gmemd.web.page import render_page, security_policy
 from gmemd.web.picture import Painter
@@ -31,7 +32,6 @@ from gmemd.web.prometheus import CONTENT_TYPE, Scraper
 from gmemd.web.routes import JSON, QUERY_MAX, Route, routes
 from gmemd.web.state import State
 
-CONNECTIONS_MAX: Final = 64
 _CLOSE_SECONDS: Final = 1.0
 _SWITCH_SECONDS: Final = 100e-6  # after which a worker thread lets the event loop go on
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -69,16 +69,13 @@ class HttpServer:
         await self._runner.setup()
         self.url = url_of(listener)
         loop = asyncio.get_running_loop()
+        assert self._runner.server is not None
+        self._connections = Connections(self._runner.server, loop.time)
         if self._address.path:
             self._own = identity(self._address.path)
-            self._server = await loop.create_unix_server(self._connection, sock=listener)
+            self._server = await loop.create_unix_server(self._connections.admit, sock=listener)
         else:
-            self._server = await loop.create_server(self._connection, sock=listener)
-
-    def _connection(self) -> asyncio.BaseProtocol:
-        server = self._runner.server
-        assert server is not None
-        return server() if len(server.connections) < CONNECTIONS_MAX else _Refusal()
+            self._server = await loop.create_server(self._connections.admit, sock=listener)
 
     async def close(self) -> None:
         """End every connection and stop listening."""
@@ -94,6 +91,10 @@ class HttpServer:
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse what is not to be answered, and answer errors in one form."""
+        with self._connections.serving(request.protocol):
+            return await self._answer(request, handler)
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             _check_site(request)
             if len(request.query_string) > QUERY_MAX:
@@ -152,13 +153,6 @@ class HttpServer:
                 await response.write(portion)
         await response.write_eof()
         return response
-
-
-class _Refusal(asyncio.Protocol):
-    """Hangs up at once."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()
 
 
 def _quiet() -> logging.Logger:
