@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from gmemd.web.connections import CONNECTIONS_MAX, PATIENCE, SLOW_PATIENCE, Connection, Connections
@@ -77,16 +78,16 @@ def test_who_is_served_stays() -> None:
     """Unless it does not take its answer, and then for longer than one that waits."""
     house = House()
     made = [house.come() for _ in range(CONNECTIONS_MAX)]
-    serving = [house.serve(one) for one in made]
-    for one in serving:
-        one.__enter__()
+    serving = [contextlib.ExitStack() for _ in made]
+    for stack, one in zip(serving, made, strict=True):
+        stack.enter_context(house.serve(one))
     house.now += 10 * SLOW_PATIENCE
     assert not house.is_let_in()
     made[3].unsent = 1
     newcomer = house.come()
     assert (made[3].aborted, newcomer.aborted) == (True, False)
-    house.serve(newcomer).__enter__()
-    serving[5].__exit__(None, None, None)
+    serving[3].enter_context(house.serve(newcomer))
+    serving[5].close()
     made[5].unsent = 1  # its answer is made, and not taken
     house.now += PATIENCE
     assert not house.is_let_in()
