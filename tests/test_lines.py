@@ -16,8 +16,8 @@ import pytest
 from gmemd.lines import WAITING_MAX, Lines
 from gmemd.qmp.client import Client
 from tests.daemon import Daemon
+from tests.patience import PATIENCE
 
-PATIENCE = 60.0  # seconds; a loaded machine
 LINE = b"%0127d\n"  # 128 bytes
 
 

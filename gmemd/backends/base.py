@@ -51,11 +51,13 @@ class HostMemoryBackend:
         "reserve": "cannot change property value",
     }
     unseen: ClassVar[frozenset[str]] = frozenset({"size"})
+    on_file: ClassVar[bool] = False  # on a disk or behind a server that may hang: the event loop asks nothing of its fd
     on_trial: ClassVar[bool] = True  # its memory can be made and given back without a trace
 
     # What an object is at first: on the class, for most of it stays so and there are many objects.
     fd = -1
     kind = "memfd"  # guest-memfd, memfd or file
+    file_kind = ""  # of a file, what Kernel.identify calls it
     guest_memfd_flags: int | None = None
     memory_size = 0  # bytes of memory behind fd: size rounded up to pages
     offset = 0  # bytes before it in the file
@@ -67,6 +69,9 @@ class HostMemoryBackend:
     visibility: RangeMap | None = None  # what is private and what shared; None: it is no guest_memfd
     private_fd = -1  # a memfd with the private bytes that were preserved; -1: none
     busy = ""  # what the command does that has claimed it; "": nobody has
+    waits = False  # its file is being opened and looked at, which can take for ever
+    unwanted = False  # nobody waits for that any more
+    lasting = False  # its memory belongs to another gmemd and outlives this process
     _leaving = False  # it was given up while it was claimed
     private_record: Any = None  # what custody knows of private_fd
     record: Any = None  # what custody knows of it; None without custody
@@ -122,7 +127,7 @@ class HostMemoryBackend:
     @property
     def blocks(self) -> bool:
         """Whether steps 2 to 4 can take so long that they must not run on the event loop."""
-        return bool(self.properties["prealloc"])
+        return self.on_file or bool(self.properties["prealloc"])
 
     # -- steps 3 and 4 ---------------------------------------------------------------------------
 
@@ -190,6 +195,12 @@ class HostMemoryBackend:
         """Give the memory back, as far as this process holds it; may take long."""
         for fd in self.detach():
             close_fd(fd)
+
+    def discard(self, kernel: Kernel, fd: int) -> None:
+        """Give up what would outlive the object, if that is asked for; when it is surely deleted. May take long.
+
+        `fd` is what was its fd, before that is closed.
+        """
 
     def abandon(self) -> None:
         """Close an object that never came into being, with what it has left elsewhere; may take long."""

@@ -5,18 +5,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import stat
-from typing import ClassVar
+import time
+from typing import ClassVar, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.base import Kernel
+
+_TRIES: Final = 100  # to open or make a file that comes and goes
+_LEASE_SECONDS: Final = 60.0  # the kernel breaks a lease after 45 (/proc/sys/fs/lease-break-time)
+_PAUSE: Final = 0.02  # seconds
 
 
 class FileBackend(HostMemoryBackend):
     """Private by default; a missing file is made, a directory gets an unlinked temporary file."""
 
     qom_type = "memory-backend-file"
+    on_file = True
     on_trial = False
     own_order = ("pmem", "align", "offset", "mem-path", "rom", "discard-data", "readonly")
     fixed: ClassVar[dict[str, str]] = {
@@ -31,16 +38,6 @@ class FileBackend(HostMemoryBackend):
     unseen = HostMemoryBackend.unseen | {"align", "offset", "rom"}
     _made = False  # the file was not there before
 
-    @property
-    def blocks(self) -> bool:
-        """Opening a FIFO waits for its other end."""
-        if super().blocks:
-            return True
-        try:
-            return stat.S_ISFIFO(os.stat(self.properties["mem-path"]).st_mode)
-        except (OSError, ValueError):
-            return False
-
     def get(self, name: str) -> object:
         if name == "rom" and self.properties["rom"] == "auto":
             return "on" if self.properties["readonly"] else "off"
@@ -50,9 +47,12 @@ class FileBackend(HostMemoryBackend):
         self._check_rom()
         self.kind = "file"
         path = self.properties["mem-path"]
+        self.waits = True
         self.fd, self._made = self._open(path)
         with os_errors(f"can't use backing store {path} for guest RAM"):
             self._check_file(kernel)
+            self.file_kind = kernel.identify(self.fd)
+        self.waits = False
 
     def _check_rom(self) -> None:
         rom, readonly = self.properties["rom"], self.properties["readonly"]
@@ -63,29 +63,61 @@ class FileBackend(HostMemoryBackend):
 
     def _open(self, path: str) -> tuple[int, bool]:
         """Open or make the file: fd (owned by the caller), and whether it was made."""
-        mode = (os.O_RDONLY if self.properties["readonly"] else os.O_RDWR) | os.O_CLOEXEC
+        readonly = self.properties["readonly"]
+        mode = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
         try:
-            while True:
-                try:
-                    fd = os.open(path, mode)
-                    if not _is_directory(fd):
-                        return fd, False
-                    close_fd(fd)
-                    raise IsADirectoryError(errno.EISDIR, "")
-                except IsADirectoryError:
-                    if self.properties["readonly"]:
-                        raise
-                    return _open_unlinked(path), False
-                except FileNotFoundError:
-                    if self.properties["readonly"]:
-                        raise
-                try:
-                    return os.open(path, mode | os.O_CREAT | os.O_EXCL, 0o644), True
-                except FileExistsError:
-                    continue
+            return self._opened(path, mode, make=not readonly)
         except (OSError, ValueError) as exc:
             reason = os.strerror(exc.errno or 0) if isinstance(exc, OSError) else "No such file or directory"
             raise QmpError(f"can't open backing store {path} for guest RAM: {reason}") from exc
+
+    def _opened(self, path: str, mode: int, *, make: bool) -> tuple[int, bool]:
+        for _ in range(_TRIES):
+            try:
+                fd = self._open_existing(path, mode)
+                if not _is_directory(fd):
+                    return fd, False
+                close_fd(fd)
+                raise IsADirectoryError(errno.EISDIR, "")
+            except IsADirectoryError:
+                if not make:
+                    raise
+                return _open_unlinked(path), False
+            except FileNotFoundError:
+                if not make:
+                    raise
+            try:
+                return _waiting(os.open(path, mode | os.O_CREAT | os.O_EXCL, 0o644)), True
+            except FileExistsError:  # somebody was faster, or it is a symbolic link to nothing
+                continue
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def _open_existing(self, path: str, mode: int) -> int:
+        """Open it as if one waited in open(2): for a lease to end (F_SETLEASE), for the other end of a FIFO.
+
+        But not there, for from there nobody comes back whose client has gone.
+        """
+        end = time.monotonic() + _LEASE_SECONDS
+        while True:
+            try:
+                fd = os.open(path, mode)
+                break
+            except BlockingIOError:
+                if not stat.S_ISREG(os.stat(path).st_mode) or time.monotonic() > end:
+                    raise
+            self._check_wanted()
+            time.sleep(_PAUSE)
+        try:
+            while self.properties["readonly"] and not _has_writer(fd):
+                self._check_wanted()
+        except BaseException:
+            close_fd(fd)
+            raise
+        return _waiting(fd)
+
+    def _check_wanted(self) -> None:
+        if self.unwanted:
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     def _check_file(self, kernel: Kernel) -> None:
         """Judge size, alignment and offset against the file and its pages; give an empty file its size."""
@@ -131,6 +163,13 @@ class FileBackend(HostMemoryBackend):
             with contextlib.suppress(OSError):
                 os.unlink(self.properties["mem-path"])
 
+    def discard(self, kernel: Kernel, fd: int) -> None:
+        """With discard-data, punch the object's part out of a shared file, as QEMU does by MADV_REMOVE."""
+        properties = self.properties
+        if properties["discard-data"] and properties["share"] and not properties["readonly"]:
+            with contextlib.suppress(OSError):  # not every file system can
+                kernel.punch_hole(fd, self.offset, self.memory_size)
+
     def finish(self, kernel: Kernel) -> None:
         if self.properties["readonly"] and self.properties["prealloc"]:
             raise QmpError("qemu_prealloc_mem: preallocating memory failed: Bad address")
@@ -142,6 +181,26 @@ def _in_units(size: int) -> str:
     unit, name = next((unit, name) for unit, name in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
                       if size >= unit)
     return f"{size // unit} {name}"
+
+
+def _waiting(fd: int) -> int:
+    """The fd, which was opened without waiting, as if it had not been so."""
+    os.set_blocking(fd, True)
+    return fd
+
+
+def _has_writer(fd: int) -> bool:
+    """Wait a little for the writer of a FIFO that was opened for reading; True if it has come, or the file is none."""
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        return True
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    if poll.poll(_PAUSE * 1000):  # it has written, or gone again
+        return True
+    try:
+        return bool(os.read(fd, 1))
+    except BlockingIOError:  # it is there and has not written
+        return True
 
 
 def _is_directory(fd: int) -> bool:

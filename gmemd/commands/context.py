@@ -86,6 +86,10 @@ class Caller(Protocol):
     pid: int
     named_fds: NamedFds  # its own; they end with it, once its running command has ended
 
+    def is_gone(self) -> bool:
+        """Whether nobody will read the answer to what it has sent."""
+        ...
+
     def take_fd(self) -> int:
         """Give away the first fd that came by SCM_RIGHTS and close the rest of its batch; QmpError if none did."""
         ...
@@ -186,6 +190,8 @@ class Gmemd:
         for _, fd in self.unclaimed:
             close_fd(fd)
         for backend in list(self.objects):
+            if backend.record is None and not backend.lasting:  # it ends here
+                backend.discard(self.kernel, backend.fd)
             backend.close()
         self.kernel.close()
 
@@ -240,7 +246,9 @@ def record_of(backend: HostMemoryBackend, kernel: Kernel) -> Record:
     """What the registry is to know of an object."""
     uid, pid = backend.owner
     kind = backend.kind
-    if kind == "file":
+    if kind == "file" and backend.file_kind:
+        kind = backend.file_kind
+    elif kind == "file":
         with os_errors(f"cannot look at '{backend.id}'"):
             kind = kernel.identify(backend.fd)
     elif backend.properties.get("hugetlb"):
@@ -284,6 +292,7 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
     backend.fd = fd
     backend.memory_size = record.size
     backend.kind = record.extra["kind"]
+    backend.file_kind = record.kind if backend.kind == "file" else ""
     backend.guest_memfd_flags = record.extra["flags"]
     backend.offset = record.extra["offset"]
     if "visibility" in record.extra:

@@ -19,6 +19,7 @@ from gmemd.qmp.encode import encode
 from gmemd.survival import fates
 
 _BATCH = 25  # objects that are measured, and described, at a time
+_LOOK_SECONDS = 0.2  # between two looks whether the client of a file that does not open is still there
 
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -30,7 +31,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
         gmemd.objects.cancel(backend)
         raise
     if backend.blocks:
-        return _add_blocking(gmemd, backend)
+        return _add_blocking(gmemd, caller, backend)
     try:
         _make(gmemd, backend)
         return added(gmemd, backend)
@@ -53,15 +54,36 @@ def _make(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
         backend.populate(gmemd.kernel)
 
 
-async def _add_blocking(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
-    """The same in a worker thread; the id is taken meanwhile, the object not yet visible."""
+async def _add_blocking(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend) -> Any:
+    """The same in a worker thread; the id is taken meanwhile, the object not yet visible.
+
+    For a client that has gone nobody waits until a file opens at last.
+    """
     try:
-        await in_thread(_make, gmemd, backend)
-        return added(gmemd, backend)
+        making = asyncio.ensure_future(in_thread(_make, gmemd, backend))
     except BaseException:
-        await beside(backend.abandon)
         _give_up(gmemd, backend)
         raise
+    try:
+        while not (await asyncio.wait([making], timeout=_LOOK_SECONDS))[0]:
+            if backend.waits and caller.is_gone():
+                raise QmpError("the client has gone before its file was open")
+        making.result()
+        return added(gmemd, backend)
+    except BaseException:
+        if making.done():
+            await beside(backend.abandon)
+        else:
+            backend.unwanted = True
+            making.add_done_callback(lambda making: _made_in_vain(backend, making))
+        _give_up(gmemd, backend)
+        raise
+
+
+def _made_in_vain(backend: HostMemoryBackend, making: asyncio.Future[None]) -> None:
+    if not making.cancelled():
+        making.exception()
+    beside(backend.abandon)
 
 
 def added(gmemd: Gmemd, backend: HostMemoryBackend, undo: Step | None = None, *, shared: bool = False) -> Any:
@@ -103,12 +125,19 @@ def delete(gmemd: Gmemd, object_id: str) -> Any:
     custody = gmemd.custody
     if custody is None:
         gmemd.objects.remove(object_id)
-        closing = close_beside(backend.detach())
+        closing = _let_go(gmemd, backend)
         return {} if closing is None else _closed(closing)
     operations = [custody.remove(record) for record in (backend.record, backend.private_record) if record is not None]
     gmemd.objects.remove(object_id)
     return Change({}, *operations, undo=lambda: gmemd.objects.restore([backend]),
-                  done=lambda: close_beside(backend.detach()))
+                  done=lambda: _let_go(gmemd, backend))
+
+
+def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | None:
+    """Free what a deleted object has; None when that is done."""
+    fd, fds = backend.fd, backend.detach()
+    first = (lambda: backend.discard(gmemd.kernel, fd)) if backend.on_file else None
+    return close_beside(fds, first=first)
 
 
 async def _closed(closing: asyncio.Future[None]) -> dict[str, Any]:

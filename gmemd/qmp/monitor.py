@@ -334,6 +334,10 @@ class Monitor:
         if not self._open and not self._busy:
             close_beside(self._give_names())
 
+    def is_gone(self) -> bool:
+        """Whether nobody will read the answer to what is running."""
+        return not self._open or self._hung_up()
+
     def _hung_up(self) -> bool:
         """Whether the client has closed the connection; ending its input alone is not that."""
         return self._open and bool(_events(self._fd, 0) & select.POLLHUP)

@@ -34,6 +34,9 @@ class Machine:
         self.sent: list[int] = []
         self.named_fds = NamedFds()
 
+    def is_gone(self) -> bool:
+        return False
+
     def take_fd(self) -> int:
         if not self.sent:
             raise QmpError("No file descriptor supplied via SCM_RIGHTS")

@@ -50,6 +50,9 @@ class Machine:
         await build(self.dispatcher, self._line)
         return self
 
+    def is_gone(self) -> bool:
+        return False
+
     def take_fd(self) -> int:
         raise QmpError("No file descriptor supplied via SCM_RIGHTS")
 

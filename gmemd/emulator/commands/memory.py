@@ -49,6 +49,7 @@ async def _add_lasting(gmemd: Gmemd, domain: Domain, backend: HostMemoryBackend,
         gmemd.objects.cancel(backend)
         backend.abandon()
         raise
+    backend.lasting = True
     backend.memory_size, backend.kind = info["size"], info["kind"]
     backend.guest_memfd_flags = info.get("guest-memfd-flags")
     backend.offset = info.get("offset", backend.properties.get("offset", 0))  # an older daemon does not say
