@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import errno
 import os
-import stat
 from _thread import start_new_thread
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from gmemd.errors import QmpError, close_fd
+from gmemd.kernel.syscalls import seals
 
 _THREAD_PATIENCE: Final = 5.0  # seconds until a thread must have begun
 _CLOSED_AT_ONCE: Final = 4 << 20  # bytes of memory that may be freed on the event loop: about a millisecond
@@ -108,13 +108,12 @@ def close_beside(fds: Iterable[int], *, first: Callable[[], object] | None = Non
 
 
 def _closed_at_once(fd: int) -> bool:
-    """Close it here if that cannot take long."""
+    """Close it here if that cannot take long: a pipe, or little memory. To ask what else it is may take long, too."""
     try:
-        status = os.fstat(fd)
+        quick = os.fstat(fd).st_size <= _CLOSED_AT_ONCE if seals(fd) is not None else \
+            os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:")
     except OSError:
         return False
-    kind = stat.S_IFMT(status.st_mode)
-    if kind in (stat.S_IFIFO, stat.S_IFCHR, 0) or (kind == stat.S_IFREG and status.st_size <= _CLOSED_AT_ONCE):
+    if quick:
         close_fd(fd)
-        return True
-    return False
+    return quick

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import SHARED_FLAGS
-from gmemd.changes.threads import close_beside
+from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, record_of, store_record
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import added, describe_memory
@@ -24,10 +24,29 @@ _TYPES = {"memfd": "memory-backend-memfd", "hugetlb-memfd": "memory-backend-memf
           "guest-memfd": "memory-backend-guest-memfd", "file": "memory-backend-file"}
 _SEAL_SHRINK = 0x2  # F_SEAL_SHRINK
 
+Judged = tuple[str, int, int]  # a descriptor's kind, size and page size in bytes
+
 
 def memdev_adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    fd = caller.named_fds.look(arguments["fdname"])
+    with os_errors("cannot look at the descriptor"):
+        if gmemd.kernel.seals(fd) is None:  # it may be a file, whose server need not answer
+            return _adopt_file(gmemd, caller, os.dup(fd), arguments)
+    return _adopt(gmemd, caller, arguments, _judge(gmemd, fd, arguments))
+
+
+async def _adopt_file(gmemd: Gmemd, caller: Caller, copy: int, arguments: dict[str, Any]) -> Any:
+    """The same without waiting here for what the descriptor is; `copy` is closed."""
+    try:
+        judged = await in_thread(_judge, gmemd, copy, arguments)
+    finally:
+        close_beside([copy])
+    return _adopt(gmemd, caller, arguments, judged)
+
+
+def _adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], judged: Judged) -> Any:
     name, names = arguments["fdname"], caller.named_fds
-    backend = _adopted(gmemd, caller, names.look(name), arguments)
+    backend = _adopted(gmemd, caller, names.look(name), arguments["id"], judged)
 
     def undo() -> asyncio.Future[None] | None:
         gmemd.objects.remove(backend.id)
@@ -49,14 +68,14 @@ def memdev_adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any
     return value
 
 
-def _adopted(gmemd: Gmemd, caller: Caller, fd: int, arguments: dict[str, Any]) -> HostMemoryBackend:
+def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judged) -> HostMemoryBackend:
     """The object-to-be of an fd, judged; its id is taken and room is reserved."""
-    kind, size = _judge(gmemd, fd, arguments)
-    properties: dict[str, Any] = {"qom-type": _TYPES[kind], "id": arguments["id"], "size": size, "share": True}
+    kind, size, page = judged
+    properties: dict[str, Any] = {"qom-type": _TYPES[kind], "id": object_id, "size": size, "share": True}
     if kind == "file":
         properties["mem-path"] = os.readlink(f"/proc/self/fd/{fd}")
     elif kind == "hugetlb-memfd":
-        properties.update({"hugetlb": True, "hugetlbsize": gmemd.kernel.file_page_size(fd)})
+        properties.update({"hugetlb": True, "hugetlbsize": page})
     complete = gmemd.schema.check_object(properties)
     backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: None)
     try:
@@ -73,8 +92,8 @@ def _adopted(gmemd: Gmemd, caller: Caller, fd: int, arguments: dict[str, Any]) -
     return backend
 
 
-def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> tuple[str, int]:
-    """What an fd is, and its size in bytes; QmpError for what is no memory or not what was asked for."""
+def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> Judged:
+    """What an fd is; QmpError for what is not memory or not what was asked for."""
     with os_errors("cannot look at the descriptor"):
         kind, size = gmemd.kernel.identify(fd), os.fstat(fd).st_size
         seals, page = gmemd.kernel.seals(fd), gmemd.kernel.file_page_size(fd)
@@ -92,7 +111,7 @@ def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> tuple[str, int]:
         why = gmemd.kernel.unusable(fd, size)
     if why:
         raise QmpError(why)
-    return kind, size
+    return kind, size, page
 
 
 def query_memdev_unclaimed(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -115,7 +134,8 @@ def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any
         return _give_up(gmemd, name)
     gmemd.unclaimed.remove(found)
     try:
-        return _claimed(gmemd, _adopted(gmemd, caller, found[1], {**arguments, "require-seals": False}), name)
+        judged = _judge(gmemd, found[1], {**arguments, "require-seals": False})
+        return _claimed(gmemd, _adopted(gmemd, caller, found[1], arguments["id"], judged), name)
     except BaseException:
         gmemd.unclaimed.append(found)
         raise

@@ -31,11 +31,14 @@ def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> C
         raise QmpError(f"the descriptor '{name}' is no userfaultfd with UFFD_FEATURE_SIGBUS")
     with os_errors(f"cannot see process {caller.pid}"):
         start = start_time(caller.pid)
-    if start is None or not is_mapped(caller.pid, backend.fd, address, backend.memory_size):
-        raise QmpError(f"object '{backend.id}' is not mapped as a whole at {address:#x} in process {caller.pid}")
     names, pid = caller.named_fds, caller.pid
-    return claimed(gmemd, backend, "its shared pages are being allocated",
-                   lambda: _enforce(gmemd, backend, names.take(name), address, pid, start))
+
+    async def work() -> dict[str, Any]:
+        if start is None or not await in_thread(is_mapped, pid, backend.fd, address, backend.memory_size):
+            raise QmpError(f"object '{backend.id}' is not mapped as a whole at {address:#x} in process {pid}")
+        return await _enforce(gmemd, backend, names.take(name), address, pid, start)
+
+    return claimed(gmemd, backend, "its shared pages are being allocated", work)
 
 
 async def _enforce(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: int, pid: int,

@@ -129,12 +129,12 @@ class OrdinaryMemory:
         is_real = magic == uapi.GUEST_MEMFD_MAGIC or link == "anon_inode:[kvm-gmem]"
         if is_real or self.is_simulated(fd):
             return "guest-memfd"
-        if link.startswith("/memfd:") and _seals(fd) is not None:
+        if link.startswith("/memfd:") and syscalls.seals(fd) is not None:
             return "hugetlb-memfd" if magic == uapi.HUGETLBFS_MAGIC else "memfd"
         return "file" if S_ISREG(os.fstat(fd).st_mode) else "other"
 
     def seals(self, fd: int) -> int | None:
-        return _seals(fd)
+        return syscalls.seals(fd)
 
     def unusable(self, fd: int, size: int) -> str:
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
@@ -142,7 +142,7 @@ class OrdinaryMemory:
             return "the descriptor was not opened for reading and writing"
         if flags & os.O_APPEND:  # pwrite(2) would append whatever the offset
             return "the descriptor was opened for appending"
-        if (_seals(fd) or 0) & (uapi.F_SEAL_WRITE | uapi.F_SEAL_FUTURE_WRITE):
+        if (syscalls.seals(fd) or 0) & (uapi.F_SEAL_WRITE | uapi.F_SEAL_FUTURE_WRITE):
             return "the memfd is sealed against writing"
         if syscalls.filesystem(fd)[0] == uapi.SECRETMEM_MAGIC:
             return "the descriptor is secret memory, which no guest can use"
@@ -170,13 +170,3 @@ class OrdinaryMemory:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _seals(fd: int) -> int | None:
-    """Return the seals of a memfd; None for what cannot have any."""
-    try:
-        return fcntl.fcntl(fd, uapi.F_GET_SEALS)
-    except OSError as exc:
-        if exc.errno not in (errno.EINVAL, errno.EBADF):  # the latter: O_PATH
-            raise
-        return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -155,3 +156,13 @@ def get_mempolicy(address: int | None = None) -> tuple[int, list[int]]:
         raise _failure()
     nodes = [64 * i + bit for i, word in enumerate(mask) if word for bit in range(64) if word >> bit & 1]
     return mode.value, nodes
+
+
+def seals(fd: int) -> int | None:
+    """Return the seals of shared memory; None for what cannot have any. Asks no file server."""
+    try:
+        return fcntl.fcntl(fd, uapi.F_GET_SEALS)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.EBADF):  # the latter: O_PATH
+            raise
+        return None
