@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from gmemd.backends.base import HostMemoryBackend
+from gmemd.backends.base import BASE_ORDER, HostMemoryBackend
 from gmemd.changes.claims import claimed
 from gmemd.changes.pace import Pace
 from gmemd.changes.threads import in_thread
@@ -145,33 +145,41 @@ class Fixed(Node):
         return self._properties[name][1] if name in self._properties else super().get(name)
 
 
-def resolve(gmemd: Gmemd, path: str) -> Node:
-    """The place that a path names; a path without leading slash may begin anywhere in the tree."""
-    parts = [part for part in path.split("/") if part]
-    root = Node(gmemd, "")
-    if path.startswith("/"):
-        found = [_walk(root, parts)]
-    elif not parts:
+def resolve(gmemd: Gmemd, path: str, *, listing: bool = False) -> Node:
+    """The place that a path names; a path without leading slash may begin anywhere, if only one place matches.
+
+    `listing`: as qom-list resolves it, which tells what is ambiguous from what does not exist.
+    """
+    nodes = _matches(gmemd, path)
+    if len(nodes) == 1:
+        return nodes[0]
+    if listing and nodes:
         raise QmpError(f"Path '{path}' is ambiguous")
-    else:
-        starts = [root, Node(gmemd, "/objects")]
-        owner = gmemd.objects.get(parts[0].removesuffix("[0]"))
+    raise QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
+
+
+def find_context(gmemd: Gmemd, path: str) -> None:
+    """Judge what prealloc-context names; without a machine there is no such type as thread-context."""
+    nodes = _matches(gmemd, path)
+    if not nodes:
+        raise QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
+    if not any(node.type_name == "thread-context" for node in nodes):
+        raise QmpError("Invalid parameter type for 'prealloc-context', expected: thread-context")
+
+
+def _matches(gmemd: Gmemd, path: str) -> list[Node]:
+    """Every place that a path can mean; the empty one means any."""
+    parts = [part for part in path.split("/") if part]
+    starts = [Node(gmemd, "")]
+    if not path.startswith("/"):
+        starts.append(Node(gmemd, "/objects"))
+        owner = gmemd.objects.get(parts[0].removesuffix("[0]")) if parts else None
         if owner is not None:
             starts.append(Node(gmemd, f"/objects/{owner.id}", owner))
         if gmemd.machine is not None:
             machine = gmemd.machine.node()
             starts += [machine, machine.child("peripheral")]
-        found = [_walk(start, parts) for start in starts]
-    nodes = [node for node in found if node is not None]
-    if not nodes:
-        raise QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
-    return nodes[0]
-
-
-def find_context(gmemd: Gmemd, path: str) -> None:
-    """Judge what prealloc-context names; without a machine there is no such type as thread-context."""
-    if resolve(gmemd, path).type_name != "thread-context":
-        raise QmpError("Invalid parameter type for 'prealloc-context', expected: thread-context")
+    return [node for start in starts if (node := _walk(start, parts)) is not None]
 
 
 def _walk(node: Node | None, parts: list[str]) -> Node | None:
@@ -183,14 +191,14 @@ def _walk(node: Node | None, parts: list[str]) -> Node | None:
 
 
 def qom_list(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    node = resolve(gmemd, arguments["path"])
+    node = resolve(gmemd, arguments["path"], listing=True)
     return listed(node.listing(), node.width)
 
 
 def qom_list_get(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     paths = arguments["paths"]
     if len(paths) <= _FEW:
-        nodes = [resolve(gmemd, path) for path in paths]
+        nodes = [resolve(gmemd, path, listing=True) for path in paths]
         if sum([node.width for node in nodes]) <= SHORT:
             return [{"properties": list(_values(node))} for node in nodes]
     return _get_in_turns(gmemd, paths)
@@ -198,8 +206,8 @@ def qom_list_get(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any
 
 async def _get_in_turns(gmemd: Gmemd, paths: list[str]) -> bytes:
     pace = Pace()
-    return await in_turns([await in_turns(_values(resolve(gmemd, path)), pace, properties=...) for path in paths],
-                          pace)
+    return await in_turns([await in_turns(_values(resolve(gmemd, path, listing=True)), pace, properties=...)
+                           for path in paths], pace)
 
 
 def _values(node: Node) -> Iterator[dict[str, Any]]:
@@ -287,21 +295,24 @@ def qom_list_properties(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
         raise QmpError("Parameter 'typename' expects a QOM type")
     if type_name not in _types(gmemd)[0]:
         raise QmpError(f"Class '{type_name}' not found", DEVICE_NOT_FOUND)
-    rows: list[dict[str, str]] = [{"name": "type", "type": "string"}]
+    return [{"name": "type", "type": "string"}, *_declared(gmemd, type_name)]
+
+
+def _declared(gmemd: Gmemd, type_name: str) -> list[dict[str, str]]:
+    """What qom-list-properties tells of a type, but for its type."""
+    if type_name == "memory-region":
+        return [{"name": name, "type": kind} for name, (kind, _) in _REGION.items()]
     backend = BACKENDS.get(type_name)
-    if backend is not None:
-        for name in backend.property_names():
-            declared = gmemd.schema.properties(type_name)[name]
-            row = {"name": name, "type": declared.qom_type}
-            if declared.description is not None:
-                row["description"] = declared.description
-            rows.append(row)
-    elif gmemd.machine is not None and type_name in gmemd.machine.types:
-        rows += gmemd.machine.properties(type_name)
-    return rows
+    if backend is None and type_name != "memory-backend":
+        machine = gmemd.machine
+        return machine.properties(type_name) if machine is not None and type_name in machine.types else []
+    declared = gmemd.schema.properties(type_name if backend else "memory-backend-ram")  # which adds none of its own
+    return [{"name": name, "type": declared[name].qom_type}
+            | ({} if (text := declared[name].description) is None else {"description": text})
+            for name in (backend.property_names() if backend else BASE_ORDER)]
 
 
 def device_list_properties(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
-    if arguments["typename"] in TYPES:
+    if arguments["typename"] in INTERFACES or arguments["typename"] in TYPES:
         raise QmpError("Parameter 'typename' expects a non-abstract device type")
     raise QmpError(f"Device '{arguments['typename']}' not found", DEVICE_NOT_FOUND)

@@ -42,8 +42,27 @@ def test_paths_of_nothing(objects: Machine, path: str) -> None:
     assert objects.refusal("qom-list", path=path) == ("DeviceNotFound", f"Device '{path}' not found")
 
 
-def test_the_empty_path_is_ambiguous(objects: Machine) -> None:
-    assert objects.refusal("qom-list", path="") == ("GenericError", "Path '' is ambiguous")
+@pytest.mark.parametrize("path", ["", "objects", "objects/"])
+def test_what_several_places_match(objects: Machine, path: str) -> None:
+    """Only what lists says that a path is ambiguous; to others there is no such object."""
+    objects.run("object-add", qom_type="memory-backend-ram", id="objects", size=8192)
+    ambiguous = ("GenericError", f"Path '{path}' is ambiguous")
+    missing = ("DeviceNotFound", f"Device '{path}' not found")
+    assert objects.refusal("qom-list", path=path) == ambiguous
+    assert objects.refusal("qom-list-get", paths=[path]) == ambiguous
+    assert objects.refusal("qom-list-get", paths=[path] * 9) == ambiguous
+    assert objects.refusal("qom-get", path=path, property="type") == missing
+    assert objects.refusal("qom-set", path=path, property="type", value=1) == missing
+    assert objects.run("qom-get", path="objects/objects", property="type") == "memory-backend-ram"
+
+
+def test_properties_of_an_abstract_type_are_those_that_all_have(objects: Machine) -> None:
+    """memory-backend has what every one of its types has, described alike."""
+    rows = {name: objects.run("qom-list-properties", typename=f"memory-backend{name}")
+            for name in ("", "-ram", "-memfd", "-file", "-shm", "-guest-memfd")}
+    assert len(rows[""]) == 12
+    for row in rows[""]:
+        assert all(row in others for others in rows.values())
 
 
 @pytest.mark.parametrize(("name", "value", "desc"), [
