@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from gmemd.cli.verbs import Connection
 from gmemd.errors import QmpError
 
+_PATIENCE = 2.0  # seconds; a person waits at a command line
 _WITH_IDS = ("show", "rm", "get-fd", "exec")
 
 
@@ -21,10 +22,14 @@ class Completion:
     def candidate(self, line: str, state: int) -> str | None:
         """Return the candidate number `state` for the last word of the line, as readline asks for them."""
         if state == 0:
+            client = self._connection.client
+            usual, client.timeout = client.timeout, min(client.timeout or _PATIENCE, _PATIENCE)
             try:
                 self._found = self.candidates(line)
             except (QmpError, OSError):
                 self._found = []
+            finally:
+                client.timeout = usual
         return self._found[state] if state < len(self._found) else None
 
     def candidates(self, line: str) -> list[str]:

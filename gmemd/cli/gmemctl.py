@@ -12,9 +12,11 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError
+from gmemd.sockets import path_of
 from gmemd.streams import open_standard_streams
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ DONE, FAILED, USAGE, NO_CONNECTION, TOO_LATE, EXEC_FAILED, INTERRUPTED = 0, 1, 2
 
 SYSTEM_SOCKET = "/run/gmemd/qmp.sock"
 _GREETING = 10.0  # seconds; a server greets at once, but a QEMU that has another client does not
+_COMPLETION = 2.0  # seconds; a person waits at a command line
+_LONGEST = 1e9  # seconds; what the system's calls can take
 
 Verb = Callable[["Connection", argparse.Namespace], int]
 
@@ -58,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
 
         print(completion(options.what), end="")
         return DONE
+    if options.verb == "completion" and options.timeout is None:
+        options.timeout = _COMPLETION
     try:
         _check_fds(getattr(options, "fd", ()))
         with connect(options) as client:
@@ -131,10 +137,12 @@ def connect(options: argparse.Namespace) -> Client:
     from gmemd.qmp.client import Client
 
     path = socket_path(options.socket, os.environ, os.getuid())
+    limit = _GREETING if options.timeout is None else options.timeout
     try:
-        client = Client(path, timeout=_GREETING, wait=options.wait)
+        client = Client(path, timeout=limit, wait=options.wait)
     except TimeoutError:
-        raise NoConnectionError(f"{path}: no greeting; does another client hold the connection?") from None
+        hint = "is the server stopped or busy, or does another client hold the connection?"
+        raise NoConnectionError(f"{path}: no greeting in {limit:g} s\n  hint: {hint}") from None
     except OSError as error:
         reason = error.strerror or str(error)
         hint = "is gmemd running there? --socket or GMEMD_SOCKET names another socket"
@@ -147,7 +155,7 @@ def socket_path(given: str | None, environment: Mapping[str, str], uid: int) -> 
     """Return the socket: --socket, GMEMD_SOCKET, then where gmemd listens by default."""
     path = given or environment.get("GMEMD_SOCKET")
     if path:
-        return path.removeprefix("unix:")
+        return path_of(path)
     if uid == 0 or os.path.exists(SYSTEM_SOCKET):
         return SYSTEM_SOCKET
     return os.path.join(environment.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}", "gmemd", "qmp.sock")
@@ -210,6 +218,14 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
     return argparse.HelpFormatter(prog, width=max(width, 40))
 
 
+def _seconds(text: str) -> float:
+    """A time that can be waited."""
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= _LONGEST:
+            return value
+    raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds")
+
+
 def _add_common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     add = parser.add_argument
     add(
@@ -219,18 +235,23 @@ def _add_common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         default=defaults["output"],
         help="for programs or people (default)",
     )
-    add("--socket", metavar="PATH", default=defaults["socket"], help="the server's socket (GMEMD_SOCKET)")
+    add(
+        "--socket",
+        metavar="PATH",
+        default=defaults["socket"],
+        help="the server's socket (GMEMD_SOCKET), also as unix:PATH with commas doubled",
+    )
     add(
         "--timeout",
         metavar="SECONDS",
-        type=float,
+        type=_seconds,
         default=defaults["timeout"],
-        help="for each answer; default none",
+        help="for connecting, and for each answer; default none",
     )
     add(
         "--wait",
         metavar="SECONDS",
-        type=float,
+        type=_seconds,
         default=defaults["wait"],
         help="for a server that is not up yet",
     )
@@ -311,7 +332,7 @@ _VERBS: tuple[tuple[str, str, tuple[_Argument, ...]], ...] = (
         "top",
         "show what objects occupy, again and again",
         (
-            (("-d", "--delay"), {"type": float, "default": 2.0, "metavar": "SECONDS"}),
+            (("-d", "--delay"), {"type": _seconds, "default": 2.0, "metavar": "SECONDS"}),
             (("-n", "--count"), {"type": int, "metavar": "N", "help": "end after N times"}),
             (("--lines",), {"type": int, "default": 20, "metavar": "N", "help": "the first N objects"}),
         ),
@@ -337,7 +358,7 @@ _VERBS: tuple[tuple[str, str, tuple[_Argument, ...]], ...] = (
             (("-n", "--count"), {"type": int, "metavar": "N", "help": "end after N events"}),
             (
                 ("--for",),
-                {"type": float, "metavar": "SECONDS", "dest": "seconds", "help": "end after that time"},
+                {"type": _seconds, "metavar": "SECONDS", "dest": "seconds", "help": "end after that time"},
             ),
         ),
     ),

@@ -84,18 +84,23 @@ def _run(connection: Connection, options: Namespace, line: str, read: Callable[[
 def _run_verb(connection: Connection, words: list[str]) -> int:
     from gmemd.cli.gmemctl import find_verb
 
-    given = parse(words, Namespace(output="json" if connection.json else "table"))
-    usual, connection.json = connection.json, given.output == "json"
+    client = connection.client
+    given = parse(words, Namespace(output="json" if connection.json else "table", timeout=client.timeout))
+    if given.socket is not None:
+        raise UsageError("the shell stays at its server; leave it to use --socket")
+    usual = connection.json, client.timeout
+    connection.json, client.timeout = given.output == "json", given.timeout
     try:
         return find_verb(given.verb)(connection, given)
     finally:
-        connection.json = usual
+        connection.json, client.timeout = usual
 
 
 def _run_child(options: Namespace, words: list[str]) -> int:
     """exec replaces its process, so it gets one of its own."""
-    socket = ["--socket", options.socket] if options.socket else []
-    return subprocess.call([sys.executable, "-m", "gmemd.cli.gmemctl", *socket, *words])
+    given = {"--socket": options.socket, "--timeout": options.timeout, "--wait": options.wait, "-o": options.output}
+    common = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    return subprocess.call([sys.executable, "-m", "gmemd.cli.gmemctl", *common, *words])
 
 
 def _whole(line: str, read: Callable[[str], str]) -> str:

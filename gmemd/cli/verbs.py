@@ -11,6 +11,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from gmemd.cli import render
@@ -20,6 +21,7 @@ from gmemd.errors import QmpError
 from gmemd.qmp.client import Client
 
 DONE, REFUSED = 0, 1
+_HINT_SECONDS = 2.0  # a hint is not worth a longer wait
 
 
 class Connection:
@@ -277,5 +279,7 @@ def explain(connection: Connection, error: QmpError) -> None:
     from gmemd.cli.hints import Refusal, hints
 
     note(error.desc)
-    for line in hints(Refusal(error, *connection.asked, connection.client.execute)):
+    client = connection.client
+    ask = partial(client.execute, timeout=min(client.timeout or _HINT_SECONDS, _HINT_SECONDS))
+    for line in hints(Refusal(error, *connection.asked, ask)):
         print(f"  hint: {line}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Any
 
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.qmp.client import Client, ProtocolError
+from gmemd.sockets import path_of
 
 TIMEOUT = 600.0  # seconds: preallocation takes its time
 
@@ -23,10 +24,10 @@ _OF_NO_MOMENT = frozenset({"id", "qom-type", "prealloc", "prealloc-threads", "du
 
 
 class Domain:
-    """The objects of one domain at the gmemd that listens on `path`."""
+    """The objects of one domain at the gmemd that listens on `path`, which is as in GMEMD_SOCKET."""
 
     def __init__(self, path: str, uuid: str | None, name: str | None) -> None:
-        self.path = path
+        self.path = path_of(path)
         self._who = uuid or re.sub(r"[^A-Za-z0-9.-]", lambda match: f"_{ord(match[0]):x}_", name or "")
 
     def daemon_id(self, object_id: str) -> str:

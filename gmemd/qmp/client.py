@@ -30,7 +30,8 @@ class Client:
     """A connection to a QMP server, negotiated.
 
     `address` is the path of a unix socket, or a connected socket, which the client then owns.
-    `timeout` (seconds, None: for ever) holds for the negotiation and, unless given there, for each command.
+    `timeout` (seconds, None: for ever) holds for connecting, greeting and negotiation together and, unless given
+    there, for each command.
     `oob` enables out-of-band execution if the server offers it.
     `wait` (seconds): how long to go on trying while no server listens yet, or one drops us without a greeting
     (as a starting QEMU may).
@@ -52,7 +53,7 @@ class Client:
         self._wants_oob = oob
         self._last_id = 0
         if isinstance(address, socket.socket):
-            self._negotiate(address)
+            self._negotiate(address, self._deadline(None))
         else:
             self._connect(os.fspath(address), time.monotonic() + wait)
 
@@ -159,32 +160,35 @@ class Client:
 
     # -- connecting
 
-    def _connect(self, path: str, deadline: float) -> None:
+    def _connect(self, path: str, until: float) -> None:
+        """Connect and negotiate; where there is no server yet, try again until then."""
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            deadline = self._deadline(None)
             try:
-                connection.connect(path)
-                return self._negotiate(connection)
+                _reach(connection, path, deadline)
+                return self._negotiate(connection, deadline)
             except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError):
                 connection.close()
-                if time.monotonic() >= deadline:
+                if time.monotonic() >= until:
                     raise
             except OSError:
                 connection.close()
                 raise
             time.sleep(_RETRY)
 
-    def _negotiate(self, connection: socket.socket) -> None:
+    def _negotiate(self, connection: socket.socket, deadline: float | None) -> None:
         self._socket = connection
         self._messages = Messages()
         try:
-            greeting, received = self._receive(self._deadline(None))
+            greeting, received = self._receive(deadline)
             close_all(received)
             if not isinstance(greeting.get("QMP"), dict):
                 raise ProtocolError("the server did not greet as a QMP server does")
             self.greeting = greeting["QMP"]
             self.oob = self._wants_oob and "oob" in self.greeting.get("capabilities", [])
-            self.execute("qmp_capabilities", {"enable": ["oob"]} if self.oob else None)
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            self.execute("qmp_capabilities", {"enable": ["oob"]} if self.oob else None, timeout=left)
         except BaseException:
             self.close()
             raise
@@ -202,11 +206,12 @@ class Client:
 
     def _send(self, data: bytes, fds: Sequence[int], deadline: float | None) -> None:
         """Send all of it, or close: half a command spoils the stream."""
-        self._set_timeout(deadline)
         try:
             if fds:
+                self._set_timeout(deadline)
                 passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
                 data = data[self._socket.sendmsg([data], passed) :]
+            self._set_timeout(deadline)
             self._socket.sendall(data)
         except TimeoutError:
             self.close()
@@ -250,6 +255,23 @@ class Client:
 
 
 # -- small parts
+
+
+def _reach(connection: socket.socket, path: str, deadline: float | None) -> None:
+    """Connect a socket; TimeoutError when there is no room in the server's queue in time.
+
+    A non-blocking connect(2) to a full queue fails with EAGAIN, and nothing tells of room: the socket module's own
+    timeout does not hold for it.
+    """
+    connection.setblocking(deadline is None)
+    while True:
+        try:
+            return connection.connect(path)
+        except BlockingIOError:
+            left = 0.0 if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("the server takes no more connections") from None
+            time.sleep(min(left, _RETRY))
 
 
 def _refusal(error: Any) -> QmpError:
