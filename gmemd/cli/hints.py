@@ -127,13 +127,31 @@ def _bad_size(refusal: Refusal) -> Iterable[str]:
 
 
 def _object_not_found(refusal: Refusal, name: str) -> Iterable[str]:
+    if lost := _lost(refusal, name.removeprefix("/objects/")):
+        yield from lost
+        return
     ids = refusal.ids()
     yield nearest(name.removeprefix("/objects/"), ids)
     yield _listed("the objects here", ids) or "there are no objects; 'gmemctl create' makes one"
 
 
+def _lost(refusal: Refusal, name: str) -> list[str]:
+    """What to say of an object whose memory did not come back; [] for any other."""
+    try:
+        lost = refusal.ask("query-memdev-lost")
+    except QmpError:  # a server without it
+        return []
+    for record in lost:
+        if record["id"] == name:
+            return [f"its memory ({record['qom-type']}, {record['size']} bytes) did not come back with the daemon",
+                    f"'gmemctl rm {name}' forgets about it, and frees the id"]
+    return []
+
+
 def _duplicate(refusal: Refusal, name: str) -> Iterable[str]:
-    if name in refusal.ids():
+    if lost := _lost(refusal, name):
+        yield from lost
+    elif name in refusal.ids():
         yield f"'gmemctl show {name}' shows the one that exists, 'gmemctl rm {name}' removes it"
     else:
         yield f"'{name}' is taken by the server itself; choose another id"
@@ -237,6 +255,7 @@ _RULES: list[tuple[re.Pattern[str], Callable[..., Iterable[str]]]] = [
         (r"^Invalid parameter type for '(.*)', expected: (\w+)$", _bad_type),
         (r"^Parameter '(.*)' expects uint(\d+)(?:_t)?$", _bad_integer),
         (r"^Parameter 'id' expects an identifier$", _bad_id),
+        (r"^object '(.*)' is lost\b", _lost),
         (r"^object '(.*)' not found$", _object_not_found),
         (r"^Device '(.*)' not found$", _object_not_found),
         (r"^attempt to add duplicate property '(.*)' to object \(type 'container'\)$", _duplicate),

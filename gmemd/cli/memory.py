@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from gmemd.cli import render
-from gmemd.cli.verbs import DONE, REFUSED, Connection, note
+from gmemd.cli.verbs import DONE, REFUSED, Connection, lost_objects, note, note_lost
 from gmemd.cli.words import UsageError
 from gmemd.errors import QmpError
 
@@ -22,12 +22,15 @@ _POLL_SECONDS = 0.1
 def survive(connection: Connection, options: Namespace) -> int:
     """What each object outlives, and what to change where it does not."""
     found = connection.execute("query-memdev-status", {"id": options.id} if options.id else {})
+    lost = [] if options.id else lost_objects(connection)
     if connection.json:
         print(render.as_json([{"id": status["id"], "survival": status["survival"]} for status in found]))
-        return DONE
-    rows = [(status["id"], fate["event"], "yes" if fate["survives"] else "NO", fate.get("advice", ""))
-            for status in sorted(found, key=lambda status: str(status["id"])) for fate in status["survival"]]
-    render.show(render.table(("ID", "EVENT", "SURVIVES", "TO CHANGE THAT"), rows))
+    else:
+        rows = [(status["id"], fate["event"], "yes" if fate["survives"] else "NO", fate.get("advice", ""))
+                for status in found for fate in status["survival"]]
+        rows += [(record["id"], "(lost already)", "NO", "") for record in lost]
+        render.show(render.table(("ID", "EVENT", "SURVIVES", "TO CHANGE THAT"), sorted(rows, key=lambda row: row[0])))
+    note_lost(lost)
     return DONE
 
 

@@ -92,13 +92,37 @@ def note(text: str) -> None:
 
 def ls(connection: Connection, options: Namespace) -> int:
     found = connection.execute("query-memdev-status")
+    lost = lost_objects(connection)
     if connection.json:
         print(render.as_json(found))
-        return DONE
-    header = ("ID", "TYPE", "KIND", "KERNEL", "SIZE", "RESIDENT", "OWNER", "AGE", "OUT")
-    rows = sorted(_row(status) for status in found)
-    render.show(render.table(header, rows, ("SIZE", "RESIDENT", "OUT")))
+    else:
+        header = ("ID", "TYPE", "KIND", "KERNEL", "SIZE", "RESIDENT", "OWNER", "AGE", "OUT")
+        rows = sorted([*map(_row, found), *map(_lost_row, lost)])
+        render.show(render.table(header, rows, ("SIZE", "RESIDENT", "OUT")))
+    note_lost(lost)
     return DONE
+
+
+def lost_objects(connection: Connection) -> list[dict[str, Any]]:
+    """Return the objects whose memory did not come back with the daemon; none where nobody can tell."""
+    try:
+        found: list[dict[str, Any]] = connection.client.execute("query-memdev-lost")
+    except QmpError:
+        return []
+    return found
+
+
+def note_lost(lost: Sequence[dict[str, Any]]) -> None:
+    """Tell of lost objects, and how their ids become free."""
+    if lost:
+        ids = " ".join(sorted(record["id"] for record in lost))
+        note(f"the memory of {len(lost)} {'objects' if len(lost) > 1 else 'object'} is lost; "
+             f"to forget about it and free the id: gmemctl rm {ids}")
+
+
+def _lost_row(record: dict[str, Any]) -> tuple[str, ...]:
+    kind = record["qom-type"].removeprefix("memory-backend-")
+    return (record["id"], kind, "lost", "-", render.size(record["size"]), "-", "-", "-", "-")
 
 
 def _row(status: dict[str, Any]) -> tuple[str, ...]:
