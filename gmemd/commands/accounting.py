@@ -26,23 +26,24 @@ class _Row(NamedTuple):
     entry: Entry
 
 
-def query_memdev_accounting(gmemd: Gmemd, caller: Caller,
-                            arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+def query_memdev_accounting(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+    listed = list(gmemd.objects) if arguments["objects"] else []
     if "after" in arguments:
-        gmemd.objects.find(arguments["after"])
-    return _account(gmemd, arguments["objects"], arguments.get("after"))
+        after = gmemd.objects.find(arguments["after"])
+        listed = listed[listed.index(after) + 1:] if listed else []
+    return _account(gmemd, listed, arguments["objects"])
 
 
-async def _account(gmemd: Gmemd, wanted: int, after: str | None) -> Any:
+async def _account(gmemd: Gmemd, listed: list[HostMemoryBackend], wanted: int) -> Any:
+    """The bill, with as many of the objects listed as are wanted."""
     rows: dict[HostMemoryBackend, _Row] = {}
     async for found in measured(gmemd, gmemd.objects.in_creation_order(), Ledger(gmemd.kernel).enter):
         rows.update({backend: _row(backend, entry) for backend, entry in found})
     with os_errors("cannot read the machine's memory"):
         bill: dict[str, Any] = await in_thread(_add_up, gmemd.kernel, list(rows.values()))
-    counted = [backend for backend in gmemd.objects if backend in rows]
-    begin = next((place + 1 for place, backend in enumerate(counted) if backend.id == after), 0)
-    entries = (_entry(backend, rows[backend]) for backend in counted[begin:begin + wanted])
-    if len(counted) - begin > SHORT < wanted:
+    shown = [(backend, rows[backend]) for backend in listed if backend in rows][:wanted]
+    entries = (_entry(*one) for one in shown)
+    if len(shown) > SHORT:
         return await in_turns(entries, Pace(), **bill, list=...)
     return {**bill, "list": list(entries)}
 

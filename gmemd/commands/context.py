@@ -260,7 +260,7 @@ def record_of(backend: HostMemoryBackend, kernel: Kernel) -> Record:
 
 def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
     extra: dict[str, Any] = {"kind": backend.kind, "flags": backend.guest_memfd_flags, "offset": backend.offset,
-                             "made": round(backend.made, 3)}
+                             "made": int(backend.made * 1000) / 1000}  # never later than it was
     if backend.visibility is not None:
         extra["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
     if backend.lease is not None:

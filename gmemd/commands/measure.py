@@ -48,8 +48,8 @@ async def measured(gmemd: Gmemd, backends: Iterable[HostMemoryBackend], measure:
 
 
 def is_quick(backend: HostMemoryBackend) -> bool:
-    """Whether an object may be measured on the event loop."""
-    return backend.memory_size <= AT_ONCE and (
+    """Whether an object may be measured on the event loop: not a file, whose server may be asked and not answer."""
+    return backend.memory_size <= AT_ONCE and backend.kind != "file" and (
         backend.visibility is None or len(backend.visibility) <= _RANGES_AT_ONCE)
 
 

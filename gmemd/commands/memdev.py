@@ -12,7 +12,7 @@ from gmemd.changes.pace import Pace
 from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, Step, record_of
 from gmemd.commands.listing import SHORT, in_turns
-from gmemd.commands.measure import AT_ONCE, item_of, measured
+from gmemd.commands.measure import AT_ONCE, is_quick, item_of, kind_of, measured
 from gmemd.commands.qom import find_context
 from gmemd.errors import QmpError
 from gmemd.qmp.encode import encode
@@ -174,7 +174,8 @@ def query_memory_size_summary(gmemd: Gmemd, caller: Caller, arguments: dict[str,
 def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     wanted = arguments.get("id")
     backends = list(gmemd.objects) if wanted is None else [gmemd.objects.find(wanted)]
-    if len(backends) > _BATCH or sum([backend.memory_size for backend in backends]) > AT_ONCE:
+    if len(backends) > _BATCH or not all([is_quick(backend) for backend in backends]) \
+            or sum([backend.memory_size for backend in backends]) > AT_ONCE:
         return _status_in_thread(gmemd, backends, wanted)
     return [describe_status(gmemd, backend, occupied(gmemd.kernel, item_of(backend))) for backend in backends]
 
@@ -182,8 +183,14 @@ def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
 async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend], wanted: str | None) -> bytes:
     """The same without holding others up; what is deleted meanwhile is left out."""
     rows: list[bytes] = []
+    survival: dict[tuple[str, bool], bytes] = {}  # alike for most objects, and most of what is to be written
     async for found in measured(gmemd, backends, partial(occupied, gmemd.kernel), batch=_BATCH):
-        rows += [encode(describe_status(gmemd, backend, resident)) for backend, resident in found]
+        for backend, resident in found:
+            key = kind_of(backend), backend.record is not None
+            if key not in survival:
+                survival[key] = b'"survival": ' + encode(describe_survival(gmemd, backend))
+            row = encode({**_describe(gmemd, backend, resident), "survival": []})
+            rows.append(row.replace(b'"survival": []', survival[key]))  # no text has that: its quotes are escaped
     if wanted is not None and not rows:
         raise QmpError(f"object '{wanted}' not found")
     return b"[%b]" % b", ".join(rows)
@@ -200,18 +207,22 @@ def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
 
 def describe_status(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) -> dict[str, Any]:
     """The members of MemdevStatus; `resident` bytes were measured, None: that is not known."""
+    return {**_describe(gmemd, backend, resident), "survival": describe_survival(gmemd, backend)}
+
+
+def _describe(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) -> dict[str, Any]:
     uid, pid = backend.owner
-    return {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind, "kernel": gmemd.kernel.name,
-            "kernel-reason": gmemd.kernel.why, "size": backend.memory_size, "offset": backend.offset,
-            **({} if resident is None else {"resident": resident}), "owner": {"uid": uid, "pid": pid},
-            "age": backend.age, "handed-out": backend.handed_out,
-            "survival": describe_survival(gmemd, backend)}
+    status = {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind, "kernel": gmemd.kernel.name,
+              "kernel-reason": gmemd.kernel.why, "size": backend.memory_size, "offset": backend.offset,
+              "owner": {"uid": uid, "pid": pid}, "age": backend.age, "handed-out": backend.handed_out}
+    if resident is not None:
+        status["resident"] = resident
+    return status
 
 
 def describe_survival(gmemd: Gmemd, backend: HostMemoryBackend) -> list[dict[str, Any]]:
     """The MemdevSurvival of an object."""
-    kind = "hugetlb-memfd" if backend.properties.get("hugetlb") else backend.kind
     kept = backend.record is not None
     return [{"event": fate.event, "survives": fate.survives, **({"advice": fate.advice} if fate.advice else {})}
-            for fate in fates(kind, kept=kept, opted_out=gmemd.custody is not None and not kept,
+            for fate in fates(kind_of(backend), kept=kept, opted_out=gmemd.custody is not None and not kept,
                               keeping=gmemd.keeping)]

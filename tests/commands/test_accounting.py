@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from gmemd.accounting import Usage, comparisons, machine, online_nodes, placement
 from gmemd.kernel.base import HugePool
+from gmemd.qmp.encode import encode
 from tests.commands.live import LiveMachine
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -81,6 +82,19 @@ async def test_the_list_is_paged(live: LiveMachine) -> None:
         listed += [row["id"] for row in page]
     assert listed == order
     assert await live.refused("query-memdev-accounting", after="nobody") == "object 'nobody' not found"
+
+
+async def test_a_long_list_is_the_same_in_portions(live: LiveMachine) -> None:
+    """It is encoded bit by bit, as the bill of few objects is at once."""
+    for number in range(250):
+        await live.do("object-add", qom_type="memory-backend-memfd", id=f"x{number}", size=PAGE)
+    few = await live.do("query-memdev-accounting", objects=100)
+    many = json.loads(await live.do("query-memdev-accounting", objects=1000))
+    assert list(json.loads(encode(few))) == list(many)
+    assert many["list"][:100] == few["list"]
+    assert [row["id"] for row in many["list"]] == [backend.id for backend in live.gmemd.objects]
+    rest = json.loads(await live.do("query-memdev-accounting", objects=1000, after=few["list"][-1]["id"]))
+    assert rest["list"] == many["list"][100:]
 
 
 async def test_shared_memory_is_paid_for_once(live: LiveMachine, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from gmemd.web.picture import Painter
 from gmemd.web.state import State
 from gmemd.web.strip import measure_strip
 from tests.commands.live import LiveMachine
+from tests.patience import wait_for
 
 PAGE = os.sysconf("SC_PAGESIZE")
 SIZE = 8 * PAGE
@@ -56,7 +57,7 @@ async def live() -> AsyncIterator[LiveMachine]:
     made = LiveMachine()
     yield made
     await made.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    wait_for(lambda: set(os.listdir("/proc/self/fd")) == before)  # what takes long to close is closed in a thread
 
 
 def meddle(live: LiveMachine, name: str, then: Callable[[], None]) -> None:

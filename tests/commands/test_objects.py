@@ -137,7 +137,8 @@ def test_a_part_of_a_file_says_where_it_begins(machine: Machine, tmp_path: Path)
         with mmap.mmap(reply.fds[0], reply.value["size"], offset=reply.value["offset"]) as memory:
             assert memory[:] == byte * MIB
         os.close(reply.fds.pop())
-        assert machine.run("query-memdev-status", id=f"m{number}")[0]["offset"] == number * MIB
+        [status] = json.loads(machine.run("query-memdev-status", id=f"m{number}"))
+        assert (status["offset"], status["resident"]) == (number * MIB, MIB)
 
 
 def test_a_handed_out_fd_is_the_objects_memory(machine: Machine) -> None:
