@@ -1,8 +1,8 @@
 """The audit: a JSON line for every command that changes something: who, what, with what result.
 
-A line is written before the reply is sent, unless the file takes long to take it.  Commands that QAPI's naming says
-only read are left out (`changes`), and so is what is no command.  When lines cannot be written the daemon goes on; the
-log says so, and how many were lost, which a line in the audit says, too.
+A line is written before the reply is sent, unless the file takes long to take it.  Commands that only read (the schema
+says which) are left out, and so is what is no command.  When lines cannot be written the daemon goes on; the log says
+so, and how many were lost, which a line in the audit says, too.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Container
 from typing import Any, Final
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError, close_fd
 from gmemd.holders import PROC, cgroup_of
 from gmemd.lines import Lines
 from gmemd.log import TEXT_MAX, Log, log, reads_journal
-from gmemd.metrics import changes
 
 TO_STDERR: Final = "-"
 ARGUMENTS_MAX: Final = 64 << 10  # bytes of JSON
@@ -30,8 +30,9 @@ _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOC
 class Audit:
     """The stream: a file, or standard error for TO_STDERR."""
 
-    def __init__(self, target: str) -> None:
-        """Open it; QmpError when that fails."""
+    def __init__(self, target: str, reading: Container[str]) -> None:
+        """Open it; QmpError when that fails. `reading`: the commands that only read."""
+        self._reading = reading
         self._path = "" if target == TO_STDERR else os.path.abspath(target)
         self._out = Lines(
             os.dup(2) if not self._path else _open(self._path),
@@ -43,7 +44,7 @@ class Audit:
 
     def client(self, uid: int, pid: int) -> ClientAudit:
         """What writes the lines of one client."""
-        return ClientAudit(self._lines, {"uid": uid, "pid": pid, **_describe(f"{PROC}/{pid}")})
+        return ClientAudit(self._lines, self._reading, {"uid": uid, "pid": pid, **_describe(f"{PROC}/{pid}")})
 
     def own(self, command: str, arguments: dict[str, Any]) -> None:
         """Tell of what gmemd did of its own accord, as a command would have done it."""
@@ -77,14 +78,15 @@ class Audit:
 class ClientAudit:
     """The changes of one client; `who` was read when it connected, before its process id could be another's."""
 
-    def __init__(self, lines: Log, who: dict[str, Any]) -> None:
+    def __init__(self, lines: Log, reading: Container[str], who: dict[str, Any]) -> None:
         self._lines = lines
+        self._reading = reading
         self._who = who
 
     def answered(self, command: str, arguments: dict[str, Any], *, request_id: bytes = b"",
                  error: QmpError | None = None) -> None:
         """Write the line of an answered command, if it is one that changes something; `request_id` is JSON."""
-        if not changes(command) or (error is not None and error.error_class == COMMAND_NOT_FOUND):
+        if command in self._reading or (error is not None and error.error_class == COMMAND_NOT_FOUND):
             return
         members = {"command": command, "arguments": _without_secrets(arguments), **self._who}
         if request_id:

@@ -160,7 +160,7 @@ class Daemon:
         if options.audit:
             from gmemd.audit import Audit
 
-            gmemd.audit = Audit(options.audit)
+            gmemd.audit = Audit(options.audit, gmemd.schema.reading)
         if options.lab:
             self._make_lab(gmemd)
         return gmemd

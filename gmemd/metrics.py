@@ -7,20 +7,13 @@ Commands are told apart by the schema's names, so that no client can make the nu
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from time import perf_counter
 from typing import Final
 
 clock: Final = perf_counter  # seconds; what durations are taken from
 BOUNDS: Final = (50e-6, 200e-6, 1e-3, 5e-3, 25e-3, 100e-3, 500e-3, 2.5, 10.0)  # seconds, upper bounds of buckets
 OTHER: Final = "other"  # what is no command of the schema, or no well-formed message
-
-READING: Final = ("query-", "qom-list", "qom-get", "device-list-")  # how names of commands begin that only read
-
-
-def changes(command: str) -> bool:
-    """Whether a command may change something, by its name: QAPI's query- commands and their like only read."""
-    return not command.startswith((*READING, "x-query-")) and command != "qmp_capabilities"
 
 
 class Durations:
@@ -47,10 +40,11 @@ class Tally:
 class Counters:
     """Everything that is counted; commands and durations change by `count` alone, the rest is simply added to."""
 
-    def __init__(self, commands: Iterable[str]) -> None:
+    def __init__(self, commands: Iterable[str], reading: Container[str]) -> None:
+        """`reading`: those of the commands that only read."""
         self.queries = Durations()  # commands that only read
         self.changes = Durations()  # the others, until what they did is durable
-        self.commands = {name: Tally(self.queries if name.startswith(READING) else self.changes)
+        self.commands = {name: Tally(self.queries if name in reading else self.changes)
                          for name in commands}
         self.other = self.commands[OTHER] = Tally(self.queries)
         self.connections = 0  # accepted since the start

@@ -128,7 +128,7 @@ class Gmemd:
         self.machine: Machine | None = None
         self.keeping = Keeping()
         self.objects = Objects()
-        self.counters = Counters(schema.commands)
+        self.counters = Counters(schema.commands, schema.reading)
         self.events: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)  # when (seconds), name, data
         self.fd_sets = FdSets()
         self.lab: Lab | None = None  # with --lab

@@ -13,7 +13,6 @@ from gmemd.commands.conversion import part, visibility_of
 from gmemd.commands.measure import measured
 from gmemd.commands.qom import find_context, judge_value, resolve
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
-from gmemd.metrics import changes
 from gmemd.ranges import PRIVATE
 
 Effect = tuple[str, bool]  # the sentence behind "would", and whether everything was looked at
@@ -28,8 +27,8 @@ def query_command_effect(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]
         raise QmpError("QMP input member 'arguments' must be an object")
     command.check_policy()
     complete = command.check(given)
-    judge = _reading if not changes(name) else _EFFECTS.get(name, _other)
-    if gmemd.machine is not None and changes(name):  # which has commands of its own by these names
+    judge = _reading if command.reads_only else _EFFECTS.get(name, _other)
+    if gmemd.machine is not None and not command.reads_only:  # which has commands of its own by these names
         judge = _other
     effect = judge(gmemd, caller, complete)
     return _answer(*effect, complete) if isinstance(effect, tuple) else _answer_later(effect, complete)

@@ -106,6 +106,8 @@ class _Writer:
             entry["returns"] = self._reference(command.returns)
         if command.allow_oob:
             entry["allow-oob"] = True
+        if command.reads_only:
+            entry["reads-only"] = True
         return entry | _features(command.features)
 
     def _event(self, event: Event) -> dict[str, Any]:

@@ -129,6 +129,8 @@ class Alternate(Definition):
 
 @dataclass(frozen=True)
 class Command(Definition):
+    """`reads_only` is gmemd's extension."""
+
     arg: str | None = None
     returns: str | None = None
     boxed: bool = False
@@ -137,6 +139,7 @@ class Command(Definition):
     coroutine: bool = False
     gen: bool = True
     success_response: bool = True
+    reads_only: bool = False
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,7 @@ class _Builder:
             coroutine=value.get("coroutine", False),
             gen=value.get("gen", True),
             success_response=value.get("success-response", True),
+            reads_only=value.get("reads-only", False),
         )
 
     def _event(self, common: dict[str, Any], value: dict[str, Any], expression: Expression) -> Event:

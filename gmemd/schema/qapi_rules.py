@@ -35,7 +35,7 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "event": ("data", "boxed", "if", "features"),
 }
 _ONLY_FALSE = ("gen", "success-response")
-_ONLY_TRUE = ("boxed", "allow-oob", "allow-preconfig", "coroutine")
+_ONLY_TRUE = ("boxed", "allow-oob", "allow-preconfig", "coroutine", "reads-only")
 _EXTENSION_KEYS = ("default", "accepts-bool", "qom")
 
 _NAME = re.compile(r"(?:__[a-z0-9.-]+_)?(?:x-)?([a-z][a-z0-9_-]*)", re.IGNORECASE)
@@ -78,7 +78,8 @@ class _Check:
             raise QapiError(self._where, f"'{self._kind}' key must have a string value")
         self._definition_name()
         self._documented()
-        self._keys(self._value, (self._kind, *_MANDATORY[self._kind]), _OPTIONAL[self._kind], self._kind)
+        own = ("reads-only",) if self._kind == "command" and self._pragma.gmemd_extensions else ()
+        self._keys(self._value, (self._kind, *_MANDATORY[self._kind]), (*_OPTIONAL[self._kind], *own), self._kind)
         self._flags()
         getattr(self, "_" + self._kind)()
         self._condition(self._value, self._kind)

@@ -124,6 +124,8 @@ class _Page:
             yield from (f"Returns {self._type(entity.returns)}: {_cell(sections.get('Returns'))}.", "")
         if "Errors" in sections:
             yield from ("Errors:", "", sections["Errors"], "")
+        if isinstance(entity, Command) and entity.reads_only:
+            yield from ("Only reads.", "")
         if isinstance(entity, Command) and entity.allow_oob:
             yield from ("May be sent out of band (`exec-oob`).", "")
         for feature in entity.features:

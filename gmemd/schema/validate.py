@@ -49,6 +49,7 @@ class Schema:
             {name: Command(self, name, entry) for name, entry in commands.items()
              if lab or "lab" not in entry.get("x-features", ())}
         )
+        self.reading = frozenset(name for name, entry in commands.items() if entry.get("reads-only"))  # change nothing
         self.events: tuple[str, ...] = tuple(document["x-events"])
         union = document["$defs"][commands[OBJECT_ADD]["arguments"]]
         tag = union["properties"][union["x-tag"]]
@@ -238,11 +239,13 @@ def _is_plain(value: Any) -> bool:
 class Command:
     """A command of the schema."""
 
-    __slots__ = ("_entry", "_schema", "_shape", "_tag", "allow_oob", "arguments", "features", "name")
+    __slots__ = ("_entry", "_schema", "_shape", "_tag", "allow_oob", "arguments", "features", "name",
+                 "reads_only")
 
     def __init__(self, schema: Schema, name: str, entry: dict[str, Any]) -> None:
         self.name = name
         self.allow_oob: bool = entry.get("allow-oob", False)
+        self.reads_only: bool = entry.get("reads-only", False)
         self.features: tuple[str, ...] = tuple(entry.get("x-features", ()))
         self.arguments: str = entry["arguments"]  # the name in $defs of what they must be
         self._entry = entry

@@ -332,7 +332,7 @@ async def test_few_series_with_many_commands() -> None:
 
     machine = Machine()
     state = State(machine.dispatcher, lambda: 0)
-    counters = machine.gmemd.counters = Counters(f"command-{number}" for number in range(500))
+    counters = machine.gmemd.counters = Counters((f"command-{number}" for number in range(500)), ())
     scraper = Scraper(state)
 
     async def counts() -> dict[str, float]:
