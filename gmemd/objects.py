@@ -39,6 +39,7 @@ class Objects:
         self.version = 0  # changes with the set of live objects
         self.sums = {qom_type: [0, 0] for qom_type in BACKENDS}  # number and bytes of the live objects of a type
         self._adding: set[str] = set()  # ids that are taken though no live object has them
+        self._lost: set[str] = set()  # those of them whose objects did not come back
 
     def __len__(self) -> int:
         return len(self._live)
@@ -89,6 +90,8 @@ class Objects:
         return backend
 
     def _check_free(self, object_id: str) -> None:
+        if object_id in self._lost:
+            raise QmpError(f"object '{object_id}' is lost, only its record came back: object-del frees the id")
         if object_id in self._live or object_id in self._adding or object_id == "type":
             raise QmpError(f"attempt to add duplicate property '{object_id}' to object (type 'container')")
 
@@ -99,9 +102,14 @@ class Objects:
         self._check_free(object_id)
         self._adding.add(object_id)
 
-    def block(self, object_id: str, *, blocked: bool = True) -> None:
-        """Keep an id from being used (or no longer), though no live object has it."""
-        (self._adding.add if blocked else self._adding.discard)(object_id)
+    def release(self, object_id: str) -> None:
+        """Free an id that was reserved."""
+        self._adding.discard(object_id)
+
+    def lose(self, object_id: str, *, lost: bool = True) -> None:
+        """Keep the id of an object that did not come back from being used, or no longer."""
+        for ids in (self._adding, self._lost):
+            (ids.add if lost else ids.discard)(object_id)
 
     def commit(self, backend: HostMemoryBackend) -> None:
         """Make the object visible."""

@@ -162,7 +162,7 @@ class Gmemd:
         self.lost = {record.id: record for record in restored.lost}
         self.unclaimed += restored.unclaimed
         for object_id in self.lost:
-            self.objects.block(object_id)
+            self.objects.lose(object_id)
 
     async def durable(self) -> None:
         """Wait until all that was changed so far is durable, or undone."""

@@ -151,11 +151,11 @@ def _forget(gmemd: Gmemd, object_id: str) -> Any:
     record = gmemd.lost[object_id]
     operation = gmemd.custody.remove(record)
     del gmemd.lost[object_id]
-    gmemd.objects.block(object_id, blocked=False)
+    gmemd.objects.lose(object_id, lost=False)
 
     def undo() -> None:
         gmemd.lost[object_id] = record
-        gmemd.objects.block(object_id)
+        gmemd.objects.lose(object_id)
 
     return Change({}, operation, undo=undo)
 

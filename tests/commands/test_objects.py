@@ -95,6 +95,19 @@ def test_refusals_leave_nothing(machine: Machine, properties: dict[str, Any], de
     assert add(machine) == {}
 
 
+def test_the_id_of_a_lost_object(machine: Machine) -> None:
+    """It stays taken, and who wants it hears what has it and how to free it."""
+    machine.gmemd.objects.lose("m0")
+    lost = ("GenericError", "object 'm0' is lost, only its record came back: object-del frees the id")
+    new = {"qom-type": "memory-backend-ram", "id": "m0", "size": MIB}
+    with pytest.raises(QmpError) as caught:
+        machine.execute("object-add", new)
+    assert (caught.value.error_class, caught.value.desc) == lost
+    assert machine.refusal("query-command-effect", command="object-add", arguments=new) == lost
+    machine.gmemd.objects.lose("m0", lost=False)
+    assert machine.execute("object-add", new) == {}
+
+
 def test_failed_files_are_removed(machine: Machine, tmp_path: Path) -> None:
     """A file that a refused object-add made goes; one that was there stays, and one of a live object too."""
     path = tmp_path / "f"

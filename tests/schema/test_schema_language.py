@@ -280,7 +280,7 @@ def test_extensions_need_their_pragma(tmp_path: Path) -> None:
     number, switch = kind.members
     assert (number.default, number.qom_description, switch.accepts_bool) == ("7", "it's", True)
     assert union.branches[0].defaults == {"n": "8"}
-    said = compile_text(tmp_path, "{ 'pragma': { 'gmemd-extensions': true } } { 'command': 'look', 'reads-only': true }")
-    assert said.commands["look"].reads_only
+    look = "{ 'command': 'look', 'reads-only': true }"
+    assert compile_text(tmp_path, f"{{ 'pragma': {{ 'gmemd-extensions': true }} }} {look}").commands["look"].reads_only
     with pytest.raises(QapiError, match="command has unknown key 'reads-only'"):
-        compile_text(tmp_path, "{ 'command': 'look', 'reads-only': true }")
+        compile_text(tmp_path, look)

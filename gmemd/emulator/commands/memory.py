@@ -61,7 +61,7 @@ def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     machine, object_id = machine_of(gmemd), arguments["id"]
     if object_id in machine.kept:
         del machine.kept[object_id]
-        gmemd.objects.block(object_id, blocked=False)
+        gmemd.objects.release(object_id)
         return {}
     machine.check_unused(object_id)
     if machine.domain is None:
