@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from functools import cached_property
 
+from gmemd.cli.completions import options_of, values_of, verbs_of, words_of
+from gmemd.cli.gmemctl import make_parser
 from gmemd.cli.verbs import Connection
 from gmemd.errors import QmpError
 
 _PATIENCE = 2.0  # seconds; a person waits at a command line
-_WITH_IDS = ("show", "rm", "get-fd", "exec")
 
 
 class Completion:
@@ -36,13 +39,14 @@ class Completion:
         """Return all words that the last word of the line may become; a blank behind those that end there."""
         *before, word = line.split(" ")
         before = [other for other in before if other]
-        if before[:1] == ["call"]:
+        is_option = bool(before) and (word.startswith("-") or before[-1].startswith("-"))
+        if before[:1] == ["call"] and not is_option:
             before = before[1:]
-            return self._of_command(before, word) if before else _starting(word, self._commands())
+            return self._of_command(before, word) if before else _starting(word, self._connection.names("commands"))
         if not before:
-            return _starting(word, [*self._verbs, "help", "exit", *self._commands()])
+            return _starting(word, [*self._verbs, "help", "exit", *self._connection.names("commands")])
         if before[0] in self._verbs:
-            return _starting(word, self._ids() if before[0] in _WITH_IDS else [])
+            return _starting(word, self._of_verb(before, word))
         return self._of_command(before, word)
 
     def _of_command(self, before: list[str], word: str) -> list[str]:
@@ -58,18 +62,28 @@ class Completion:
         if member is None:
             return []
         values = known.values(member.type) or (["on", "off"] if member.type == "bool" else [])
-        if name == "id" and before[0] != "object-add":
-            values = self._ids()
-        if name == "path":
-            values = [f"/objects/{found}" for found in self._ids()]
+        if name == "job-id" or (name == "id" and before[0].startswith("job-")):
+            values = self._connection.names("jobs")
+        elif name == "id" and before[0] != "object-add":
+            values = self._connection.names("ids")
+        elif name == "path":
+            values = [f"/objects/{found}" for found in self._connection.names("ids")]
         return _starting(word, [f"{name}={value}" for value in values])
 
-    def _commands(self) -> list[str]:
-        return self._connection.introspection.names("command")
+    def _of_verb(self, before: list[str], word: str) -> list[str]:
+        """Complete an option of a verb, an option's value, or what the verb works on."""
+        parser = self._parsers[before[0]][1]
+        options = {flag: action for action in options_of(parser) for flag in action.option_strings}
+        if word.startswith("-"):
+            return list(options)
+        option = options.get(before[-1])
+        takes = values_of(option) if option is not None and option.nargs != 0 else words_of(parser)
+        return [name for known in takes
+                for name in (self._connection.names(known[1:-1]) if known.startswith("<") else [known])]
 
-    def _ids(self) -> list[str]:
-        entries = self._connection.client.execute("qom-list", {"path": "/objects"})
-        return [entry["name"] for entry in entries if entry["type"].startswith("child<")]
+    @cached_property
+    def _parsers(self) -> dict[str, tuple[str, argparse.ArgumentParser]]:
+        return verbs_of(make_parser())
 
 
 def _starting(word: str, candidates: Sequence[str]) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from gmemd.cli.gmemctl import make_parser
 
 SHELLS = ("bash", "zsh", "fish")
-# Which positional words the server knows, by what they are called in the help.
-_KNOWN = {"ID": "ids", "ID[=N]": "ids", "COMMAND": "commands"}
+# Which words the server knows, by what they are called in the help.
+KNOWN = {"ID": "ids", "ID[=N]": "ids", "COMMAND": "commands", "JOB": "jobs", "NAME": "events"}
 
 
 def completion(shell: str) -> str:
@@ -40,37 +40,49 @@ def _with_value(parser: argparse.ArgumentParser) -> str:
                                   for flag in action.option_strings))
 
 
-def _words(sub: argparse.ArgumentParser) -> Iterator[str]:
-    """What may follow a verb: choices as they are, and "ids" or "commands" in angle brackets."""
+def words_of(sub: argparse.ArgumentParser) -> Iterator[str]:
+    """What may follow a verb: choices as they are, and what the server knows in angle brackets, as <ids>."""
     for action in sub._actions:
         if not action.option_strings:
-            if action.choices:
-                yield from map(str, action.choices)
-            elif str(action.metavar) in _KNOWN:
-                yield f"<{_KNOWN[str(action.metavar)]}>"
+            yield from values_of(action)
 
 
-def _choices(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
-    """Flags of options with a choice, as a pattern, and the choices."""
-    for action in options_of(parser):
-        if action.choices:
-            yield "|".join(action.option_strings), " ".join(map(str, action.choices))
+def values_of(action: argparse.Action) -> Iterator[str]:
+    """The same for one argument, or for the value of one option."""
+    if action.choices:
+        yield from map(str, action.choices)
+    elif str(action.metavar) in KNOWN:
+        yield f"<{KNOWN[str(action.metavar)]}>"
+
+
+def _asked(words: Iterable[str]) -> str:
+    """Such words as a shell is told them."""
+    return " ".join(f"$(gmemctl completion {word[1:-1]} 2>/dev/null)" if word.startswith("<") else word
+                    for word in words)
+
+
+def _option_values(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+    """Flags of options whose values are known, as a pattern, and the values."""
+    found: dict[str, str] = {}
+    for one in (parser, *(sub for _, sub in verbs_of(parser).values())):
+        for action in options_of(one):
+            values = _asked(values_of(action))
+            if values:
+                found["|".join(action.option_strings)] = values
+    yield from found.items()
 
 
 def _cases(parser: argparse.ArgumentParser, indent: str) -> str:
     """The branches of a shell's case on the verb, which set `known`: what a server or the parser knows."""
     lines = [f"'') known='{_flags(parser)} {' '.join(verbs_of(parser))}' ;;"]
     for name, (_, sub) in verbs_of(parser).items():
-        words = " ".join(word for word in _words(sub) if not word.startswith("<"))
-        asked = "".join(f' $(gmemctl completion {word[1:-1]} 2>/dev/null)' for word in _words(sub)
-                        if word.startswith("<"))
-        lines.append(f'{name}) known="{" ".join(filter(None, (_flags(sub), words)))}{asked}" ;;')
+        lines.append(f'{name}) known="{" ".join(filter(None, (_flags(sub), _asked(words_of(sub)))))}" ;;')
     return "\n".join(indent + line for line in lines)
 
 
 def _bash(parser: argparse.ArgumentParser) -> str:
     choices = "\n".join(f'        {flags}) COMPREPLY=($(compgen -W "{words}" -- "$current")); return ;;'
-                        for flags, words in _choices(parser))
+                        for flags, words in _option_values(parser))
     return f"""# gmemctl's completion for bash: source <(gmemctl completion bash)
 _gmemctl() {{
     local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} verb='' known='' i
@@ -96,7 +108,7 @@ complete -o default -F _gmemctl gmemctl
 
 
 def _zsh(parser: argparse.ArgumentParser) -> str:
-    choices = "\n".join(f"        {flags}) compadd -- {words}; return ;;" for flags, words in _choices(parser))
+    choices = "\n".join(f"        {flags}) compadd -- {words}; return ;;" for flags, words in _option_values(parser))
     return f"""#compdef gmemctl
 # gmemctl's completion for zsh: source <(gmemctl completion zsh)
 _gmemctl() {{
@@ -130,7 +142,7 @@ def _fish(parser: argparse.ArgumentParser) -> str:
         condition = f"-n '__fish_seen_subcommand_from {name}' "
         lines.append(f"complete -c gmemctl -n __fish_use_subcommand -a {name} -d {_quoted(text)}")
         lines += [_fish_option(condition, action) for action in options_of(sub)]
-        for word in _words(sub):
+        for word in words_of(sub):
             asked = f"'(gmemctl completion {word[1:-1]} 2>/dev/null)'" if word.startswith("<") else word
             lines.append(f"complete -c gmemctl {condition}-a {asked}")
     return "\n".join(lines) + "\n"
@@ -138,7 +150,9 @@ def _fish(parser: argparse.ArgumentParser) -> str:
 
 def _fish_option(condition: str, action: argparse.Action) -> str:
     flags = " ".join(f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in action.option_strings)
-    value = "" if action.nargs == 0 else f" -x -a '{' '.join(map(str, action.choices))}'" if action.choices else " -r"
+    known = " ".join(f"(gmemctl completion {word[1:-1]} 2>/dev/null)" if word.startswith("<") else word
+                     for word in values_of(action))
+    value = "" if action.nargs == 0 else f" -x -a '{known}'" if known else " -r"
     return f"complete -c gmemctl {condition}{flags}{value} -d {_quoted(action.help or '')}"
 
 

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         from gmemd.cli.doctor import doctor
 
         return doctor(json=options.output == "json")
-    if options.verb == "completion" and options.what not in ("ids", "commands"):
+    if options.verb == "completion" and options.what in ("bash", "zsh", "fish"):
         from gmemd.cli.completions import completion
 
         print(completion(options.what), end="")
@@ -366,7 +366,15 @@ _VERBS: tuple[tuple[str, str, tuple[_Argument, ...]], ...] = (
     (
         "completion",
         "print a shell's completion script",
-        ((("what",), {"choices": ("bash", "zsh", "fish", "ids", "commands"), "help": "ids, commands: what it asks"}),),
+        (
+            (
+                ("what",),
+                {
+                    "choices": ("bash", "zsh", "fish", "ids", "commands", "jobs", "events"),
+                    "help": "ids and so on: what it asks",
+                },
+            ),
+        ),
     ),
 )
 

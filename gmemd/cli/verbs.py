@@ -72,6 +72,16 @@ class Connection:
             self._introspection = Introspection(self.client.execute("query-qmp-schema"))
         return self._introspection
 
+    def names(self, kind: str) -> list[str]:
+        """Return what there is of "ids" (lost ones, too), "commands", "jobs" or "events"."""
+        if kind in ("commands", "events"):
+            return self.introspection.names(kind.removesuffix("s"))
+        if kind == "jobs":
+            return [job["id"] for job in self.client.execute("query-jobs")]
+        found = self.client.execute("qom-list", {"path": "/objects"})
+        ids = [entry["name"] for entry in found if entry["type"].startswith("child<")]
+        return ids + [record["id"] for record in lost_objects(self)]
+
     def show(self, value: Any, command: str = "") -> None:
         """Print what a command returned; people need not see that it is nothing."""
         if self.json:
@@ -235,11 +245,9 @@ def call(connection: Connection, options: Namespace) -> int:
 
 def completion(connection: Connection, options: Namespace) -> int:
     """Print what completion scripts ask for, one a line."""
-    if options.what == "commands":
-        print("\n".join(connection.introspection.names("command")))
-    else:
-        found = connection.execute("qom-list", {"path": "/objects"})
-        print("\n".join(entry["name"] for entry in found if entry["type"].startswith("child<")))
+    names = connection.names(options.what)
+    if names:
+        print("\n".join(names))
     return DONE
 
 

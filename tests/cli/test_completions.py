@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from gmemd.cli.completions import SHELLS, completion
-from gmemd.cli.gmemctl import VERBS
+from gmemd.cli.completion import Completion
+from gmemd.cli.completions import SHELLS, completion, values_of, verbs_of
+from gmemd.cli.gmemctl import VERBS, make_parser
 from gmemd.cli.manual import pages, stale
+from gmemd.cli.verbs import Connection
 from gmemd.qmp.client import Client
 from tests.cli.conftest import Gmemctl
 from tests.daemon import Daemon
@@ -49,13 +52,47 @@ def completed(shared: Daemon, tmp_path: Path, *words: str) -> list[str]:
     (("su",), ["survive"]), (("-o", "j"), ["json"]), (("-o", "json", "ev"), ["events"]),
     (("rm", "comp"), ["comp0", "comp1"]), (("convert", "comp0", "pri"), ["private"]),
     (("rm", "--dry"), ["--dry-run"]), (("call", "query-nam"), ["query-name"]),
-    (("completion", "f"), ["fish"]), (("exec", "comp0", "--", "com"), []),
+    (("completion", "f"), ["fish"]), (("exec", "comp0", "--", "com"), []), (("jobs", "--cancel", "compj"), ["compjob"]),
+    (("events", "MEMDEV_OR"), ["MEMDEV_ORPHANED"]),
 ])
 def test_bash_completes(shared: Daemon, client: Client, tmp_path: Path, words: tuple[str, ...],
                         offered: list[str]) -> None:
     for number in range(2):
         client.execute("object-add", {"qom-type": "memory-backend-ram", "id": f"comp{number}", "size": 4096})
+    client.execute("memdev-verify", {"id": "comp0", "job-id": "compjob"})
     assert sorted(completed(shared, tmp_path, *words)) == offered
+    while client.execute("query-jobs", timeout=PATIENCE)[0]["status"] != "concluded":
+        time.sleep(0.01)
+    client.execute("job-dismiss", {"id": "compjob"})
+
+
+FREE = {"TYPE,id=ID,size=1G,...", "-- COMMAND", "JSON", "key=value", "N", "SECONDS", "SIZE", "PATH"}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_verbs_take_is_offered(verb: str, client: Client) -> None:
+    """Ids, jobs, commands, events, choices: whatever a verb takes that is known, in scripts and in the shell alike.
+
+    A new kind of word is either in completions.KNOWN or cannot be known, which is said here.
+    """
+    client.execute("object-add", {"qom-type": "memory-backend-ram", "id": "one", "size": 4096})
+    names = Connection(client, json=False).names
+    shell = Completion(Connection(client, json=False), VERBS)
+    _, parser = verbs_of(make_parser())[verb]
+    [branch] = [line for line in completion("bash").splitlines() if line.strip().startswith(f"{verb}) known=")]
+    for action in parser._actions:
+        if action.nargs == 0:
+            continue
+        known = list(values_of(action))
+        assert known or action.metavar in FREE, f"{verb}: what is {action.metavar}?"
+        line = f"{verb} {action.option_strings[0]} " if action.option_strings else f"{verb} "
+        for word in known:
+            asked = word.startswith("<")
+            offered = shell.candidates(line)
+            assert {f"{name} " for name in (names(word[1:-1]) if asked else [word])} <= set(offered)
+            if not action.option_strings:
+                assert (f"$(gmemctl completion {word[1:-1]} " if asked else word) in branch
+    assert "one" in names("ids")
 
 
 @needs("fish")
