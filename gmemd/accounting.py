@@ -131,14 +131,14 @@ class Ledger:
 
     def enter(self, item: Item) -> Entry:
         """Measure an object."""
+        if not item.measurable:
+            return _unknown(item.size)
         try:
             status = os.fstat(item.fd)
         except OSError:
             return _unknown(item.size)
         new = self._count((status.st_dev, status.st_ino), item.offset, item.size)
         size = item.size if new is None else sum([length for _, length in new])
-        if not item.measurable:
-            return _unknown(size)
         try:
             usage = _measure(self._kernel, item, status)
             return Entry(usage, usage if new is None else _measure_parts(self._kernel, item, new), size)

@@ -11,20 +11,19 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.errors import QmpError, close_fd, os_errors
-from gmemd.holders import File, Holder, Memory, holders_of
+from gmemd.holders import Holder, Memory, holders_of
 from gmemd.kernel.maps import shown
 
-Found = dict[Memory, list[Holder]]
+Found = dict[HostMemoryBackend, list[Holder]]
 
 
 def query_memdev_holders(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
     backend = gmemd.objects.find(arguments["id"])
-    with os_errors(f"cannot look for the holders of '{backend.id}'"):
-        memory, fds = memory_of(backend), _duplicates([backend])
+    sought = _Sought([backend])
 
     async def work() -> list[dict[str, Any]]:
-        found, _ = await _look([memory], fds)
-        return [describe(holder) for holder in found.get(memory, [])]
+        found, _ = await sought.look()
+        return [describe(holder) for holder in found[backend]]
 
     return work()
 
@@ -36,52 +35,54 @@ def describe(holder: Holder) -> dict[str, Any]:
             **({} if holder.cgroup is None else {"cgroup": holder.cgroup})}
 
 
-def memory_of(backend: HostMemoryBackend) -> Memory:
-    """What memory an object is."""
-    status = os.fstat(backend.fd)
-    return Memory((status.st_dev, status.st_ino), backend.offset, backend.memory_size)
-
-
 async def look(backends: Collection[HostMemoryBackend]) -> tuple[Found, float]:
-    """Who holds the memory of each of the objects, and the seconds of CPU time that looking took.
-
-    QmpError where there is a shortage of what looking takes.
-    """
-    with os_errors("cannot look for holders"):
-        wanted, fds = [memory_of(backend) for backend in backends], _duplicates(backends)
-    return await _look(wanted, fds)
+    """Who holds each of the objects, and the seconds of CPU time that looking took; QmpError for want of means."""
+    return await _Sought(backends).look()
 
 
-def _duplicates(backends: Iterable[HostMemoryBackend]) -> list[int]:
-    """Descriptors, now the caller's, of those files of which only a mapping tells how /proc shows them."""
-    fds: list[int] = []
-    try:
-        for backend in backends:
-            if backend.kind == "file":
-                fds.append(os.dup(backend.fd))
-    except OSError:
-        close_beside(fds)
-        raise
-    return fds
+class _Sought:
+    """The memory of objects as it is now; `look` must follow."""
+
+    def __init__(self, backends: Iterable[HostMemoryBackend]) -> None:
+        self._memories: dict[HostMemoryBackend, Memory] = {}
+        self._files: dict[HostMemoryBackend, int] = {}  # of those whose file system is to be asked: our duplicates
+        try:
+            with os_errors("cannot look for holders"):
+                for backend in backends:
+                    if backend.kind == "file":
+                        self._files[backend] = os.dup(backend.fd)
+                    else:
+                        self._memories[backend] = _memory(backend, backend.fd)
+        except QmpError:
+            self._give_back()
+            raise
+
+    async def look(self) -> tuple[Found, float]:
+        """Look in a thread."""
+        try:
+            found: tuple[Found, float] = await in_thread(self._look_and_close)
+        except QmpError:  # no thread was to be had, or it has closed them
+            self._give_back()
+            raise
+        return found
+
+    def _look_and_close(self) -> tuple[Found, float]:
+        began = thread_time()
+        try:
+            with os_errors("cannot look for holders"):
+                lines = dict(zip(self._files, shown(list(self._files.values())), strict=True))
+                self._memories |= {backend: _memory(backend, fd) for backend, fd in self._files.items()}
+                found = holders_of(list(self._memories.values()),
+                                   {self._memories[backend].file: line for backend, line in lines.items()})
+            return {backend: found.get(memory, []) for backend, memory in self._memories.items()}, thread_time() - began
+        finally:
+            while self._files:
+                close_fd(self._files.popitem()[1])
+
+    def _give_back(self) -> None:
+        close_beside([self._files.popitem()[1] for _ in range(len(self._files))])
 
 
-async def _look(wanted: Collection[Memory], fds: list[int]) -> tuple[Found, float]:
-    """Look in a thread, which closes the fds."""
-    try:
-        found: tuple[Found, float] = await in_thread(_look_and_close, wanted, fds)
-    except QmpError:  # no thread was to be had, or it has closed them
-        close_beside(fds)
-        raise
-    return found
-
-
-def _look_and_close(wanted: Collection[Memory], fds: list[int]) -> tuple[Found, float]:
-    began = thread_time()
-    try:
-        with os_errors("cannot look for holders"):
-            files: list[File] = [(status.st_dev, status.st_ino) for status in map(os.fstat, fds)]
-            found = holders_of(wanted, dict(zip(files, shown(fds), strict=True)))
-        return found, thread_time() - began
-    finally:
-        while fds:
-            close_fd(fds.pop())
+def _memory(backend: HostMemoryBackend, fd: int) -> Memory:
+    status = os.fstat(fd)
+    return Memory((status.st_dev, status.st_ino), backend.offset, backend.memory_size)

@@ -107,6 +107,22 @@ class Measurer:
                 return counts
         return [None] * len(wanted)
 
+    async def page_size(self, backend: HostMemoryBackend) -> int:
+        """Bytes of the pages behind an object."""
+        kernel = self._gmemd.kernel
+        if backend.kind != "file":
+            return kernel.file_page_size(backend.fd)
+        async for found in measured(self._gmemd, [backend], self._page_size):  # a file's server may be asked
+            for _, size in found:
+                return size
+        return kernel.page_size
+
+    def _page_size(self, item: Item) -> int:
+        try:
+            return self._gmemd.kernel.file_page_size(item.fd) if item.measurable else self._gmemd.kernel.page_size
+        except OSError:
+            return self._gmemd.kernel.page_size
+
     def _count(self, item: Item, part: Part) -> int | None:
         offset, size, _, aside = part
         if not item.measurable:

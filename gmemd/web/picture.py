@@ -87,7 +87,7 @@ class Painter:
         gmemd, measurer = self._state.gmemd, self._state.measurer
         cells = []
         if backend.fd >= 0:  # else it was deleted meanwhile
-            cells = await measure_strip(backend, measurer, gmemd.kernel.file_page_size(backend.fd))
+            cells = await measure_strip(backend, measurer, await measurer.page_size(backend))
         return sections.row(gmemd, backend, measurer.last(backend), cells, holders)
 
     def _key(self, backend: HostMemoryBackend, holders: list[Holder] | None) -> Any:
