@@ -23,14 +23,19 @@ _API = 0xC018AA3F
 _SIGBUS = 1 << 7
 
 
-def main() -> None:
-    object_fd, size, socket_fd, features = map(int, sys.argv[1:])
-    memory = mmap.mmap(object_fd, size)
-    libc = ctypes.CDLL(None, use_errno=True)
-    uffd = libc.syscall(_SYSCALL, _USER_MODE_ONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+def userfaultfd(features: int = _SIGBUS) -> int:
+    """A userfaultfd of this process."""
+    uffd: int = ctypes.CDLL(None, use_errno=True).syscall(_SYSCALL, _USER_MODE_ONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if uffd < 0:
         raise OSError(ctypes.get_errno(), "userfaultfd")
     fcntl.ioctl(uffd, _API, bytearray(struct.pack("<QQQ", 0xAA, features, 0)), True)
+    return uffd
+
+
+def main() -> None:
+    object_fd, size, socket_fd, features = map(int, sys.argv[1:])
+    memory = mmap.mmap(object_fd, size)
+    uffd = userfaultfd(features)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     channel = socket.socket(fileno=socket_fd)
     channel.sendmsg([b"%d\n" % address], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [uffd]))])

@@ -14,6 +14,7 @@ from tests.robustness.ladder import climb, restart_time
 from tests.robustness.pairs import Alone, Kept, clash, pairs
 from tests.robustness.scenarios import SCENARIOS
 from tests.robustness.sweep import Tally, errors, kills
+from tests.robustness.waits import Scale, measure, table
 from tests.robustness.world import World, Wrong
 
 Part = Callable[[], int]
@@ -99,8 +100,15 @@ def all_pairs() -> int:
     return wrong
 
 
+def longest_waits() -> int:
+    """How long other clients wait; a verdict, which counts as nothing wrong: it is about the machine, too."""
+    print("== longest waits ==")
+    print(table(measure(Scale())[0]) + "\n")
+    return 0
+
+
 PARTS: dict[str, Part] = {"pairs": all_pairs, "kills": all_kills, "errors": all_errors, "damage": all_damage,
-                          "ladder": whole_ladder, "restart": restart}
+                          "ladder": whole_ladder, "restart": restart, "waits": longest_waits}
 
 
 def main(names: list[str]) -> int:
