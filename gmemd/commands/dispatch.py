@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from types import CoroutineType, ModuleType
 from typing import Any
 
+from gmemd.changes.threads import in_thread
 from gmemd.commands import (
     accounting,
     control,
@@ -61,6 +62,12 @@ class Dispatcher:
             found = self._judge(request, session)
         command, function = found
         return function(self.gmemd, caller, command.check(request.arguments))
+
+    async def run_beside(self, request: Request, session: Session, caller: Caller) -> Any:
+        """The same for a long request, whose arguments are checked in a thread."""
+        command, function = self._judge(request, session)
+        result = function(self.gmemd, caller, await in_thread(command.check, request.arguments))
+        return await result if isinstance(result, CoroutineType) else result
 
     def _judge(self, request: Request, session: Session) -> tuple[Command, Function]:
         """The command and function of a request, or what is wrong with it, in QEMU's order of checks."""

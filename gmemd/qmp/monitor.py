@@ -33,9 +33,11 @@ from gmemd.log import ClientLog, log
 from gmemd.metrics import clock
 from gmemd.qmp.outbox import HIGH_WATER, Outbox
 from gmemd.qmp.room import LARGE, Room
-from gmemd.qmp.session import Event, Request, Session
+from gmemd.qmp.session import Event, Postponed, Request, Session
 
 READ_SIZE = 16 * 1024  # bytes at a time
+_READ_LITTLE = 2 * 1024  # when what was read weighed more than _MUCH: so many short tokens take milliseconds
+_MUCH = 4 * READ_SIZE
 TURN_SECONDS = 50e-6  # after so long it is the turn of others, if any wait; a change waits for those behind it
 LONGEST_TURN_SECONDS = 500e-6  # and after so long in any case
 FDS_MAX = 253  # SCM_MAX_FD of the kernel; QEMU takes 16 of them
@@ -68,6 +70,7 @@ class Monitor:
         self._receive = sock.recvmsg
         self._awaited: Callable[[int], bool] = getattr(loop, "awaited", _always)
         self._dispatch = dispatcher.run
+        self._run_beside = dispatcher.run_beside
         self._closed = closed
         counters = self._gmemd.counters
         counters.connections += 1
@@ -90,6 +93,7 @@ class Monitor:
         self._outbox = Outbox(loop, sock, counters, room=self._run, cut=self.close)
         self._send = self._outbox.send
         self._room = room or Room(loop)
+        self._read_size = READ_SIZE
         self._half = 0  # weight of the message that has come in part
         self._closing = 0  # descriptors that were not wanted and take long to close
         self._eof = False  # no more requests come
@@ -109,7 +113,7 @@ class Monitor:
             self._stop_reading()
             return
         try:
-            data, ancillary, _, _ = self._receive(READ_SIZE, _ANCILLARY_SIZE, _CLOEXEC)
+            data, ancillary, _, _ = self._receive(self._read_size, _ANCILLARY_SIZE, _CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:  # the client went without reading all that was sent; whatever it has sent is read
@@ -147,6 +151,7 @@ class Monitor:
     def _weigh(self, weight: int) -> None:
         """Called by the session, with the weight of what has come of the message that it waits for the rest of."""
         before, self._half = self._half, weight
+        self._read_size = _READ_LITTLE if weight - before > _MUCH else READ_SIZE
         if weight > LARGE:
             if not self._may_read():
                 self._stop_reading()
@@ -272,6 +277,9 @@ class Monitor:
                 self._send(self.session.success(request, result.value), result.fds)
             else:
                 self._start(request, result)
+        elif type(result) is Postponed:
+            request.error = result.error
+            self._deliver(request, self._run_beside(request, self.session, self))
         elif isinstance(result, Exception):
             if not isinstance(result, QmpError):
                 log.error("internal error", command=request.execute, exc_info=result)

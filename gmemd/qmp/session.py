@@ -13,11 +13,21 @@ from typing import Any, Final
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.qmp.encode import encode, encode_pretty, member_order
-from gmemd.qmp.stream import NEED_DATA, Stream
+from gmemd.qmp.stream import NEED_DATA, LongMessage, Stream
 
 _NO_ID: Final = object()
 _NO_ARGUMENTS: Final[dict[str, Any]] = {}
+_LONGEST_ID: Final = 1024  # characters that are worth a place in a log
 _OK: Final = b'{"return": {}}\r\n'
+
+
+class Postponed(Exception):
+    """Why a request that is long is not carried out at once: its arguments are to be judged beside the event loop."""
+
+    def __init__(self, error: QmpError | None) -> None:
+        """`error`: what is wrong with it, so far."""
+        super().__init__()
+        self.error = error
 
 
 class Request:
@@ -26,7 +36,7 @@ class Request:
     __slots__ = ("arguments", "began", "error", "execute", "id", "oob")
 
     def __init__(self, execute: str, arguments: dict[str, Any], request_id: Any, *, oob: bool = False,
-                 error: QmpError | None = None) -> None:
+                 error: QmpError | Postponed | None = None) -> None:
         self.execute = execute
         self.arguments = arguments
         self.id = request_id
@@ -88,9 +98,18 @@ class Session:
             if type(execute) is str and type(arguments) is dict and len(value) == known:
                 return Request(execute, arguments, request_id)
             return self._judge_envelope(value)
+        if type(value) is LongMessage:
+            request = self._judge_envelope(value)
+            return request if request.oob else self._postponed(request)
         if not isinstance(value, QmpError):
             value = QmpError("QMP input must be a JSON object")
         return Request("", _NO_ARGUMENTS, _NO_ID, error=value)
+
+    def _postponed(self, request: Request) -> Request:
+        error = request.error
+        assert not isinstance(error, Postponed)
+        request.error = Postponed(error)
+        return request
 
     def _judge_envelope(self, value: dict[str, Any]) -> Request:
         """A message that is not plainly a command: find what is wrong, in member order (qmp.md section 6)."""
@@ -141,8 +160,10 @@ class Session:
         request_id = request.id
         if request_id is _NO_ID:
             return b""
-        if type(request_id) is int or type(request_id) is str:
+        if type(request_id) is int:
             return encode(request_id)
+        if type(request_id) is str:
+            return encode(request_id) if len(request_id) <= _LONGEST_ID else b'"(long)"'
         try:
             return json.dumps(request_id, allow_nan=False).encode()
         except (ValueError, RecursionError):

@@ -18,6 +18,13 @@ from gmemd.qmp.parser import COUNT_LIMIT, INT64_MIN, NEED_DATA, NESTING_LIMIT, U
 __all__ = ["NEED_DATA", "Stream"]
 
 
+LONG: Final = 128 << 10  # of the weight of a message; a shorter one is judged in few milliseconds
+
+
+class LongMessage(dict[str, Any]):
+    """An object that takes long to look at."""
+
+
 class Stream:
     """The messages of one connection: feed() it bytes, and take the messages out with next()."""
 
@@ -28,6 +35,7 @@ class Stream:
         self.feed = self._lexer.feed  # stores bytes as they came
         self._parser = Parser(self._lexer)
         self._is_at_rest = True  # nothing that was read bears on the next byte
+        self._held = 0  # weight of the message that has come in part
 
     def next(self) -> Any:  # noqa: C901  # every call would cost each message
         """Return the next message's value, a QmpError that says why it has none, or NEED_DATA.
@@ -64,8 +72,9 @@ class Stream:
                     return value
         value = self._parser.next()
         self._is_at_rest = self._parser.at_rest
-        self._weigh(0 if self._is_at_rest else self._parser.weight)
-        return value
+        before, self._held = self._held, 0 if self._is_at_rest else self._parser.weight
+        self._weigh(self._held)
+        return LongMessage(value) if before > LONG and type(value) is dict else value
 
     def _scan(self) -> dict[str, Any] | None:
         """Return the object that begins here if the C scanner may judge it and accepts it."""

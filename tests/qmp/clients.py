@@ -81,6 +81,7 @@ class Hub:
         self.monitors: set[Monitor] = set()
         self.clients: list[Client] = []
         self.tasks: set[asyncio.Task[None]] = set()
+        self.begun = 0  # long commands
         self.gmemd = Gmemd(schema=Schema.load(), kernel=choose_kernel("simulated"),
                            version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "test"})
         self.gmemd.emit = self._emit
@@ -106,6 +107,7 @@ class Hub:
             monitor.emit(event)
 
     def _spawn(self, work: Any) -> None:
+        self.begun += 1
         task = self.loop.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)

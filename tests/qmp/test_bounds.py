@@ -310,6 +310,36 @@ async def test_many_short_tokens_weigh_more_than_their_bytes(hub: Hub) -> None:
         assert (await client.message())["error"]["desc"] == "Parameter 'a' is unexpected"
 
 
+@pytest.mark.parametrize(("arguments", "said"), [
+    (b'{"enable": [' + b'"oob", ' * 50_000 + b'"x"]}', "Parameter 'null' does not accept value 'x'"),
+    (b'{"enable": [' + b'"oob", ' * 50_000 + b'"oob"]}', "Capabilities negotiation is already complete"),
+    (b'{"a": [' + b"0, " * 50_000 + b"0]}", "Parameter 'a' is unexpected"),
+])
+async def test_long_requests_are_judged_beside_the_loop(hub: Hub, arguments: bytes, said: str) -> None:
+    """And answered as shorter ones are, in their turn; changes that came before them first."""
+    client, begun = await hub.client(), hub.begun
+    assert "desc" not in str(await client.do("object-add", **OBJECT))
+    await client.send_bytes(b'{"execute": "qmp_capabilities", "arguments": %b, "id": 1}{"execute": "query-version"}'
+                            % arguments)
+    message = await client.message()
+    assert message["id"] == 1
+    assert message["error"]["desc"].startswith(said)
+    assert "return" in await client.message()
+    assert hub.begun == begun + 1
+
+
+async def test_what_is_wrong_with_a_long_request_is_said(hub: Hub) -> None:
+    """The envelope, an unknown command, and one out of band, which is judged at once."""
+    client, long = await hub.client("oob"), b"[" + b"0, " * 50_000 + b"0]"
+    for text, said in ((b'{"execute": 1, "id": %b}', "QMP input member 'execute' must be a string"),
+                       (b'{"execute": "nonsense", "id": %b}', "The command nonsense has not been found"),
+                       (b'{"exec-oob": "yank", "arguments": {"instances": %b}}',
+                        "Invalid parameter type for 'instances[0]', expected: object"),
+                       (b"%b", "QMP input must be a JSON object")):
+        await client.send_bytes(text % long)
+        assert (await client.message())["error"]["desc"] == said
+
+
 class Clock:
     """An event loop's clock that the test sets."""
 
