@@ -30,10 +30,15 @@ def split_unix(text: str) -> tuple[str, list[str]] | None:
     return (path, options) if kind == "unix" and colon and path else None
 
 
+def written(path: str) -> str:
+    """A path as --qmp and --http take it."""
+    return "unix:" + path.replace(",", ",,")
+
+
 def path_of(text: str) -> str:
     """The socket that a client is told of: a path as it stands, or unix:PATH as it is written for --qmp."""
-    written = split_unix(text)
-    return text if written is None else written[0]
+    found = split_unix(text)
+    return text if found is None else found[0]
 
 
 def bind_unix(path: str, *, mode: int = MODE, backlog: int = BACKLOG) -> socket.socket:

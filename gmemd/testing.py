@@ -31,6 +31,7 @@ from typing import Any, Self
 import pytest
 
 from gmemd.qmp.client import Client
+from gmemd.sockets import written
 
 START_SECONDS = 30.0  # a loaded machine
 STOP_SECONDS = 20.0
@@ -45,7 +46,7 @@ class RunningGmemd:
         self.socket = str(self.directory / "qmp.sock")
         self._log = self.directory / "log"
         command: Sequence[str] = [sys.executable, "-m", "gmemd", *(["--keeper"] if keep else []),
-                                  "--qmp", f"unix:{self.socket}", "--kernel", kernel,
+                                  "--qmp", written(self.socket), "--kernel", kernel,
                                   "--persist", "on" if keep else "off", *arguments]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

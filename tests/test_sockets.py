@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,8 @@ from gmemd.cli.gmemd import parse_qmp
 from gmemd.errors import QmpError
 from gmemd.persist.launch import listen_on
 from gmemd.persist.mailbox import Mailbox
-from gmemd.sockets import bind_unix, identity, path_of, remove_own, split_unix, taking
+from gmemd.sockets import bind_unix, identity, path_of, remove_own, split_unix, taking, written
+from gmemd.testing import RunningGmemd
 from gmemd.web.address import listen, parse_http
 from tests.daemon import Daemon
 from tests.patience import PATIENCE
@@ -200,3 +202,17 @@ def test_options_with_commas() -> None:
         parse_http("unix:/t/a,b.sock")
     assert path_of("unix:/t/a,,b.sock") == "/t/a,b.sock"
     assert path_of("/t/a,b.sock") == "/t/a,b.sock"
+    assert path_of(written("/t/a,,b,.sock")) == "/t/a,,b,.sock"
+
+
+def test_programs_in_a_directory_with_a_comma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo and the fixture for other people's tests work wherever temporary files are."""
+    directory = tmp_path / "a,b"
+    directory.mkdir()
+    monkeypatch.setenv("TMPDIR", str(directory))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with RunningGmemd() as gmemd, gmemd.client() as client:
+        assert gmemd.socket.startswith(str(directory))
+        client.execute("query-version")
+    command = [sys.executable, "-m", "gmemd", "demo", "--kernel", "simulated"]
+    assert subprocess.run(command, stdout=subprocess.PIPE, timeout=PATIENCE, check=False).returncode == 0

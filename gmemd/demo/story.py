@@ -23,6 +23,7 @@ from typing import Any
 
 from gmemd.demo import guest
 from gmemd.qmp.client import Client
+from gmemd.sockets import written
 
 SIZE = 2 << 20  # bytes of the object; the guest lives in the first half
 HALF = SIZE // 2
@@ -39,7 +40,7 @@ class Story:
         self.socket = self.directory / "qmp.sock"
         with (self.directory / "log").open("wb") as log:
             self.keeper = subprocess.Popen(
-                [sys.executable, "-m", "gmemd", "--keeper", "--qmp", f"unix:{self.socket}", "--kernel", kernel,
+                [sys.executable, "-m", "gmemd", "--keeper", "--qmp", written(str(self.socket)), "--kernel", kernel,
                  "--persist", "on", "--state-dir", str(self.directory)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self.vmm: subprocess.Popen[str] | None = None
