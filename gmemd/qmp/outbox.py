@@ -20,6 +20,7 @@ from gmemd.metrics import Counters
 HIGH_WATER = 1 << 20
 FD_WEIGHT = 16 << 10  # so 64 descriptors wait for a client at most
 STALL_SECONDS = 60.0
+PIECE = 64 << 10  # bytes up to which small messages are put together
 _TURN_WEIGHT = 1 << 20  # that is sent at a time
 _RETRY_SECONDS = 0.05  # after which descriptors are passed again, of which too many were under way
 
@@ -76,12 +77,12 @@ class Outbox:
         return sent
 
     def _keep(self, data: bytes | memoryview, fds: list[int] | None) -> None:
-        """Put behind what waits; as few pieces as may be, for each has its cost when it is sent or dropped."""
+        """Put behind what waits: in few pieces, for each has its cost, that need not be moved as they grow."""
         self.weight += len(data)
         if fds:
             self.weight += FD_WEIGHT * len(fds)
             self._waiting.append((bytearray(data), fds))
-        elif self._waiting and not self._waiting[-1][1]:
+        elif self._waiting and not self._waiting[-1][1] and len(self._waiting[-1][0]) < PIECE:
             self._waiting[-1][0].extend(data)
         else:
             self._waiting.append((bytearray(data), []))

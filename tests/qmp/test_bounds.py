@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 import pytest_asyncio
 
-from gmemd.qmp.outbox import FD_WEIGHT, HIGH_WATER
+from gmemd.qmp.outbox import FD_WEIGHT, HIGH_WATER, PIECE
 from gmemd.qmp.room import LARGE, LONGEST_SECONDS, SILENT_SECONDS, Room
 from tests.qmp.clients import Client, Hub
 
@@ -140,7 +140,7 @@ async def test_replies_with_descriptors_wait_for_who_does_not_read(hub: Hub) -> 
     await sending
 
 
-async def test_events_wait_in_one_piece(hub: Hub) -> None:
+async def test_events_wait_in_few_pieces(hub: Hub) -> None:
     """What piles up for a listener that does not read costs little to keep and to drop; then it is cut."""
     deaf = await hub.client()
     while not deaf.monitor._outbox.weight:
@@ -149,7 +149,8 @@ async def test_events_wait_in_one_piece(hub: Hub) -> None:
     for _ in range(1000):
         hub.gmemd.emit("MEMDEV_CONVERTED", {"id": "x" * 1000})
         await asyncio.sleep(0)
-    assert len(deaf.monitor._outbox._waiting) == 1
+    outbox = deaf.monitor._outbox
+    assert len(outbox._waiting) <= outbox.weight // PIECE + 1
     while deaf.monitor in hub.monitors:
         for _ in range(100):
             hub.gmemd.emit("MEMDEV_CONVERTED", {"id": "x" * 1000})
