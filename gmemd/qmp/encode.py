@@ -9,6 +9,7 @@ not to decide.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from json.encoder import encode_basestring_ascii as _quote
@@ -31,6 +32,37 @@ def encode(value: Any) -> bytes:
 def encode_pretty(value: Any) -> bytes:
     """Write one JSON value as QEMU does with pretty=on: 4 blanks a level, lines joined by CR LF."""
     return _write_all(value, newline="\r\n").encode("ascii")
+
+
+class Indented(bytes):
+    """An encoded value as it stands in a reply with pretty=on."""
+
+
+def indented(text: bytes) -> Iterator[bytes]:
+    """Write what `encode` has written as it stands in a reply with pretty=on, piece by piece."""
+    at, level = 0, 1
+    for found in _marks(text):
+        mark = found.group()
+        if mark.startswith(b'"'):
+            continue
+        yield text[at : found.start()]
+        at = found.end()
+        if mark in b"[{":
+            level += 1
+            yield mark if text[at] in b"]}" else mark + _new_line(level)
+        elif mark in b"]}":
+            level -= 1
+            yield _new_line(level) + mark
+        else:
+            yield b"," + _new_line(level)
+    yield text[at:]
+
+
+def _new_line(level: int) -> bytes:
+    return b"\r\n" + b"    " * level
+
+
+_marks: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[\[{\]}]|, ').finditer
 
 
 def member_order(names: Iterable[str]) -> list[str]:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from types import CoroutineType
 from typing import Any
 
+from gmemd.changes.pace import Pace
 from gmemd.changes.threads import close_beside
 from gmemd.commands.context import Change, Gmemd, WithFds
 from gmemd.commands.dispatch import Dispatcher
@@ -31,6 +32,7 @@ from gmemd.errors import QmpError
 from gmemd.fds import NamedFds
 from gmemd.log import ClientLog, log
 from gmemd.metrics import clock
+from gmemd.qmp.encode import Indented, indented
 from gmemd.qmp.outbox import HIGH_WATER, Outbox
 from gmemd.qmp.room import LARGE, Room
 from gmemd.qmp.session import Event, Postponed, Request, Session
@@ -307,6 +309,8 @@ class Monitor:
         async def run() -> None:
             try:
                 result = await work
+                if self._pretty and type(result) is bytes:
+                    result = await _indent(result)
             except Exception as exc:
                 result = exc
             self._busy = False
@@ -410,6 +414,15 @@ class Monitor:
 
     def _give_names(self) -> list[int]:
         return self.named_fds.take_all() if self._own_names else []
+
+
+async def _indent(text: bytes) -> Indented:
+    """Make a long answer ready for a client with pretty=on, others having their turn in between."""
+    pace, made = Pace(), bytearray()
+    for piece in indented(text):
+        made += piece
+        await pace.keep()
+    return Indented(made)
 
 
 def _always(fd: int) -> bool:

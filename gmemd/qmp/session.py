@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
-from gmemd.qmp.encode import encode, encode_pretty, member_order
+from gmemd.qmp.encode import Indented, encode, encode_pretty, indented, member_order
 from gmemd.qmp.stream import NEED_DATA, LongMessage, Stream
 
 _NO_ID: Final = object()
@@ -172,8 +172,10 @@ class Session:
     def success(self, request: Request, value: Any) -> bytes:
         """The reply to `request`; a `bytes` value is JSON that was encoded before."""
         if self._pretty:
-            if type(value) is bytes:
-                value = json.loads(value)
+            if isinstance(value, bytes):
+                text = value if type(value) is Indented else b"".join(indented(value))
+                its_id = b"" if request.id is _NO_ID else b',\r\n    "id": ' + b"".join(indented(encode(request.id)))
+                return b'{\r\n    "return": %b%b\r\n}\r\n' % (text, its_id)
             reply = {"return": value}
             if request.id is not _NO_ID:
                 reply["id"] = request.id

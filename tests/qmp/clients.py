@@ -22,13 +22,14 @@ SECONDS = 30.0
 class Client:
     """One client: its monitor, and its end of the connection."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub, *, pretty: bool = False) -> None:
         here, self.sock = socket.socketpair()
         here.setblocking(False)
         self.sock.setblocking(False)
         self._data = b""
         self.fds: list[int] = []  # received
-        self.monitor = Monitor(hub.loop, here, hub.dispatcher, pretty=False, closed=hub.monitors.discard, room=hub.room)
+        self.monitor = Monitor(hub.loop, here, hub.dispatcher, pretty=pretty,
+                               closed=hub.monitors.discard, room=hub.room)
         hub.monitors.add(self.monitor)
 
     def send(self, command: str, *fds: int, execute: str = "execute", **arguments: Any) -> None:
@@ -56,6 +57,14 @@ class Client:
         line, _, self._data = self._data.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
         return message
+
+    async def text(self, count: int) -> bytes:
+        """So many messages of a client with pretty=on, as they are written."""
+        data = b""
+        async with asyncio.timeout(SECONDS):
+            while data.count(b"\r\n}\r\n") < count:
+                data += await asyncio.get_running_loop().sock_recv(self.sock, 1 << 16)
+        return data
 
     async def do(self, command: str, *fds: int, **arguments: Any) -> Any:
         """What a command returns; its error if it fails."""

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 import pytest_asyncio
 
+from gmemd.qmp.encode import encode_pretty
 from gmemd.qmp.outbox import FD_WEIGHT, HIGH_WATER, PIECE
 from gmemd.qmp.room import LARGE, LONGEST_SECONDS, SILENT_SECONDS, Room
 from tests.qmp.clients import Client, Hub
@@ -339,6 +340,21 @@ async def test_what_is_wrong_with_a_long_request_is_said(hub: Hub) -> None:
                        (b"%b", "QMP input must be a JSON object")):
         await client.send_bytes(text % long)
         assert (await client.message())["error"]["desc"] == said
+
+
+async def test_long_answers_are_indented_beside_others(hub: Hub) -> None:
+    """With pretty=on, too, others have their turn; the bytes are those of a short answer."""
+    for number in range(200):
+        hub.gmemd.objects.commit(hub.gmemd.objects.begin(
+            hub.gmemd.schema.check_object({"qom-type": "memory-backend-ram", "id": f"o{number}", "size": 4096}),
+            (0, 0), lambda name: None))
+    plain, pretty = await hub.client(), Client(hub, pretty=True)
+    hub.clients.append(pretty)
+    rows = await plain.do("qom-list", path="/objects")
+    pretty.send("qmp_capabilities")
+    pretty.send("qom-list", path="/objects")
+    text = await pretty.text(3)
+    assert text.endswith(encode_pretty({"return": rows}) + b"\r\n")
 
 
 class Clock:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmemd.qmp.encode import encode, encode_pretty, member_order
+from gmemd.qmp.encode import encode, encode_pretty, indented, member_order
 from gmemd.qmp.stream import Stream
 from tests.conformance.cases import load
 from tests.conformance.replay import recorded_lines
@@ -179,3 +179,13 @@ def test_member_order_loses_nothing(names: list[str]) -> None:
     order = member_order(names)
     assert sorted(names) == sorted(order)
     assert member_order(reversed(order)) == order
+
+
+@pytest.mark.parametrize("value", [
+    {}, [], 1, "a, [\\" , [[], {}, [[]]], {"a": {"b": [1, "x, y", {"c": []}]}, "d": "]}"}, ["\\\"", "\"", 1e400],
+    {"return": 1, "id": 2, "size": [{"offset": 1, "size": 2}]},
+])
+def test_what_was_encoded_is_indented_the_same(value: Any) -> None:
+    """Piece by piece, from the bytes, as from the value."""
+    whole = encode_pretty({"return": value})
+    assert b'{\r\n    "return": ' + b"".join(indented(encode(value))) + b"\r\n}" == whole
