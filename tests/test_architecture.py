@@ -21,16 +21,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("objects", "lab", "accounting", "changes"),
     ("commands",),
     ("qmp.messages", "qmp.client"),
-    ("qmp.monitor", "qmp.outbox", "qmp.room", "qmp.listener", "web"),
+    ("qmp.monitor", "qmp.inbox", "qmp.outbox", "qmp.room", "qmp.listener", "web"),
     ("daemon", "testing"),
     ("cli", "emulator", "__main__", "demo"),
 )
 
 MAY_IMPORT = {
-    "asyncio": ("loop", "changes", "qmp.monitor", "qmp.outbox", "qmp.room", "qmp.listener", "qmp.client", "commands",
-                "daemon", "web", "cli", "emulator"),
-    "socket": ("sockets", "qmp.monitor", "qmp.outbox", "qmp.listener", "qmp.client", "persist", "daemon", "web", "cli",
-               "emulator", "testing", "demo"),
+    "asyncio": ("loop", "changes", "qmp.monitor", "qmp.inbox", "qmp.outbox", "qmp.room", "qmp.listener", "qmp.client",
+                "commands", "daemon", "web", "cli", "emulator"),
+    "socket": ("sockets", "qmp.monitor", "qmp.inbox", "qmp.outbox", "qmp.listener", "qmp.client", "persist", "daemon",
+               "web", "cli", "emulator", "testing", "demo"),
     "fcntl": ("sockets", "kernel", "persist", "demo"),
     "ctypes": ("kernel", "persist", "demo"),
     "structlog": ("log",),

@@ -13,14 +13,12 @@ hears the answers. But if it goes while a long command of its runs, what waits b
 
 from __future__ import annotations
 
-import array
 import asyncio
 import os
 import select
 import socket
 import struct
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import CoroutineType
 from typing import Any
 
@@ -33,6 +31,7 @@ from gmemd.fds import NamedFds
 from gmemd.log import ClientLog, log
 from gmemd.metrics import clock
 from gmemd.qmp.encode import Indented, indented
+from gmemd.qmp.inbox import Inbox
 from gmemd.qmp.outbox import HIGH_WATER, Outbox
 from gmemd.qmp.room import LARGE, Room
 from gmemd.qmp.session import Event, Postponed, Request, Session
@@ -83,9 +82,8 @@ class Monitor:
         self._audit = None if self._gmemd.audit is None else self._gmemd.audit.client(self.uid, self.pid)
         self.named_fds = NamedFds() if named_fds is None else named_fds
         self._own_names = named_fds is None
-        self._sent_fd = -1  # the first of the last batch, not yet taken by a command
-        self._queue: deque[Request | int] = deque()  # read ahead while busy; an fd comes before what it came with
-        self._ahead = 0  # requests among them
+        self._inbox = Inbox(self.go_on)
+        self._queue = self._inbox.line  # read ahead while busy
         self._busy = False  # a long command runs, or changes wait for custody
         self._more = False  # requests that were read wait for the next turn
         self._changes: list[tuple[int, Request, Change]] = []  # place of the reply in _out, request, change
@@ -97,7 +95,6 @@ class Monitor:
         self._room = room or Room(loop)
         self._read_size = READ_SIZE
         self._half = 0  # weight of the message that has come in part
-        self._closing = 0  # descriptors that were not wanted and take long to close
         self._eof = False  # no more requests come
         self._ended = False  # and everything that was sent is received
         self._open = True
@@ -121,7 +118,9 @@ class Monitor:
         except OSError:  # the client went without reading all that was sent; whatever it has sent is read
             data, ancillary = b"", []
         if ancillary:
-            self._receive_fds(ancillary)
+            self._inbox.receive(ancillary, ahead=self._busy)
+            if self._inbox.closing:  # whose descriptors take long to close is not read for so long
+                self._stop_reading()
         if data:
             self._feed(data)
         else:
@@ -133,10 +132,10 @@ class Monitor:
         self._run()
 
     def _may_read(self) -> bool:
-        if self._closing or self._outbox.weight > HIGH_WATER:
+        if self._inbox.closing or self._outbox.weight > HIGH_WATER:
             return False
         if self._busy:
-            return self.session.oob and self._ahead < QUEUE_MAX and self._half <= LARGE
+            return self.session.oob and self._inbox.requests < QUEUE_MAX and self._half <= LARGE
         return self._half <= LARGE or self._room.enter(self)
 
     def _stop_reading(self) -> None:
@@ -160,46 +159,9 @@ class Monitor:
         elif before > LARGE:
             self._room.leave(self)
 
-    def _receive_fds(self, ancillary: Sequence[tuple[int, int, bytes]]) -> None:
-        """Keep the first fd of a batch until a command takes it; a later batch replaces an untaken one.
-
-        While requests wait, it is kept for those that come now, as if they had not been read ahead.
-        """
-        batch = array.array("i")
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                batch.frombytes(payload[:len(payload) - len(payload) % batch.itemsize])
-        if not batch:
-            return
-        fd, *rest = batch
-        self._dismiss(rest)
-        if self._busy or self._queue:
-            self._queue.append(fd)
-        else:
-            self._keep_fd(fd)
-
-    def _keep_fd(self, fd: int) -> None:
-        before, self._sent_fd = self._sent_fd, fd
-        self._dismiss([before] if before >= 0 else [])
-
-    def _dismiss(self, fds: list[int]) -> None:
-        """Close what nobody takes; a client whose descriptors take long to close is not read for so long."""
-        closing = close_beside(fds) if fds else None
-        if closing is not None:
-            self._closing += 1
-            closing.add_done_callback(self._dismissed)
-            self._stop_reading()
-
-    def _dismissed(self, closing: asyncio.Future[None]) -> None:
-        self._closing -= 1
-        self.go_on()
-
     def take_fd(self) -> int:
-        """Give away the first fd of the last batch."""
-        fd, self._sent_fd = self._sent_fd, -1
-        if fd < 0:
-            raise QmpError("No file descriptor supplied via SCM_RIGHTS")
-        return fd
+        """Give away the first fd of the last batch that came."""
+        return self._inbox.take_fd()
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -245,19 +207,12 @@ class Monitor:
     def _next(self) -> Request | None:
         """The next request that may be answered now, else None."""
         if not self._busy:
-            while self._queue:
-                first = self._queue.popleft()
-                if isinstance(first, Request):
-                    self._ahead -= 1
-                    return first
-                self._keep_fd(first)
-            return self.session.next_request()
-        while self.session.oob and self._ahead < QUEUE_MAX:
+            return self._inbox.pop() or self.session.next_request()
+        while self.session.oob and self._inbox.requests < QUEUE_MAX:
             request = self.session.next_request()
             if request is None or request.oob:
                 return request
-            self._queue.append(request)
-            self._ahead += 1
+            self._inbox.push(request)
         return None
 
     def _deliver(self, request: Request, result: Any) -> None:
@@ -359,7 +314,7 @@ class Monitor:
         self._stop_reading()
         self._eof = True
         self.session.forget_input()
-        close_beside(self._give_queue())
+        close_beside(self._inbox.empty())
 
     def emit(self, event: Event) -> None:
         """Send an event with what else this turn has to say, if the client has negotiated."""
@@ -392,9 +347,7 @@ class Monitor:
         self._open = False
         self._stop_reading()
         self._room.leave(self)
-        fds = self._outbox.close() + self._give_queue()
-        if self._sent_fd >= 0:
-            fds.append(self.take_fd())
+        fds = self._outbox.close() + self._inbox.close()
         if not self._busy:
             fds += self._give_names()
         self.session.forget_input()
@@ -405,12 +358,6 @@ class Monitor:
         close_beside(fds)
         self._log.close()
         self._closed(self)
-
-    def _give_queue(self) -> list[int]:
-        fds = [entry for entry in self._queue if isinstance(entry, int)]
-        self._queue.clear()
-        self._ahead = 0
-        return fds
 
     def _give_names(self) -> list[int]:
         return self.named_fds.take_all() if self._own_names else []

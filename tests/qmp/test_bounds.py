@@ -41,20 +41,41 @@ def memfd(content: bytes) -> int:
     return fd
 
 
-@pytest.fixture
-def lingering() -> Iterator[int]:
-    """A descriptor whose last close waits until its peer has read everything; that goes at the end of the test."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        sock = socket.create_connection(listener.getsockname())
-        peer, _ = listener.accept()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
-        sock.setblocking(False)
+class Lingering:
+    """A socket whose last close waits until its peer has read everything, or is gone."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self._sock = socket.create_connection(listener.getsockname())
+            self._peer, _ = listener.accept()
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
+        self._sock.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
-                sock.send(bytes(1 << 16))
-        yield sock.detach()
-        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        peer.close()  # a reset: whoever waits in close(2) is let go
+                self._sock.send(bytes(1 << 16))
+
+    def give(self) -> int:
+        """Its descriptor, to be passed."""
+        return self._sock.fileno()
+
+    def given(self) -> None:
+        """It was passed, and is nobody else's now."""
+        os.close(self._sock.detach())
+
+    def let_go(self) -> None:
+        """Reset the connection, which ends all waiting."""
+        if self._peer.fileno() < 0:
+            return
+        self._peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._peer.close()
+
+
+@pytest.fixture
+def lingering() -> Iterator[Lingering]:
+    """It is let go at the end of the test."""
+    made = Lingering()
+    yield made
+    made.let_go()
 
 
 async def test_names_of_getfd_are_the_clients_own(hub: Hub) -> None:
@@ -167,29 +188,44 @@ async def test_events_come_before_the_reply(hub: Hub) -> None:
     assert (await other.message())["event"] == "SHUTDOWN"
 
 
-async def test_nobody_waits_for_a_lingering_socket(hub: Hub, lingering: int) -> None:
+async def test_nobody_waits_for_a_lingering_socket(hub: Hub, lingering: Lingering) -> None:
     """closefd answers when it is closed; others are served meanwhile."""
     client, other = await hub.client(), await hub.client()
-    assert await client.do("getfd", lingering, fdname="x") == {}
-    os.close(lingering)
+    assert await client.do("getfd", lingering.give(), fdname="x") == {}
+    lingering.given()
     client.send("closefd", fdname="x")
     for _ in range(3):
         assert "qemu" in await other.do("query-version")
     assert not client.has_message()
 
 
-async def test_nobody_waits_for_what_a_client_leaves(hub: Hub, lingering: int) -> None:
+async def test_nobody_waits_for_what_a_client_leaves(hub: Hub, lingering: Lingering) -> None:
     """Untaken, replaced, unread: closing it holds nobody up."""
     client, other = await hub.client(), await hub.client()
-    client.send("query-version", lingering)  # untaken
-    client.send("query-name", lingering)  # replaces it, and is busy
-    client.send("query-version", lingering)  # unread
-    os.close(lingering)
+    client.send("query-version", lingering.give())  # untaken
+    client.send("query-name", lingering.give())  # replaces it, and is busy
+    client.send("query-version", lingering.give())  # unread
+    lingering.given()
     await client.message()
     await hub.until(lambda: client.monitor._busy)
     client.monitor.close()
     for _ in range(3):
         assert "qemu" in await other.do("query-version")
+
+
+async def test_who_passes_what_takes_long_to_close_waits(hub: Hub, lingering: Lingering) -> None:
+    """Such descriptors cannot be piled up: one that nobody wants is closed before more is read."""
+    client, other, null = await hub.client(), await hub.client(), os.open(os.devnull, os.O_RDONLY)
+    client.send("query-version", null, lingering.give())
+    lingering.given()
+    os.close(null)
+    await client.message()
+    client.send("query-version")
+    for _ in range(3):
+        assert "qemu" in await other.do("query-version")
+    assert not client.has_message()
+    lingering.let_go()
+    assert "return" in await client.message()
 
 
 async def test_descriptors_stay_with_the_commands_they_came_with(hub: Hub) -> None:
@@ -200,7 +236,7 @@ async def test_descriptors_stay_with_the_commands_they_came_with(hub: Hub) -> No
         fd = memfd(name.encode())
         client.send("getfd", fd, fdname=name)
         os.close(fd)
-    await hub.until(lambda: client.monitor._ahead == 8)
+    await hub.until(lambda: client.monitor._inbox.requests == 8)
     hub.go.set()
     for _ in range(1 + len(names)):
         assert "return" in await client.message()
@@ -257,7 +293,7 @@ async def test_what_waits_behind_a_long_command_ends_with_its_client(hub: Hub, e
     client.send("getfd", fd, fdname="more")
     client.send("object-add", **OBJECT)
     if enable:
-        await hub.until(lambda: client.monitor._ahead == 2)
+        await hub.until(lambda: client.monitor._inbox.requests == 2)
     client.sock.close()
     os.close(fd)
     hub.go.set()

@@ -1,0 +1,99 @@
+"""What one client has sent and nobody has taken yet: its descriptors, and the requests that are read ahead.
+
+Descriptors come with any bytes and wait for a command to take one: the first of a batch; a later batch replaces it.
+Behind requests that are read ahead they wait in line, so that each command finds what it would have found had nothing
+been read ahead.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from gmemd.changes.threads import close_beside
+from gmemd.errors import QmpError
+from gmemd.qmp.session import Request
+
+
+class Inbox:
+    """`ready` is called when descriptors that nobody wanted are closed at last, which may take long."""
+
+    def __init__(self, ready: Callable[[], None]) -> None:
+        self.line: deque[Request | int] = deque()  # an fd stands before what it came with
+        self.requests = 0  # in the line
+        self.closing = 0  # batches that are being closed
+        self._ready = ready
+        self._fd = -1  # the first of the last batch
+
+    def receive(self, ancillary: Sequence[tuple[int, int, bytes]], *, ahead: bool) -> None:
+        """Keep what came beside bytes; `ahead`: behind requests that are yet to be carried out."""
+        batch = array.array("i")
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                batch.frombytes(payload[:len(payload) - len(payload) % batch.itemsize])
+        if not batch:
+            return
+        fd, *rest = batch
+        self._dismiss(rest)
+        if ahead or self.line:
+            self.line.append(fd)
+        else:
+            self._keep(fd)
+
+    def take_fd(self) -> int:
+        """Give away the first fd of the last batch."""
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            raise QmpError("No file descriptor supplied via SCM_RIGHTS")
+        return fd
+
+    def push(self, request: Request) -> None:
+        """Put a request behind what waits."""
+        self.line.append(request)
+        self.requests += 1
+
+    def pop(self) -> Request | None:
+        """The first of the requests that wait, if there are any; what came before it is there to be taken."""
+        while self.line:
+            first = self.line.popleft()
+            if isinstance(first, Request):
+                self.requests -= 1
+                return first
+            self._keep(first)
+        return None
+
+    def empty(self) -> list[int]:
+        """Forget all that waits; the descriptors, given away."""
+        fds = [entry for entry in self.line if isinstance(entry, int)]
+        self.line.clear()
+        self.requests = 0
+        if self._fd >= 0:
+            fds.append(self.take_fd())
+        return fds
+
+    def close(self) -> list[int]:
+        """The same for good."""
+        self._ready = _nothing  # so that nothing holds the monitor any more
+        return self.empty()
+
+    def _keep(self, fd: int) -> None:
+        before, self._fd = self._fd, fd
+        self._dismiss([before] if before >= 0 else [])
+
+    def _dismiss(self, fds: list[int]) -> None:
+        """Close what nobody takes."""
+        closed = close_beside(fds) if fds else None
+        if closed is not None:
+            self.closing += 1
+            closed.add_done_callback(self._closed)
+
+    def _closed(self, closed: asyncio.Future[None]) -> None:
+        self.closing -= 1
+        self._ready()
+
+
+def _nothing() -> None:
+    pass
