@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import SHARED_FLAGS
-from gmemd.changes.threads import close_beside, in_thread
+from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, record_of, store_record
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import added, describe_memory
-from gmemd.errors import QmpError, os_errors
+from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.ranges import SHARED, RangeMap
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ async def _adopt_file(gmemd: Gmemd, caller: Caller, copy: int, arguments: dict[s
     try:
         judged = await in_thread(_judge, gmemd, copy, arguments)
     finally:
-        close_beside([copy])
+        await beside(lambda: close_fd(copy))
     return _adopt(gmemd, caller, arguments, judged)
 
 
