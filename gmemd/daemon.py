@@ -24,6 +24,7 @@ from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Change, Gmemd, Step
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.commands.lease import watch_leases
+from gmemd.commands.outlook import Outlook
 from gmemd.errors import QmpError
 from gmemd.fds import NamedFds
 from gmemd.kernel.base import Kernel
@@ -126,7 +127,9 @@ class Daemon:
                 self._http.state.serving = True
                 log.info("serving HTTP", url=self._http.url)
             gc.freeze()  # what is there now stays; collections need not look at it
+            gmemd.outlook = Outlook(gmemd, self._manager, lambda words: log.warning("service manager", words=words))
             self._manager.serve(self._loop, gmemd)
+            gmemd.outlook.start()
             self._ready()
             self._spawn(self._load_ahead(directories))
             self._loop.call_later(_RETRY_SECONDS, self._retry)

@@ -1,21 +1,47 @@
 """What an object outlives, here and now, and what would have to change where it does not.
 
 The facts: a descriptor keeps memory alive; who else holds one decides.  Clients are not counted on.
-systemd: 254 brought FileDescriptorStorePreserve= and $FDSTORE, 261 kexec by the kernel's Live Update Orchestrator.
+systemd is taken at its word about what is set now, not at the unit file's; where it has not said, nobody knows.
+It was seen to do (252, 257, 262): a restart gives up the store under FileDescriptorStorePreserve=no, a stop under
+anything but yes; 254 to 257 forget a stopped service that no loaded unit refers to; a start that is to be given more
+descriptors than LimitNOFILE= never happens.
 """
 
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Answer = Literal["yes", "no", "unknown", "not-tried"]
+
+SPARED = 64  # descriptors that a start needs for itself, beside those that it is given
+RESTARTS = ("always", "on-failure", "on-abnormal", "on-abort")  # of Restart=, those that follow a kill
+
+
+class Unit(NamedTuple):
+    """What systemd says of the service, in the names of its properties."""
+
+    name: str = "gmemd.service"
+    loaded: bool = True  # LoadState: there is a unit file
+    preserve: str = "yes"  # FileDescriptorStorePreserve; "": systemd before 254, which does not know it
+    limit: int = 1024  # FileDescriptorStoreMax
+    stored: int = 0  # NFileDescriptorStore
+    nofile: int = 16384  # LimitNOFILESoft, of the next start
+    restart: str = "always"  # Restart
+    referred: bool = True  # it stays loaded when it is stopped
 
 
 class Keeping(NamedTuple):
     """Who keeps descriptors for this daemon."""
 
     manager: str = "none"  # "none", "keeper" or "systemd"
-    preserve: bool = False  # the unit has FileDescriptorStorePreserve=yes, and systemd knows it (254)
-    live_update: bool = False  # /dev/liveupdate is there and systemd hands the store on (261)
+    unit: Unit | None = None  # what systemd says of the service; None: it cannot be asked
+    name: str = "gmemd.service"  # of the service, as far as known
+    old: bool = False  # systemd before 254
+    user: bool = False  # systemd of a user, which ends with a soft-reboot
+    live_update: bool = False  # /dev/liveupdate is there
+    held: int = 0  # descriptors that it is to hold
+    missing: int = 0  # of them those that it does not hold
     pid: int = 0  # the keeper's, the parent of this process; 0: a manager that is not watched
 
     def is_there(self) -> bool:
@@ -24,11 +50,15 @@ class Keeping(NamedTuple):
 
 
 class Fate(NamedTuple):
-    """Whether an object outlives an event, and the advice where it does not."""
+    """Whether an object outlives an event, and the advice where that is not sure."""
 
     event: str
-    survives: bool
+    answer: Answer
     advice: str = ""
+
+    @property
+    def survives(self) -> bool:
+        return self.answer == "yes"
 
 
 def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping) -> list[Fate]:
@@ -36,19 +66,21 @@ def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping) -> list[F
 
     kind: guest-memfd, memfd, hugetlb-memfd or file. kept: custody has the object.
     """
-    kept = kept and keeping.is_there()
-    why = _why_not_kept(opted_out, keeping)
-    crash = Fate("gmemd-crash", kept, "" if kept else why)
+    why = "" if kept and keeping.is_there() else _why_not_kept(opted_out, keeping)
+    crash, restart, stop = _crash(why, keeping), _restart(why, keeping), _stop(why, keeping)
     return [
-        Fate("vmm-crash", True),
-        Fate("client-disconnect", True),
-        crash,
-        Fate("gmemd-upgrade", kept, crash.advice),
-        _service_stop(kept, why, keeping),
-        _soft_reboot(kept, why, keeping),
-        _kexec(kind, kept, why, keeping),
-        Fate("power-loss", False, "memory ends with the power: copy what must not be lost to a disk"),
+        Fate("vmm-crash", "yes"),
+        Fate("client-disconnect", "yes"),
+        Fate("gmemd-crash", *crash),
+        Fate("gmemd-upgrade", *restart),
+        Fate("service-stop", *stop),
+        Fate("soft-reboot", *_soft_reboot(stop, keeping)),
+        Fate("kexec", *_kexec(kind, stop, keeping)),
+        Fate("power-loss", "no", "memory ends with the power: copy what must not be lost to a disk"),
     ]
+
+
+_Verdict = tuple[Answer, str]
 
 
 def _why_not_kept(opted_out: bool, keeping: Keeping) -> str:
@@ -59,26 +91,80 @@ def _why_not_kept(opted_out: bool, keeping: Keeping) -> str:
     return "turn it on with memdev-persist" if opted_out else "start gmemd without --persist off"
 
 
-def _service_stop(kept: bool, why: str, keeping: Keeping) -> Fate:
-    if not kept:
-        return Fate("service-stop", False, why)
+def _restart(why: str, keeping: Keeping) -> _Verdict:
+    """The service is started again by whoever keeps its memory."""
+    if why:
+        return "no", why
     if keeping.manager == "keeper":
-        return Fate("service-stop", False, "the keeper's end is the memory's end: let systemd 254 or newer keep it")
-    if not keeping.preserve:
-        return Fate("service-stop", False, "use systemd 254 or newer with FileDescriptorStorePreserve=yes")
-    return Fate("service-stop", True)
+        return "yes", ""
+    unit = keeping.unit
+    if unit is None:
+        return "unknown", _to_ask("FileDescriptorStorePreserve,NFileDescriptorStore,LimitNOFILESoft,Restart", keeping)
+    trouble = _trouble(unit, keeping)
+    return ("no", trouble) if trouble else ("yes", "")
 
 
-def _soft_reboot(kept: bool, why: str, keeping: Keeping) -> Fate:
-    stop = _service_stop(kept, why, keeping)
-    return Fate("soft-reboot", stop.survives, stop.advice)
+def _trouble(unit: Unit, keeping: Keeping) -> str:
+    """Why the next start would not have all that it should; "" when it will."""
+    if not unit.loaded:
+        return f"the unit file of {unit.name} is gone: put it back, then systemctl daemon-reload"
+    if keeping.missing:
+        short = f"systemd holds {keeping.held - keeping.missing} of {keeping.held} descriptors"
+        return (f"{short}: set FileDescriptorStoreMax= to at least {keeping.held} (it is {unit.limit}), "
+                f"then systemctl daemon-reload" if unit.limit < keeping.held else f"{short}: see the journal")
+    if unit.preserve == "no":
+        return "set FileDescriptorStorePreserve=yes, then systemctl daemon-reload"
+    if keeping.held + SPARED > unit.nofile:
+        return (f"the next start is to be given {keeping.held} descriptors: set LimitNOFILE= to at least "
+                f"{keeping.held + SPARED} (it is {unit.nofile}), then systemctl daemon-reload")
+    return ""
 
 
-def _kexec(kind: str, kept: bool, why: str, keeping: Keeping) -> Fate:
-    if not kept:
-        return Fate("kexec", False, why)
+def _crash(why: str, keeping: Keeping) -> _Verdict:
+    again = _restart(why, keeping)
+    unit = keeping.unit
+    if again[0] == "yes" and unit is not None and unit.restart not in RESTARTS and unit.preserve != "yes":
+        return "no", f"set Restart=always (it is {unit.restart}), then systemctl daemon-reload"
+    return again
+
+
+def _stop(why: str, keeping: Keeping) -> _Verdict:
+    if why:
+        return "no", why
+    if keeping.manager == "keeper":
+        return "no", "the keeper's end is the memory's end: let systemd 254 or newer keep it"
+    unit = keeping.unit
+    if keeping.old or (unit is not None and not unit.preserve):
+        return "no", "use systemd 254 or newer with FileDescriptorStorePreserve=yes"
+    if unit is None:
+        return "unknown", _to_ask("FileDescriptorStorePreserve,NFileDescriptorStore,LimitNOFILESoft", keeping)
+    again = _restart(why, keeping)
+    if again[0] != "yes":
+        return again
+    if unit.preserve not in ("yes", "restart"):
+        return "unknown", f"set FileDescriptorStorePreserve=yes (it is {unit.preserve}), then systemctl daemon-reload"
+    if unit.preserve != "yes":
+        return "no", f"set FileDescriptorStorePreserve=yes (it is {unit.preserve}), then systemctl daemon-reload"
+    if not unit.referred:
+        socket = unit.name.removesuffix(".service") + ".socket"
+        return "no", f"systemd forgets a stopped service that nothing refers to: systemctl enable {socket}"
+    return "yes", ""
+
+
+def _soft_reboot(stop: _Verdict, keeping: Keeping) -> _Verdict:
+    return ("unknown", "not tried: let the system's systemd start gmemd") if stop[0] == "yes" and keeping.user else stop
+
+
+def _to_ask(properties: str, keeping: Keeping) -> str:
+    user = "--user " if keeping.user else ""
+    return f"systemd could not be asked: see systemctl {user}show -p {properties} {keeping.name}"
+
+
+def _kexec(kind: str, stop: _Verdict, keeping: Keeping) -> _Verdict:
+    if stop[0] == "no":
+        return stop
     if kind != "memfd":
-        return Fate("kexec", False, f"no kernel carries a {kind} over kexec: use a memfd without huge pages")
+        return "no", f"no kernel carries a {kind} over kexec: use a memfd without huge pages"
     if not keeping.live_update:
-        return Fate("kexec", False, "use Linux 6.19 with /dev/liveupdate and systemd 261 or newer")
-    return Fate("kexec", keeping.preserve, "" if keeping.preserve else "set FileDescriptorStorePreserve=yes")
+        return "no", "use Linux 6.19 with /dev/liveupdate and systemd 261 or newer"
+    return "not-tried", "not tried with gmemd: copy what must not be lost"

@@ -13,7 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from gmemd.persist.unit import ask, version_of
+from gmemd.survival import SPARED, Keeping, Unit, fates
+
 GOOD, NOTE, BAD = "ok", "note", "BAD"
+SERVICE = "gmemd.service"
+_BUS = "/run/dbus/system_bus_socket"  # by which the daemon asks systemd
+_EVENTS = {"gmemd-crash": True, "gmemd-upgrade": True, "service-stop": False, "soft-reboot": False,
+           "kexec": False}  # and whether a service that is to keep memory must outlive it
 PROBE = "probe: "  # items of interest to programs: what each single try of the kernel gave
 
 
@@ -109,31 +116,50 @@ def _systemd() -> Iterator[Finding]:
     if not os.path.isdir("/run/systemd/system"):
         yield Finding("service manager", "no systemd", NOTE, "start gmemd with --keeper, or nothing is kept")
         return
-    version = _systemd_version()
+    version = version_of(_systemctl("--version"))
     if version >= 254:
-        yield Finding("service manager", f"systemd {version}", GOOD, "keeps memory over stop and soft-reboot, too")
+        yield Finding("service manager", f"systemd {version}", GOOD, "can keep memory over stop and soft-reboot, too")
     else:
         yield Finding("service manager", f"systemd {version or 'of unknown version'}", NOTE,
                       "keeps memory over crash and restart, not over systemctl stop (254), "
                       "and does not tell gmemd its FileDescriptorStoreMax=")
-    yield from _fd_store()
-    live = os.path.exists("/dev/liveupdate") and version >= 261
-    yield Finding("kexec", "live update" if live else "no live update", GOOD if live else NOTE,
-                  "" if live else "memory is lost at kexec (Linux 6.19 and systemd 261 keep memfds)")
+    environment = _systemctl("show", "--value", "--property=Environment", SERVICE).split()
+    configured = dict(word.partition("=")[::2] for word in environment).get("GMEMD_FDSTORE", "")
+    announced = version >= 254 or (not configured and os.path.exists(_BUS))
+    yield from judge_service(ask(SERVICE), configured, announced=announced, old=0 < version < 254)
 
 
-def _fd_store() -> Iterator[Finding]:
-    """What the installed service's setting means for its objects."""
-    lines = _systemctl("show", "gmemd.service", "-p", "LoadState,FileDescriptorStoreMax,Environment").splitlines()
-    unit = dict(line.partition("=")[::2] for line in lines)
-    limit = unit.get("FileDescriptorStoreMax", "")
-    if unit.get("LoadState") == "loaded" and limit.isdecimal():
-        told = dict(word.partition("=")[::2] for word in unit.get("Environment", "").split())
-        yield judge_fd_store(int(limit), told.get("GMEMD_FDSTORE", ""), announced=_systemd_version() >= 254)
+def judge_service(unit: Unit | None, configured: str, *, announced: bool, old: bool) -> Iterator[Finding]:
+    """What follows for an object from what systemd says of the service; `old`: systemd before 254."""
+    if unit is not None and not unit.loaded and not unit.stored:
+        yield Finding(SERVICE, "not installed", NOTE, "see docs/systemd.md, or start gmemd with --keeper")
+        return
+    if unit is not None:
+        yield judge_fd_store(unit.limit, configured, announced=announced)
+        yield judge_descriptors(unit)
+    keeping = Keeping("systemd", unit=unit, held=0 if unit is None else unit.stored, old=old,
+                      live_update=os.path.exists("/dev/liveupdate"))
+    for fate in fates("memfd", kept=True, opted_out=False, keeping=keeping):
+        if fate.event in _EVENTS:
+            verdict = GOOD if fate.survives else BAD if fate.answer == "no" and _EVENTS[fate.event] else NOTE
+            yield Finding(f"memory after {fate.event}", "kept" if fate.survives else {"no": "lost"}.get(
+                fate.answer, fate.answer), verdict, fate.advice)
+
+
+def judge_descriptors(unit: Unit) -> Finding:
+    """What follows from LimitNOFILE=."""
+    item, found = "LimitNOFILE=", str(unit.nofile)
+    if unit.stored + SPARED > unit.nofile:
+        return Finding(item, found, BAD, f"the service cannot be started with the {unit.stored} descriptors that are "
+                       f"stored: set it to at least {unit.stored + SPARED}")
+    if unit.limit + SPARED > unit.nofile:
+        return Finding(item, found, NOTE, f"gmemd keeps about {max(0, unit.nofile - SPARED)} objects at most: "
+                       f"FileDescriptorStoreMax={unit.limit} needs at least {unit.limit + SPARED}")
+    return Finding(item, found, GOOD)
 
 
 def judge_fd_store(limit: int, configured: str, *, announced: bool) -> Finding:
-    """What follows from FileDescriptorStoreMax=, $GMEMD_FDSTORE, and whether systemd announces the former itself."""
+    """What follows from FileDescriptorStoreMax= and $GMEMD_FDSTORE; `announced`: gmemd learns the former itself."""
     from gmemd.persist.fdstore import store_limit
 
     item, found = "FileDescriptorStoreMax=", str(limit)
@@ -147,11 +173,6 @@ def judge_fd_store(limit: int, configured: str, *, announced: bool) -> Finding:
         return Finding(item, found, NOTE, f"gmemd keeps {counted} objects at most: set "
                        f"Environment=GMEMD_FDSTORE={limit} beside it")
     return Finding(item, found, GOOD)
-
-
-def _systemd_version() -> int:
-    words = _systemctl("--version").split()
-    return int(words[1]) if words[1:] and words[1].isdecimal() else 0
 
 
 def _systemctl(*words: str) -> str:

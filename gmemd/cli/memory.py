@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gmemd.cli.terminal import Bars
 
 _POLL_SECONDS = 0.1
+_SAID = {"yes": "yes", "no": "NO", "unknown": "unknown", "not-tried": "not tried"}  # the SurvivalAnswer
 
 
 def survive(connection: Connection, options: Namespace) -> int:
@@ -26,7 +27,7 @@ def survive(connection: Connection, options: Namespace) -> int:
     if connection.json:
         print(render.as_json([{"id": status["id"], "survival": status["survival"]} for status in found]))
     else:
-        rows = [(status["id"], fate["event"], "yes" if fate["survives"] else "NO", fate.get("advice", ""))
+        rows = [(status["id"], fate["event"], _SAID[fate["answer"]], fate.get("advice", ""))
                 for status in found for fate in status["survival"]]
         rows += [(record["id"], "(lost already)", "NO", "") for record in lost]
         render.show(render.table(("ID", "EVENT", "SURVIVES", "TO CHANGE THAT"), sorted(rows, key=lambda row: row[0])))

@@ -36,6 +36,7 @@ from gmemd.survival import Keeping
 
 if TYPE_CHECKING:
     from gmemd.audit import Audit
+    from gmemd.commands.outlook import Outlook
     from gmemd.kernel.base import Kernel
     from gmemd.lab import Lab
     from gmemd.persist.batch import Operation
@@ -127,6 +128,7 @@ class Gmemd:
         self.custody = custody
         self.machine: Machine | None = None
         self.keeping = Keeping()
+        self.outlook: Outlook | None = None  # keeps that true; None: there is nobody to ask
         self.objects = Objects()
         self.counters = Counters(schema.commands, schema.reading)
         self.events: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)  # when (seconds), name, data

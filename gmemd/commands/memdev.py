@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gmemd.accounting import occupied
 from gmemd.backends.base import HostMemoryBackend
@@ -17,6 +17,9 @@ from gmemd.commands.qom import find_context
 from gmemd.errors import QmpError
 from gmemd.qmp.encode import encode
 from gmemd.survival import fates
+
+if TYPE_CHECKING:
+    from gmemd.commands.outlook import Outlook
 
 _BATCH = 25  # objects that are measured, and described, at a time
 _LOOK_SECONDS = 0.2  # between two looks whether the client of a file that does not open is still there
@@ -172,6 +175,19 @@ def query_memory_size_summary(gmemd: Gmemd, caller: Caller, arguments: dict[str,
 
 
 def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    if gmemd.outlook is not None and gmemd.outlook.must_look():
+        return _status_after_a_look(gmemd, gmemd.outlook, arguments)
+    return _status(gmemd, arguments)
+
+
+async def _status_after_a_look(gmemd: Gmemd, outlook: Outlook, arguments: dict[str, Any]) -> Any:
+    """The same, once systemd has said what it keeps now."""
+    await outlook.look()
+    status = _status(gmemd, arguments)
+    return status if isinstance(status, list) else await status
+
+
+def _status(gmemd: Gmemd, arguments: dict[str, Any]) -> Any:
     wanted = arguments.get("id")
     backends = list(gmemd.objects) if wanted is None else [gmemd.objects.find(wanted)]
     if len(backends) > _BATCH or not all([is_quick(backend) for backend in backends]) \
@@ -223,6 +239,8 @@ def _describe(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) ->
 def describe_survival(gmemd: Gmemd, backend: HostMemoryBackend) -> list[dict[str, Any]]:
     """The MemdevSurvival of an object."""
     kept = backend.record is not None
-    return [{"event": fate.event, "survives": fate.survives, **({"advice": fate.advice} if fate.advice else {})}
+    keeping = gmemd.keeping if gmemd.outlook is None else gmemd.outlook.keeping()
+    return [{"event": fate.event, "survives": fate.survives, "answer": fate.answer,
+             **({"advice": fate.advice} if fate.advice else {})}
             for fate in fates(kind_of(backend), kept=kept, opted_out=gmemd.custody is not None and not kept,
-                              keeping=gmemd.keeping)]
+                              keeping=keeping)]

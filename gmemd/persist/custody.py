@@ -16,14 +16,14 @@ is deleted.
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from time import monotonic
 
 from gmemd.errors import QmpError, os_errors
 from gmemd.persist.batch import Batch, Operation, Pending
-from gmemd.persist.delivery import Delivery
+from gmemd.persist.delivery import Delivery, opened_again
 from gmemd.persist.fdstore import FdStore, File, Notifier, check_name, is_socket
 from gmemd.persist.record import Record
 from gmemd.persist.registry import NotWritten, Registry
@@ -60,6 +60,7 @@ class Custody:
         self._pending = Pending()
         self._delivery = Delivery(registry, notifier, store, reservation=self._reservation, timeout=barrier_timeout)
         self._flushing = False
+        self._again: Callable[[], Flush] | None = None
         self._due = False  # something is owed that no later operation need wait for
         self.trouble = ""  # why the last flush failed or left something owed; "" when all is well
 
@@ -72,12 +73,29 @@ class Custody:
     @property
     def room(self) -> tuple[int, int]:
         """How many descriptors the manager holds, and how many it can."""
-        return len(self._store), self._store.limit
+        return len(self._store), self._store.room
+
+    @property
+    def steady(self) -> tuple[int, ...]:
+        """Something that is the same as long as the manager is to hold the same; (): that is changing just now."""
+        state = self._registry.state
+        return () if self._flushing or self.dirty else (state.commits, state.last_seq, len(self._store))
+
+    def allow(self, limit: int, handed_down: int) -> None:
+        """Count on another limit from now on, of the manager's store and of what the next start can be given."""
+        self._store.limit, self._store.handed_down = limit, handed_down
+
+    def give_again(self, entries: Callable[[], Iterable[tuple[str, int]]], *, wholly: bool) -> None:
+        """Have the next flush send what the manager has let go of; `entries` gives all (name, fd) then, borrowed.
+
+        wholly: it has nothing left. Only then can what is kept under two names be sent twice, as two open files.
+        """
+        self._again = partial(self._delivery.send_again, entries, wholly=wholly)
 
     @property
     def dirty(self) -> bool:
         """Is there anything for flush to do?"""
-        return bool(self._pending) or self._due
+        return bool(self._pending) or self._due or self._again is not None
 
     def reserve(self) -> None:
         """Hold room for one object between the decision and add(), which uses it up. QmpError: no room."""
@@ -129,8 +147,7 @@ class Custody:
         if not names:
             return fd, False
         try:
-            mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-            return os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC | os.O_NONBLOCK), False
+            return opened_again(fd), False
         except OSError as exc:
             if names <= self._store.leaving:
                 return fd, True
@@ -196,7 +213,10 @@ class Custody:
         assert not self._flushing, "a flush is under way"
         batch = self._pending.take()
         self._flushing, self._due = True, False
+        again, self._again = self._again, None
         try:
+            if again is not None:
+                yield from again()
             yield from self._delivery.carry_out(batch)
             self.trouble = ""
         except (OSError, NotWritten) as exc:

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from gmemd.persist.batch import Batch, Operation
-from gmemd.persist.fdstore import FdStore, Notifier
+from gmemd.persist.fdstore import FdStore, File, Notifier
 from gmemd.persist.record import Record, Row, row_of
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.waits import Flush, Wait
@@ -67,6 +68,31 @@ class Delivery:
             for name in batch.removals:
                 self.owed.discard(name)
                 self._store.forget(name)
+
+    def send_again(self, entries: Callable[[], Iterable[tuple[str, int]]], *, wholly: bool) -> Flush:
+        """Send what is to be held once more; what the manager has it leaves as it is."""
+        sent: set[File] = set()
+        for name, fd in entries():
+            file = file_of(fd)
+            twice = wholly and file in sent
+            sent.add(file)
+            while name in self._store and name not in self._store.leaving:
+                try:
+                    self._store_once(name, fd, anew=twice)
+                    break
+                except BlockingIOError:
+                    yield from self._wait("writable", self._notifier.fileno())
+
+    def _store_once(self, name: str, fd: int, *, anew: bool) -> None:
+        other = -1
+        if anew:
+            with contextlib.suppress(OSError):
+                other = opened_again(fd)
+        try:
+            self._notifier.store(name, fd if other < 0 else other)
+        finally:
+            if other >= 0:
+                os.close(other)
 
     def take_back(self, batch: Batch, exc: OSError | NotWritten) -> str:
         """Undo what of a failed batch does not stand, as batch.undone() says then; what remains is owed.
@@ -161,6 +187,18 @@ class Delivery:
     def _wait(self, what: Literal["readable", "writable"], fd: int) -> Flush:
         if not (yield Wait(what, fd, self._timeout)):
             raise TimeoutError
+
+
+def file_of(fd: int) -> File:
+    """Which file a descriptor is of."""
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def opened_again(fd: int) -> int:
+    """Another open file of the same file, open for the same; OSError where there cannot be one."""
+    mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    return os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def _rows(records: list[Record]) -> list[Row]:

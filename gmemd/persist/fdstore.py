@@ -15,8 +15,10 @@ The traps this module keeps away from its callers (docs: systemd.exec(5), measur
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import resource
 import socket
 import stat
 from array import array
@@ -24,6 +26,7 @@ from collections.abc import Iterable, MutableMapping
 
 from gmemd.errors import QmpError
 from gmemd.persist.kept import BARRIER_ANSWERS
+from gmemd.survival import SPARED
 
 DEFAULT_LIMIT = 1024  # FileDescriptorStoreMax= of the shipped unit; systemd < 254 does not announce it
 NAME_BUDGET = 131_057  # bytes, sum of len(name) + 1 over all fds: MAX_ARG_STRLEN less "LISTEN_FDNAMES="
@@ -194,6 +197,21 @@ def store_limit(environ: MutableMapping[str, str], assumed: int = DEFAULT_LIMIT)
     return int(value) if value.isdecimal() else assumed
 
 
+def raised_limit() -> int:
+    """How many descriptors this process could be given at its start; its own limit is raised as far as that goes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return UNLIMITED if soft == resource.RLIM_INFINITY else soft
+
+
+def runner_limit(environ: MutableMapping[str, str]) -> int:
+    """Take $GMEMD_NOFILE: what a container's runner can hand down, of which the limit inside says nothing."""
+    told = environ.pop("GMEMD_NOFILE", "")
+    return int(told) if told.isdecimal() else UNLIMITED
+
+
 def is_socket(fd: int) -> bool:
     return stat.S_ISSOCK(os.fstat(fd).st_mode)
 
@@ -205,6 +223,7 @@ def check_name(name: str) -> None:
 
 
 File = tuple[int, int]  # device and inode
+UNLIMITED = 1 << 30  # descriptors
 
 
 class FdStore:
@@ -214,8 +233,11 @@ class FdStore:
     stop counting for new objects, and `crowded` says when they must really go first.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, handed_down: int = UNLIMITED) -> None:
+        """`limit`: of the manager's store. `handed_down`: how many descriptors the next start may have."""
         self.limit = limit
+        self.handed_down = handed_down
+        self._sockets = 0  # of socket activation, which are handed down as well
         self.leaving: set[str] = set()
         self._held: dict[str, int] = {}  # name: number of fds
         self._count = 0
@@ -232,8 +254,14 @@ class FdStore:
         """How many entries the manager may hold."""
         return self._count
 
+    @property
+    def room(self) -> int:
+        """How many entries can be kept and come back."""
+        return max(0, min(self.limit, self.handed_down - SPARED - self._sockets))
+
     def account_socket(self, name: str) -> None:
-        """Count a socket of socket activation: its name takes room in the environment, not in the store."""
+        """Count a socket of socket activation: it takes room where all are handed down, not in the store."""
+        self._sockets += 1
         self._bytes += len(name) + 1
 
     def account(self, name: str) -> None:
@@ -270,10 +298,14 @@ class FdStore:
 
     def check_room(self, name: str) -> None:
         """Raise QmpError, naming the setting to raise, when one more entry would be lost."""
-        if self._count - len(self.leaving) + self._reserved >= self.limit:
+        room = self.room
+        if self._count - len(self.leaving) + self._reserved >= room:
             raise QmpError(
                 f"the service manager keeps at most {self.limit} file descriptors: "
                 f"raise FileDescriptorStoreMax= (--fdstore-max of the keeper) or delete objects"
+                if room == self.limit else
+                f"the next start can be given at most {room} file descriptors of objects: "
+                f"raise LimitNOFILE= (it is {self.handed_down}) or delete objects"
             )
         if self._bytes + self._reserved_bytes + len(name) + 1 > NAME_BUDGET:
             raise QmpError("the names of the stored file descriptors would exceed 128 KiB: delete objects")
@@ -292,7 +324,7 @@ class FdStore:
     def crowded(self, names: Iterable[str]) -> bool:
         """Must the leaving entries be gone before these come, lest the manager drops them?"""
         names = list(names)
-        too_many = self._count + len(names) > self.limit
+        too_many = self._count + len(names) > self.room
         return too_many or self._bytes + sum(len(name) + 1 for name in names) > NAME_BUDGET
 
 

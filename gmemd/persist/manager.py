@@ -11,11 +11,22 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError
-from gmemd.persist.fdstore import FdStore, Notifier, listen_fds, store_limit, watchdog_seconds
+from gmemd.persist.fdstore import (
+    DEFAULT_LIMIT,
+    UNLIMITED,
+    FdStore,
+    Notifier,
+    listen_fds,
+    raised_limit,
+    runner_limit,
+    store_limit,
+    watchdog_seconds,
+)
 from gmemd.persist.private import exposed
 from gmemd.persist.record import State
 from gmemd.persist.restore import Identify, Restored, sort_out
-from gmemd.survival import Keeping
+from gmemd.persist.unit import ask, own_unit
+from gmemd.survival import Keeping, Unit
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -24,6 +35,7 @@ if TYPE_CHECKING:
     from gmemd.persist.custody import Custody
 
 REGISTRY = "registry.sqlite"
+SYSTEMD = "/run/systemd/notify"  # the notify socket of the system's systemd, not of a user's
 NO_STATE = State(0, "", 0, 0, 0, ())  # of a registry that is not there
 _STATUS_DELAY = 1.0  # seconds between two STATUS= lines at least
 
@@ -38,8 +50,12 @@ class Manager:
         limit: int,
         watchdog: float | None,
         keeping: Keeping,
+        given: int = UNLIMITED,
+        runner: int = UNLIMITED,
     ) -> None:
         self.keeping = keeping
+        self._given = given  # descriptors that this start could be given
+        self._runner = runner  # those that what runs a container can hand down
         self._notifier = notifier
         self._fds = fds
         self._limit = limit  # entries of the fd store
@@ -51,9 +67,17 @@ class Manager:
     def from_environ(cls, environ: MutableMapping[str, str]) -> Manager:
         """Take what the environment says."""
         keeping = _keeping(environ)
+        if keeping.old and "GMEMD_FDSTORE" not in environ:
+            keeping = keeping._replace(unit=ask(keeping.name, user=keeping.user))
         watchdog, fds = watchdog_seconds(environ), listen_fds(environ)
-        limit, notifier = store_limit(environ), Notifier.from_environ(environ)
-        return cls(notifier, fds, limit, watchdog, keeping)
+        limit = store_limit(environ, DEFAULT_LIMIT if keeping.unit is None else keeping.unit.limit)
+        given, runner, notifier = raised_limit(), runner_limit(environ), Notifier.from_environ(environ)
+        return cls(notifier, fds, limit, watchdog, keeping, given, runner)
+
+    def ask(self) -> Unit | None:
+        """What systemd says of this service now; None where it does not answer. Blocks."""
+        unit = ask(self.keeping.name, user=self.keeping.user)
+        return None if unit is None else unit._replace(nofile=min(unit.nofile, self._runner))
 
     def disturb(self, wrap: Callable[[Notifier], Notifier]) -> None:
         """Put something between the daemon and the service manager; before `custody`."""
@@ -72,7 +96,8 @@ class Manager:
         from gmemd.persist.registry import Registry
 
         _make_directory(directory)
-        return Custody(Registry(os.path.join(directory, REGISTRY)), self._notifier, FdStore(self._limit))
+        return Custody(Registry(os.path.join(directory, REGISTRY)), self._notifier,
+                       FdStore(self._limit, min(self._given, self._runner)))
 
     def restore(self, custody: Custody | None, identify: Identify) -> Restored:
         """What a predecessor left, sockets among it."""
@@ -143,7 +168,5 @@ def _keeping(environ: MutableMapping[str, str]) -> Keeping:
         return Keeping()
     if not notify.endswith("/systemd/notify"):
         return Keeping("keeper", pid=os.getppid())
-    # The unit says so itself, beside FileDescriptorStorePreserve=, which nothing else tells the service;
-    # $FDSTORE comes from systemd 254 on, which is the first to know that setting.
-    preserve = "FDSTORE" in environ and environ.get("GMEMD_FDSTORE_PRESERVE") == "yes"
-    return Keeping("systemd", preserve, os.path.exists("/dev/liveupdate"))
+    return Keeping("systemd", name=own_unit() or Keeping().name, old="FDSTORE" not in environ,
+                   user=notify != SYSTEMD, live_update=os.path.exists("/dev/liveupdate"))

@@ -8,9 +8,10 @@ import os
 
 import pytest
 
-from gmemd.cli.doctor import BAD, GOOD, NOTE, judge_fd_store
+from gmemd.cli.doctor import BAD, GOOD, NOTE, judge_fd_store, judge_service
 from gmemd.cli.gmemctl import main
 from gmemd.qmp.client import Client
+from gmemd.survival import Unit
 from tests.cli.conftest import Gmemctl
 
 GUEST = "memory-backend-guest-memfd"
@@ -113,6 +114,26 @@ def test_doctor_judges_the_fd_store(limit: int, configured: str, verdict: str, f
     finding = judge_fd_store(limit, configured, announced=announced)
     assert (finding.found, finding.verdict) == (str(limit), verdict)
     assert follows in finding.follows
+
+
+@pytest.mark.parametrize(("unit", "found"), [
+    (Unit(), {"LimitNOFILE=": GOOD, "memory after gmemd-crash": GOOD, "memory after service-stop": GOOD,
+              "memory after kexec": NOTE}),
+    (Unit(preserve="no"), {"memory after gmemd-crash": BAD, "memory after gmemd-upgrade": BAD,
+                           "memory after service-stop": NOTE}),
+    (Unit(referred=False), {"memory after gmemd-crash": GOOD, "memory after service-stop": NOTE}),
+    (Unit(preserve=""), {"memory after gmemd-crash": GOOD, "memory after service-stop": NOTE}),
+    (Unit(nofile=1024), {"LimitNOFILE=": NOTE, "memory after gmemd-crash": GOOD}),
+    (Unit(nofile=200, stored=300), {"LimitNOFILE=": BAD, "memory after gmemd-crash": BAD}),
+    (Unit(loaded=False, stored=3), {"memory after gmemd-crash": BAD}),
+    (Unit(loaded=False, limit=0), {"gmemd.service": NOTE}),
+    (None, {"memory after gmemd-crash": NOTE, "memory after service-stop": NOTE}),
+])
+def test_doctor_judges_the_service(unit: Unit | None, found: dict[str, str]) -> None:
+    """What systemd says of the service decides, and where it says nothing there is no good news."""
+    findings = {finding.item: finding for finding in judge_service(unit, "", announced=True, old=False)}
+    assert {item: findings[item].verdict for item in found} == found
+    assert all(finding.follows for finding in findings.values() if finding.verdict != GOOD)
 
 
 def test_dry_run_changes_nothing(gmemctl: Gmemctl, client: Client) -> None:

@@ -1,0 +1,89 @@
+"""Ask systemd what it really does with this service: drop-ins and links change it while the daemon runs.
+
+By systemctl, which a service may run under the shipped unit's sandbox, over D-Bus. Where there is no systemctl (a
+container) or no bus, there is no answer.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from gmemd.survival import Unit
+
+TIMEOUT: Final = 5.0  # seconds for an answer; a reload of thousands of descriptors takes pid 1 as long
+_RUN: Final = "/run/systemd"  # a reload makes the directories of its generators in there anew
+_PROPERTIES: Final = ("LoadState", "FileDescriptorStorePreserve", "FileDescriptorStoreMax", "NFileDescriptorStore",
+                      "LimitNOFILESoft", "Restart", "TriggeredBy")
+_FORGETS_NOTHING: Final = 262  # the version of systemd from which a service with stored descriptors stays loaded
+_UNLIMITED: Final = 1 << 30
+
+
+def own_unit(text: str | None = None) -> str:
+    """The service that this process belongs to, by its control groups (proc_pid_cgroup(5)); "": none is known."""
+    try:
+        lines = (Path("/proc/self/cgroup").read_text() if text is None else text).splitlines()
+    except OSError:
+        return ""
+    groups = dict(line.split(":", 2)[1:] for line in lines if line.count(":") >= 2)
+    path = groups.get("name=systemd", groups.get("", ""))
+    services = [part for part in path.split("/") if part.endswith(".service")]
+    return services[-1] if services else ""
+
+
+def mark() -> int:
+    """Something that has changed when systemd has been reloaded; 0: it cannot be told."""
+    try:
+        return os.stat(_RUN).st_mtime_ns
+    except OSError:
+        return 0
+
+
+def ask(name: str, *, user: bool = False, timeout: float = TIMEOUT) -> Unit | None:
+    """What systemd says of a service, or None where it does not answer. Blocks.
+
+    user: the service is one of this user's systemd.
+    """
+    who = ("--user",) if user else ()
+    [said] = _show(who, _PROPERTIES, (name,), timeout) or [{}]
+    if "LoadState" not in said or "NFileDescriptorStore" not in said:
+        return None
+    unit = Unit(name=name, loaded=said["LoadState"] == "loaded", preserve=said.get("FileDescriptorStorePreserve", ""),
+                limit=_number(said.get("FileDescriptorStoreMax", "")), stored=_number(said["NFileDescriptorStore"]),
+                nofile=_number(said.get("LimitNOFILESoft", "")), restart=said.get("Restart", ""), referred=True)
+    if unit.preserve == "yes":
+        return unit._replace(referred=_stays_loaded(who, name, said.get("TriggeredBy", "").split(), timeout))
+    return unit
+
+
+def _stays_loaded(who: tuple[str, ...], name: str, triggers: list[str], timeout: float) -> bool:
+    """Does an enabled unit, a socket mostly, refer to the service, or does systemd not need that?"""
+    others = _show(who, ("WantedBy", "RequiredBy"), tuple(triggers), timeout) if triggers else []
+    if {unit for other in others for units in other.values() for unit in units.split()} - {name}:
+        return True
+    [manager] = _show(who, ("Version",), (), timeout) or [{}]
+    return version_of(manager.get("Version", "")) >= _FORGETS_NOTHING
+
+
+def version_of(text: str) -> int:
+    """The number in what systemd calls its version, as "257.9-1"; 0: there is none."""
+    digits = "".join(letter if letter.isdecimal() else " " for letter in text).split()
+    return int(digits[0]) if digits else 0
+
+
+def _show(who: tuple[str, ...], properties: tuple[str, ...], names: tuple[str, ...],
+          timeout: float) -> list[dict[str, str]]:
+    """The properties of each unit, or without any of the manager; [] where nobody answers."""
+    words = ["systemctl", *who, "show", f"--property={','.join(properties)}", *names]
+    try:
+        said = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                              text=True, check=True, timeout=timeout).stdout
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
+    return [dict(line.partition("=")[::2] for line in block.splitlines()) for block in said.split("\n\n")]
+
+
+def _number(text: str) -> int:
+    return _UNLIMITED if text == "infinity" else int(text) if text.isdecimal() else 0
