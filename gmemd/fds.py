@@ -18,7 +18,10 @@ _SHARE: Final = 8  # of the process's descriptors one client may keep an eighth 
 
 def most() -> int:
     """How many descriptors may be kept by one client's names, or in sets."""
-    return max(_FEWEST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE)
+    try:
+        return max(_FEWEST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE)
+    except OSError:
+        return _FEWEST
 
 
 class NamedFds:

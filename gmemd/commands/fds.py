@@ -8,14 +8,13 @@ from typing import Any
 from gmemd.changes.threads import close_beside
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
-from gmemd.errors import QmpError
 
 
 def getfd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     fd = caller.take_fd()
     try:
         replaced = caller.named_fds.receive(arguments["fdname"], fd)
-    except QmpError:
+    except BaseException:
         close_beside([fd])
         raise
     return _once_closed(replaced)
@@ -29,7 +28,7 @@ def add_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str,
     fd = caller.take_fd()
     try:
         return gmemd.fd_sets.receive(fd, arguments.get("fdset-id"), arguments.get("opaque"))
-    except QmpError:
+    except BaseException:
         close_beside([fd])
         raise
 
