@@ -43,9 +43,10 @@ class HeldDirectories:
         sys.meta_path.remove(self)
         sys.setswitchinterval(self._interval)
         files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
+        for place in [place for place in sys.path_importer_cache if place.startswith("/proc/self/fd/")]:
+            del sys.path_importer_cache[place]  # lists of what is there
         for path, fd in list(self._held.items()):
             if not any(file.startswith(f"/proc/self/fd/{fd}/") for file in files):
-                sys.path_importer_cache.pop(self._place(path), None)
                 os.close(self._held.pop(path))
 
     def find_spec(self, name: str, path: Sequence[str] | None = None,

@@ -30,6 +30,7 @@ from gmemd.fds import NamedFds
 from gmemd.kernel.base import Kernel
 from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.program import worker_program
+from gmemd.kernel.syscalls import share_one_heap
 from gmemd.log import log, wait_written
 from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
@@ -108,6 +109,7 @@ class Daemon:
         self._stopped = asyncio.Event()
         directories = HeldDirectories()
         worker_program()
+        share_one_heap()
         log.call_later = self._loop.call_later
         self._loop.set_exception_handler(_log_exception)
         gmemd = self._gmemd = self._make_gmemd()
