@@ -98,6 +98,8 @@ class Daemon:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsettled: Waiting = []
         self._flushing = False
+        self._closing = False
+        self._loading: list[asyncio.Future[None]] = []  # done when the thread that loads ahead is
         self._http: HttpServer | None = None
         self._stopped: asyncio.Event
         self._manager = manager or Manager.from_environ(os.environ)
@@ -144,7 +146,9 @@ class Daemon:
         try:
             with directories:
                 await asyncio.sleep(_GREETINGS)
-                await in_thread(self._gmemd.schema.prepare)
+                self._loading.append(
+                    asyncio.ensure_future(in_thread(self._gmemd.schema.prepare, lambda: self._closing)))
+                await asyncio.shield(self._loading[0])
             log.debug("loaded ahead")
         except Exception as exc:
             log.error("internal error", exc_info=exc)
@@ -332,6 +336,7 @@ class Daemon:
         self._flush()
 
     async def _close(self) -> None:
+        self._closing = True
         self._manager.stopping()
         if self._http is not None:
             await self._http.close()
@@ -353,6 +358,8 @@ class Daemon:
             custody.close()
         if self._gmemd.audit is not None:
             self._gmemd.audit.close()
+        # A thread inside a library when the interpreter ends would abort the process.
+        await asyncio.gather(*self._loading, return_exceptions=True)
         self._gmemd.close()
         log.call_later = None
         wait_written()

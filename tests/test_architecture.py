@@ -31,7 +31,7 @@ MAY_IMPORT = {
                 "commands", "daemon", "web", "cli", "emulator"),
     "socket": ("sockets", "qmp.monitor", "qmp.inbox", "qmp.outbox", "qmp.listener", "qmp.client", "persist", "daemon",
                "web", "cli", "emulator", "testing", "demo"),
-    "fcntl": ("sockets", "kernel", "persist", "demo"),
+    "fcntl": ("sockets", "kernel", "persist", "demo", "emulator.pidfile"),
     "ctypes": ("kernel", "persist", "demo"),
     "structlog": ("log",),
     "rich": ("cli.terminal",),

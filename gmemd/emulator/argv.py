@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from gmemd.emulator.values import OFF, ON
 from gmemd.errors import QmpError
-from gmemd.schema.keyval import split
+from gmemd.schema.keyval import Warn, split
 from gmemd.schema.sizes import parse_size, parse_uint
 
 _FLAGS = """
@@ -28,8 +29,6 @@ _VALUES = """
 FLAGS = frozenset(_FLAGS.split())
 VALUES = frozenset(_VALUES.split())
 
-_ON = ("on", "yes", "true", "y")
-_OFF = ("off", "no", "false", "n")
 
 
 def options(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -53,17 +52,19 @@ def options(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
 class Pairs:
     """The key=value pairs of one option; whatever is wrong with them is told with the option in front."""
 
-    def __init__(self, option: str, text: str, implied: str, known: Iterable[str] | None = None) -> None:
-        """`known`: the keys there may be; None: any."""
-        self._where = f"-{option} {text}"
-        self.pairs = split(text, implied=implied)
+    def __init__(self, option: str, text: str, implied: str, known: Iterable[str] | None = None,
+                 warn: Warn | None = None) -> None:
+        """`known`: the keys there may be; None: any. `warn` is told of keys without a value."""
+        self.where = f"-{option} {text}"
+        self.pairs = split(text, None if warn is None else lambda words: warn(f"{self.where}: warning: {words}"),
+                           implied=implied)
         unknown = next((key for key, _ in self.pairs if known is not None and key not in known), None)
         if unknown is not None:
             raise self.error(f"Invalid parameter '{unknown}'")
 
     def error(self, text: str) -> QmpError:
         """The refusal of this option."""
-        return QmpError(f"{self._where}: {text}")
+        return QmpError(f"{self.where}: {text}")
 
     def __contains__(self, key: str) -> bool:
         return any(name == key for name, _ in self.pairs)
@@ -85,9 +86,9 @@ class Pairs:
     def flag(self, key: str, *, default: bool = False) -> bool:
         """on or off."""
         value = self.text(key, "on" if default else "off")
-        if value not in _ON and value not in _OFF:
+        if value not in ON and value not in OFF:
             raise self.error(f"Parameter '{key}' expects 'on' or 'off'")
-        return value in _ON
+        return value in ON
 
     def number(self, key: str, default: int) -> int:
         """An unsigned integer."""

@@ -5,19 +5,23 @@ The rest is kept in `CommandLine.words` and means nothing.
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from gmemd.emulator.argv import Pairs, options
+from gmemd.emulator.created import DeviceOption, device_of, object_of
 from gmemd.emulator.topology import Cpus, NumaNode, cpus_of, numa_node_of
 from gmemd.errors import QmpError
+from gmemd.schema.validate import Schema
 
 MIB = 1 << 20
 DEFAULT_RAM = 128 * MIB
+_RAM_UNIT = 8192  # bytes
+_PAGE = 4096  # bytes of the guest
+_SLOTS_MAX = 256
 
 _FD = re.compile(r"[0-9]+")
 
@@ -30,6 +34,13 @@ class Ram:
     slots: int = 0
     most: int = 0
     given: bool = False
+
+    def check_board(self) -> None:
+        """Refuse what a PC cannot have."""
+        if self.slots > _SLOTS_MAX:
+            raise QmpError(f"unsupported amount of memory slots: {self.slots}")
+        if self.most % _PAGE:
+            raise QmpError(f"maximum memory size must by aligned to multiple of {_PAGE} bytes")
 
 
 @dataclass(frozen=True)
@@ -67,8 +78,8 @@ class CommandLine:
     ram: Ram = field(default_factory=Ram)
     cpus: Cpus = field(default_factory=Cpus)
     numa: list[NumaNode] = field(default_factory=list)
-    objects: list[str] = field(default_factory=list)
-    devices: list[dict[str, Any]] = field(default_factory=list)
+    objects: list[dict[str, Any]] = field(default_factory=list)  # properties, as object-add takes them
+    devices: list[DeviceOption] = field(default_factory=list)
     chardevs: dict[str, Chardev] = field(default_factory=dict)
     monitors: list[MonitorOption] = field(default_factory=list)
     name: str | None = None
@@ -78,17 +89,27 @@ class CommandLine:
     daemonize: bool = False
     shutdown_action: str = "poweroff"
     reboot_action: str = "reset"
-    show: str = ""  # "help" or "version": print it and end
+    show: str = ""  # "help", "version" or "machine": print it and end
+    help_text: str = ""  # print this and end
+    warn: Callable[[str], None] = lambda text: None
+    schema: Schema | None = None
+    object_ids: set[str] = field(default_factory=set)  # of those written as key=value
+    device_ids: set[str] = field(default_factory=set)
 
 
-def parse(argv: Iterable[str]) -> CommandLine:
-    """Read a command line; QmpError in QEMU's words when it is wrong."""
+def parse(argv: Iterable[str], warn: Callable[[str], None] = lambda text: None) -> CommandLine:
+    """Read a command line, as far as something is asked for that is printed; QmpError in QEMU's words if it is wrong.
+
+    `warn` gets what is to be said though it is right.
+    """
     words = list(argv)
-    line = CommandLine(words)
+    line = CommandLine(words, warn=warn)
     for name, value in options(words):
         read = _READERS.get(name)
         if read is not None:
             read(line, name, value)
+        if line.show or line.help_text:
+            return line
     for monitor in line.monitors:
         if monitor.chardev not in line.chardevs:
             raise QmpError(f'-mon chardev={monitor.chardev}: chardev "{monitor.chardev}" not found')
@@ -100,7 +121,9 @@ def _machine(line: CommandLine, option: str, value: str) -> None:
         if key == "accel":
             line.accels = text.split(":")
         else:
-            line.machine[key] = text
+            line.machine[key.replace("_", "-")] = text
+    if line.machine.get("type") in ("help", "?"):
+        line.show = "machine"
 
 
 def _accel(line: CommandLine, option: str, value: str) -> None:
@@ -108,14 +131,18 @@ def _accel(line: CommandLine, option: str, value: str) -> None:
 
 
 def _memory(line: CommandLine, option: str, value: str) -> None:
-    pairs = Pairs(option, value, "size", ("size", "slots", "maxmem"))
-    ram = Ram(pairs.size("size", line.ram.size, unit=MIB) or DEFAULT_RAM, pairs.number("slots", line.ram.slots),
+    pairs = Pairs(option, value, "size", ("size", "slots", "maxmem"), line.warn)
+    size = pairs.size("size", line.ram.size, unit=MIB) or DEFAULT_RAM
+    ram = Ram(-(-size // _RAM_UNIT) * _RAM_UNIT, pairs.number("slots", line.ram.slots),
               pairs.size("maxmem", line.ram.most), True)
     if ram.slots and not ram.most:
         raise QmpError("slots specified but no max-size")
     if ram.most and ram.most < ram.size:
         raise QmpError(f"invalid value of maxmem: maximum memory size ({ram.most:#x}) must be at least the initial "
                        f"memory size ({ram.size:#x})")
+    if ram.slots and ram.most == ram.size:
+        raise QmpError(f"invalid value of maxmem: memory slots were specified but maximum memory size ({ram.most:#x}) "
+                       f"is equal to the initial memory size ({ram.size:#x})")
     line.ram = ram
 
 
@@ -131,31 +158,32 @@ def _numa(line: CommandLine, option: str, value: str) -> None:
 
 def _object(line: CommandLine, option: str, value: str) -> None:
     """An object, or a monitor that is written as one (as libvirt 12 does)."""
-    properties = _json(option, value) if value.startswith("{") else dict(Pairs(option, value, "qom-type").pairs)
-    if properties.get("qom-type") == "monitor-qmp":
-        pretty = properties.get("pretty") in (True, "on")
-        line.monitors.append(MonitorOption(str(properties.get("chardev", "")), pretty))
+    found = object_of(value, line.object_ids, line.warn, _schema(line))
+    if isinstance(found, str):
+        line.help_text = found
+    elif found["qom-type"] == "monitor-qmp":
+        line.monitors.append(MonitorOption(str(found.get("chardev", "")), found.get("pretty") in (True, "on")))
     else:
-        line.objects.append(value)
+        line.objects.append(found)
+
+
+def _schema(line: CommandLine) -> Schema:
+    """What objects there can be; read when the first one is named."""
+    if line.schema is None:
+        line.schema = Schema.load("emulator.json")
+    return line.schema
 
 
 def _device(line: CommandLine, option: str, value: str) -> None:
-    properties = _json(option, value) if value.startswith("{") else dict(Pairs(option, value, "driver").pairs)
-    if not isinstance(properties.get("driver"), str):
-        raise QmpError(f"-{option} {value}: Parameter 'driver' is missing")
-    line.devices.append(properties)
-
-
-def _json(option: str, value: str) -> dict[str, Any]:
-    try:
-        properties: dict[str, Any] = json.loads(value)
-    except ValueError:
-        return {}  # told by whoever reads it in QEMU's way
-    return properties
+    found = device_of(value, line.device_ids, line.warn)
+    if isinstance(found, str):
+        line.help_text = found
+    else:
+        line.devices.append(found)
 
 
 def _chardev(line: CommandLine, option: str, value: str) -> None:
-    pairs = Pairs(option, value, "backend")
+    pairs = Pairs(option, value, "backend", warn=line.warn)
     label, fd = pairs.needed("id"), pairs.text("fd")
     if label in line.chardevs:
         raise pairs.error(f"Duplicate ID '{label}' for chardev")
@@ -165,7 +193,7 @@ def _chardev(line: CommandLine, option: str, value: str) -> None:
 
 
 def _mon(line: CommandLine, option: str, value: str) -> None:
-    pairs = Pairs(option, value, "chardev", ("chardev", "id", "mode", "pretty"))
+    pairs = Pairs(option, value, "chardev", ("chardev", "id", "mode", "pretty"), line.warn)
     if pairs.text("mode", "readline") == "control":
         line.monitors.append(MonitorOption(pairs.needed("chardev"), pairs.flag("pretty")))
     elif pairs.needed("chardev") not in line.chardevs:
@@ -185,7 +213,7 @@ def _qmp(line: CommandLine, option: str, value: str) -> None:
 
 
 def _name(line: CommandLine, option: str, value: str) -> None:
-    line.name = Pairs(option, value, "guest", ("guest", "process", "debug-threads")).text("guest") or None
+    line.name = Pairs(option, value, "guest", ("guest", "process", "debug-threads"), line.warn).text("guest") or None
 
 
 def _uuid(line: CommandLine, option: str, value: str) -> None:

@@ -14,16 +14,17 @@ from typing import Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd
 from gmemd.commands.qom import Fixed
+from gmemd.emulator import tree
 from gmemd.emulator.commandline import CommandLine
-from gmemd.emulator.devices import DEVICE_TYPES, Device, device_properties
+from gmemd.emulator.devices import Device
 from gmemd.emulator.domain import Domain
-from gmemd.emulator.topology import CPU_TYPE, cpu_props, node_of_cpu
+from gmemd.emulator.tables import DEVICES, MACHINE_MEMBERS
+from gmemd.emulator.topology import CPU_TYPE, NumaNode, cpu_props, node_of_cpu
+from gmemd.emulator.values import read
 from gmemd.errors import QmpError
+from gmemd.ghashtable import GHashSet
 
 GIB = 1 << 30
-# libvirt asks for each boolean of each processor: the fewer the better.
-_CPU = {"realized": ("bool", True), "hotplugged": ("bool", False)}
-_HOLE = 0xE0000000  # RAM below 4 GiB ends there at the latest
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class MachineType:
     cpu_max: int = 1
     ram_id: str = "ram"
     acpi: bool = False
+    pci_bus: str | None = None
+    # RAM below 4 GiB: as much as `low` bytes, or `low_of_more` when there is as much as that or more
+    low: int = 0
+    low_of_more: int = 0
 
     @property
     def is_pc(self) -> bool:
@@ -43,8 +48,8 @@ class MachineType:
 
 
 MACHINES = (
-    MachineType("pc-i440fx-11.1", "pc", 255, "pc.ram", True),
-    MachineType("pc-q35-11.1", "q35", 4096, "pc.ram", True),
+    MachineType("pc-i440fx-11.1", "pc", 255, "pc.ram", True, "pci.0", 0xE0000000, 0xC0000000),
+    MachineType("pc-q35-11.1", "q35", 4096, "pc.ram", True, "pcie.0", 0xB0000000, 0x80000000),
     MachineType("none"),
 )
 
@@ -53,7 +58,7 @@ TYPES: dict[str, str | None] = {
     "machine": "object", "none-machine": "machine", "x86-machine": "machine", "generic-pc-machine": "x86-machine",
     **{f"{kind.name}-machine": "generic-pc-machine" for kind in MACHINES if kind.is_pc},
     "device": "object", "cpu": "device", CPU_TYPE: "cpu",
-    **dict.fromkeys(DEVICE_TYPES, "device"),
+    **dict.fromkeys(DEVICES, "device"),
     "secret": "object", "thread-context": "object",
 }
 
@@ -63,7 +68,22 @@ def find_type(name: str) -> MachineType:
     for kind in MACHINES:
         if name in (kind.name, kind.alias) or (kind.is_pc and name.startswith(kind.name.rpartition("-")[0] + "-")):
             return kind
-    raise QmpError("unsupported machine type\nUse -machine help to list supported machines")
+    raise QmpError(f'unsupported machine type: "{name}"\nUse -machine help to list supported machines')
+
+
+# What -machine takes that is not a property, or not of the machine; -no-acpi is for every machine.
+_SUGAR = frozenset({"type", "accel", "acpi", "kernel-irqchip", "kvm-shadow-mem", "igd-passthru"})
+
+
+def check_properties(kind: MachineType, line: CommandLine) -> None:
+    """Refuse properties of -machine that the machine does not have, and values that they cannot have."""
+    members = {member.name: member for member in MACHINE_MEMBERS[kind.alias or "none"]}
+    for name, value in line.machine.items():
+        member = members.get(name.partition(".")[0])
+        if member is None and name not in _SUGAR:
+            raise QmpError(f"Property '{kind.name}-machine.{name}' not found")
+        if member is not None and member.type in ("bool", "OnOffAuto"):
+            read(member.type, name, value, text=True)
 
 
 class Machine:
@@ -77,6 +97,7 @@ class Machine:
         self.line = line
         self.domain = domain  # where objects live that outlast the process; None: in it
         self.kind = find_type(line.machine.get("type", MACHINES[0].name))
+        check_properties(self.kind, line)
         self.kvm = uses_kvm(line.accels)
         self.acpi = self.kind.acpi and line.machine.get("acpi", "on") != "off"
         self.has_ram = self.kind.is_pc or line.ram.given
@@ -84,7 +105,9 @@ class Machine:
         self.mapped: set[str] = set()  # ids of the objects that the machine and its devices use
         self.kept: dict[str, dict[str, Any]] = {}  # arguments of the objects that are no memory
         self.devices: dict[str, Device] = {}  # by path
+        self.names = {"peripheral": GHashSet(), "peripheral-anon": GHashSet()}  # of devices, as they are listed
         self.capabilities: dict[str, bool] = {}  # of migration
+        self._anonymous = 0  # devices without an id that were made
         self.actions = {"reboot": line.reboot_action, "shutdown": line.shutdown_action}
 
     @property
@@ -93,21 +116,50 @@ class Machine:
         return self.line.ram.size if self.has_ram else 0
 
     @property
-    def device_memory(self) -> tuple[int, int]:
-        """Where memory devices begin, and how many bytes of them there may be."""
+    def numa(self) -> list[NumaNode]:
+        """The NUMA nodes: with room for memory devices there is one though nobody named any."""
+        return self.line.numa or ([NumaNode(0, "", (), "")] if self.device_memory_total else [])
+
+    @property
+    def device_memory_total(self) -> int:
+        """How many bytes of memory devices there may be."""
         ram = self.line.ram
-        above = max(0, ram.size - _HOLE)
-        start = -(-(4 * GIB + above) // GIB) * GIB
-        return start, max(0, ram.most - ram.size)
+        return max(0, ram.most - ram.size) if self.kind.is_pc else 0
+
+    @property
+    def device_memory(self) -> tuple[int, int]:
+        """Where memory devices begin, and how many bytes of addresses they have: a GiB more for each slot."""
+        kind, ram = self.kind, self.line.ram
+        above = max(0, ram.size - kind.low_of_more) if ram.size >= kind.low else 0
+        return -(-(4 * GIB + above) // GIB) * GIB, self.device_memory_total + ram.slots * GIB
+
+    @property
+    def plugged_memory(self) -> int:
+        """Bytes that the guest has of memory devices."""
+        return sum(device.size for device in self.devices.values())
+
+    @property
+    def ram_with_dimms(self) -> int:
+        """What a balloon can take from."""
+        return self.base_memory + sum(device.size for device in self.devices.values() if device.kind == "dimm")
+
+    def anonymous_name(self) -> str:
+        """The name of the next device without an id."""
+        self._anonymous += 1
+        return f"device[{self._anonymous - 1}]"
 
     def ram_ids(self) -> list[str]:
         """The objects that are the machine's memory; QmpError if they do not add up."""
         line = self.line
-        backend = line.machine.get("memory-backend")
+        if self.kind.is_pc:
+            line.ram.check_board()
+        backend, by_node = line.machine.get("memory-backend"), any(node.memdev for node in line.numa)
+        if backend and by_node:
+            raise QmpError("'-machine memory-backend' and '-numa memdev' properties are mutually exclusive")
         if backend is not None:
             self._check_backend(backend)
             return [backend]
-        if line.numa and any(node.memdev for node in line.numa):
+        if by_node:
             return self._numa_ids()
         return [self.kind.ram_id] if self.has_ram else []
 
@@ -120,7 +172,10 @@ class Machine:
 
     def _numa_ids(self) -> list[str]:
         total = 0
-        for node in self.line.numa:
+        nodes = [node for node in self.line.numa if node.memdev]
+        for number, node in enumerate(nodes):
+            if any(node.memdev == other.memdev for other in nodes[:number]):
+                raise QmpError(f"memory backend {node.memdev} can't be used multiple times.")
             found = self.gmemd.objects.get(node.memdev)
             if found is None:
                 raise QmpError(f"{node.where}memdev={node.memdev} is ambiguous")
@@ -131,11 +186,12 @@ class Machine:
             total += found.size
         if total != self.line.ram.size:
             raise QmpError(f"total memory for NUMA nodes ({total:#x}) should equal RAM size ({self.line.ram.size:#x})")
-        return [node.memdev for node in self.line.numa]
+        return [node.memdev for node in nodes]
 
     def take(self, object_id: str) -> HostMemoryBackend:
         """Use an object as memory; it cannot be deleted then. QmpError if it is in use."""
         backend = self.gmemd.objects.find(object_id)
+        backend.check_idle()
         if object_id in self.mapped:
             raise QmpError(f"can't use already busy memdev: {object_id}")
         self.mapped.add(object_id)
@@ -151,8 +207,8 @@ class Machine:
         if not self.kind.is_pc:
             return []
         line, thread = self.line, os.getpid()
-        return [{"cpu-index": index, "qom-path": f"/machine/unattached/device[{index}]", "thread-id": thread,
-                 "props": cpu_props(line.cpus, line.numa, index), "qom-type": CPU_TYPE, "target": "x86_64"}
+        return [{"cpu-index": index, "qom-path": f"/machine/unattached/{cpu_name(index)}", "thread-id": thread,
+                 "props": cpu_props(line.cpus, self.numa, index), "qom-type": CPU_TYPE, "target": "x86_64"}
                 for index in range(line.cpus.count)]
 
     def cpu_places(self) -> list[dict[str, Any]]:
@@ -160,60 +216,38 @@ class Machine:
         line = self.line
         places = []
         for index in reversed(range(line.cpus.most)):
-            place = {"type": CPU_TYPE, "vcpus-count": 1, "props": cpu_props(line.cpus, line.numa, index)}
+            place = {"type": CPU_TYPE, "vcpus-count": 1, "props": cpu_props(line.cpus, self.numa, index)}
             if index < line.cpus.count:
-                place["qom-path"] = f"/machine/unattached/device[{index}]"
+                place["qom-path"] = f"/machine/unattached/{cpu_name(index)}"
             places.append(place)
         return places
 
     def numa_rows(self) -> list[tuple[int, list[int], int]]:
         """Number, processors and bytes (without what was plugged) of each NUMA node."""
-        line = self.line
-        return [(node.number, [i for i in range(line.cpus.count) if node_of_cpu(line.numa, i) == node.number],
-                 self.gmemd.objects.find(node.memdev).size if node.memdev else self.base_memory)
-                for node in line.numa]
+        nodes = self.numa
+        shared = not any(node.memdev for node in nodes)  # then it is the memory of the only one
+        return [(node.number, [i for i in range(self.line.cpus.count) if node_of_cpu(nodes, i) == node.number],
+                 self.gmemd.objects.find(node.memdev).size if node.memdev else self.base_memory * shared)
+                for node in nodes]
 
-    # -- in the QOM tree -------------------------------------------------------------------------
+    # -- for others ------------------------------------------------------------------------------
 
     def node(self) -> Fixed:
         """The node /machine."""
-        gmemd, line = self.gmemd, self.line
-        plugged: dict[str, dict[str, Any]] = {"peripheral": {}, "peripheral-anon": {}}
-        for device in self.devices.values():
-            _, _, container, name = device.path.split("/")
-            plugged[container][name] = device.node(self)
-        cpus = {f"device[{i}]": Fixed(gmemd, f"/machine/unattached/device[{i}]", CPU_TYPE, _CPU)
-                for i in range(len(self.cpus()))}
-        children = {name: Fixed(gmemd, f"/machine/{name}", "container", {}, inside)
-                    for name, inside in {**plugged, "unattached": cpus}.items()}
-        backend = line.machine.get("memory-backend", "")
-        return Fixed(gmemd, "/machine", f"{self.kind.name}-machine", {
-            "memory-backend": ("string", backend),
-            "dump-guest-core": ("bool", line.machine.get("dump-guest-core", "on") != "off"),
-            "acpi": ("OnOffAuto", "on" if self.acpi else "off"),
-            "x-command-line": ("string", " ".join(line.words)),
-        }, children)
+        return tree.machine_node(self)
 
     def object_nodes(self) -> dict[str, Fixed]:
         """The nodes below /objects that are no memory."""
-        nodes = {}
-        for object_id, arguments in self.kept.items():
-            declared = self.gmemd.schema.properties(arguments["qom-type"])
-            shown = {name: (declared[name].qom_type, value) for name, value in arguments.items()
-                     if name not in ("id", "qom-type", "data")}
-            nodes[object_id] = Fixed(self.gmemd, f"/objects/{object_id}", arguments["qom-type"], shown)
-        return nodes
+        return tree.object_nodes(self)
 
     def properties(self, type_name: str) -> list[dict[str, Any]]:
         """What qom-list-properties tells of a type of the machine."""
-        if type_name in self.gmemd.schema.object_types:
-            return [{"name": member.name, "type": member.qom_type}
-                    for member in self.gmemd.schema.properties(type_name).values()
-                    if member.name not in ("qom-type", "id")]
-        if type_name.endswith("-machine"):
-            return [{"name": "memory-backend", "type": "string"}, {"name": "dump-guest-core", "type": "bool"},
-                    {"name": "acpi", "type": "OnOffAuto"}]
-        return device_properties(type_name)
+        return tree.properties(self.gmemd, type_name)
+
+
+def cpu_name(index: int) -> str:
+    """A processor's name below /machine/unattached; QEMU makes something else behind the first."""
+    return f"device[{index + (index > 0)}]"
 
 
 def machine_of(gmemd: Gmemd) -> Machine:

@@ -7,22 +7,29 @@ GMEMD_KERNEL, as --kernel of gmemd.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from gmemd.emulator.commandline import CommandLine, parse
+from gmemd.emulator.pidfile import pid_file
 from gmemd.errors import QmpError
 from gmemd.streams import open_standard_streams
 
 NAME = "gmemd-emulator"
+_HINTS = {
+    "expects an identifier": "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
+    "expects a non-negative number below 2^64":
+        "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively.",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the emulator; the exit status: 0 after a clean end, 1 when it cannot start."""
     open_standard_streams()
     try:
-        line = parse(sys.argv[1:] if argv is None else argv)
-        text = _shown(line)
+        line = parse(sys.argv[1:] if argv is None else argv, tell)
+        text = shown(line)
         if text is not None:
             print(text)
         elif line.daemonize:
@@ -30,9 +37,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _run(line, lambda: None)
     except QmpError as exc:
-        print(f"{NAME}: {exc.desc}", file=sys.stderr)
+        tell(exc.desc)
         return 1
     return 0
+
+
+def tell(text: str) -> None:
+    """Say something to whoever starts the emulator, with the hint that QEMU gives there."""
+    hint = next((f"\n{hint}" for end, hint in _HINTS.items() if text.endswith(end)), "")
+    print(f"{NAME}: {text}{hint}", file=sys.stderr, flush=True)
 
 
 def _run(line: CommandLine, ready: Callable[[], None]) -> None:
@@ -42,19 +55,24 @@ def _run(line: CommandLine, ready: Callable[[], None]) -> None:
     configure_log("warning")
     from gmemd.emulator.process import Emulator
 
-    run(Emulator(line, os.environ, ready).run())
+    with pid_file(line.pidfile):
+        run(Emulator(line, os.environ, ready).run())
 
 
 def _daemonize(line: CommandLine) -> int:
-    """Run as a child in a session of its own; the parent's exit status, once the child serves or has failed."""
+    """Run as a child in a session of its own, as QEMU does; the parent's exit status, once it serves or has failed."""
     said, saying = os.pipe()
     if os.fork():
         os.close(saying)
         return 0 if os.read(said, 1) else 1
     os.close(said)
     os.setsid()
+    os.umask(0o027)
+    for number in (signal.SIGTSTP, signal.SIGTTOU, signal.SIGTTIN):
+        signal.signal(number, signal.SIG_IGN)
 
     def ready() -> None:
+        os.chdir("/")
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for number in range(3):
             os.dup2(null, number)
@@ -66,7 +84,7 @@ def _daemonize(line: CommandLine) -> int:
     return 0
 
 
-def _shown(line: CommandLine) -> str | None:
+def shown(line: CommandLine) -> str | None:
     """The text that an option asks for, else None."""
     if line.show == "version":
         from gmemd.daemon import QEMU_VERSION, package_version
@@ -75,19 +93,12 @@ def _shown(line: CommandLine) -> str | None:
                f"(gmemd {package_version()})"
     if line.show == "help":
         return f"usage: {NAME} [options of QEMU]\n\n{__doc__}"
-    if line.machine.get("type") in ("help", "?"):
+    if line.show == "machine":
         from gmemd.emulator.machine import MACHINES
 
         names = [name for kind in MACHINES for name in (kind.alias, kind.name) if name]
         return "Supported machines are:\n" + "\n".join(names)
-    for spec in line.objects:
-        from gmemd.schema.help import object_help
-        from gmemd.schema.validate import Schema
-
-        text = object_help(spec, Schema.load("emulator.json"))
-        if text is not None:
-            return text
-    return None
+    return line.help_text or None
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.daemon import Daemon, Options
 from gmemd.emulator.commandline import Chardev, CommandLine
 from gmemd.emulator.commands import human, memory, runstate, system
-from gmemd.emulator.devices import follow_requests
 from gmemd.emulator.domain import Domain
+from gmemd.emulator.guest import obey
 from gmemd.emulator.machine import Machine, machine_of
+from gmemd.emulator.plug import plug
 from gmemd.errors import QmpError
 from gmemd.persist.manager import Manager
-from gmemd.schema.keyval import parse_object
 from gmemd.sockets import bind_unix
 
 
@@ -50,20 +50,14 @@ class Emulator(Daemon):
         for monitor in self._line.monitors:
             sock, remove = _socket(self._line.chardevs[monitor.chardev])
             self._serve(dispatcher, sock, pretty=monitor.pretty, remove=remove)
+            if remove:
+                self._listeners[-1].path = os.path.abspath(self._listeners[-1].path)  # -daemonize moves to /
 
     def _hang_up(self) -> None:
         self._gmemd.shutdown("host-signal")  # as QEMU
 
     def _ready(self) -> None:
-        if self._line.pidfile:
-            write_pid(self._line.pidfile)
         self._tell_ready()
-
-    async def _close(self) -> None:
-        await super()._close()
-        if self._line.pidfile:
-            with contextlib.suppress(OSError):
-                os.unlink(self._line.pidfile)
 
 
 def put_machine(gmemd: Gmemd, line: CommandLine, socket_path: str) -> None:
@@ -83,19 +77,19 @@ async def build(dispatcher: Dispatcher, line: CommandLine) -> None:
     gmemd = dispatcher.gmemd
     machine = machine_of(gmemd)
     machine.status = "starting"
-    for spec in line.objects:
-        with _named(f"-object {spec}"):
-            await dispatcher.at_start("object-add", parse_object(spec, gmemd.schema))
+    for properties in line.objects:
+        await dispatcher.at_start("object-add", properties)
     for object_id in machine.ram_ids():
         if gmemd.objects.get(object_id) is None:
             ram = {"qom-type": "memory-backend-ram", "id": object_id, "size": machine.base_memory}
             await dispatcher.at_start("object-add", ram)
         machine.take(object_id)
-    for arguments in line.devices:
-        with _named(f"-device {arguments['driver']}"):
-            await dispatcher.at_start("device_add", arguments)
+    for option in line.devices:
+        with _named(option.where):
+            plug(machine, option.properties, hotplugged=False, text=option.text)
     machine.status = "prelaunch" if line.paused else "running"
-    follow_requests(machine)
+    for step in obey(machine):
+        await step
 
 
 @contextlib.contextmanager
@@ -119,13 +113,3 @@ def _socket(chardev: Chardev) -> tuple[socket.socket, bool]:
         raise QmpError(f"-chardev socket,id={chardev.label},fd={chardev.fd}: {os.strerror(exc.errno or 0)}") from exc
     sock.set_inheritable(False)
     return sock, False
-
-
-def write_pid(path: str) -> None:
-    """Write the process id; QmpError if that cannot be done."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="ascii") as file:
-            file.write(f"{os.getpid()}\n")
-    except OSError as exc:
-        raise QmpError(f"cannot create PID file: Could not create '{path}': {os.strerror(exc.errno or 0)}") from exc

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gmemd.emulator.argv import Pairs
@@ -25,6 +25,13 @@ class Cpus:
     most: int = 1
     cores: int = 1  # of a socket
     threads: int = 1  # of a core
+    dies: int = field(default=1, compare=False)  # that the cores of a socket lie on
+    modules: int = field(default=1, compare=False)  # that those of a die are grouped in
+
+    @property
+    def sockets(self) -> int:
+        """How many there could be."""
+        return self.most // (self.cores * self.threads)
 
     def place(self, index: int) -> dict[str, int]:
         """Where a processor is."""
@@ -68,7 +75,7 @@ def cpus_of(pairs: Pairs) -> Cpus:
     if count > most:
         raise QmpError(f"Invalid CPU topology: maxcpus must be equal to or greater than smp: "
                        f"maxcpus ({most}) < smp_cpus ({count})")
-    return Cpus(count, most, sizes.get("cores", 1) * product_of(fixed), sizes.get("threads", 1))
+    return Cpus(count, most, sizes.get("cores", 1) * product_of(fixed), sizes.get("threads", 1), *fixed)
 
 
 def product_of(numbers: Sequence[int]) -> int:

@@ -102,10 +102,15 @@ class Schema:
         answer: list[dict[str, Any]] = self.document["x-introspection"]
         return [entity for entity in answer if entity["meta-type"] != "command" or entity["name"] in self.commands]
 
-    def prepare(self) -> None:
-        """Load and compile all that a first use would load or compile; takes some 200 ms, in any thread."""
+    def prepare(self, unwanted: Callable[[], bool] = lambda: False) -> None:
+        """Load and compile all that a first use would load or compile; takes some 200 ms, in any thread.
+
+        It ends early when it is `unwanted`.
+        """
         for command in self.commands.values():
             for key in command.cases():
+                if unwanted():
+                    return
                 self.shape(key).compile()
         self.judge.prepare()
 
@@ -239,7 +244,7 @@ def _is_plain(value: Any) -> bool:
 class Command:
     """A command of the schema."""
 
-    __slots__ = ("_entry", "_schema", "_shape", "_tag", "allow_oob", "arguments", "features", "name",
+    __slots__ = ("_entry", "_schema", "_shape", "_tag", "_takes_all", "allow_oob", "arguments", "features", "name",
                  "reads_only")
 
     def __init__(self, schema: Schema, name: str, entry: dict[str, Any]) -> None:
@@ -250,7 +255,9 @@ class Command:
         self.arguments: str = entry["arguments"]  # the name in $defs of what they must be
         self._entry = entry
         self._schema = schema
-        self._tag: str | None = schema.document["$defs"][self.arguments].get("x-tag")
+        definition = schema.document["$defs"][self.arguments]
+        self._tag: str | None = definition.get("x-tag")
+        self._takes_all: bool = definition.get("additionalProperties", False)  # and judges it itself ('gen': false)
         self._shape: Shape | None = None
 
     @property
@@ -279,6 +286,8 @@ class Command:
             shape = self._find_shape(arguments)
         if shape is not None and shape.accepts(arguments):
             return {**shape.defaults, **arguments} if shape.defaults else dict(arguments)
+        if self._takes_all:
+            return dict(arguments)
         return self._schema.judge.check(self.arguments, arguments)
 
     def cases(self) -> list[str]:

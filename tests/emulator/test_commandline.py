@@ -131,7 +131,7 @@ def test_every_option_of_qemu_is_known() -> None:
 
 
 @pytest.mark.parametrize(("argv", "desc"), [
-    (("-machine", "foo"), "unsupported machine type\nUse -machine help to list supported machines"),
+    (("-machine", "foo"), 'unsupported machine type: "foo"\nUse -machine help to list supported machines'),
     (("-accel", "foo"), "invalid accelerator foo"),
     (("-machine", "pc,memory-backend=r0"), "Memory backend 'r0' not found"),
     ((*R0, "-machine", "pc,memory-backend=r0", "-m", "128"),
@@ -142,10 +142,10 @@ def test_every_option_of_qemu_is_known() -> None:
     ((*R0, "-m", "64", "-numa", "node,memdev=r0,cpus=9"),
      "-numa node,memdev=r0,cpus=9: CPU index (9) should be smaller than maxcpus (1)"),
     (("-object", "foo,id=a"), "-object foo,id=a: Parameter 'qom-type' does not accept value 'foo'"),
-    (("-object", "secret,id=a"), "-object secret,id=a: Either 'file' or 'data' must be provided"),
-    (("-device", "pc-dimm,id=a,memdev=zz"), "-device pc-dimm: Device 'zz' not found"),
+    (("-object", "secret,id=a"), "Either 'file' or 'data' must be provided"),
+    (("-device", "pc-dimm,id=a,memdev=zz"), "-device pc-dimm,id=a,memdev=zz: Device 'zz' not found"),
     (("-object", "memory-backend-ram,id=a,size=0"),
-     "-object memory-backend-ram,id=a,size=0: property 'size' of memory-backend-ram doesn't take value '0'"),
+     "property 'size' of memory-backend-ram doesn't take value '0'"),
 ])
 async def test_machine_refused(argv: tuple[str, ...], desc: str, start: Start) -> None:
     """Memory that does not fit the machine is refused in QEMU's words."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.daemon import Daemon
-from tests.emulator.conftest import MIB, PC, Machine, Start, refusal
+from tests.emulator.conftest import MIB, PC, Machine, Start
 
 GIB = 1 << 30
 
@@ -47,7 +47,7 @@ async def test_dimm_refused(start: Start) -> None:
         "'DIMM property node has value 3' which exceeds the number of numa nodes: 1"
     assert await add(id="d0", memdev="m0", slot=9) == "invalid slot number 9, valid range is [0-1]"
     assert await add(id="d0", memdev="m0", node="x") == "Parameter 'node' expects uint64"
-    assert await add(id="1x", memdev="m0") == "Parameter 'id' expects an identifier"
+    assert await add(id="1x", memdev="m0") == "Invalid qdev ID '1x'"
     assert await add(id="d0", memdev="m0", foo=1) == "Property 'pc-dimm.foo' not found"
     await machine.run("device_add", driver="pc-dimm", id="d0", memdev="m0", slot=0)
     assert await add(id="d0", memdev="m1") == "Duplicate device ID 'd0'"
@@ -64,8 +64,6 @@ async def test_dimm_refused(start: Start) -> None:
 @pytest.mark.parametrize(("argv", "desc"), [
     (("-m", "64"), "no slots where allocated, please specify the 'slots' option"),
     (("-m", "64,slots=1,maxmem=1G", "-no-acpi"), "memory hotplug is not enabled: missing acpi device or acpi disabled"),
-    (("-m", "64,slots=1,maxmem=64M"),
-     "memory devices (e.g. for memory hotplug) are not enabled, please specify the maxmem option"),
 ])
 async def test_machine_without_room(argv: tuple[str, ...], desc: str, start: Start) -> None:
     """A machine without slots, ACPI or room takes no dimm."""
@@ -99,7 +97,7 @@ async def test_unplug(start: Start) -> None:
     assert await machine.refusal("device_del", id="nope") == "Device 'nope' not found"
     assert await machine.run("device_del", id="/machine/peripheral/d0") == {}
     assert machine.events == []
-    assert await machine.refusal("device_del", id="d0") == "Device d0 is already in the process of unplug"
+    assert await machine.run("device_del", id="d0") == {}
     assert await machine.refusal("object-del", id="memd0") == mapped
     assert await machine.wait_event("DEVICE_DELETED") == {"device": "d0", "path": "/machine/peripheral/d0"}
     assert await machine.run("query-memory-devices") == []
@@ -142,9 +140,9 @@ async def test_virtio_mem_refused(start: Start) -> None:
     async def add(**more: Any) -> str:
         return await machine.refusal("device_add", driver="virtio-mem-pci", id="v", **more)
 
-    assert await add() == "'memdev' property is not set"
+    assert await add() == "'memdev' property must be set"
     assert await add(memdev="v0", requested_size=3) == \
-        "'requested-size' has to be multiples of 'block-size' (0x200000)"
+        "'requested-size' property has to be multiples of 'block-size' (0x200000)"
     assert (await add(memdev="v0", node=7)).startswith("'node' property has value '7'")
     assert "power of two" in await add(memdev="v0", block_size=3 * MIB)
     await machine.run("device_add", driver="virtio-mem-pci", id="v", memdev="v0")
@@ -155,7 +153,7 @@ async def test_virtio_mem_refused(start: Start) -> None:
     assert await request(GIB) == "'requested-size' cannot exceed the memory backend size(0x4000000)"
     assert await request("x") == "Parameter 'requested-size' expects uint64"
     assert await machine.refusal("qom-set", path="v", property="size", value=1) == \
-        "Property 'virtio-mem-pci.size' is not writable"
+        "Property 'virtio-mem.size' is not writable"
     await machine.run("qom-set", path="v", property="requested-size", value=2 * MIB)
     assert await machine.refusal("device_del", id="v") == \
         "virtio-mem device cannot get unplugged while some of its memory is still plugged"
@@ -172,7 +170,7 @@ async def test_balloon(start: Start) -> None:
     assert await machine.refusal("query-balloon") == "No balloon device has been activated"
     await machine.run("device_add", driver="virtio-balloon-pci", id="b")
     assert await machine.refusal("device_add", driver="virtio-balloon-pci") == "Only one balloon device is supported"
-    assert await machine.refusal("balloon", value=0) == "Parameter 'target' expects a size"
+    assert await machine.refusal("balloon", value=0) == "Parameter 'value' expects a size"
     await machine.run("balloon", value=32 * MIB)
     assert await machine.run("query-balloon") == {"actual": 32 * MIB}
     assert machine.events == [("BALLOON_CHANGE", {"actual": 32 * MIB})]
@@ -251,9 +249,3 @@ async def test_lasting_refused(start: Start, daemon: Daemon, tmp_path: Path) -> 
     assert await machine.refusal("object-add", **missing) == \
         f"can't open backing store {tmp_path}/no/f for guest RAM: No such file or directory"
     await machine.run("object-add", **add)
-
-
-async def test_command_line_names_the_object(start: Start) -> None:
-    """A refusal at the start says which option it is about."""
-    words = ("-object", "memory-backend-ram,id=a,size=4096")
-    assert (await refusal(start, *words, *words)).startswith("-object memory-backend-ram,id=a,size=4096: ")

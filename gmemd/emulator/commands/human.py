@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import CoroutineType
 from typing import Any
 
 from gmemd.commands.context import Caller, Gmemd
@@ -91,8 +92,8 @@ def _numa(gmemd: Gmemd, caller: Caller) -> list[str]:
     lines = [f"{len(rows)} nodes"]
     for number, cpus, size in rows:
         plugged = sum(data["size"] for data in devices if data["node"] == number)
-        lines += [f"node {number} cpus: {' '.join(map(str, cpus))}", f"node {number} size: {(size + plugged) >> 20} MB",
-                  f"node {number} plugged: {plugged >> 20} MB"]
+        lines += [f"node {number} cpus:{''.join(f' {cpu}' for cpu in cpus)}",
+                  f"node {number} size: {(size + plugged) >> 20} MB", f"node {number} plugged: {plugged >> 20} MB"]
     return lines
 
 
@@ -108,7 +109,9 @@ def _balloon(gmemd: Gmemd, caller: Caller) -> list[str]:
 def _as_qmp(command: Callable[[Gmemd, Caller, dict[str, Any]], Any]) -> Callable[[Gmemd, Caller], list[str]]:
     """A command without arguments and output, as over QMP."""
     def run(gmemd: Gmemd, caller: Caller) -> list[str]:
-        command(gmemd, caller, {})
+        result = command(gmemd, caller, {})
+        if isinstance(result, CoroutineType):
+            gmemd.spawn(result)
         return []
 
     return run

@@ -6,13 +6,18 @@ import asyncio
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.claims import claimed
 from gmemd.changes.threads import in_thread
 from gmemd.commands import jobs, memdev
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.commands.qom import find_context
-from gmemd.emulator.devices import Balloon, Device, MemoryDevice, follow_requests, make_device
+from gmemd.commands.qom import find_context, resolve
+from gmemd.emulator.devices import Balloon, Device
 from gmemd.emulator.domain import Domain
+from gmemd.emulator.guest import answered, obey
 from gmemd.emulator.machine import Machine, machine_of
+from gmemd.emulator.memory_devices import Dimm, MemoryDevice
+from gmemd.emulator.plug import plug, unplug
+from gmemd.emulator.topology import CPU_TYPE
 from gmemd.errors import DEVICE_NOT_ACTIVE, DEVICE_NOT_FOUND, QmpError
 from gmemd.objects import BACKENDS
 
@@ -42,17 +47,16 @@ def _keep(gmemd: Gmemd, machine: Machine, arguments: dict[str, Any]) -> dict[str
 
 
 async def _add_lasting(gmemd: Gmemd, domain: Domain, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Any:
-    """Take the memory from the daemon that keeps it."""
+    """Take the memory from the daemon that keeps it; the id is taken meanwhile, the object not yet visible."""
     try:
         backend.fd, info = await in_thread(domain.obtain, arguments)
     except BaseException:
         gmemd.objects.cancel(backend)
-        backend.abandon()
         raise
     backend.lasting = True
     backend.memory_size, backend.kind = info["size"], info["kind"]
     backend.guest_memfd_flags = info.get("guest-memfd-flags")
-    backend.offset = info.get("offset", backend.properties.get("offset", 0))  # an older daemon does not say
+    backend.offset = info["offset"]
     gmemd.objects.commit(backend)
     return {}
 
@@ -64,15 +68,16 @@ def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
         gmemd.objects.release(object_id)
         return {}
     machine.check_unused(object_id)
-    if machine.domain is None:
+    domain = machine.domain
+    if domain is None:
         return memdev.object_del(gmemd, caller, arguments)
-    gmemd.objects.find(object_id)
-    return _delete_lasting(gmemd, machine.domain, object_id)
+    backend = gmemd.objects.find(object_id)
+    return claimed(gmemd, backend, "it is being deleted", lambda: _delete_lasting(gmemd, domain, object_id))
 
 
 async def _delete_lasting(gmemd: Gmemd, domain: Domain, object_id: str) -> Any:
     await in_thread(domain.delete, object_id)
-    gmemd.objects.remove(object_id).close()
+    gmemd.objects.remove(object_id).detach()  # closed with the claim
     return {}
 
 
@@ -86,7 +91,7 @@ def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> An
 
 def query_memory_size_summary(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
     machine = machine_of(gmemd)
-    return {"base-memory": machine.base_memory, "plugged-memory": sum(d.size for d in machine.devices.values())}
+    return {"base-memory": machine.base_memory, "plugged-memory": machine.plugged_memory}
 
 
 def query_memory_devices(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
@@ -94,46 +99,70 @@ def query_memory_devices(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]
     return [{"type": device.kind, "data": device.info()} for device in sorted(devices, key=lambda device: device.addr)]
 
 
-def device_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def query_acpi_ospm_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
     machine = machine_of(gmemd)
-    make_device(machine, arguments, hotplugged=machine.status != "starting")
-    follow_requests(machine)
-    return {}
+    if not machine.acpi:
+        raise QmpError("command is not supported, missing ACPI device")
+    dimms = {device.slot: device for device in machine.devices.values() if isinstance(device, Dimm)}
+    rows: list[dict[str, Any]] = []
+    for slot in range(machine.line.ram.slots):
+        dimm = dimms.get(slot)
+        rows.append({} if dimm is None or dimm.id is None else {"device": dimm.id})
+        rows[-1] |= {"slot": str(slot), "slot-type": "DIMM", "source": 0, "status": 0}
+    return rows + [{"slot": str(index), "slot-type": "CPU", "source": 0, "status": 0}
+                   for index in range(machine.line.cpus.most)]
+
+
+def device_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    machine = machine_of(gmemd)
+    plug(machine, arguments, hotplugged=True)
+    return answered({}, obey(machine))
 
 
 def device_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
-    machine, wanted = machine_of(gmemd), arguments["id"]
-    device = machine.devices.get(wanted if wanted.startswith("/") else f"/machine/peripheral/{wanted}")
-    if device is None:
-        raise QmpError(f"Device '{wanted}' not found", DEVICE_NOT_FOUND)
+    device = _find_device(gmemd, arguments["id"])
     if device.leaving:
-        raise QmpError(f"Device {wanted} is already in the process of unplug")
+        if device.pci_address < 0:
+            return {}
+        raise QmpError(f"Device {arguments['id']} is already in the process of unplug")
     device.check_removal()
     device.leaving = True
     asyncio.get_running_loop().call_later(UNPLUG_SECONDS, _let_go, gmemd, device)
     return {}
 
 
+def _find_device(gmemd: Gmemd, wanted: str) -> Device:
+    """The device of that id or path; QmpError if there is none, or it cannot be removed."""
+    path = wanted if wanted.startswith("/") else f"/machine/peripheral/{wanted}"
+    device = machine_of(gmemd).devices.get(path)
+    if device is not None:
+        return device
+    try:
+        node = resolve(gmemd, path)
+    except QmpError:
+        raise QmpError(f"Device '{wanted}' not found", DEVICE_NOT_FOUND) from None
+    if node.type_name == CPU_TYPE:
+        raise QmpError("Boot CPU is unpluggable" if node.path.endswith("device[0]")
+                       else "processors cannot be unplugged here")
+    raise QmpError(f"{wanted} is not a device")
+
+
 def _let_go(gmemd: Gmemd, device: Device) -> None:
-    machine = machine_of(gmemd)
-    del machine.devices[device.path]
-    machine.mapped.discard(device.memdev)
+    unplug(machine_of(gmemd), device)
     gmemd.emit("DEVICE_DELETED", ({} if device.id is None else {"device": device.id}) | {"path": device.path})
 
 
 def query_balloon(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
-    return {"actual": _balloon(gmemd).actual}
+    return {"actual": _balloon(gmemd).actual(machine_of(gmemd))}
 
 
-def balloon(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def balloon(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     device, value = _balloon(gmemd), arguments["value"]
     if value <= 0:
-        raise QmpError("Parameter 'target' expects a size")
-    actual = min(value, sum(query_memory_size_summary(gmemd, caller, {}).values()))
-    if actual != device.actual:
-        device.actual = actual
-        gmemd.emit("BALLOON_CHANGE", {"actual": actual})
-    return {}
+        raise QmpError("Parameter 'value' expects a size")
+    machine = machine_of(gmemd)
+    device.ask(machine, value)
+    return answered({}, obey(machine))
 
 
 def _balloon(gmemd: Gmemd) -> Balloon:

@@ -10,7 +10,7 @@ import asyncio
 from typing import Any
 
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.emulator.devices import follow_requests
+from gmemd.emulator.guest import answered, obey
 from gmemd.emulator.machine import Machine, machine_of
 from gmemd.errors import QmpError
 
@@ -22,15 +22,15 @@ def query_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dic
     return {"status": status, "running": status == "running"}
 
 
-def cont(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def cont(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     machine = machine_of(gmemd)
     if machine.status == "shutdown":
         raise QmpError("Resetting the Virtual Machine is required")
-    if machine.status != "running":
-        machine.status = "running"
-        gmemd.emit("RESUME", {})
-        follow_requests(machine)
-    return {}
+    if machine.status == "running":
+        return {}
+    machine.status = "running"
+    gmemd.emit("RESUME", {})
+    return answered({}, obey(machine))
 
 
 def stop(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from gmemd.commands import qom
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.emulator.devices import DEVICE_TYPES, device_properties
 from gmemd.emulator.machine import MACHINES, machine_of
+from gmemd.emulator.tables import DEVICES
 from gmemd.emulator.topology import CPU_TYPE
 from gmemd.errors import QmpError
 
@@ -93,8 +93,8 @@ def query_command_line_options(gmemd: Gmemd, caller: Caller, arguments: dict[str
 
 
 def device_list_properties(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
-    if arguments["typename"] in DEVICE_TYPES:
-        return device_properties(arguments["typename"])
+    if arguments["typename"] in DEVICES:
+        return DEVICES[arguments["typename"]].properties
     if arguments["typename"] in machine_of(gmemd).types:
         raise QmpError("Parameter 'typename' expects a non-abstract device type")
     return qom.device_list_properties(gmemd, caller, arguments)

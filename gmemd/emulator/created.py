@@ -1,0 +1,100 @@
+"""-object and -device: what is to be made, read and judged as far as QEMU does before it makes anything.
+
+In key=value the id must be well formed, and no two options of the same name may have the same one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gmemd.emulator.argv import Pairs
+from gmemd.emulator.tables import DEVICES
+from gmemd.errors import QmpError
+from gmemd.schema.help import object_help, object_types_help
+from gmemd.schema.keyval import has_bad_id, parse_object
+from gmemd.schema.validate import Schema
+
+_HELP = ("help", "?")
+_WIDTH = 22  # of NAME=<TYPE>, where it fits
+
+
+@dataclass(frozen=True)
+class DeviceOption:
+    """One -device."""
+
+    properties: dict[str, Any]
+    where: str  # the option as written
+    text: bool  # its properties were written as key=value
+
+
+def object_of(value: str, ids: set[str], warn: Callable[[str], None], schema: Schema) -> dict[str, Any] | str:
+    """The properties of an -object, or the help that it asks for; QmpError with the option in front.
+
+    `ids` are those of earlier ones that were written as key=value.
+    """
+    where = f"-object {value}"
+    json = value.startswith("{")
+    if value.split(",")[0] in _HELP:
+        return object_types_help(schema)
+    pairs = None if json else _identified("object", value, ids, warn)
+    text = object_help(value, schema)
+    if text is not None:
+        return text
+    if pairs is not None and pairs.all("qom-type")[-1:] == ["monitor-qmp"]:
+        return dict(pairs.pairs)
+    try:
+        properties = parse_object(value, schema)
+        if properties.get("qom-type") != "monitor-qmp":
+            schema.check_object(properties)
+    except QmpError as exc:
+        raise QmpError(f"{where}: {exc.desc}") from exc
+    return properties
+
+
+def device_of(value: str, ids: set[str], warn: Callable[[str], None]) -> DeviceOption | str:
+    """What a -device is to be, or the help that it asks for; QmpError with the option in front."""
+    where = f"-device {value}"
+    if value.startswith("{"):
+        try:
+            properties = parse_object(value)
+        except QmpError as exc:
+            raise QmpError(f"{where}: {exc.desc}") from exc
+    else:
+        pairs = _identified("device", value, ids, warn)
+        properties = dict(pairs.pairs)
+        if pairs.text("driver") in DEVICES and any(key in _HELP for key in properties):
+            return _device_help(pairs.text("driver"))
+    if not isinstance(properties.get("driver"), str):
+        raise QmpError(f"{where}: Parameter 'driver' is missing")
+    return DeviceOption(properties, where, not value.startswith("{"))
+
+
+def _identified(option: str, value: str, ids: set[str], warn: Callable[[str], None]) -> Pairs:
+    pairs = Pairs(option, value, "qom-type" if option == "object" else "driver", warn=warn)
+    if has_bad_id(pairs.pairs):
+        raise pairs.error("Parameter 'id' expects an identifier")
+    first = next((text for key, text in pairs.pairs if key == "id"), None)
+    if first in ids:
+        raise pairs.error(f"Duplicate ID '{first}' for {option}")
+    if first is not None:
+        ids.add(first)
+    return pairs
+
+
+def _device_help(driver: str) -> str:
+    lines = []
+    for row in DEVICES[driver].properties:
+        line = f"  {row['name'] + '=<' + row['type'] + '>':<{_WIDTH}}"
+        default = row.get("default-value")
+        words = f"{row.get('description', '')} (default: {_word(default)})" if default is not None \
+            else row.get("description", "")
+        lines.append(f"{line} - {words}" if words else line.rstrip())
+    return "\n".join([f"{driver} options:", *sorted(lines)])
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)

@@ -1,0 +1,91 @@
+"""A device in the QOM tree: its members as QEMU lists them, what they are, and what is said when one is set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from gmemd.commands.qom import Fixed, Node
+from gmemd.emulator.buses import bus_path
+from gmemd.emulator.devices import Device, not_writable
+from gmemd.emulator.guest import answered, obey
+from gmemd.emulator.tables import DEVICES, INNER, Member
+from gmemd.emulator.values import read
+from gmemd.errors import QmpError
+
+if TYPE_CHECKING:
+    from gmemd.emulator.machine import Machine
+
+
+def device_node(machine: Machine, device: Device) -> Node:
+    """A device's place in the tree."""
+    if device.driver in DEVICES:
+        return DeviceNode(machine, device)
+    return Fixed(machine.gmemd, device.path, device.driver, {
+        "realized": ("bool", True), "hotplugged": ("bool", device.hotplugged), "hotpluggable": ("bool", True),
+        **{name: ("str", str(value)) for name, value in device.values.items()}})
+
+
+class DeviceNode(Node):
+    """A device whose members are known, in the tree."""
+
+    def __init__(self, machine: Machine, device: Device) -> None:
+        super().__init__(machine.gmemd, device.path)
+        self._machine = machine
+        self._device = device
+        self._members = DEVICES[device.driver].members
+
+    @property
+    def type_name(self) -> str:
+        return self._device.driver
+
+    def child(self, name: str) -> Node | None:
+        member = self._members.get(name)
+        if member is None or not member.is_child:
+            return None
+        return Fixed(self.gmemd, f"{self.path}/{name}", member.type.removeprefix("child<").removesuffix(">"), {})
+
+    def _listing(self) -> Iterator[tuple[str, str]]:
+        yield "type", "string"
+        for name, member in self._members.items():
+            yield name, member.type
+            if name == "parent_bus":
+                yield "realized", "bool"
+
+    def get(self, name: str) -> Any:
+        member = self._members.get(name)
+        if name == "realized":
+            return True
+        if member is None or member.is_child:
+            return super().get(name)
+        device = self._device
+        known = {**device.values, "addr": device.pci_address, **device.state(), "hotplugged": device.hotplugged,
+                 "parent_bus": bus_path(device)}
+        return known.get(name, member.value)
+
+    def set(self, name: str, value: Any) -> Any:
+        device, member = self._device, self._members.get(name)
+        if name == "realized":
+            if not read("bool", name, value, text=False):
+                raise QmpError("a device cannot be taken out in this way: use device_del")
+            return {}
+        if member is None:
+            return super().set(name, value)
+        if member.when == "never":
+            raise not_writable(device.driver, member)
+        if member.type.startswith("link<"):
+            read(member.type, name, value, text=False)
+        if member.when == "early":
+            raise QmpError(self._too_late(member))
+        device.set(self._machine, name, value)
+        return answered({}, obey(self._machine))
+
+    def _too_late(self, member: Member) -> str:
+        device = self._device
+        inner = member.owner == "inner"
+        kind, device_id = (INNER[device.driver], None) if inner else (device.driver, device.id)
+        if member.type.startswith("link<"):
+            what, whom = "link property", f"device '{device_id or '(null)'}'"
+        else:
+            what, whom = "property", f"device '{device_id}'" if device_id else "anonymous device"
+        return f"Attempt to set {what} '{member.name}' on {whom} (type '{kind}') after it was realized"

@@ -1,0 +1,101 @@
+"""The guest that is assumed: while the machine runs it does at once what it is asked to do with its memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from gmemd.changes.threads import in_thread
+from gmemd.emulator.devices import Balloon
+from gmemd.emulator.memory_devices import VirtioMem
+from gmemd.errors import QmpError, close_fd, os_errors
+
+if TYPE_CHECKING:
+    from gmemd.emulator.machine import Machine
+
+
+def obey(machine: Machine) -> list[Coroutine[Any, Any, None]]:
+    """Let the guest, if it runs, follow what is asked of it; what is left to do takes long: memory to be freed."""
+    if machine.status != "running":
+        return []
+    left = []
+    for device in machine.devices.values():
+        if isinstance(device, Balloon):
+            _follow_balloon(machine, device)
+        elif isinstance(device, VirtioMem) and not device.shrinking:
+            left += _follow_requested(machine, device)
+    return left
+
+
+def answered(value: Any, left: list[Coroutine[Any, Any, None]]) -> Any:
+    """A command's result once `left` is done."""
+    if not left:
+        return value
+
+    async def work() -> Any:
+        errors = []
+        for step in left:
+            try:
+                await step
+            except QmpError as exc:
+                errors.append(exc)
+        if errors:
+            raise errors[0]
+        return value
+
+    return work()
+
+
+def _follow_balloon(machine: Machine, balloon: Balloon) -> None:
+    if balloon.inflated != balloon.wanted:
+        balloon.inflated = balloon.wanted
+        machine.gmemd.emit("BALLOON_CHANGE", {"actual": balloon.actual(machine)})
+
+
+def _follow_requested(machine: Machine, device: VirtioMem) -> list[Coroutine[Any, Any, None]]:
+    """Use as much as is asked for; what is let go is freed."""
+    wanted = min(device.requested, device.bytes)  # a device can be made with more than it has
+    if wanted < device.size:
+        device.shrinking = True
+        return [_shrink(machine, device, wanted)]
+    _resized(machine, device, wanted)
+    return []
+
+
+async def _shrink(machine: Machine, device: VirtioMem, size: int) -> None:
+    """Free what is behind `size` bytes, then follow what was asked for meanwhile."""
+    try:
+        await _free(machine, device, size)
+        _resized(machine, device, size)
+    finally:
+        device.shrinking = False
+    for step in obey(machine):
+        await step
+
+
+def _free(machine: Machine, device: VirtioMem, size: int) -> Awaitable[None]:
+    backend, kernel = machine.gmemd.objects.find(device.memdev), machine.gmemd.kernel
+    with os_errors(f"cannot free memory of '{backend.id}'"):
+        fd = os.dup(backend.fd)  # its own: this one may be closed meanwhile
+    begin, length = backend.offset + size, device.size - size
+
+    def punch() -> None:
+        try:
+            with os_errors(f"cannot free memory of '{backend.id}'"):
+                kernel.punch_hole(fd, begin, length)
+        finally:
+            close_fd(fd)
+
+    try:
+        return in_thread(punch)
+    except BaseException:
+        close_fd(fd)
+        raise
+
+
+def _resized(machine: Machine, device: VirtioMem, size: int) -> None:
+    if size != device.size:
+        device.size = size
+        name = {} if device.id is None else {"id": device.id}
+        machine.gmemd.emit("MEMORY_DEVICE_SIZE_CHANGE", {**name, "size": size, "qom-path": device.path})
