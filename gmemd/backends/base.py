@@ -57,7 +57,8 @@ class HostMemoryBackend:
     # What an object is at first: on the class, for most of it stays so and there are many objects.
     fd = -1
     kind = "memfd"  # guest-memfd, memfd or file
-    file_kind = ""  # of a file, what Kernel.identify calls it
+    file_kind = ""  # of a file, what Kernel.identify called it when it was looked at beside the event loop
+    status: os.stat_result | None = None  # of a file, from then
     guest_memfd_flags: int | None = None
     memory_size = 0  # bytes of memory behind fd: size rounded up to pages
     offset = 0  # bytes before it in the file

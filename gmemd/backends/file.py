@@ -51,7 +51,7 @@ class FileBackend(HostMemoryBackend):
         self.fd, self._made = self._open(path)
         with os_errors(f"can't use backing store {path} for guest RAM"):
             self._check_file(kernel)
-            self.file_kind = kernel.identify(self.fd)
+            self.file_kind, self.status = kernel.identify(self.fd), os.fstat(self.fd)
         self.waits = False
 
     def _check_rom(self) -> None:

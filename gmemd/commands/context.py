@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from types import CoroutineType
@@ -294,7 +295,8 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
     backend.fd = fd
     backend.memory_size = record.size
     backend.kind = record.extra["kind"]
-    backend.file_kind = record.kind if backend.kind == "file" else ""
+    if backend.kind == "file":
+        backend.file_kind, backend.status = record.kind, os.fstat(fd)
     backend.guest_memfd_flags = record.extra["flags"]
     backend.offset = record.extra["offset"]
     if "visibility" in record.extra:

@@ -24,7 +24,7 @@ _TYPES = {"memfd": "memory-backend-memfd", "hugetlb-memfd": "memory-backend-memf
           "guest-memfd": "memory-backend-guest-memfd", "file": "memory-backend-file"}
 _SEAL_SHRINK = 0x2  # F_SEAL_SHRINK
 
-Judged = tuple[str, int, int]  # a descriptor's kind, size and page size in bytes
+Judged = tuple[str, os.stat_result, int]  # a descriptor's kind, status and page size in bytes
 
 
 def memdev_adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -70,7 +70,8 @@ def _adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], judged: Judg
 
 def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judged) -> HostMemoryBackend:
     """The object-to-be of an fd, judged; its id is taken and room is reserved."""
-    kind, size, page = judged
+    kind, status, page = judged
+    size = status.st_size
     properties: dict[str, Any] = {"qom-type": _TYPES[kind], "id": object_id, "size": size, "share": True}
     if kind == "file":
         properties["mem-path"] = os.readlink(f"/proc/self/fd/{fd}")
@@ -86,6 +87,8 @@ def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judg
         raise
     backend.fd, backend.memory_size, backend.foreign = fd, size, True
     backend.kind = "memfd" if kind == "hugetlb-memfd" else kind
+    if kind == "file":
+        backend.file_kind, backend.status = kind, status
     if kind == "guest-memfd":
         backend.guest_memfd_flags = SHARED_FLAGS
         backend.visibility = RangeMap(size, SHARED)
@@ -95,11 +98,11 @@ def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judg
 def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> Judged:
     """What an fd is; QmpError for what is not memory or not what was asked for."""
     with os_errors("cannot look at the descriptor"):
-        kind, size = gmemd.kernel.identify(fd), os.fstat(fd).st_size
+        kind, status = gmemd.kernel.identify(fd), os.fstat(fd)
         seals, page = gmemd.kernel.seals(fd), gmemd.kernel.file_page_size(fd)
     if kind not in _TYPES:
         raise QmpError(f"the descriptor is no memory: {os.readlink(f'/proc/self/fd/{fd}')}")
-    wanted = arguments.get("size")
+    wanted, size = arguments.get("size"), status.st_size
     if size == 0 or size % page:
         raise QmpError(f"the descriptor has {size} bytes, which are no whole pages")
     if wanted is not None and size != wanted:
@@ -111,7 +114,7 @@ def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> Judged:
         why = gmemd.kernel.unusable(fd, size)
     if why:
         raise QmpError(why)
-    return kind, size, page
+    return kind, status, page
 
 
 def query_memdev_unclaimed(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -218,15 +221,15 @@ def memdev_persist(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> A
 
 def _keep(gmemd: Gmemd, custody: Custody, backend: HostMemoryBackend) -> list[Operation]:
     """Give an object to custody, with the private bytes that it keeps aside."""
-    pieces = [(record_of(backend, gmemd.kernel), backend.fd)]
+    pieces = [(record_of(backend, gmemd.kernel), backend.fd, backend.status)]
     if backend.private_fd >= 0:
-        pieces.append((store_record(backend), backend.private_fd))
+        pieces.append((store_record(backend), backend.private_fd, None))
     operations: list[Operation] = []
     try:
-        for record, fd in pieces:
+        for record, fd, status in pieces:
             custody.reserve()
             try:
-                operations.append(custody.add(record, fd, shared=True))
+                operations.append(custody.add(record, fd, shared=True, status=status))
             except BaseException:
                 custody.release()
                 raise

@@ -99,7 +99,7 @@ def added(gmemd: Gmemd, backend: HostMemoryBackend, undo: Step | None = None, *,
         gmemd.objects.commit(backend)
         return {}
     backend.record = record_of(backend, gmemd.kernel)
-    operation = custody.add(backend.record, backend.fd, shared=shared)
+    operation = custody.add(backend.record, backend.fd, shared=shared, status=backend.status)
     gmemd.objects.commit(backend)
     return Change({}, operation, undo=undo or (lambda: _abandon(gmemd.objects.remove(backend.id))))
 

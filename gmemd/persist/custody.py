@@ -112,25 +112,26 @@ class Custody:
             raise QmpError(f"registry '{self._registry.path}' cannot be written: {self._registry.read_only}")
 
     # -- note ------------------------------------------------------------------------------------------------
-    def add(self, record: Record, fd: int = -1, *, shared: bool = False) -> Operation:
+    def add(self, record: Record, fd: int = -1, *, shared: bool = False,
+            status: os.stat_result | None = None) -> Operation:
         """Take an object into custody. The fd is borrowed until the flush has ended; -1: the object has
         none. The record, now the caller's no more, is written by the flush.
 
         `shared`: the same open file may be in custody already, under another name; QmpError if it cannot be
-        kept under two.
+        kept under two. `status`: of the fd, where asking for it here could take long.
 
         Every add of an fd uses up one reservation. Fills in the second group of the record's members.
         """
         if fd >= 0:
             try:
-                status = os.fstat(fd)
+                status = status or os.fstat(fd)
             except OSError as exc:  # not by os_errors, which costs as much as the rest
                 raise QmpError(f"looking at memory to be kept: {os.strerror(exc.errno or 0)}") from exc
             file = status.st_dev, status.st_ino
             stored, late = self._to_store(fd, file) if shared else (fd, False)
         self._seq += 1
         record.seq = self._seq
-        if fd < 0:
+        if status is None or fd < 0:
             return self._note(Operation("add", record))
         record.st_dev, record.st_ino, record.st_size = status.st_dev, status.st_ino, status.st_size
         record.fd_name = f"{self._prefix}{self._seq}"

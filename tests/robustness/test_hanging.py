@@ -1,0 +1,116 @@
+"""The server of a file system stops answering: whoever needs it waits, nobody else does."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gmemd.qmp.client import Client
+from tests.patience import PATIENCE
+from tests.robustness.fuse import FrozenFiles
+from tests.robustness.world import World
+
+SIZE = 1 << 20
+
+
+@pytest.fixture
+def frozen(tmp_path: Path) -> Iterator[FrozenFiles]:
+    directory = tmp_path / "fuse"
+    directory.mkdir()
+    try:
+        files = FrozenFiles(directory, SIZE)
+    except OSError as exc:
+        pytest.skip(f"needs to mount FUSE: {exc.strerror}")
+    with files:
+        yield files
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    with World(warm=False) as world:
+        yield world
+
+
+Act = Callable[[Client], Any]
+
+
+def opened(path: Path, command: str, client: Client, **arguments: Any) -> Any:
+    """Send a command with a descriptor of the file."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        return client.execute(command, arguments, fds=[fd])
+    finally:
+        os.close(fd)
+
+
+def acts(path: Path) -> list[tuple[str, Act]]:
+    """What is done to a file, one after the other."""
+    add = {"qom-type": "memory-backend-file", "id": "m", "size": SIZE, "mem-path": str(path), "share": True}
+    return [
+        ("object-add", lambda client: client.execute("object-add", add)),
+        ("query-memdev-status", lambda client: client.execute("query-memdev-status")),
+        ("query-memdev-accounting", lambda client: client.execute("query-memdev-accounting")),
+        ("query-memdev-holders", lambda client: client.execute("query-memdev-holders", {"id": "m"})),
+        ("memdev-get-fd", lambda client: client.execute("memdev-get-fd", {"id": "m", "lease": "keep"})),
+        ("qom-set", lambda client: client.execute("qom-set", {"path": "m", "property": "dump", "value": False})),
+        ("memdev-persist off", lambda client: client.execute("memdev-persist", {"id": "m", "persist": False})),
+        ("memdev-persist on", lambda client: client.execute("memdev-persist", {"id": "m", "persist": True})),
+        ("object-del", lambda client: client.execute("object-del", {"id": "m"})),
+        ("memdev-adopt", lambda client: client.execute("memdev-adopt", {"id": "m", "fdname": "f"})),
+        ("object-del of that", lambda client: client.execute("object-del", {"id": "m"})),
+        ("a descriptor that nobody takes", lambda client: opened(path, "query-status", client)),
+    ]
+
+
+def test_nobody_waits_for_the_server_of_others_files(frozen: FrozenFiles, world: World) -> None:
+    """At whichever of its requests the server stops, other clients are answered; when it goes on, all is as it was."""
+    struck: Counter[str] = Counter()
+    with world.client() as other:
+        for after in range(100):
+            before = struck.total()
+            with world.client() as client:
+                for name, act in acts(frozen.path):
+                    if name == "memdev-adopt":
+                        opened(frozen.path, "getfd", client, fdname="f")
+                    frozen.hang(after)
+                    struck[name] += _during(act, client, other, frozen, name)
+            if struck.total() == before:  # nothing asks the server so often
+                break
+    assert struck["object-add"] > 5
+    assert struck["memdev-adopt"] > 3
+
+
+def _during(act: Act, client: Client, other: Client, frozen: FrozenFiles, name: str) -> bool:
+    """Do something while another client asks; whether it had to wait for the server."""
+    done = threading.Event()
+    answers: list[Any] = []
+
+    def run() -> None:
+        try:
+            answers.append(act(client))
+        except Exception as exc:
+            answers.append(exc)
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        for _ in range(5):
+            other.execute("query-status")
+        done.wait(0.2)
+        for _ in range(5):
+            other.execute("query-status")
+    finally:
+        waited = frozen.thaw()
+        thread.join(PATIENCE)
+    assert done.is_set(), name
+    assert not isinstance(answers[0], Exception), (name, json.dumps(str(answers[0])))
+    return waited
