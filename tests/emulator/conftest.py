@@ -13,6 +13,8 @@ import pytest
 from gmemd.commands.context import Gmemd
 from gmemd.daemon import QEMU_VERSION
 from gmemd.emulator.commandline import parse
+from gmemd.emulator.machine import Machine as EmulatedMachine
+from gmemd.emulator.machine import machine_of
 from gmemd.emulator.process import build, make_dispatcher, put_machine
 from gmemd.errors import QmpError
 from gmemd.fds import NamedFds
@@ -52,6 +54,11 @@ class Machine:
 
     def is_gone(self) -> bool:
         return False
+
+    @property
+    def machine(self) -> EmulatedMachine:
+        """What is around its memory."""
+        return machine_of(self.gmemd)
 
     def take_fd(self) -> int:
         raise QmpError("No file descriptor supplied via SCM_RIGHTS")

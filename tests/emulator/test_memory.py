@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gmemd.emulator.domain import Domain
+from gmemd.errors import QmpError
 from tests.daemon import Daemon
 from tests.emulator.conftest import MIB, PC, Machine, Start
+from tests.patience import PATIENCE
 
 GIB = 1 << 30
 
@@ -249,3 +255,122 @@ async def test_lasting_refused(start: Start, daemon: Daemon, tmp_path: Path) -> 
     assert await machine.refusal("object-add", **missing) == \
         f"can't open backing store {tmp_path}/no/f for guest RAM: No such file or directory"
     await machine.run("object-add", **add)
+
+
+class Slow(Domain):
+    """A gmemd whose answers are held back until `go` is set."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, None, "n")
+        self.began, self.go = threading.Event(), threading.Event()
+
+    def delete(self, object_id: str) -> None:
+        self.began.set()
+        assert self.go.wait(PATIENCE)
+        super().delete(object_id)
+
+
+async def began(machine: Machine, domain: Slow, **arguments: Any) -> asyncio.Task[Any]:
+    """An object-del that is under way."""
+    task = asyncio.create_task(machine.run("object-del", **arguments))
+    async with asyncio.timeout(PATIENCE):
+        while not domain.began.is_set():
+            await asyncio.sleep(0.001)
+    return task
+
+
+async def test_lasting_object_is_claimed_while_it_is_deleted(start: Start, daemon: Daemon) -> None:
+    """Nobody plugs in or deletes what is being deleted; when that fails it is as it was."""
+    machine = await start(*PC, "-name", "n", socket=str(daemon.sock))
+    await machine.run("object-add", qom_type="memory-backend-memfd", id="x", size=2 * MIB)
+    busy = "object 'x' is busy: it is being deleted"
+
+    async def others_wait() -> None:
+        assert await machine.refusal("device_add", driver="pc-dimm", id="d", memdev="x") == busy
+        assert await machine.refusal("object-del", id="x") == busy
+        assert await machine.run("query-memory-devices") == []
+
+    domain = machine.machine.domain = Slow(f"{daemon.sock}.not")
+    task = await began(machine, domain, id="x")
+    await others_wait()
+    domain.go.set()
+    with pytest.raises(QmpError, match="does not answer"):
+        await task
+    await machine.run("device_add", driver="pc-dimm", id="d", memdev="x")
+    await machine.run("device_del", id="d")
+    await machine.wait_event("DEVICE_DELETED")
+
+    domain = machine.machine.domain = Slow(str(daemon.sock))
+    task = await began(machine, domain, id="x")
+    await others_wait()
+    domain.go.set()
+    assert await task == {}
+    assert await machine.refusal("object-del", id="x") == "object 'x' not found"
+    with daemon.client() as client:
+        assert [entry["id"] for entry in client.execute("query-memdev")] == ["vm-n.pc.ram"]
+
+
+async def test_lasting_object_that_is_gone_already(start: Start, daemon: Daemon) -> None:
+    """What was thrown away at the daemon can be deleted here."""
+    machine = await start("-machine", "none", "-name", "n", socket=str(daemon.sock))
+    await machine.run("object-add", qom_type="memory-backend-memfd", id="x", size=4096)
+    with daemon.client() as client:
+        client.execute("object-del", {"id": "vm-n.x"})
+    assert await machine.run("object-del", id="x") == {}
+
+
+async def test_lasting_id_is_taken_when_it_is_judged(start: Start, daemon: Daemon) -> None:
+    """Of two that make the same object in one turn one is refused, and the daemon has it once."""
+    machine = await start("-machine", "none", "-name", "n", socket=str(daemon.sock))
+    add = {"qom_type": "memory-backend-memfd", "id": "x", "size": 4096}
+    answers = await asyncio.gather(*(machine.run("object-add", **add) for _ in range(3)), return_exceptions=True)
+    assert [answer for answer in answers if not isinstance(answer, QmpError)] == [{}]
+    with daemon.client() as client:
+        assert [entry["id"] for entry in client.execute("query-memdev")] == ["vm-n.x"]
+
+
+async def test_gmemd_that_does_not_answer(start: Start, tmp_path: Path) -> None:
+    """A gmemd that accepts and says nothing is given up after a while; others are served meanwhile."""
+    path = str(tmp_path / "deaf")
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(path)
+        deaf.listen()
+        machine = await start("-machine", "none", "-name", "n", socket=path)
+        machine.machine.domain = Domain(path, None, "n", answer=0.5)
+        add = {"qom_type": "memory-backend-memfd", "id": "x", "size": 4096}
+        task = asyncio.create_task(machine.run("object-add", **add))
+        await asyncio.sleep(0)
+        assert (await machine.run("query-status"))["status"] == "running"
+        assert not task.done()
+        with pytest.raises(QmpError) as caught:
+            await task
+        assert caught.value.desc == f"gmemd at {path} does not answer: it took too long"
+        assert await machine.run("query-memdev") == b"[]"
+
+
+def test_what_was_made_in_vain_is_deleted(tmp_path: Path) -> None:
+    """An object that is made, and then not handed out, does not stay at the daemon."""
+    asked: list[str] = []
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, connection.makefile("rwb", buffering=0) as stream:
+            stream.write(b'{"QMP": {"version": {}, "capabilities": []}}\r\n')
+            while line := stream.readline():
+                request = json.loads(line)
+                asked.append(request["execute"])
+                refusals = {"qom-list-get": "DeviceNotFound", "memdev-get-fd": "GenericError"}
+                error = refusals.get(request["execute"])
+                answer = {"return": {}} if error is None else {"error": {"class": error, "desc": "no 'vm-n.x'"}}
+                stream.write(json.dumps({**answer, "id": request["id"]}).encode() + b"\r\n")
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "q"))
+        listener.listen()
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        domain = Domain(str(tmp_path / "q"), None, "n")
+        with pytest.raises(QmpError, match="no 'x'"):
+            domain.obtain({"qom-type": "memory-backend-ram", "id": "x", "prealloc": False})
+        server.join(PATIENCE)
+    assert asked == ["qmp_capabilities", "qom-list-get", "object-add", "memdev-get-fd", "object-del"]

@@ -56,7 +56,7 @@ async def _add_lasting(gmemd: Gmemd, domain: Domain, backend: HostMemoryBackend,
     backend.lasting = True
     backend.memory_size, backend.kind = info["size"], info["kind"]
     backend.guest_memfd_flags = info.get("guest-memfd-flags")
-    backend.offset = info["offset"]
+    backend.offset = info.get("offset", backend.properties.get("offset", 0))
     gmemd.objects.commit(backend)
     return {}
 
