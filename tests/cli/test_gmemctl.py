@@ -207,7 +207,7 @@ def test_what_is_not_known_is_a_question_mark(tmp_path: Path, capfd: pytest.Capt
                                               shown: list[str]) -> None:
     """An object whose residency the kernel does not tell is listed with the others."""
     statuses = ", ".join([STATUS % ("a", ""), STATUS % ("b", '"resident": 1024,')])
-    with speaker(tmp_path / "s", f'{{"return": [{statuses}], "id": 2}}\r\n') as path:
+    with speaker(tmp_path / "s", f'{{"return": [{statuses}], "id": 2}}\r\n{{"return": [], "id": 3}}\r\n') as path:
         assert main(["--socket", path, *words]) == 0
     lines = [" ".join(line.split()) for line in capfd.readouterr().out.splitlines()]
     assert [line for line in lines if not line.startswith("ID")] == shown

@@ -9,6 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from gmemd.errors import QmpError
+from gmemd.survival import SPARED
 from tests.systemd.boot import REPORTS
 from tests.systemd.booted.service import TREE, Memory, ending, journal, main_pid, systemctl
 
@@ -69,7 +73,35 @@ def main(image: str, seccomp: str) -> None:
             figures.append(f"{what} {time.monotonic() - start:.2f} s")
             assert memory.intact() == ["gm0", "ram0"], what
     figures.append(f"watchdog {WATCHDOG} s, kernel {kernel}")
+    all_that_is_kept("FileDescriptorStoreMax=4", 4, "keeps at most 4 file descriptors")
+    # what podman can hand down, less the socket and what a start needs for itself
+    all_that_is_kept("FileDescriptorStoreMax=2000", 1000 - 1 - SPARED, "the next start can be given at most")
+    all_that_is_kept("LimitNOFILE=200", 200 - 1 - SPARED, "the next start can be given at most")
     REPORTS.write_text(", ".join(figures))
+
+
+def all_that_is_kept(setting: str, room: int, refusal: str) -> None:
+    """With this setting so many objects are kept and come back; the next one is refused."""
+    drop_in = UNIT.with_name("gmemd.service.d") / "limit.conf"
+    with Memory() as memory:
+        for name in memory.names():
+            memory.client.execute("object-del", {"id": name})
+    drop_in.write_text(f"[Service]\n{setting}\n")
+    systemctl("daemon-reload")
+    systemctl("restart", "gmemd.service")
+    with Memory() as memory:
+        names = sorted(f"ram{number}" for number in range(room))
+        for name in names:
+            memory.add(name)
+        with pytest.raises(QmpError, match=refusal):
+            memory.add("more")
+        said = {fate["event"]: fate["answer"] for fate in memory.status()[0]["survival"]}
+        assert "yes" not in (said["service-stop"], said["soft-reboot"]), said  # nobody in there can know
+    pid = main_pid()
+    with ending(daemon()), ending(pid):
+        os.kill(daemon(), signal.SIGKILL)
+    with Memory() as memory:
+        assert memory.intact() == names, setting
 
 
 try:

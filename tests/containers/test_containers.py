@@ -191,6 +191,8 @@ def seccomp(podman: Podman) -> str:
     if not default.exists():
         pytest.skip(f"needs {default}")
     profile = json.loads(default.read_text())
+    for rule in profile["syscalls"]:
+        rule["names"] = [name for name in rule["names"] if name != "cachestat"]
     profile["syscalls"].append({"names": ["cachestat"], "action": "SCMP_ACT_ALLOW"})
     return str(podman.write("seccomp.json", json.dumps(profile)))
 

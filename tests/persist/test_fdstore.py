@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import socket
 from collections.abc import Iterator
@@ -13,7 +14,17 @@ import pytest
 
 from gmemd.errors import QmpError
 from gmemd.persist import fdstore
-from gmemd.persist.fdstore import FdStore, Notifier, listen_fds, store_limit, watchdog_seconds
+from gmemd.persist.fdstore import (
+    UNLIMITED,
+    FdStore,
+    Notifier,
+    listen_fds,
+    raised_limit,
+    runner_limit,
+    store_limit,
+    watchdog_seconds,
+)
+from gmemd.survival import SPARED
 from tests.persist.conftest import Manager
 
 
@@ -324,3 +335,35 @@ class TestRoom:
         with pytest.raises(ValueError, match="cannot be a name"):
             fdstore.check_name(name)
         fdstore.check_name("x" * 126)
+
+
+def test_what_the_next_start_cannot_be_given_is_refused() -> None:
+    """The store's limit or that of open files, whichever is smaller; sockets of activation take room there, too."""
+    store = FdStore(9, handed_down=SPARED + 4)
+    store.account_socket("qmp")
+    assert store.room == 3
+    for name in "abc":
+        store.check_room(name)
+        store.account(name)
+    with pytest.raises(QmpError, match=r"the next start can be given at most 3 .*LimitNOFILE= \(it is 68\)"):
+        store.check_room("d")
+    store.handed_down = 1024
+    store.limit = 3
+    with pytest.raises(QmpError, match="the service manager keeps at most 3 file descriptors"):
+        store.check_room("d")
+    store.limit = 4
+    store.check_room("d")
+
+
+def test_limits_of_the_next_start() -> None:
+    """What this start could be given; its own limit is raised, and a container's runner says what it can do."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        assert raised_limit() == 256
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    environ = {"GMEMD_NOFILE": "1000"}
+    assert (runner_limit(environ), environ) == (1000, {})
+    assert runner_limit({"GMEMD_NOFILE": "many"}) == UNLIMITED

@@ -15,11 +15,9 @@ import pytest
 
 from tests.patience import PATIENCE
 from tests.systemd.booted.service import (
-    UNITS,
     Memory,
     drop_in,
     end_by,
-    output,
     show,
     start_with,
     systemctl,
@@ -208,25 +206,3 @@ def test_silent_bus() -> None:
         assert "systemctl show -p FileDescriptorStorePreserve" in advice["gmemd-crash"]
         systemctl("daemon-reload")
         wait_for(lambda: fates(memory)[0] == "yes")
-
-
-def test_clean() -> None:
-    """`systemctl clean` gives all memory back, and without --what the socket's file goes as well."""
-    if not PRESERVES:
-        pytest.skip("systemd before 254 has no clean --what=fdstore")
-    with Memory() as memory:
-        memory.add("ram0")
-    stop()
-    systemctl("clean", "--what=fdstore", "gmemd.service")
-    with Memory() as memory:
-        assert [lost["id"] for lost in memory.client.execute("query-memdev-lost")] == ["ram0"]
-        memory.client.execute("object-del", {"id": "ram0"})
-        memory.add("ram0")
-    stop()
-    systemctl("clean", "gmemd.service")
-    assert not Path("/run/gmemd/qmp.sock").exists()
-    output("systemd-tmpfiles", "--create", "gmemd.conf")
-    systemctl("restart", UNITS[1])
-    with Memory() as memory:
-        assert memory.names() == []
-        assert memory.client.execute("query-memdev-lost") == []

@@ -1,0 +1,186 @@
+"""systemd is asked, asked again when it may say something else, and given again what it has let go of."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from gmemd.commands.context import Change
+from gmemd.commands.outlook import Outlook
+from gmemd.persist.custody import Custody
+from gmemd.persist.fdstore import FdStore, Notifier
+from gmemd.persist.registry import Registry
+from gmemd.persist.waits import wait_for
+from gmemd.qmp.session import Request
+from gmemd.survival import Keeping, Unit
+from tests.commands.live import LiveMachine
+from tests.persist.manager import StandIn
+
+SIZE = 1 << 16
+
+
+class Systemd:
+    """systemd as it is asked and as it keeps: a stand-in whose settings a test changes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = StandIn(directory)
+        self.unit: Unit | None = Unit()
+        self.mark = 1
+        self.asked = 0
+        self.hangs_on = -1  # a descriptor that it reads before it answers
+
+    def ask(self) -> Unit | None:
+        self.asked += 1
+        if self.hangs_on >= 0:
+            os.read(self.hangs_on, 1)
+        self.store.receive()
+        return self.unit and self.unit._replace(stored=len(self.store.store), limit=self.store.limit)
+
+    def reload(self, limit: int | None = None, **changed: Any) -> None:
+        """Take other settings, and drop what is over the limit."""
+        assert self.unit is not None
+        self.unit = self.unit._replace(**changed)
+        self.store.limit = self.store.limit if limit is None else limit
+        for name, _ in self.store.store[self.store.limit:]:
+            self.store._drop([name])
+        self.mark += 1
+
+
+@asynccontextmanager
+async def living(directory: Path) -> AsyncIterator[tuple[LiveMachine, Systemd, list[str]]]:
+    """A daemon's machine whose memory such a systemd keeps."""
+    systemd, machine, told = Systemd(directory), LiveMachine(), list[str]()
+    notifier = Notifier(systemd.store.address)
+    gmemd = machine.gmemd
+    gmemd.custody = Custody(Registry(str(directory / "registry")), notifier, FdStore(1024))
+    gmemd.keeping = Keeping("systemd")
+    gmemd.settle = lambda changes, settled: flush(gmemd.custody, systemd, changes, settled)  # type: ignore[arg-type]
+    gmemd.outlook = Outlook(gmemd, systemd, told.append, mark=lambda: systemd.mark)
+    try:
+        yield machine, systemd, told
+    finally:
+        gmemd.custody.close()
+        gmemd.close()
+        notifier.close()
+        systemd.store.close()
+
+
+def flush(custody: Custody, systemd: Systemd, changes: list[Change], settled: Callable[[], None]) -> None:
+    """Make changes durable at once."""
+    flushing = custody.flush()
+    try:
+        wait = next(flushing)
+        while True:
+            systemd.store.receive()
+            wait = flushing.send(wait_for(wait, 0))
+    except StopIteration:
+        pass
+    for change in changes:
+        if change.done is not None:
+            change.done()
+    settled()
+
+
+async def add(machine: LiveMachine, *names: str) -> None:
+    for name in names:
+        result = machine.dispatcher.run(
+            Request("object-add", {"qom-type": "memory-backend-memfd", "id": name, "size": SIZE}, None),
+            machine.session, machine)
+        if asyncio.iscoroutine(result):
+            result = await result
+        assert isinstance(result, Change)
+        machine.gmemd.settle([result], lambda: None)
+
+
+async def answers(machine: LiveMachine, *events: str) -> list[str]:
+    """What is said of the first object for these events."""
+    [status, *_] = await machine.do("query-memdev-status")
+    said = {fate["event"]: fate["answer"] for fate in status["survival"]}
+    return [said[event] for event in events]
+
+
+EVENTS = ("gmemd-crash", "service-stop")
+
+
+async def test_it_is_asked_before_the_first_answer_and_after_a_reload(tmp_path: Path) -> None:
+    """A change that was reloaded is in the next answer; where nothing can have changed nobody is asked."""
+    async with living(tmp_path) as (machine, systemd, told):
+        await add(machine, "a")
+        assert await answers(machine, *EVENTS) == ["yes", "yes"]
+        asked = systemd.asked
+        assert await answers(machine, *EVENTS) == ["yes", "yes"]
+        assert systemd.asked == asked
+        systemd.reload(preserve="no")
+        assert await answers(machine, *EVENTS) == ["no", "no"]
+        systemd.reload(preserve="yes", referred=False)
+        assert await answers(machine, *EVENTS) == ["yes", "no"]
+        assert told == []
+
+
+async def test_what_was_let_go_of_is_given_again(tmp_path: Path) -> None:
+    """All of it, with the right names; said once."""
+    async with living(tmp_path) as (machine, systemd, told):
+        await add(machine, "a", "b")
+        before = sorted(systemd.store.names())
+        assert len(before) == 2
+        systemd.reload(limit=0)
+        assert await answers(machine, *EVENTS) == ["no", "no"]
+        assert "does not hold 2 descriptors" in told[-1]
+        systemd.reload(limit=9)
+        assert await answers(machine, *EVENTS) == ["yes", "yes"]
+        assert sorted(systemd.store.names()) == before
+        assert told[-1] == "systemd had let go of 2 descriptors, and was given them again"
+        fds = dict(systemd.store.store)
+        for name in ("a", "b"):
+            backend = machine.gmemd.objects.find(name)
+            assert os.path.sameopenfile(fds[backend.record.fd_name], backend.fd)
+
+
+async def test_what_there_is_no_room_for_is_not_said_to_survive(tmp_path: Path) -> None:
+    """Of what systemd dropped under a lower maximum nobody knows which it was; the next object is refused."""
+    async with living(tmp_path) as (machine, systemd, _):
+        await add(machine, "a", "b", "c")
+        systemd.reload(limit=2)
+        assert await answers(machine, *EVENTS) == ["no", "no"]
+        assert "keeps at most 2 file descriptors" in await machine.refused(
+            "object-add", **{"qom-type": "memory-backend-memfd", "id": "d", "size": SIZE})
+
+
+async def test_fewer_descriptors_for_the_next_start(tmp_path: Path) -> None:
+    """LimitNOFILE= is counted as it is set now, not as it was at the start."""
+    async with living(tmp_path) as (machine, systemd, _):
+        await add(machine, "a", "b")
+        systemd.reload(nofile=65)
+        assert await answers(machine, *EVENTS) == ["no", "no"]
+        assert "the next start can be given at most 1 file descriptors" in await machine.refused(
+            "object-add", **{"qom-type": "memory-backend-memfd", "id": "d", "size": SIZE})
+        systemd.reload(nofile=66)
+        assert await answers(machine, *EVENTS) == ["yes", "yes"]
+
+
+async def test_silence_is_unknown(tmp_path: Path) -> None:
+    """Whoever does not answer has said nothing, and what he said before does not count."""
+    async with living(tmp_path) as (machine, systemd, _):
+        await add(machine, "a")
+        assert await answers(machine, *EVENTS) == ["yes", "yes"]
+        unit, systemd.unit = systemd.unit, None
+        systemd.mark += 1
+        assert await answers(machine, *EVENTS) == ["unknown", "unknown"]
+        systemd.unit = unit
+        systemd.mark += 1
+        assert await answers(machine, *EVENTS) == ["yes", "yes"]
+
+
+async def test_nobody_waits_for_a_bus_that_hangs(tmp_path: Path) -> None:
+    """The answer comes without it, and is right again when it answers."""
+    async with living(tmp_path) as (machine, systemd, _):
+        await add(machine, "a")
+        systemd.hangs_on, end = os.pipe()
+        assert await answers(machine, *EVENTS) == ["unknown", "unknown"]
+        os.close(end)
+        assert await answers(machine, *EVENTS) == ["yes", "yes"]
+        os.close(systemd.hangs_on)
