@@ -20,6 +20,22 @@ from gmemd.backends.shm import ShmBackend
 from gmemd.errors import QmpError
 from gmemd.ghashtable import GHashSet
 
+
+class ThreadContext:
+    """The host CPUs on which threads run that preallocate memory: an object that is no memory, and is not kept."""
+
+    qom_type = "thread-context"
+
+    def __init__(self, object_id: str, cpus: list[int]) -> None:
+        self.id = object_id
+        self.cpus = cpus
+
+    @property
+    def path(self) -> str:
+        """Its place in the QOM tree."""
+        return f"/objects/{self.id}"
+
+
 BACKENDS: dict[str, type[HostMemoryBackend]] = {
     backend.qom_type: backend for backend in (RamBackend, FileBackend, MemfdBackend, ShmBackend, GuestMemfdBackend)
 }
@@ -32,6 +48,7 @@ class Objects:
 
     def __init__(self) -> None:
         self._live: dict[str, HostMemoryBackend] = {}
+        self.contexts: dict[str, ThreadContext] = {}
         # The container's hash table of property names; QEMU 11.1 puts its own monitor in first, which shows
         # in the order of everything that comes after it.
         self._slots = GHashSet()
@@ -49,6 +66,11 @@ class Objects:
         live = self._live
         return iter([live[name] for name in reversed(list(self._slots)) if name in live])
 
+    def listed(self) -> Iterator[HostMemoryBackend | ThreadContext]:
+        """All that there is in QOM's listing order, memory or not."""
+        every: dict[str, Any] = self.contexts | self._live
+        return iter([every[name] for name in reversed(list(self._slots)) if name in every])
+
     def in_creation_order(self) -> list[HostMemoryBackend]:
         """Live objects, the oldest first."""
         return list(self._live.values())
@@ -65,18 +87,37 @@ class Objects:
         return backend
 
     def begin(self, arguments: dict[str, Any], owner: tuple[int, int],
-              find_context: Callable[[str], None]) -> HostMemoryBackend:
+              find_context: Callable[[str], str]) -> HostMemoryBackend:
         """Judge complete object-add arguments and take the id; call `commit` or `cancel` afterwards.
 
-        `find_context` judges a prealloc-context by its name.
+        `find_context` gives the path of the context that a prealloc-context names.
         """
         backend = self.judge(arguments, owner, find_context)
         self._adding.add(backend.id)
         self._slots.add(backend.id)
         return backend
 
+    def add_context(self, context: ThreadContext) -> None:
+        """Make a thread context visible, whose id was reserved."""
+        self.contexts[context.id] = context
+        self._slots.add(context.id)
+
+    def remove_context(self, object_id: str) -> None:
+        """Take a thread context out, and out of the objects that name it."""
+        context = self.contexts.pop(object_id)
+        self._slots.discard(object_id, rebuild=False)
+        self.release(object_id)
+        for backend in self:
+            if backend.get("prealloc-context") == context.path:
+                backend.reset("prealloc-context", "")
+
+    def context_cpus(self, backend: HostMemoryBackend) -> list[int] | None:
+        """The CPUs on which an object is to be preallocated; None: any."""
+        context = self.contexts.get(backend.get("prealloc-context").removeprefix("/objects/"))
+        return None if context is None else context.cpus
+
     def judge(self, arguments: dict[str, Any], owner: tuple[int, int],
-              find_context: Callable[[str], None]) -> HostMemoryBackend:
+              find_context: Callable[[str], str]) -> HostMemoryBackend:
         """The same decision without its consequences: the object that may be made."""
         object_id = arguments["id"]
         if not _is_identifier(object_id):

@@ -91,11 +91,11 @@ class HostMemoryBackend:
 
     # -- step 1 ----------------------------------------------------------------------------------
 
-    def check(self, find_context: Callable[[str], None]) -> None:
-        """Check each property on its own; `find_context` judges a prealloc-context by name."""
+    def check(self, find_context: Callable[[str], str]) -> None:
+        """Check each property on its own; `find_context` gives the path of the context that prealloc-context names."""
         properties = self.properties
         if properties.get("prealloc-context"):
-            find_context(properties["prealloc-context"])
+            properties["prealloc-context"] = find_context(properties["prealloc-context"])
         if properties["prealloc"] and not properties["reserve"]:
             raise QmpError("'prealloc=on' and 'reserve=off' are incompatible")
         nodes = properties["host-nodes"]

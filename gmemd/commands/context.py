@@ -291,7 +291,7 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
     """The object that a record describes, as it was; it owns `fd` from now on."""
     defaults = {name: declared.default for name, declared in schema.properties(record.qom_type).items()
                 if declared.default is not None}
-    backend = BACKENDS[record.qom_type](record.id, {**defaults, **record.arguments})
+    backend = BACKENDS[record.qom_type](record.id, {**defaults, **record.arguments, "prealloc-context": ""})  # not kept
     backend.fd = fd
     backend.memory_size = record.size
     backend.kind = record.extra["kind"]

@@ -78,7 +78,7 @@ def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judg
     elif kind == "hugetlb-memfd":
         properties.update({"hugetlb": True, "hugetlbsize": page})
     complete = gmemd.schema.check_object(properties)
-    backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: None)
+    backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "")
     try:
         if gmemd.custody is not None:
             gmemd.custody.reserve()

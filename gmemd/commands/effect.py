@@ -11,8 +11,10 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.conversion import part, visibility_of
 from gmemd.commands.measure import measured
-from gmemd.commands.qom import find_context, judge_value, resolve
+from gmemd.commands.qom import judge_value
+from gmemd.commands.tree import check_cpus, find_context, resolve
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
+from gmemd.objects import ThreadContext
 from gmemd.ranges import PRIVATE
 
 Effect = tuple[str, bool]  # the sentence behind "would", and whether everything was looked at
@@ -51,6 +53,11 @@ def _other(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
 
 
 def _object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
+    if arguments["qom-type"] == ThreadContext.qom_type:
+        check_cpus(arguments)
+        gmemd.objects.reserve(arguments["id"])
+        gmemd.objects.release(arguments["id"])
+        return f"make the thread context '{arguments['id']}', gone when gmemd ends", False
     backend = gmemd.objects.judge(arguments, (caller.uid, caller.pid), lambda name: find_context(gmemd, name))
     if gmemd.custody is not None:
         gmemd.custody.reserve()
@@ -80,6 +87,8 @@ def _object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effe
     object_id = arguments["id"]
     if object_id in gmemd.lost:
         return f"delete what is left of '{object_id}', which is lost", True
+    if object_id in gmemd.objects.contexts:
+        return f"delete the thread context '{object_id}'", True
     backend = gmemd.objects.find(object_id)
     backend.check_idle()
     return _with_resident(gmemd, backend, 0, backend.memory_size, lambda resident: (

@@ -13,8 +13,10 @@ from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, Step, record_of
 from gmemd.commands.listing import SHORT, in_turns
 from gmemd.commands.measure import AT_ONCE, is_quick, item_of, kind_of, measured
-from gmemd.commands.qom import find_context
+from gmemd.commands.qom import populate
+from gmemd.commands.tree import check_cpus, find_context, usable_cpus
 from gmemd.errors import QmpError
+from gmemd.objects import ThreadContext
 from gmemd.qmp.encode import encode
 from gmemd.survival import fates
 
@@ -26,6 +28,10 @@ _LOOK_SECONDS = 0.2  # between two looks whether the client of a file that does 
 
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    if arguments["qom-type"] == ThreadContext.qom_type:
+        check_cpus(arguments)
+        gmemd.objects.reserve(arguments["id"])
+        return _add_context(gmemd, arguments)
     backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), lambda name: find_context(gmemd, name))
     try:
         if gmemd.custody is not None:
@@ -44,6 +50,17 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
         raise
 
 
+async def _add_context(gmemd: Gmemd, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Add a thread context, whose id is reserved."""
+    try:
+        cpus = await usable_cpus(arguments)
+    except BaseException:
+        gmemd.objects.release(arguments["id"])
+        raise
+    gmemd.objects.add_context(ThreadContext(arguments["id"], cpus))
+    return {}
+
+
 def _give_up(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
     gmemd.objects.cancel(backend)
     if gmemd.custody is not None:
@@ -54,7 +71,7 @@ def _make(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
     backend.allocate(gmemd.kernel)
     backend.finish(gmemd.kernel)
     if backend.properties["prealloc"]:
-        backend.populate(gmemd.kernel)
+        populate(gmemd, backend)
 
 
 async def _add_blocking(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend) -> Any:
@@ -123,6 +140,9 @@ def delete(gmemd: Gmemd, object_id: str) -> Any:
     """
     if object_id in gmemd.lost:
         return _forget(gmemd, object_id)
+    if object_id in gmemd.objects.contexts:
+        gmemd.objects.remove_context(object_id)
+        return {}
     backend = gmemd.objects.find(object_id)
     backend.check_idle()
     custody = gmemd.custody

@@ -1,9 +1,8 @@
-"""Commands on the QOM tree: /objects, its memory backends and their memory regions (qmp.md section 11)."""
+"""Commands on the QOM tree."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import Any
 
 from gmemd.backends.base import BASE_ORDER, HostMemoryBackend
@@ -12,7 +11,9 @@ from gmemd.changes.pace import Pace
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd, recorded
 from gmemd.commands.listing import SHORT, in_turns, listed
+from gmemd.commands.tree import CONTEXT, REGION, Node, find_context, resolve
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
+from gmemd.kernel.affinity import bound
 from gmemd.objects import BACKENDS
 
 # Every QOM type there is: name -> parent (None for the root type), and those that cannot be instantiated.
@@ -21,173 +22,13 @@ TYPES: dict[str, str | None] = {
     "container": "object",
     "memory-region": "object",
     "memory-backend": "object",
+    "thread-context": "object",
     **dict.fromkeys(BACKENDS, "memory-backend"),
 }
 ABSTRACT = frozenset({"object", "memory-backend"})
 INTERFACES = frozenset({"user-creatable", "interface"})
 
-_REGION = {"container": ("link<memory-region>", ""), "addr": ("uint64", 0), "size": ("uint64", None),
-           "priority": ("uint32", 0)}
-
 _FEW = 5  # paths of qom-list-get that are answered at once
-
-
-class Node:
-    """A place in the tree: a container, a backend, or a backend's memory region."""
-
-    def __init__(self, gmemd: Gmemd, path: str, backend: HostMemoryBackend | None = None, *,
-                 region: bool = False) -> None:
-        self.gmemd = gmemd
-        self.path = path
-        self.backend = backend
-        self.region = region
-
-    @property
-    def type_name(self) -> str:
-        """The QOM type."""
-        if self.region:
-            return "memory-region"
-        return self.backend.qom_type if self.backend else "container"
-
-    def child(self, name: str) -> Node | None:
-        """The child of that name, else None."""
-        if self.region:
-            return None
-        if self.backend is not None:
-            return Node(self.gmemd, f"{self.path}/{name}", self.backend, region=True) \
-                if name == f"{self.backend.id}[0]" else None
-        if self.path == "":
-            return self._top(name)
-        backend = self.gmemd.objects.get(name)
-        if backend is not None:
-            return Node(self.gmemd, f"{self.path}/{name}", backend)
-        machine = self.gmemd.machine
-        return None if machine is None else machine.object_nodes().get(name)
-
-    def _top(self, name: str) -> Node | None:
-        if name == "objects":
-            return Node(self.gmemd, "/objects")
-        machine = self.gmemd.machine
-        return machine.node() if machine is not None and name == "machine" else None
-
-    @property
-    def width(self) -> int:
-        """About how many rows `listing` gives."""
-        return len(self.gmemd.objects) if self.path == "/objects" else 0
-
-    def listing(self) -> Iterator[dict[str, str]]:
-        """The rows of the answer of qom-list."""
-        return ({"name": name, "type": kind} for name, kind in self._listing())
-
-    def _listing(self) -> Iterator[tuple[str, str]]:
-        yield "type", "string"
-        if self.region:
-            yield from ((name, kind) for name, (kind, _) in _REGION.items())
-        elif self.backend is not None:
-            declared = self.gmemd.schema.properties(self.backend.qom_type)
-            yield from ((name, declared[name].qom_type) for name in self.backend.property_names())
-            yield f"{self.backend.id}[0]", "child<memory-region>"
-        elif self.path == "":
-            yield "objects", "child<container>"
-            if self.gmemd.machine:
-                yield "machine", f"child<{self.gmemd.machine.node().type_name}>"
-        else:
-            yield from ((backend.id, f"child<{backend.qom_type}>") for backend in self.gmemd.objects)
-            others = self.gmemd.machine.object_nodes() if self.gmemd.machine else {}
-            yield from ((name, f"child<{node.type_name}>") for name, node in others.items())
-
-    def get(self, name: str) -> Any:
-        """The value of a property; of a child its path."""
-        if name == "type":
-            return self.type_name
-        child = self.child(name)
-        if child is not None:
-            return child.path
-        if self.region and name in _REGION:
-            return self.backend.size if name == "size" and self.backend else _REGION[name][1]
-        if self.backend is not None and not self.region and name in self.backend.property_names():
-            return self.backend.get(name)
-        raise self.no_property(name)
-
-    def set(self, name: str, value: Any) -> Any:
-        """Change a property of what is no backend; the result of qom-set."""
-        self.get(name)
-        raise QmpError(f"Property '{self.type_name}.{name}' is not writable")
-
-    def no_property(self, name: str) -> QmpError:
-        """The refusal of a property that is not there."""
-        return QmpError(f"Property '{self.type_name}.{name}' not found")
-
-
-class Fixed(Node):
-    """A place with the properties (name -> type, value) and children it is given: what a machine adds."""
-
-    def __init__(self, gmemd: Gmemd, path: str, type_name: str, properties: Mapping[str, tuple[str, Any]],
-                 children: Mapping[str, Node] = MappingProxyType({})) -> None:
-        super().__init__(gmemd, path)
-        self._type_name = type_name
-        self._properties = properties
-        self._children = children
-
-    @property
-    def type_name(self) -> str:
-        return self._type_name
-
-    def child(self, name: str) -> Node | None:
-        return self._children.get(name)
-
-    def _listing(self) -> Iterator[tuple[str, str]]:
-        rows = {"type": "string", **{name: kind for name, (kind, _) in self._properties.items()},
-                **{name: f"child<{node.type_name}>" for name, node in self._children.items()}}
-        return iter(rows.items())
-
-    def get(self, name: str) -> Any:
-        return self._properties[name][1] if name in self._properties else super().get(name)
-
-
-def resolve(gmemd: Gmemd, path: str, *, listing: bool = False) -> Node:
-    """The place that a path names; a path without leading slash may begin anywhere, if only one place matches.
-
-    `listing`: as qom-list resolves it, which tells what is ambiguous from what does not exist.
-    """
-    nodes = _matches(gmemd, path)
-    if len(nodes) == 1:
-        return nodes[0]
-    if listing and nodes:
-        raise QmpError(f"Path '{path}' is ambiguous")
-    raise QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
-
-
-def find_context(gmemd: Gmemd, path: str) -> None:
-    """Judge what prealloc-context names; without a machine there is no such type as thread-context."""
-    nodes = _matches(gmemd, path)
-    if not nodes:
-        raise QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
-    if not any(node.type_name == "thread-context" for node in nodes):
-        raise QmpError("Invalid parameter type for 'prealloc-context', expected: thread-context")
-
-
-def _matches(gmemd: Gmemd, path: str) -> list[Node]:
-    """Every place that a path can mean; the empty one means any."""
-    parts = [part for part in path.split("/") if part]
-    starts = [Node(gmemd, "")]
-    if not path.startswith("/"):
-        starts.append(Node(gmemd, "/objects"))
-        owner = gmemd.objects.get(parts[0].removesuffix("[0]")) if parts else None
-        if owner is not None:
-            starts.append(Node(gmemd, f"/objects/{owner.id}", owner))
-        if gmemd.machine is not None:
-            machine = gmemd.machine.node()
-            starts += [machine, machine.child("peripheral")]
-    return [node for start in starts if (node := _walk(start, parts)) is not None]
-
-
-def _walk(node: Node | None, parts: list[str]) -> Node | None:
-    for part in parts:
-        if node is None:
-            break
-        node = node.child(part)
-    return node
 
 
 def qom_list(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -211,7 +52,8 @@ async def _get_in_turns(gmemd: Gmemd, paths: list[str]) -> bytes:
 
 
 def _values(node: Node) -> Iterator[dict[str, Any]]:
-    return ({**row, "value": node.get(row["name"])} for row in node.listing())
+    return (row if row["name"] == node.unreadable else {**row, "value": node.get(row["name"])}
+            for row in node.listing())
 
 
 def qom_get(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -235,14 +77,20 @@ def judge_value(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any)
     backend.refuse_set(name, seen=False)
     value = gmemd.schema.check_property(backend.qom_type, name, value)
     if name == "prealloc-context" and value:
-        find_context(gmemd, value)
+        value = find_context(gmemd, value)
     backend.refuse_set(name, seen=True)
     backend.check_value(name, value)
     return value
 
 
+def populate(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
+    """Allocate every page, on the CPUs of the object's thread context; blocks."""
+    with bound(gmemd.objects.context_cpus(backend)):
+        backend.populate(gmemd.kernel)
+
+
 async def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
-    await in_thread(backend.populate, gmemd.kernel)
+    await in_thread(populate, gmemd, backend)
     return set_property(gmemd, backend, "prealloc", True)
 
 
@@ -301,7 +149,9 @@ def qom_list_properties(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
 def _declared(gmemd: Gmemd, type_name: str) -> list[dict[str, str]]:
     """What qom-list-properties tells of a type, but for its type."""
     if type_name == "memory-region":
-        return [{"name": name, "type": kind} for name, (kind, _) in _REGION.items()]
+        return [{"name": name, "type": kind} for name, (kind, _) in REGION.items()]
+    if type_name == "thread-context":
+        return [{"name": name, "type": kind} for name, kind in CONTEXT.items()]
     backend = BACKENDS.get(type_name)
     if backend is None and type_name != "memory-backend":
         machine = gmemd.machine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from gmemd.commands.qom import Fixed, Node
+from gmemd.commands.tree import Fixed, Node
 from gmemd.emulator.buses import bus_path
 from gmemd.emulator.devices import Device, not_writable
 from gmemd.emulator.guest import answered, obey

@@ -13,7 +13,7 @@ from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd
-from gmemd.commands.qom import Fixed
+from gmemd.commands.tree import Fixed
 from gmemd.emulator import tree
 from gmemd.emulator.commandline import CommandLine
 from gmemd.emulator.devices import Device

@@ -9,7 +9,7 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Any
 
-from gmemd.commands.qom import resolve
+from gmemd.commands.tree import resolve
 from gmemd.emulator.buses import bus_kind, take_pci_address
 from gmemd.emulator.devices import Balloon, Device, Wanted, not_writable
 from gmemd.emulator.memory_devices import Dimm, VirtioMem

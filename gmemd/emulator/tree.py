@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from gmemd.commands.context import Gmemd
-from gmemd.commands.qom import Fixed, Node
+from gmemd.commands.tree import Fixed, Node
 from gmemd.emulator.device_node import device_node
 from gmemd.emulator.tables import DEVICES, EVERY_DEVICE, MACHINE_MEMBERS, Member
 from gmemd.emulator.topology import CPU_TYPE

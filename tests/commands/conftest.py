@@ -47,8 +47,12 @@ class Machine:
         """The result of a command; its arguments with underscores for hyphens."""
         return self.execute(command, {name.replace("_", "-"): value for name, value in arguments.items()})
 
+    def begin(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Run a command as far as it does not wait: its result, or a coroutine that gives it."""
+        return self.dispatcher.run(Request(command, arguments, None), self.session, self)
+
     def execute(self, command: str, arguments: dict[str, Any]) -> Any:
-        result = self.dispatcher.run(Request(command, arguments, None), self.session, self)
+        result = self.begin(command, arguments)
         if asyncio.iscoroutine(result):
             result = asyncio.run(_wait(result))
         return result

@@ -7,7 +7,7 @@ import os
 
 from gmemd.backends.base import BASE_ORDER
 from gmemd.commands.dispatch import functions
-from gmemd.objects import BACKENDS
+from gmemd.objects import BACKENDS, ThreadContext
 from gmemd.schema.validate import Schema
 from tests.commands.conftest import Machine
 
@@ -20,7 +20,7 @@ def test_every_schema_command_has_its_function() -> None:
 def test_every_object_type_has_its_backend() -> None:
     """ObjectType and the backends are the same, and each lists exactly its declared properties."""
     schema = Schema.load()
-    assert sorted(schema.object_types) == sorted(BACKENDS)
+    assert sorted(schema.object_types) == sorted([*BACKENDS, ThreadContext.qom_type])
     for qom_type, backend in BACKENDS.items():
         declared = set(schema.properties(qom_type)) - {"id", "qom-type"}
         assert set(backend.property_names()) == declared

@@ -185,7 +185,8 @@ List of user creatable objects:
   memory-backend-guest-memfd
   memory-backend-memfd
   memory-backend-ram
-  memory-backend-shm"""
+  memory-backend-shm
+  thread-context"""
 
 RAM_HELP = """\
 memory-backend-ram options:

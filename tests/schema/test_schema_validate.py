@@ -214,7 +214,7 @@ def test_unknown_properties_are_the_callers() -> None:
     with pytest.raises(KeyError):
         SCHEMA.check_property("memory-backend-ram", "seal", True)
     with pytest.raises(KeyError):
-        SCHEMA.properties("thread-context")
+        SCHEMA.properties("secret")
 
 
 def test_strings_that_are_no_unicode() -> None:

@@ -10,7 +10,7 @@ from gmemd.changes.claims import claimed
 from gmemd.changes.threads import in_thread
 from gmemd.commands import jobs, memdev
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.commands.qom import find_context, resolve
+from gmemd.commands.tree import find_context, resolve
 from gmemd.emulator.devices import Balloon, Device
 from gmemd.emulator.domain import Domain
 from gmemd.emulator.guest import answered, obey
