@@ -1,4 +1,7 @@
-"""What an operator does to the units, and what that does to memory: the rows of docs/systemd.md, one by one."""
+"""What an operator does to the units, and what that does to memory: the rows of docs/systemd.md, one by one.
+
+Those in which gmemd's own answer matters most are in test_outlook.py.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,6 @@ from tests.systemd.booted.service import (
     rebooted,
     show,
     soft_reboot,
-    start_with,
     systemctl,
     systemd_version,
     type_block,
@@ -132,27 +134,6 @@ def test_mask() -> None:
 
 
 @needs_preserve
-@pytest.mark.parametrize("preserve", ["no", "restart"])
-@pytest.mark.parametrize("how", ["kill", "restart", "stop"])
-def test_a_drop_in_takes_preservation_away(preserve: str, how: str) -> None:
-    """With "restart" a stop loses it, with "no" a restart and a crash as well."""
-    start_with(f"[Service]\nFileDescriptorStorePreserve={preserve}\n")
-    make()
-    if how == "kill":
-        end_by(signal.SIGKILL)
-    else:
-        systemctl(how, "gmemd.service")
-    check(kept=preserve == "restart" and how != "stop")
-
-
-def test_the_maximum_is_lowered() -> None:
-    """The excess goes at the next daemon-reload."""
-    make()
-    drop_in("[Service]\nFileDescriptorStoreMax=1\n")
-    assert show("NFileDescriptorStore") == "1"
-
-
-@needs_preserve
 def test_clean_gives_memory_back() -> None:
     """It empties the store of the stopped service; what the daemon still lists as lost is deleted by its id."""
     make()
@@ -169,11 +150,10 @@ def test_clean_of_all_takes_the_socket_too() -> None:
     systemctl("stop", "gmemd.service")
     systemctl("clean", "gmemd.service")
     assert not os.path.exists(SOCKET)
-    systemctl("stop", "gmemd.socket")
-    output("systemd-tmpfiles", "--create", "gmemd.conf")
-    systemctl("start", "gmemd.socket")
+    type_block(3)
     with Memory() as memory:
         assert memory.names() == []
+        assert memory.client.execute("query-memdev-lost") == []
         memory.add("ram0")
 
 

@@ -6,14 +6,13 @@ import contextlib
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.patience import PATIENCE
+from tests.patience import wait_for
 from tests.systemd.booted.service import (
     Memory,
     drop_in,
@@ -38,13 +37,6 @@ def fates(memory: Memory) -> tuple[str, str, str]:
     """The answers for a crash, a restart and a stop."""
     said = answers(memory)
     return said["gmemd-crash"], said["gmemd-upgrade"], said["service-stop"]
-
-
-def wait_for(condition: Any) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def restart() -> None:
