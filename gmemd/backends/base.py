@@ -82,6 +82,8 @@ class HostMemoryBackend:
         self.id = object_id
         self.properties = properties
         self.size: int = properties["size"]  # bytes, as asked
+        canonical = properties.get("x-use-canonical-path-for-ramblock-id")  # a later change names nothing anew
+        self.region_name = f"/objects/{object_id}" if canonical else object_id
         self.made = boottime.now()  # seconds since boot
 
     @property
@@ -256,7 +258,7 @@ class HostMemoryBackend:
     def check_backing(self, actual: int, offset: int = 0) -> None:
         """Refuse a file of `actual` bytes that is shorter than the rounded size plus `offset` (in 64 bits)."""
         if actual < (self.memory_size + offset) % (1 << 64):
-            raise QmpError(f"{self.id} backing store size {actual:#x} is too small for 'size' option "
+            raise QmpError(f"{self.region_name} backing store size {actual:#x} is too small for 'size' option "
                            f"{self.memory_size:#x} plus 'offset' option {offset:#x}")
 
     def check_mappable(self, kernel: Kernel, *, align: int = 0, **how: Any) -> None:

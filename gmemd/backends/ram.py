@@ -28,4 +28,4 @@ class RamBackend(HostMemoryBackend):
             kernel.try_map(None, wanted, reserve=reserve and not share, writable=not share, shared=False)
             self.fd = new_memfd(kernel, self.id, self.memory_size)
         except OSError as exc:
-            raise QmpError(f"cannot set up guest memory '{self.id}': {os.strerror(exc.errno or 0)}") from exc
+            raise QmpError(f"cannot set up guest memory '{self.region_name}': {os.strerror(exc.errno or 0)}") from exc

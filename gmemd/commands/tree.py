@@ -17,6 +17,7 @@ from gmemd.objects import ThreadContext
 # Of a type: name -> type, value (None: it differs).
 REGION: dict[str, tuple[str, Any]] = {"container": ("link<memory-region>", ""), "addr": ("uint64", 0),
                                       "size": ("uint64", None), "priority": ("uint32", 0)}
+_OBJECTS = r"\x2fobjects\x2f"  # how the name of a place begins that a whole path has named
 CONTEXT = {"thread-id": "int", "node-affinity": "int", "cpu-affinity": "int"}
 
 
@@ -45,7 +46,7 @@ class Node:
             return None
         if self.backend is not None:
             return Node(self.gmemd, f"{self.path}/{name}", self.backend, region=True) \
-                if name == f"{self.backend.id}[0]" else None
+                if name == _region_child(self.backend) else None
         if self.path == "":
             return self._top(name)
         backend = self.gmemd.objects.get(name)
@@ -80,7 +81,7 @@ class Node:
         elif self.backend is not None:
             declared = self.gmemd.schema.properties(self.backend.qom_type)
             yield from ((name, declared[name].qom_type) for name in self.backend.property_names())
-            yield f"{self.backend.id}[0]", "child<memory-region>"
+            yield _region_child(self.backend), "child<memory-region>"
         elif self.path == "":
             yield "objects", "child<container>"
             if self.gmemd.machine:
@@ -137,6 +138,11 @@ class Fixed(Node):
 
     def get(self, name: str) -> Any:
         return self._properties[name][1] if name in self._properties else super().get(name)
+
+
+def _region_child(backend: HostMemoryBackend) -> str:
+    """The name of the place of a backend's memory region."""
+    return backend.region_name.replace("/", r"\x2f") + "[0]"
 
 
 class ContextNode(Node):
@@ -235,7 +241,7 @@ def _matches(gmemd: Gmemd, path: str) -> list[Node]:
     starts = [Node(gmemd, "")]
     if not path.startswith("/"):
         starts.append(Node(gmemd, "/objects"))
-        owner = gmemd.objects.get(parts[0].removesuffix("[0]")) if parts else None
+        owner = gmemd.objects.get(parts[0].removesuffix("[0]").removeprefix(_OBJECTS)) if parts else None
         if owner is not None:
             starts.append(Node(gmemd, f"/objects/{owner.id}", owner))
         if gmemd.machine is not None:
