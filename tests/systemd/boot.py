@@ -71,7 +71,7 @@ cp -r pyproject.toml README.md gmemd systemd docs "$tree{source}"
 
 _RUN = """#!/bin/sh
 cd {tree}
-export GMEMD_TEST_BOOTED={release}
+export GMEMD_TEST_BOOTED={release} PYTEST_DISABLE_PLUGIN_AUTOLOAD=1  # to import them all takes seconds
 exec gmemd-python {words}
 """
 
@@ -112,7 +112,8 @@ def missing() -> str:
 def run(release: str, tests: Sequence[str], maxfail: int) -> Reports:
     """Boot the systemd of this release, run these tests (node ids) in there, and tell what they reported."""
     needed = made(release)
-    words = ["-m", "pytest", "-p", "no:cacheprovider", "--rootdir", _TREE, f"--maxfail={maxfail}", *tests]
+    plugins = ["-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin"]  # what the settings of this tree name
+    words = ["-m", "pytest", *plugins, "--rootdir", _TREE, f"--maxfail={maxfail}", *tests]
     booted = _boot(words, release, _CLONE, {str(WHEELS): str(needed / "wheels")}, (),
                    "/" if release == "host" else str(needed / "root"))
     by_test: dict[str, list[dict[str, Any]]] = {}
