@@ -1,9 +1,13 @@
-"""The standard streams of a program that was started without them, as some supervisors do."""
+"""The standard streams of a program: that they are there, and last words that nobody has to read."""
 
 from __future__ import annotations
 
 import os
 import sys
+
+from gmemd.lines import Lines
+
+_PATIENCE = 1.0  # seconds
 
 
 def open_standard_streams() -> None:
@@ -18,6 +22,18 @@ def open_standard_streams() -> None:
         if getattr(sys, name) is None:  # what Python makes of a closed one
             stream = open(number, mode, errors="backslashreplace", closefd=False)  # noqa: SIM115  # to the end
             setattr(sys, name, stream)
+
+
+def say(text: str) -> None:
+    """Say something on standard error before the end, which does not wait long for somebody to read it."""
+    try:
+        fd = sys.stderr.fileno()
+    except (OSError, ValueError):  # it is no file
+        print(text, file=sys.stderr)
+        return
+    lines = Lines(fd, excuse=lambda count: b"")
+    lines.write(f"{text}\n".encode("utf-8", "backslashreplace"))
+    lines.wait(_PATIENCE)
 
 
 def _open_null() -> int:

@@ -136,6 +136,17 @@ def test_commands_are_answered_though_nobody_reads(pipe: tuple[int, int], argume
         assert daemon.stop() == 0
 
 
+@pytest.mark.parametrize("words", [
+    ["gmemd", "--qmp", "unix:/no/such/directory/s"],
+    ["gmemd", "--keeper", "--listen", "qmp=/no/such/directory/s"],
+    ["gmemd.emulator.main", "-machine", "no-such"],
+])
+def test_last_words_wait_for_nobody(pipe: tuple[int, int], words: list[str]) -> None:
+    """A program that cannot start ends, whether somebody reads why or not."""
+    fill(pipe[1])
+    assert subprocess.run([sys.executable, "-m", *words], stderr=pipe[1], timeout=PATIENCE, check=False).returncode == 1
+
+
 def test_an_audit_that_nobody_reads_says_so(tmp_path: Path) -> None:
     """The log tells when lines of the audit are lost; when its reader reads again, both say how many were."""
     path = tmp_path / "audit"

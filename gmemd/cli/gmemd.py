@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from gmemd import __version__
 from gmemd.errors import QmpError, os_errors
 from gmemd.sockets import split_unix
-from gmemd.streams import open_standard_streams
+from gmemd.streams import open_standard_streams, say
 
 TYPE_CHECKING = False  # typing and argparse are not imported for the keeper, which is to be small
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         gc.disable()  # until the daemon serves: imports make no garbage
         return _run(make_parser().parse_args(arguments))
     except QmpError as exc:
-        print(f"gmemd: {exc.desc}", file=sys.stderr)
+        say(f"gmemd: {exc.desc}")
         return 1
     except BrokenPipeError:  # of "gmemd --object help | head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from gmemd.emulator.commandline import CommandLine, parse
 from gmemd.emulator.pidfile import pid_file
 from gmemd.errors import QmpError
-from gmemd.streams import open_standard_streams
+from gmemd.streams import open_standard_streams, say
 
 NAME = "gmemd-emulator"
 _HINTS = {
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def tell(text: str) -> None:
     """Say something to whoever starts the emulator, with the hint that QEMU gives there."""
     hint = next((f"\n{hint}" for end, hint in _HINTS.items() if text.endswith(end)), "")
-    print(f"{NAME}: {text}{hint}", file=sys.stderr, flush=True)
+    say(f"{NAME}: {text}{hint}")
 
 
 def _run(line: CommandLine, ready: Callable[[], None]) -> None:

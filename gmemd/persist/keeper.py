@@ -39,7 +39,7 @@ from gmemd.persist.launch import become, fit_limit, kill_group, listen_on, log, 
 from gmemd.persist.mailbox import Mailbox, fields_of
 from gmemd.persist.private import exposed
 from gmemd.sockets import Identity, identity, remove_own
-from gmemd.streams import open_standard_streams
+from gmemd.streams import open_standard_streams, say
 
 RESTART_DELAY_MAX = 5.0  # seconds
 STEADY = 1.0  # seconds; a daemon that served this long is started again at once
@@ -329,7 +329,7 @@ def run_keeper(argv: list[str]) -> int:
     try:
         keeper = Keeper(parse(argv))
     except (OSError, ValueError, LookupError) as exc:
-        print(f"gmemd --keeper: {exc}", file=sys.stderr)
+        say(f"gmemd --keeper: {exc}")
         return 1
     try:
         return keeper.run()

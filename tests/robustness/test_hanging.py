@@ -60,6 +60,9 @@ def acts(path: Path) -> list[tuple[str, Act]]:
         ("query-memdev-holders", lambda client: client.execute("query-memdev-holders", {"id": "m"})),
         ("memdev-get-fd", lambda client: client.execute("memdev-get-fd", {"id": "m", "lease": "keep"})),
         ("qom-set", lambda client: client.execute("qom-set", {"path": "m", "property": "dump", "value": False})),
+        ("query-command-effect", lambda client: client.execute(
+            "query-command-effect", {"command": "object-del", "arguments": {"id": "m"}})),
+        ("qom-list", lambda client: client.execute("qom-list", {"path": "/objects/m"})),
         ("memdev-persist off", lambda client: client.execute("memdev-persist", {"id": "m", "persist": False})),
         ("memdev-persist on", lambda client: client.execute("memdev-persist", {"id": "m", "persist": True})),
         ("object-del", lambda client: client.execute("object-del", {"id": "m"})),
