@@ -13,13 +13,13 @@ from typing import Any, Final
 from gmemd.errors import QmpError
 
 _FEWEST: Final = 16  # what anybody may keep, however few descriptors the process may have
-_SHARE: Final = 8  # of the process's descriptors one client may keep an eighth by name, and all together in sets
+_PART: Final = 8  # an eighth of them for the names of one client, and for all that is in sets
 
 
-def most() -> int:
-    """How many descriptors may be kept by one client's names, or in sets."""
+def share(part: int) -> int:
+    """How many descriptors are a half (2), an eighth (8) of those that this process may have; 16 at least."""
     try:
-        return max(_FEWEST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE)
+        return max(_FEWEST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // part)
     except OSError:
         return _FEWEST
 
@@ -34,7 +34,7 @@ class NamedFds:
         """Keep `fd`; what it replaces is given away. QmpError, and `fd` is still the caller's, when it is refused."""
         if name[:1].isascii() and name[:1].isdigit():
             raise QmpError("Parameter 'fdname' expects a name not starting with a digit")
-        if name not in self._fds and len(self._fds) >= most():
+        if name not in self._fds and len(self._fds) >= share(_PART):
             raise QmpError(f"{len(self._fds)} descriptors have names already, which is all that one client may keep")
         replaced = [self._fds[name]] if name in self._fds else []
         self._fds[name] = fd
@@ -78,7 +78,7 @@ class FdSets:
         if fdset_id is not None and fdset_id < 0:
             raise QmpError("Parameter 'fdset-id' expects a non-negative value")
         kept = sum(map(len, self._sets.values()))
-        if kept >= most():
+        if kept >= share(_PART):
             raise QmpError(f"{kept} descriptors are in sets already, which is all that may be kept")
         if fdset_id is None:
             fdset_id = next(n for n in range(len(self._sets) + 1) if n not in self._sets)

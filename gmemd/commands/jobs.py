@@ -13,17 +13,19 @@ from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.claims import claimed
-from gmemd.changes.threads import in_thread
+from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Caller, Gmemd, completed
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete
 from gmemd.commands.qom import set_property
 from gmemd.commands.workers import workers
-from gmemd.errors import QmpError, close_fd, os_errors
+from gmemd.errors import QmpError, os_errors
+from gmemd.fds import share
 from gmemd.jobs import CANCELLED, Job
 from gmemd.kernel.program import worker_program
 
 _CHUNKS_MAX: Final = 1 << 20  # digests that one job may give: some 150 MiB
+_PART: Final = 2  # half of the descriptors that there may be
 _WIPE_CHUNK: Final = 64 << 20  # bytes between two reports of progress
 
 Part = tuple[int, int, int]  # fd, offset, bytes
@@ -51,6 +53,9 @@ def memdev_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> di
         raise QmpError(f"parameter 'chunk' must be a multiple of the page size, {gmemd.kernel.page_size}")
     if backend.memory_size > chunk * _CHUNKS_MAX:
         raise QmpError(f"chunks of {chunk} bytes would give more than {_CHUNKS_MAX} digests")
+    waiting = sum([job.kind == "verify" and job.status != "concluded" for job in gmemd.jobs])
+    if waiting >= share(_PART):
+        raise QmpError(f"{waiting} objects are being verified already: each takes a descriptor, and there are no more")
     with os_errors(f"cannot read '{backend.id}'"):
         part = (os.dup(backend.fd), backend.offset, backend.memory_size)
     _start(gmemd, arguments["job-id"], "verify", backend.memory_size, lambda job: _verify(job, part, chunk))
@@ -67,7 +72,7 @@ async def _verify(job: Job, part: Part, chunk: int) -> list[dict[str, Any]]:
     try:
         await _worker(job, "hash", part, chunk, said)
     finally:
-        close_fd(part[0])
+        close_beside([part[0]])  # the object may be gone, and this the last descriptor of its memory
     return digests
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 
 import pytest
 
@@ -58,6 +59,32 @@ async def test_a_job_that_is_cancelled_already_does_not_wait() -> None:
         with pytest.raises(QmpError, match=CANCELLED):
             async with room.room(job):
                 pass
+
+
+async def test_jobs_that_wait_do_not_take_every_descriptor() -> None:
+    """Each holds one; half of what the process may have, and no more."""
+    live = LiveMachine()
+    await live.do("object-add", qom_type="memory-backend-memfd", id="m", size=1 << 16)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        async with contextlib.AsyncExitStack() as full:
+            while workers._free:
+                await full.enter_async_context(workers.room(None))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (80, limits[1]))
+            for number in range(40):
+                await live.do("memdev-verify", id="m", job_id=f"j{number}")
+            refusal = await live.refused("memdev-verify", id="m", job_id="more")
+            assert refusal.startswith("40 objects are being verified")
+            await live.do("job-cancel", id="j7")
+            await live.ended("j7")
+            await live.do("memdev-verify", id="m", job_id="more")
+            for number in range(40):
+                if number != 7:
+                    await live.do("job-cancel", id=f"j{number}")
+        assert "error" not in await live.ended("more")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    await live.close()
 
 
 async def test_jobs_wait_for_room() -> None:
