@@ -68,7 +68,8 @@ class Notifier:
     def notify(self, text: str, fds: Iterable[int] = ()) -> None:
         """Send one message with (borrowed) fds. BlockingIOError: the queue is full, wait for writability.
 
-        A manager that was started anew has a new socket: it is looked up once again. Other OSErrors pass.
+        A manager that was started anew has a new socket: it is looked up once again, unless its name is an abstract
+        one, which anybody may have taken meanwhile. Other OSErrors pass.
         """
         if self._feed_due:
             self._feed_due = False
@@ -80,7 +81,7 @@ class Notifier:
         try:
             self._send(text, fds)
         except OSError as exc:
-            if exc.errno not in _GONE:
+            if exc.errno not in _GONE or self._address[0] == "\0":
                 raise
             old, self._socket = self._socket, self._connect()
             old.close()

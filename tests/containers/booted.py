@@ -76,7 +76,7 @@ def main(image: str, seccomp: str) -> None:
     all_that_is_kept("FileDescriptorStoreMax=4", 4, "keeps at most 4 file descriptors")
     # what podman can hand down, less the socket and what a start needs for itself
     all_that_is_kept("FileDescriptorStoreMax=2000", 1000 - 1 - SPARED, "the next start can be given at most")
-    all_that_is_kept("LimitNOFILE=200", 200 - 1 - SPARED, "the next start can be given at most")
+    all_that_is_kept("LimitNOFILE=200:16384", 200 - 1 - SPARED, "the next start can be given at most")
     REPORTS.write_text(", ".join(figures))
 
 

@@ -204,6 +204,22 @@ def test_a_full_queue_does_not_starve_the_watchdog(tmp_path: Path) -> None:
         notifier.close()
 
 
+def test_an_abstract_name_is_not_looked_up_again() -> None:
+    """Whoever takes the name of a manager that is gone is not sent the memory."""
+    first = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    first.bind("")
+    name = first.getsockname()
+    notifier = Notifier("@" + name[1:].decode())
+    first.close()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as other:
+        other.bind(name)
+        with pytest.raises(ConnectionRefusedError):
+            notifier.store("secret", 0)
+        with pytest.raises(BlockingIOError):
+            other.recv(100)
+    notifier.close()
+
+
 def test_a_new_socket_of_the_manager_is_found(tmp_path: Path) -> None:
     """A manager that was started anew is spoken to; one that is gone is an OSError."""
     path = str(tmp_path / "n")

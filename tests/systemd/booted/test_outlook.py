@@ -14,6 +14,7 @@ import pytest
 
 from tests.patience import wait_for
 from tests.systemd.booted.service import (
+    TREE,
     Memory,
     drop_in,
     end_by,
@@ -69,6 +70,14 @@ def test_as_shipped() -> None:
         said = fates(memory)
     assert said == ("yes", "yes", "yes" if PRESERVES else "no")
     assert said == (survives(crash), survives(restart), survives(stop))
+
+
+def test_most_hardened() -> None:
+    """systemd can be asked from within max-hardening.conf, too."""
+    start_with((TREE / "systemd" / "max-hardening.conf").read_text())
+    with Memory() as memory:
+        memory.add("ram0")
+        assert fates(memory) == ("yes", "yes", "yes" if PRESERVES else "no")
 
 
 @pytest.mark.parametrize("value", ["no", "restart", "on-success"])
