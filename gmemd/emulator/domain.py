@@ -97,7 +97,9 @@ def _found(client: Client, wanted: dict[str, Any]) -> bool:
     there = {row["name"]: row.get("value") for row in answer["properties"]}
     if there["type"] != wanted["qom-type"]:
         raise _another(wanted, "qom-type")
-    for name, value in wanted.items():
+    automatic = {"rom": "on" if wanted.get("readonly") else "off"}  # an object tells what it came to
+    for name, given in wanted.items():
+        value = automatic.get(name, given) if given == "auto" else given
         if name not in _OF_NO_MOMENT and there.get(name) != value:
             raise _another(wanted, name)
     if wanted["prealloc"] and not there["prealloc"]:

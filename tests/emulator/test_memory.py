@@ -257,6 +257,22 @@ async def test_lasting_refused(start: Start, daemon: Daemon, tmp_path: Path) -> 
     await machine.run("object-add", **add)
 
 
+async def test_lasting_files_keep_their_data(start: Start, daemon: Daemon, tmp_path: Path) -> None:
+    """discard-data is for the end of the object, not for that of the emulator which uses it."""
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 4096)
+    machine = await start("-machine", "none", "-name", "n", socket=str(daemon.sock))
+    await machine.run("object-add", qom_type="memory-backend-file", id="x", size=4096, mem_path=str(path), share=True,
+                      discard_data=True)
+    machine.close()
+    assert path.read_bytes() == b"x" * 4096
+    machine = await start("-machine", "none", "-name", "n", socket=str(daemon.sock))
+    await machine.run("object-add", qom_type="memory-backend-file", id="x", size=4096, mem_path=str(path), share=True,
+                      discard_data=True)
+    await machine.run("object-del", id="x")
+    assert path.read_bytes() == bytes(4096)
+
+
 class Slow(Domain):
     """A gmemd whose answers are held back until `go` is set."""
 
