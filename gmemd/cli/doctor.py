@@ -19,6 +19,7 @@ from gmemd.survival import SPARED, Keeping, Unit, fates
 GOOD, NOTE, BAD = "ok", "note", "BAD"
 SERVICE = "gmemd.service"
 _BUS = "/run/dbus/system_bus_socket"  # by which the daemon asks systemd
+_PODMAN = 1000  # as the container unit tells the daemon: 4.3 starts nothing with 1,020
 _EVENTS = {"gmemd-crash": True, "gmemd-upgrade": True, "service-stop": False, "soft-reboot": False,
            "kexec": False}  # and whether a service that is to keep memory must outlive it
 PROBE = "probe: "  # items of interest to programs: what each single try of the kernel gave
@@ -126,17 +127,26 @@ def _systemd() -> Iterator[Finding]:
     environment = _systemctl("show", "--value", "--property=Environment", SERVICE).split()
     configured = dict(word.partition("=")[::2] for word in environment).get("GMEMD_FDSTORE", "")
     announced = version >= 254 or (not configured and os.path.exists(_BUS))
-    yield from judge_service(ask(SERVICE), configured, announced=announced, old=0 < version < 254)
+    contained = "podman" in _systemctl("show", "--value", "--property=ExecStart", SERVICE)
+    yield from judge_service(ask(SERVICE), configured, announced=announced, old=0 < version < 254, contained=contained)
 
 
-def judge_service(unit: Unit | None, configured: str, *, announced: bool, old: bool) -> Iterator[Finding]:
-    """What follows for an object from what systemd says of the service; `old`: systemd before 254."""
+def judge_service(unit: Unit | None, configured: str, *, announced: bool, old: bool,
+                  contained: bool = False) -> Iterator[Finding]:
+    """What follows for an object from what systemd says of the service; `old`: systemd before 254.
+
+    contained: podman starts the daemon, and hands down fewer descriptors than systemd could.
+    """
     if unit is not None and not unit.loaded and not unit.stored:
         yield Finding(SERVICE, "not installed", NOTE, "see docs/systemd.md, or start gmemd with --keeper")
         return
     if unit is not None:
         yield judge_fd_store(unit.limit, configured, announced=announced)
         yield judge_descriptors(unit)
+        if contained and unit.limit + SPARED > _PODMAN:
+            unit = unit._replace(nofile=min(unit.nofile, _PODMAN))
+            yield Finding("descriptors that podman can hand down", str(_PODMAN), NOTE,
+                          f"gmemd keeps about {_PODMAN - SPARED} objects at most, whatever is set for systemd")
     keeping = Keeping("systemd", unit=unit, held=0 if unit is None else unit.stored, old=old,
                       live_update=os.path.exists("/dev/liveupdate"))
     for fate in fates("memfd", kept=True, opted_out=False, keeping=keeping):

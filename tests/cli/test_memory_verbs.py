@@ -136,6 +136,19 @@ def test_doctor_judges_the_service(unit: Unit | None, found: dict[str, str]) -> 
     assert all(finding.follows for finding in findings.values() if finding.verdict != GOOD)
 
 
+def test_doctor_knows_what_a_container_can_be_given() -> None:
+    """Fewer descriptors than LimitNOFILE= says; with the shipped unit's maximum that is enough."""
+    def judged(limit: int) -> dict[str, str]:
+        return {finding.item: finding.verdict for finding in judge_service(
+            Unit(limit=limit, stored=limit), "", announced=True, old=False, contained=True)}
+
+    item = "descriptors that podman can hand down"
+    assert judged(2000)[item] == NOTE
+    assert judged(2000)["memory after gmemd-crash"] == BAD
+    assert item not in judged(930)
+    assert judged(930)["memory after gmemd-crash"] == GOOD
+
+
 def test_dry_run_changes_nothing(gmemctl: Gmemctl, client: Client) -> None:
     """A changing verb with --dry-run says what it would do, or why not; the next one without it finds all as it was."""
     spec = "memory-backend-memfd,id=dry0,size=1M"
