@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from gmemd.errors import QmpError
 from gmemd.schema.keyval import parse_object
+from tests.commands import conftest as commands
 from tests.emulator.conftest import MIB, Machine
 
 DATA = Path(__file__).parent / "data"
@@ -30,7 +33,32 @@ class Reserve:
         """Leave the pages to their first use."""
 
 
-async def verdict(machine: Machine, text: str) -> str | None:
+class Daemon:
+    """The daemon, which has no machine."""
+
+    def __init__(self) -> None:
+        self._machine = commands.Machine("auto")
+        self.gmemd = self._machine.gmemd
+
+    async def execute(self, command: str, arguments: dict[str, Any]) -> Any:
+        """The result of a command."""
+        result = self._machine.begin(command, arguments)
+        return await result if asyncio.iscoroutine(result) else result
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.gmemd.close()
+
+
+async def emulator() -> Machine:
+    return await Machine("-machine", "none").start()
+
+
+async def daemon() -> Daemon:
+    return Daemon()
+
+
+async def verdict(machine: Machine | Daemon, text: str) -> str | None:
     """The refusal of an object string of a command line; None: it was accepted."""
     try:
         await machine.execute("object-add", parse_object(text, machine.gmemd.schema))
@@ -39,10 +67,12 @@ async def verdict(machine: Machine, text: str) -> str | None:
     return None
 
 
+@pytest.mark.parametrize("start", [emulator, daemon])
 @pytest.mark.parametrize("case", CASES, ids=[str(case["n"]) for case in CASES])
-async def test_object_string(case: dict[str, Any], tmp_path: Path) -> None:
+async def test_object_string(case: dict[str, Any], start: Callable[[], Awaitable[Machine | Daemon]],
+                             tmp_path: Path) -> None:
     """As recorded: accepted, with the same query-memdev; refused by the host with its sentence; refused."""
-    machine = await Machine("-machine", "none").start()
+    machine = await start()
     machine.gmemd.kernel = Reserve(machine.gmemd.kernel)  # type: ignore[assignment]
     (tmp_path / "nvdimm").touch()
     recorded = case["qemu"][RECORDED]
@@ -59,7 +89,7 @@ async def test_object_string(case: dict[str, Any], tmp_path: Path) -> None:
         if recorded["verdict"] == "accepted":
             assert error is None
             expected = [recorded["memdev"]] if recorded.get("memdev") else []
-            assert json.loads(await machine.run("query-memdev")) == expected
+            assert json.loads(await machine.execute("query-memdev", {})) == expected
         elif recorded["verdict"] == "host":
             assert error in (None, recorded["error"])  # None: this host has what that one lacked
             assert error is not None or "huge" not in recorded["error"]
