@@ -90,11 +90,20 @@ class Outlook:
             unit, missing = await self._ask()
             if not missing:
                 self._tell(f"systemd had let go of {before} descriptors, and was given them again")
-        words = "" if unit is None or not missing else (
-            f"systemd does not hold {missing} descriptors: raise FileDescriptorStoreMax= (it is {unit.limit})")
+        words = self._trouble(unit, missing)
         if words and words != self._told:
             self._tell(words)
         self._told = words
+
+    def _trouble(self, unit: Unit | None, missing: int) -> str:
+        """What the operator should know; "" when all is well."""
+        custody = self._gmemd.custody
+        if unit is None and custody is not None and self._gmemd.keeping.old:
+            return (f"systemd does not say how many descriptors it keeps, and could not be asked: "
+                    f"{custody.room[1]} are counted on (GMEMD_FDSTORE tells another number)")
+        if unit is None or not missing:
+            return ""
+        return f"systemd does not hold {missing} descriptors: raise FileDescriptorStoreMax= (it is {unit.limit})"
 
     async def _ask(self) -> tuple[Unit | None, int]:
         """What systemd says, and how many descriptors it should hold and does not."""

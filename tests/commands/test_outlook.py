@@ -175,6 +175,15 @@ async def test_silence_is_unknown(tmp_path: Path) -> None:
         assert await answers(machine, *EVENTS) == ["yes", "yes"]
 
 
+async def test_a_limit_that_nobody_tells_is_said(tmp_path: Path) -> None:
+    """Before systemd 254, and where it cannot be asked, the operator hears what is counted on."""
+    async with living(tmp_path) as (machine, systemd, told):
+        machine.gmemd.keeping, systemd.unit = Keeping("systemd", old=True), None
+        await add(machine, "a")
+        assert await answers(machine, *EVENTS) == ["unknown", "no"]
+        assert ["1024 are counted on" in words for words in told] == [True]
+
+
 async def test_nobody_waits_for_a_bus_that_hangs(tmp_path: Path) -> None:
     """The answer comes without it, and is right again when it answers."""
     async with living(tmp_path) as (machine, systemd, _):
