@@ -87,8 +87,8 @@ class Dispatcher:
 
     async def query(self, name: str, arguments: dict[str, Any]) -> Any:
         """What a command that only reads answers to gmemd itself: a value, or `bytes` that are JSON; or QmpError."""
-        assert name.startswith("query-")
         command, function = self._commands[name]
+        assert command.reads_only
         result = function(self.gmemd, AtStart(), command.check(arguments))
         return await result if isinstance(result, CoroutineType) else result
 
