@@ -107,6 +107,23 @@ def close_beside(fds: Iterable[int], *, first: Callable[[], object] | None = Non
         return None
 
 
+def close_copies(fds: list[int]) -> None:
+    """Close what somebody else has open, too, so that nothing is freed; the list is empty then.
+
+    Even that asks the server of a file (FUSE_FLUSH, NFS), which may not answer.
+    """
+    on_disk = []
+    while fds:
+        fd, link = fds.pop(), "/"
+        with contextlib.suppress(OSError):
+            link = os.readlink(f"/proc/self/fd/{fd}")
+        if link.startswith("/") and not link.startswith("/memfd:"):
+            on_disk.append(fd)
+        else:
+            close_fd(fd)
+    close_beside(on_disk)
+
+
 def _closed_at_once(fd: int) -> bool:
     """Close it here if that cannot take long: a pipe, or little memory. To ask what else it is may take long, too."""
     try:

@@ -10,11 +10,12 @@ from collections.abc import Coroutine
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.threads import close_copies
 from gmemd.commands.context import Caller, Gmemd, WithFds, completed, recorded, settled
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete, describe_memory
 from gmemd.commands.processes import watch
-from gmemd.errors import QmpError, close_fd, os_errors
+from gmemd.errors import QmpError, os_errors
 from gmemd.lease import Lease, command_name, start_time
 
 _WATCH_AGAIN = 1.0  # seconds until a holder that could not be watched is tried again
@@ -83,7 +84,7 @@ def _replace(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None) -> C
     reply = _hand_out(gmemd, backend)
 
     def take_back() -> None:
-        close_fd(reply.fds.pop())
+        close_copies(reply.fds)
         backend.handed_out -= 1
 
     try:

@@ -13,8 +13,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
-from gmemd.changes.threads import close_beside
-from gmemd.errors import close_fd
+from gmemd.changes.threads import close_beside, close_copies
 from gmemd.metrics import Counters
 
 HIGH_WATER = 1 << 20
@@ -72,8 +71,7 @@ class Outbox:
     def _pass(self, data: bytes | bytearray, fds: list[int]) -> int:
         sent = self._sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
         self._counters.fds_sent += len(fds)
-        while fds:  # the message has them: this frees nothing
-            close_fd(fds.pop())
+        close_copies(fds)  # the message has them
         return sent
 
     def _keep(self, data: bytes | memoryview, fds: list[int] | None) -> None:
