@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -14,7 +15,7 @@ import pytest
 import pytest_asyncio
 
 from gmemd.qmp.encode import encode_pretty
-from gmemd.qmp.outbox import FD_WEIGHT, HIGH_WATER, PIECE
+from gmemd.qmp.outbox import FD_WEIGHT, HIGH_WATER, PIECE, Outbox
 from gmemd.qmp.room import LARGE, LONGEST_SECONDS, SILENT_SECONDS, Room
 from tests.qmp.clients import Client, Hub
 
@@ -160,6 +161,40 @@ async def test_replies_with_descriptors_wait_for_who_does_not_read(hub: Hub) -> 
             os.close(client.fds.pop())
     assert got == many
     await sending
+
+
+class Crowded:
+    """A socket, while its user has too many descriptors under way for one more; what a test cannot bring about."""
+
+    def __init__(self, sock: socket.socket, refusals: int) -> None:
+        self._sock = sock
+        self._refusals = refusals
+        self.fileno, self.send = sock.fileno, sock.send
+
+    def sendmsg(self, buffers: list[bytes], ancillary: list[tuple[int, int, bytes]]) -> int:
+        if self._refusals:
+            self._refusals -= 1
+            raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+        return self._sock.sendmsg(buffers, ancillary)
+
+
+async def test_a_reply_waits_until_its_descriptor_can_be_passed(hub: Hub) -> None:
+    """Others of the user have too many under way: nobody is cut for that, and the order stays."""
+    here, there = socket.socketpair()
+    outbox = Outbox(hub.loop, Crowded(here, 3), hub.gmemd.counters,  # type: ignore[arg-type]
+                    room=lambda: None, cut=here.close)
+    with here, there:
+        fd = memfd(b"passed")
+        outbox.send(b"one ")
+        outbox.send(b"two ", [fd])
+        outbox.send(b"three")
+        await hub.until(lambda: outbox.weight == 0)
+        assert there.recv(4) == b"one "
+        data, fds, _, _ = socket.recv_fds(there, 100, 2)
+        assert os.pread(fds[0], 6, 0) == b"passed"
+        os.close(fds[0])
+        assert data + there.recv(100) == b"two three"
+        outbox.close()
 
 
 async def test_events_wait_in_few_pieces(hub: Hub) -> None:
