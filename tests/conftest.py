@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.daemon import Daemon
+from tests.lingering import Lingering
 
 pytest_plugins = ["pytester"]
 
@@ -40,3 +41,11 @@ def daemon() -> Iterator[Daemon]:
     """A gmemd just started, without any objects."""
     with Daemon() as daemon:
         yield daemon
+
+
+@pytest.fixture
+def lingering() -> Iterator[Lingering]:
+    """A socket whose last close takes until the end of the test."""
+    made = Lingering()
+    yield made
+    made.let_go()

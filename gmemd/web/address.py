@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from gmemd.errors import QmpError
 from gmemd.sockets import bind_unix, split_unix
+from gmemd.web.passed import Listening
 
 _BACKLOG = 64
 
@@ -54,7 +55,7 @@ def _is_loopback(host: str) -> bool:
 def listen(address: Address) -> socket.socket:
     """A listening socket there, which the caller owns. QmpError if that is not possible."""
     if address.path:
-        return bind_unix(address.path)
+        return Listening(fileno=bind_unix(address.path).detach())
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import resource
 import socket
-import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_asyncio
@@ -17,6 +15,7 @@ import pytest_asyncio
 from gmemd.qmp.encode import encode_pretty
 from gmemd.qmp.outbox import FD_WEIGHT, HIGH_WATER, PIECE, Outbox
 from gmemd.qmp.room import LARGE, LONGEST_SECONDS, SILENT_SECONDS, Room
+from tests.lingering import Lingering
 from tests.qmp.clients import Client, Hub
 
 pytestmark = pytest.mark.asyncio
@@ -40,43 +39,6 @@ def memfd(content: bytes) -> int:
     fd = os.memfd_create("given", os.MFD_ALLOW_SEALING)
     os.pwrite(fd, content.ljust(4096, b"\0"), 0)
     return fd
-
-
-class Lingering:
-    """A socket whose last close waits until its peer has read everything, or is gone."""
-
-    def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self._sock = socket.create_connection(listener.getsockname())
-            self._peer, _ = listener.accept()
-        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 600))
-        self._sock.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._sock.send(bytes(1 << 16))
-
-    def give(self) -> int:
-        """Its descriptor, to be passed."""
-        return self._sock.fileno()
-
-    def given(self) -> None:
-        """It was passed, and is nobody else's now."""
-        os.close(self._sock.detach())
-
-    def let_go(self) -> None:
-        """Reset the connection, which ends all waiting."""
-        if self._peer.fileno() < 0:
-            return
-        self._peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._peer.close()
-
-
-@pytest.fixture
-def lingering() -> Iterator[Lingering]:
-    """It is let go at the end of the test."""
-    made = Lingering()
-    yield made
-    made.let_go()
 
 
 async def test_names_of_getfd_are_the_clients_own(hub: Hub) -> None:

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.daemon import Daemon
+from tests.lingering import Lingering
 from tests.patience import PATIENCE
 from tests.web.site import Site
 
@@ -196,6 +197,17 @@ def _once_there_is_room(site: Site) -> int:
             return site.get("/healthz").status
         except (ConnectionError, OSError):
             continue
+
+
+def test_nobody_waits_for_what_is_passed_to_http(site: Site, lingering: Lingering) -> None:
+    """A descriptor that comes with a request is closed where nobody waits for it, and so is one that is not read."""
+    with site.connect_http() as sock, site.connect_http() as other:
+        socket.send_fds(sock, [b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"], [lingering.give()])
+        socket.send_fds(other, [b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n"], [lingering.give()])
+        other.sendall(b"x" * 100_000)
+        lingering.given()
+        assert sock.recv(12) == b"HTTP/1.1 200"
+    assert site.get("/healthz").status == 200
 
 
 def test_a_slow_client_hinders_nobody(site: Site) -> None:
