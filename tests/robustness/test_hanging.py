@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from gmemd.qmp.client import Client
-from tests.patience import PATIENCE
+from tests.daemon import Daemon
+from tests.patience import PATIENCE, wait_for
 from tests.robustness.fuse import FrozenFiles
 from tests.robustness.world import World
 
@@ -117,3 +119,18 @@ def _during(act: Act, client: Client, other: Client, frozen: FrozenFiles, name: 
     assert done.is_set(), name
     assert not isinstance(answers[0], Exception), (name, json.dumps(str(answers[0])))
     return waited
+
+
+def test_nobody_waits_for_the_disk_of_the_audit(frozen: FrozenFiles) -> None:
+    """Its lines wait, are dropped and counted; opening it anew waits beside, too."""
+    ram = {"qom-type": "memory-backend-ram", "id": "m", "size": 4096}
+    with Daemon("--audit", str(frozen.path), kernel="simulated") as daemon, daemon.client() as client:
+        frozen.hang(0)
+        for _ in range(3):
+            client.execute("object-add", ram)
+            client.execute("object-del", {"id": "m"})
+            os.kill(daemon.pid, signal.SIGHUP)
+        assert "audit not written" not in daemon.log_text()
+        assert frozen.thaw()
+        wait_for(lambda: "audit not written" in daemon.log_text())  # this server takes no bytes
+        client.execute("object-add", ram)
