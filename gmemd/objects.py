@@ -40,6 +40,9 @@ BACKENDS: dict[str, type[HostMemoryBackend]] = {
     backend.qom_type: backend for backend in (RamBackend, FileBackend, MemfdBackend, ShmBackend, GuestMemfdBackend)
 }
 
+_MONITOR = "compat_monitor0"
+_TAKEN = frozenset({"type", _MONITOR})
+
 _is_identifier = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*").fullmatch
 
 
@@ -52,7 +55,7 @@ class Objects:
         # The container's hash table of property names; QEMU 11.1 puts its own monitor in first, which shows
         # in the order of everything that comes after it.
         self._slots = GHashSet()
-        self._slots.add("compat_monitor0")
+        self._slots.add(_MONITOR)
         self.version = 0  # changes with the set of live objects
         self.sums = {qom_type: [0, 0] for qom_type in BACKENDS}  # number and bytes of the live objects of a type
         self._adding: set[str] = set()  # ids that are taken though no live object has them
@@ -133,7 +136,7 @@ class Objects:
     def _check_free(self, object_id: str) -> None:
         if object_id in self._lost:
             raise QmpError(f"object '{object_id}' is lost, only its record came back: object-del frees the id")
-        if object_id in self._live or object_id in self._adding or object_id == "type":
+        if object_id in self._live or object_id in self._adding or object_id in _TAKEN:
             raise QmpError(f"attempt to add duplicate property '{object_id}' to object (type 'container')")
 
     def reserve(self, object_id: str) -> None:

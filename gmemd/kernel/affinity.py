@@ -36,6 +36,9 @@ def bind(cpus: Iterable[int] | None) -> list[int]:
 @contextmanager
 def bound(cpus: Iterable[int] | None) -> Iterator[None]:
     """Bind the calling thread, and those that it starts, in the block; as well as the CPUs of now allow it."""
+    if cpus is None:
+        yield
+        return
     before = os.sched_getaffinity(0)
     with suppress(OSError):
         bind(cpus)

@@ -46,10 +46,10 @@ def test_ids_are_identifiers(machine: Machine, identifier: str) -> None:
 
 
 def test_ids_are_unique(machine: Machine) -> None:
-    """An id is used once, `type` never; after the deletion it is free again."""
+    """An id is used once, `type` and that of QEMU's first monitor never; after the deletion it is free again."""
     add(machine)
     taken = "attempt to add duplicate property '{}' to object (type 'container')"
-    for name in ("m0", "type"):
+    for name in ("m0", "type", "compat_monitor0"):
         with pytest.raises(QmpError, match="duplicate") as caught:
             add(machine, id=name)
         assert str(caught.value) == taken.format(name)
