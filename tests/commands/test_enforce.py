@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from tests.commands.guest import Guest, hand_over
 from tests.commands.live import LiveMachine
+from tests.patience import PATIENCE
 
 PAGE = os.sysconf("SC_PAGESIZE")
 SIZE = 8 * PAGE
@@ -54,7 +55,7 @@ async def test_private_pages_fault(live: LiveMachine) -> None:
         assert [guest.ask("touch", page * PAGE) for page in range(4)] == ["0", "0", "115", "0"]
         await convert(live, 3, 1, "private")
         assert guest.ask("touch", 3 * PAGE) == ""
-        assert guest.process.wait(20) == -signal.SIGBUS
+        assert guest.process.wait(PATIENCE) == -signal.SIGBUS
 
 
 async def test_a_discarded_page_is_shared_still(live: LiveMachine) -> None:

@@ -119,7 +119,7 @@ def test_the_mapping_on_the_libvirt_page_is_the_objects(tmp_path: Path) -> None:
         [sys.executable, "-m", "gmemd.emulator.main", "-machine", "none", "-qmp", f"unix:{sock},server=on,wait=off",
          "-object", f"memory-backend-file,id=ram-node0,size=1M,offset=1M,mem-path={file},share=on"])
     try:
-        with Client(sock, timeout=60, wait=60):
+        with Client(sock, timeout=PATIENCE, wait=PATIENCE):
             pass
         found: dict[str, Any] = {}
         exec(program.replace("/tmp/second.sock", str(sock)), found)
@@ -128,7 +128,7 @@ def test_the_mapping_on_the_libvirt_page_is_the_objects(tmp_path: Path) -> None:
         os.close(found["fd"])
     finally:
         emulator.terminate()
-        emulator.wait(60)
+        emulator.wait(PATIENCE)
 
 
 def test_what_is_to_be_installed_is_there() -> None:
