@@ -216,7 +216,7 @@ def resolve(gmemd: Gmemd, path: str, *, listing: bool = False) -> Node:
 
     `listing`: as qom-list resolves it, which tells what is ambiguous from what does not exist.
     """
-    nodes = _matches(gmemd, path)
+    nodes = matches(gmemd, path)
     if len(nodes) == 1:
         return nodes[0]
     if listing and nodes:
@@ -226,7 +226,7 @@ def resolve(gmemd: Gmemd, path: str, *, listing: bool = False) -> Node:
 
 def find_context(gmemd: Gmemd, path: str) -> str:
     """The whole path of the thread context that prealloc-context names."""
-    nodes = _matches(gmemd, path)
+    nodes = matches(gmemd, path)
     if not nodes:
         raise QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
     for node in nodes:
@@ -235,7 +235,7 @@ def find_context(gmemd: Gmemd, path: str) -> str:
     raise QmpError("Invalid parameter type for 'prealloc-context', expected: thread-context")
 
 
-def _matches(gmemd: Gmemd, path: str) -> list[Node]:
+def matches(gmemd: Gmemd, path: str) -> list[Node]:
     """Every place that a path can mean; the empty one means any."""
     parts = [part for part in path.split("/") if part]
     starts = [Node(gmemd, "")]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from gmemd.emulator.values import ON
 from gmemd.errors import QmpError
 
 if TYPE_CHECKING:
-    from gmemd.emulator.devices import Device
+    from gmemd.emulator.devices import Device, Wanted
     from gmemd.emulator.machine import Machine
 
 # What the boards themselves have in slot and function of their PCI bus.
@@ -31,20 +32,43 @@ def bus_path(device: Device) -> str:
     return _PATHS.get(device.bus, f"/machine/peripheral/{device.bus}/{device.bus}" if device.bus else "")
 
 
-def take_pci_address(machine: Machine, driver: str, bus: str, wanted: int) -> int:
-    """Slot and function (8 * slot + function) for a device: those wanted, or with -1 the first free slot."""
-    board = _BOARD.get(bus, {})
-    taken = {(device.pci_address >> 3, device.pci_address & 7): device for device in machine.devices.values()
-             if device.bus == bus and device.pci_address >= 0}
-    if wanted < 0:
-        free = next((slot for slot in range(32) if (slot, 0) not in board and (slot, 0) not in taken), None)
+def take_pci_address(machine: Machine, wanted: Wanted) -> int:
+    """Slot and function (8 * slot + function) for a device: those wanted, or the first slot that is free."""
+    users = _users(machine, wanted.bus)
+    address = wanted.pci_address
+    if address < 0:
+        free = next((slot for slot in range(32) if (slot, 0) not in users), None)
         if free is None:
-            raise QmpError(f"PCI: no slot/function available for {driver}, all in use or reserved")
-        return free * 8
-    place = wanted >> 3, wanted & 7
-    user = f"{board[place]},id=(null)" if place in board else None
-    if place in taken:
-        user = f"{taken[place].driver},id={taken[place].id or '(null)'}"
+            raise QmpError(f"PCI: no slot/function available for {wanted.driver}, all in use or reserved")
+        address = free * 8
+    slot, function = address >> 3, address & 7
+    user, first = users.get((slot, function)), users.get((slot, 0))
     if user is not None:
-        raise QmpError(f"PCI: slot {place[0]} function {place[1]} not available for {driver}, in use by {user}")
-    return wanted
+        raise QmpError(f"PCI: slot {slot} function {function} not available for {wanted.driver}, in use by "
+                       f"{user.driver},id={user.id or '(null)'}")
+    if first is not None and wanted.hotplugged:
+        raise QmpError(f"PCI: slot {slot} function 0 already occupied by {first.driver}, new func {wanted.driver} "
+                       "cannot be exposed to guest.")
+    if first is not None and not first.multifunction:
+        raise QmpError(f"PCI: single function device can't be populated in function {slot:x}.{function:x}")
+    other = next((number for number in range(1, 8) if (slot, number) in users), None)
+    if function == 0 and other is not None and not wanted.values.get("multifunction"):
+        raise QmpError(f"PCI: {slot:x}.0 indicates single function, but {slot:x}.{other:x} is already populated.")
+    return address
+
+
+class _User(NamedTuple):
+    driver: str
+    id: str | None = None
+    multifunction: bool = True
+
+
+def _users(machine: Machine, bus: str) -> dict[tuple[int, int], _User]:
+    """What is in which slot and function of a bus."""
+    users = {place: _User(driver) for place, driver in _BOARD.get(bus, {}).items()}
+    for device in machine.devices.values():
+        if device.bus == bus and device.pci_address >= 0:
+            place = device.pci_address >> 3, device.pci_address & 7
+            several = device.values.get("multifunction") in (True, *ON)
+            users[place] = _User(device.driver, device.id, several)
+    return users

@@ -85,6 +85,7 @@ class CommandLine:
     name: str | None = None
     uuid: str | None = None
     pidfile: str = ""
+    no_acpi: bool = False
     paused: bool = False
     daemonize: bool = False
     shutdown_action: str = "poweroff"
@@ -241,7 +242,7 @@ _READERS: dict[str, Any] = {
     "pidfile": lambda line, option, text: setattr(line, "pidfile", text),
     "S": _set("paused", True), "daemonize": _set("daemonize", True),
     "no-shutdown": _set("shutdown_action", "pause"), "no-reboot": _set("reboot_action", "shutdown"),
-    "no-acpi": lambda line, option, text: line.machine.update(acpi="off"),
+    "no-acpi": _set("no_acpi", True),
     "enable-kvm": lambda line, option, text: line.accels.append("kvm"),
     "help": _set("show", "help"), "h": _set("show", "help"), "version": _set("show", "version"),
 }

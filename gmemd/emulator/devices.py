@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gmemd.emulator.buses import take_pci_address
 from gmemd.emulator.tables import INNER, Member
 from gmemd.emulator.values import read
 from gmemd.errors import QmpError
@@ -29,7 +30,7 @@ class Wanted:
     values: dict[str, Any]  # properties that were given
     hotplugged: bool
     bus: str = ""
-    pci_address: int = -1  # 8 * slot + function; -1: it is not on a PCI bus
+    pci_address: int = -1  # 8 * slot + function; -1: any, or it is not on a PCI bus
 
 
 class Device:
@@ -70,9 +71,10 @@ class Balloon(Device):
     """A virtio-balloon-pci: it keeps how much the guest gave up, and gives nothing to the host."""
 
     def __init__(self, machine: Machine, wanted: Wanted) -> None:
+        super().__init__(machine, wanted)
+        self.pci_address = take_pci_address(machine, wanted)
         if any(isinstance(device, Balloon) for device in machine.devices.values()):
             raise QmpError("Only one balloon device is supported")
-        super().__init__(machine, wanted)
         self.wanted = self.inflated = 0  # bytes that the guest is asked to give up, and that it has given up
         self.polling = wanted.values.get("guest-stats-polling-interval", 0)  # seconds
 

@@ -71,8 +71,8 @@ def find_type(name: str) -> MachineType:
     raise QmpError(f'unsupported machine type: "{name}"\nUse -machine help to list supported machines')
 
 
-# What -machine takes that is not a property, or not of the machine; -no-acpi is for every machine.
-_SUGAR = frozenset({"type", "accel", "acpi", "kernel-irqchip", "kvm-shadow-mem", "igd-passthru"})
+# What -machine takes that is not a property, or not of the machine.
+_SUGAR = frozenset({"type", "accel", "kernel-irqchip", "kvm-shadow-mem", "igd-passthru"})
 
 
 def check_properties(kind: MachineType, line: CommandLine) -> None:
@@ -97,9 +97,13 @@ class Machine:
         self.line = line
         self.domain = domain  # where objects live that outlast the process; None: in it
         self.kind = find_type(line.machine.get("type", MACHINES[0].name))
+        most = self.kind.cpu_max
+        if line.cpus.most > most:
+            raise QmpError(f"Invalid SMP CPUs {line.cpus.most}. The max CPUs supported by machine '{self.kind.name}' "
+                           f"is {most}")
         check_properties(self.kind, line)
         self.kvm = uses_kvm(line.accels)
-        self.acpi = self.kind.acpi and line.machine.get("acpi", "on") != "off"
+        self.acpi = self.kind.acpi and line.machine.get("acpi", "on") != "off" and not line.no_acpi
         self.has_ram = self.kind.is_pc or line.ram.given
         self.status = "prelaunch"
         self.mapped: set[str] = set()  # ids of the objects that the machine and its devices use

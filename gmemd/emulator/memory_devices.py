@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.emulator.buses import take_pci_address
 from gmemd.emulator.devices import Device, Wanted
 from gmemd.emulator.values import read
 from gmemd.errors import QmpError
@@ -153,11 +154,10 @@ class VirtioMem(MemoryDevice):
             raise QmpError("the configuration is not prepared for memory devices (e.g., for memory hotplug), consider "
                            "specifying the maxmem option")
         backend = self.find_backend(machine)
-        if backend.id in machine.mapped:
-            raise QmpError(f"'memdev' property specifies a busy memdev: {backend.id}")
         own = machine.gmemd.kernel.file_page_size(backend.fd)
         self.block = self.values.get("block-size", max(BLOCK, own))
         self.place(machine, backend, max(self.block, BLOCK))
+        self.pci_address = take_pci_address(machine, wanted)
         self.node_number = self.values.get("node", 0)
         self.requested = self.values.get("requested-size", 0)
         self.shrinking = False  # memory that the guest let go is being freed
@@ -165,6 +165,8 @@ class VirtioMem(MemoryDevice):
         machine.take(self.memdev)
 
     def _realize(self, machine: Machine) -> None:
+        if self.memdev in machine.mapped:
+            raise QmpError(f"'memdev' property specifies a busy memdev: {self.memdev}")
         nodes = max(1, len(machine.numa))
         if self.node_number >= nodes:
             raise QmpError(f"'node' property has value '{self.node_number}', which exceedsthe number of numa nodes: "

@@ -9,8 +9,8 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Any
 
-from gmemd.commands.tree import resolve
-from gmemd.emulator.buses import bus_kind, take_pci_address
+from gmemd.commands.tree import matches
+from gmemd.emulator.buses import bus_kind
 from gmemd.emulator.devices import Balloon, Device, Wanted, not_writable
 from gmemd.emulator.memory_devices import Dimm, VirtioMem
 from gmemd.emulator.tables import DEVICES
@@ -67,7 +67,7 @@ def _judge(machine: Machine, arguments: dict[str, Any], driver: str, name: str, 
     if driver in CLASSES:
         values = _read(machine, driver, values, device_id, text=text)
         if bus:
-            address = take_pci_address(machine, driver, bus, values.pop("addr", -1))
+            address = values.pop("addr", -1)
     elif bus and isinstance(values.get("addr"), str):
         with contextlib.suppress(QmpError):  # whatever it is
             address = pci_address(driver, values["addr"])
@@ -103,7 +103,7 @@ def _find_bus(machine: Machine, driver: str, bus: str | None, *, hotplugged: boo
     bus = bus or machine.kind.pci_bus
     if bus is None:
         raise QmpError(f"No 'PCI' bus found for device '{driver}'")
-    if hotplugged and bus == "pcie.0":
+    if hotplugged and (bus == "pcie.0" or (bus == "pci.0" and not machine.acpi)):
         raise QmpError(f"Bus '{bus}' does not support hotplugging")
     return bus
 
@@ -150,11 +150,10 @@ def _read_link(machine: Machine, kind: str, name: str, value: Any, own: str | No
     path = read(kind, name, value, text=False)
     if not path:
         return ""
-    wrong = QmpError(f"Invalid parameter type for '{name}', expected: {kind[5:-1]}")
-    try:
-        node = resolve(machine.gmemd, path)
-    except QmpError as exc:
-        raise wrong if path == own else exc from None
-    if kind != "link<memory-backend>" or node.backend is None or node.region:
-        raise wrong
-    return node.backend.id
+    nodes = matches(machine.gmemd, path)
+    backends = [node.backend for node in nodes if node.backend is not None and not node.region]
+    if kind == "link<memory-backend>" and backends:
+        return backends[0].id
+    if nodes or path == own:
+        raise QmpError(f"Invalid parameter type for '{name}', expected: {kind[5:-1]}")
+    raise QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)

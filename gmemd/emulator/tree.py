@@ -68,6 +68,8 @@ def _known(machine: Machine) -> dict[str, Any]:
     line, kind = machine.line, machine.kind
     values = {member.name: (line.machine[member.name] in ON if member.type == "bool" else line.machine[member.name])
               for member in _members(machine) if member.name in line.machine}
+    if line.no_acpi:
+        values["acpi"] = "off"
     ram = line.ram
     most = {"slots": ram.slots, "max-size": ram.most} if ram.slots else {}
     cpus = line.cpus

@@ -390,3 +390,62 @@ def test_what_was_made_in_vain_is_deleted(tmp_path: Path) -> None:
             domain.obtain({"qom-type": "memory-backend-ram", "id": "x", "prealloc": False})
         server.join(PATIENCE)
     assert asked == ["qmp_capabilities", "qom-list-get", "object-add", "memdev-get-fd", "object-del"]
+
+
+async def test_memory_let_go_is_freed_beside_the_loop(start: Start) -> None:
+    """Whoever lets a virtio-mem device shrink waits for that, others do not; what is asked meanwhile comes after it."""
+    machine = await start()
+    kernel = machine.gmemd.kernel
+    freeing, go = threading.Event(), threading.Event()
+
+    class Slowly:
+        """The kernel, which takes its time to free memory."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(kernel, name)
+
+        def punch_hole(self, fd: int, offset: int, length: int) -> None:
+            freeing.set()
+            assert go.wait(PATIENCE)
+            kernel.punch_hole(fd, offset, length)
+
+    await machine.run("object-add", qom_type="memory-backend-memfd", id="v0", size=64 * MIB)
+    await machine.run("device_add", driver="virtio-mem-pci", id="v", memdev="v0", requested_size=8 * MIB)
+    fd = machine.gmemd.objects.find("v0").fd
+    kernel.allocate(fd, 0, 8 * MIB)
+    machine.gmemd.kernel = Slowly()  # type: ignore[assignment]
+
+    async def request(size: int) -> Any:
+        return await machine.run("qom-set", path="v", property="requested-size", value=size)
+
+    shrinking = asyncio.create_task(request(2 * MIB))
+    async with asyncio.timeout(PATIENCE):
+        while not freeing.is_set():
+            await asyncio.sleep(0.001)
+    assert await request(16 * MIB) == {}
+    [entry] = await machine.run("query-memory-devices")
+    assert (entry["data"]["size"], entry["data"]["requested-size"]) == (8 * MIB, 16 * MIB)
+    assert not shrinking.done()
+    go.set()
+    assert await shrinking == {}
+    assert kernel.resident(fd) == 2 * MIB
+    sizes = [data["size"] for name, data in machine.events if name == "MEMORY_DEVICE_SIZE_CHANGE"]
+    assert sizes == [8 * MIB, 2 * MIB, 16 * MIB]
+
+
+async def test_balloon_knows_of_dimms(start: Start) -> None:
+    """What a dimm adds the balloon leaves to the guest, until it is asked for it; only a guest that runs obeys."""
+    machine = await start(*PC, "-S")
+    await machine.run("device_add", driver="virtio-balloon-pci", id="b")
+    await plugged(machine, "d0")
+    assert await machine.run("query-balloon") == {"actual": 192 * MIB}
+    await machine.run("balloon", value=100 * MIB + 1)
+    assert await machine.run("query-balloon") == {"actual": 192 * MIB}
+    await machine.run("cont")
+    assert await machine.run("query-balloon") == {"actual": 100 * MIB + 4096}
+    await machine.run("balloon", value=GIB)
+    await machine.run("device_del", id="d0")
+    await machine.wait_event("DEVICE_DELETED")
+    assert await machine.run("query-balloon") == {"actual": 64 * MIB}
+    assert [data for name, data in machine.events if name == "BALLOON_CHANGE"] == \
+        [{"actual": 100 * MIB + 4096}, {"actual": 192 * MIB}]
