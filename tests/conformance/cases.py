@@ -7,6 +7,7 @@ A case of `gmemd.jsonl` replaces the recorded case of its name; docs/differences
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -59,6 +60,8 @@ def _lack(need: str) -> str | None:
             pools = Path("/sys/kernel/mm/hugepages").glob("*/nr_hugepages")
             none = all(pool.read_text().strip() == "0" for pool in pools)
             return None if none else "needs a host without huge pages"
+        case "cpu-0":
+            return None if 0 in os.sched_getaffinity(0) else "needs to run on CPU 0, too"
         case "overcommit":
             return None if _overcommits() else "needs vm.overcommit_memory 0 and less than 512 GiB"
         case "kvm-guest-memfd":  # the simulated kernel answers the same
