@@ -88,6 +88,7 @@ def test_standard_error_takes_it_too() -> None:
     with Daemon("--audit", "-", kernel="simulated") as daemon:
         with daemon.client() as client:
             client.execute("object-add", RAM)
+        daemon.stop()
         found = [json.loads(line) for line in daemon.log_text().splitlines() if '"audit"' in line]
     assert [line["command"] for line in found] == ["object-add"]
 
@@ -103,6 +104,7 @@ def test_a_full_disk_does_not_stop_the_daemon() -> None:
     with Daemon("--audit", "/dev/full", kernel="simulated") as daemon, daemon.client() as client:
         client.execute("object-add", RAM)
         client.execute("object-del", {"id": "m0"})
+        daemon.stop()
         found = [line for line in daemon.log_text().splitlines() if "audit not written" in line]
     assert len(found) == 1
 
