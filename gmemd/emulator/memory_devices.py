@@ -38,13 +38,13 @@ class MemoryDevice(Device):
 
     def place(self, machine: Machine, backend: HostMemoryBackend, alignment: int) -> None:
         """Find guest addresses for it: those asked for, or the first that are free."""
-        own = backing_alignment(machine, backend)
-        if self.bytes % own:
-            raise QmpError(f"backend memory size must be multiple of {own:#x}")
         others = sorted((d for d in machine.devices.values() if isinstance(d, MemoryDevice)), key=lambda d: d.addr)
         used, total = sum(other.bytes for other in others), machine.device_memory_total
         if used + self.bytes > total:
             raise QmpError(f"not enough space, currently {used:#x} in use of total space for memory devices {total:#x}")
+        own = backing_alignment(machine, backend)
+        if self.bytes % own:
+            raise QmpError(f"backend memory size must be multiple of {own:#x}")
         alignment = max(alignment, own)
         wanted = self.values.get(self.address, 0)
         if wanted:
