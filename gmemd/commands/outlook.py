@@ -36,11 +36,12 @@ class Outlook:
     """What is known of the manager. To be made when the event loop runs."""
 
     def __init__(self, gmemd: Gmemd, manager: Manager, tell: Callable[[str], None], *,
-                 mark: Callable[[], int] = mark) -> None:
+                 mark: Callable[[], int] = mark, patience: float = PATIENCE) -> None:
         self._gmemd = gmemd
         self._manager = manager
         self._tell = tell  # the operator
         self._mark = mark
+        self._patience = patience
         self._seen = 0  # the mark when systemd was asked last
         self._asked = -FRESH  # when that was, monotonic seconds
         self._looking: asyncio.Task[None] | None = None
@@ -70,7 +71,7 @@ class Outlook:
 
     async def look(self) -> None:
         """Ask, once for all that want it at the same time, until what is known is fresh; but wait not for long."""
-        end = monotonic() + PATIENCE
+        end = monotonic() + self._patience
         while self.must_look() and (left := end - monotonic()) > 0:
             if self._looking is None or self._looking.done():
                 self._looking = asyncio.get_running_loop().create_task(self._look())
