@@ -127,10 +127,19 @@ def close_copies(fds: list[int]) -> None:
 def _closed_at_once(fd: int) -> bool:
     """Close it here if that cannot take long: a pipe, or little memory. To ask what else it is may take long, too."""
     try:
-        quick = os.fstat(fd).st_size <= _CLOSED_AT_ONCE if seals(fd) is not None else \
-            os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:")
+        if seals(fd) is not None:
+            return closed_at_once(fd)
+        if not os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
+            return False
     except OSError:
         return False
-    if quick:
-        close_fd(fd)
-    return quick
+    close_fd(fd)
+    return True
+
+
+def closed_at_once(fd: int) -> bool:
+    """Close the descriptor of a memfd here if there is little in it; else it stays open."""
+    if os.fstat(fd).st_blocks * 512 > _CLOSED_AT_ONCE:  # swapped pages are among them
+        return False
+    close_fd(fd)
+    return True

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gmemd.accounting import occupied
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
-from gmemd.changes.threads import beside, close_beside, in_thread
+from gmemd.changes.threads import beside, close_beside, closed_at_once, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, Step, record_of
 from gmemd.commands.listing import SHORT, in_turns
 from gmemd.commands.measure import AT_ONCE, is_quick, item_of, kind_of, measured
@@ -159,8 +159,11 @@ def delete(gmemd: Gmemd, object_id: str) -> Any:
 def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | None:
     """Free what a deleted object has; None when that is done."""
     fd, fds = backend.fd, backend.detach()
-    first = (lambda: backend.discard(gmemd.kernel, fd)) if backend.on_file else None
-    return close_beside(fds, first=first)
+    if backend.on_file:
+        return close_beside(fds, first=lambda: backend.discard(gmemd.kernel, fd))
+    if backend.kind == "memfd" and len(fds) == 1 and closed_at_once(fd):
+        return None
+    return close_beside(fds)
 
 
 async def _closed(closing: asyncio.Future[None]) -> dict[str, Any]:
