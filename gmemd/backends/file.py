@@ -87,7 +87,7 @@ class FileBackend(HostMemoryBackend):
                 if not make:
                     raise
             try:
-                return _waiting(os.open(path, mode | os.O_CREAT | os.O_EXCL, 0o644)), True
+                return _made(path, mode), True
             except FileExistsError:  # somebody was faster, or it is a symbolic link to nothing
                 continue
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -184,9 +184,23 @@ def _in_units(size: int) -> str:
 
 
 def _waiting(fd: int) -> int:
-    """The fd, which was opened without waiting, as if it had not been so."""
-    os.set_blocking(fd, True)
+    """The fd, which was opened without waiting, as if it had not been so; closes it when that fails."""
+    try:
+        os.set_blocking(fd, True)
+    except OSError:
+        close_fd(fd)
+        raise
     return fd
+
+
+def _made(path: str, mode: int) -> int:
+    """Make a file; nothing is left of one that cannot be used."""
+    fd = os.open(path, mode | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        return _waiting(fd)
+    except OSError:
+        os.unlink(path)
+        raise
 
 
 def _has_writer(fd: int) -> bool:

@@ -139,7 +139,10 @@ def _closed_at_once(fd: int) -> bool:
 
 def closed_at_once(fd: int) -> bool:
     """Close the descriptor of a memfd here if there is little in it; else it stays open."""
-    if os.fstat(fd).st_blocks * 512 > _CLOSED_AT_ONCE:  # swapped pages are among them
+    try:
+        if os.fstat(fd).st_blocks * 512 > _CLOSED_AT_ONCE:  # swapped pages are among them
+            return False
+    except OSError:
         return False
     close_fd(fd)
     return True
