@@ -169,7 +169,7 @@ def query_memdev_ranges(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
 
 def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend, offset, size = part(gmemd, arguments)
-    if size > _AT_ONCE:
+    if size > _AT_ONCE or backend.on_file:
         return claimed(gmemd, backend, "a part of it is being discarded",
                        lambda: in_thread(_discard, gmemd, backend, offset, size))
     return _discard(gmemd, backend, offset, size)

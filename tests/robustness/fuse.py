@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_LOOKUP, _FORGET, _GETATTR, _OPEN, _STATFS, _FLUSH, _INIT, _BATCH_FORGET = 1, 2, 3, 14, 17, 25, 26, 42
+_LOOKUP, _FORGET, _GETATTR, _OPEN, _STATFS, _FLUSH, _INIT, _BATCH_FORGET, _FALLOCATE = 1, 2, 3, 14, 17, 25, 26, 42, 43
 _HEADER = struct.Struct("<IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding
 _ANSWER = struct.Struct("<IiQ")  # len, error, unique
 _ATTR = struct.Struct("<6Q10I")  # ino, size, blocks, three times, three nanoseconds, mode, nlink, uid, gid, ...
@@ -105,7 +105,7 @@ class FrozenFiles:
             return struct.pack("<Q2I", 0, 0, 0)
         if opcode == _STATFS:
             return struct.pack("<5Q4I24x", 0, 0, 0, 0, 0, 4096, 255, 4096, 0)
-        if opcode == _FLUSH:  # at each close(2)
+        if opcode in (_FLUSH, _FALLOCATE):  # the former at each close(2)
             return b""
         return None
 

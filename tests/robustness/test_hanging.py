@@ -65,6 +65,7 @@ def acts(path: Path) -> list[tuple[str, Act]]:
         ("query-command-effect", lambda client: client.execute(
             "query-command-effect", {"command": "object-del", "arguments": {"id": "m"}})),
         ("qom-list", lambda client: client.execute("qom-list", {"path": "/objects/m"})),
+        ("memdev-discard", lambda client: client.execute("memdev-discard", {"id": "m", "offset": 0, "size": 4096})),
         ("memdev-persist off", lambda client: client.execute("memdev-persist", {"id": "m", "persist": False})),
         ("memdev-persist on", lambda client: client.execute("memdev-persist", {"id": "m", "persist": True})),
         ("object-del", lambda client: client.execute("object-del", {"id": "m"})),
