@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import SHARED_FLAGS
+from gmemd.changes.claims import claimed
 from gmemd.changes.threads import beside, close_beside, in_thread
-from gmemd.commands.context import Caller, Change, Gmemd, record_of, store_record
+from gmemd.commands.context import Caller, Change, Gmemd, record_of, settled, store_record
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import added, describe_memory
 from gmemd.errors import QmpError, close_fd, os_errors
@@ -49,8 +50,7 @@ def _adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], judged: Judg
     backend = _adopted(gmemd, caller, names.look(name), arguments["id"], judged)
 
     def undo() -> asyncio.Future[None] | None:
-        gmemd.objects.remove(backend.id)
-        return close_beside([fd for fd in backend.detach() if not names.give_back(name, fd)])
+        return close_beside([fd for fd in _taken_back(gmemd, backend) if not names.give_back(name, fd)])
 
     try:
         result = added(gmemd, backend, undo, shared=True)
@@ -66,6 +66,12 @@ def _adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], judged: Judg
         result.value = value
         return result
     return value
+
+
+def _taken_back(gmemd: Gmemd, backend: HostMemoryBackend) -> list[int]:
+    """The descriptors of an object whose creation is undone: nobody has begun to work on it, for that waits for it."""
+    backend.unclaim()
+    return gmemd.objects.remove(backend.id).detach()
 
 
 def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judged) -> HostMemoryBackend:
@@ -189,8 +195,7 @@ def _claimed(gmemd: Gmemd, backend: HostMemoryBackend, name: str) -> Any:
     gmemd.objects.commit(backend)
 
     def undo() -> None:
-        gmemd.objects.remove(backend.id)
-        gmemd.unclaimed += [(name, fd) for fd in backend.detach()]
+        gmemd.unclaimed += [(name, fd) for fd in _taken_back(gmemd, backend)]
 
     return Change({}, operation, undo=undo)
 
@@ -207,12 +212,21 @@ def memdev_persist(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> A
     backend.check_idle()
     if arguments["persist"] == (backend.record is not None):
         return {}
+
+    async def work() -> Any:
+        return await settled(gmemd, _persist(gmemd, custody, backend, persist=arguments["persist"]))
+
+    # Claimed until it is durable: what others changed of an object that is not kept would not be written down.
+    return claimed(gmemd, backend, "it is being kept, or kept no more", work)
+
+
+def _persist(gmemd: Gmemd, custody: Custody, backend: HostMemoryBackend, *, persist: bool) -> Change:
     before = (backend.record, backend.private_record)
 
     def undo() -> None:
         backend.record, backend.private_record = before
 
-    if arguments["persist"]:
+    if persist:
         return Change({}, *_keep(gmemd, custody, backend), undo=undo)
     operations = [custody.remove(record) for record in before if record is not None]
     backend.record = backend.private_record = None

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from gmemd.qmp.client import Client
 from tests.daemon import Daemon
 from tests.patience import wait_for
 from tests.programs import ROOT
+from tests.robustness.world import Link
 
 PAGE = os.sysconf("SC_PAGESIZE")
 MEMORY = {"qom-type": "memory-backend-guest-memfd", "id": "g", "size": 4 * PAGE}
@@ -120,6 +122,56 @@ def test_a_failed_flush_after_a_failed_conversion() -> None:
         os.close(fd)
         for name in ("g", "h"):
             client.execute("object-del", {"id": name})
+
+
+def in_one_message(link: Link, *requests: tuple[str, dict[str, object]], fds: list[int] | None = None) -> list[str]:
+    """What is wrong with each request, "" nothing."""
+    link.replies.clear()
+    link.send(list(requests), fds)
+    link.wait(len(requests))
+    return [reply["error"]["desc"] if "error" in reply else "" for reply in link.replies]
+
+
+FAILING: tuple[str, dict[str, object]] = ("x-memdev-inject", {"operation": "store", "errno": "ENOBUFS"})
+
+
+@pytest.mark.parametrize("persist", [False, True])
+def test_what_changes_beside_its_custody(persist: bool) -> None:
+    """What was acknowledged of an object comes back, though in the same turn it was to be kept no more, or again."""
+    other: dict[str, object] = {"qom-type": "memory-backend-memfd", "id": "h", "size": PAGE}
+    with Daemon("--keeper", "--lab", kernel="simulated", persist="on") as daemon:
+        with daemon.client() as client:
+            client.execute("object-add", MEMORY)
+            client.execute("memdev-persist", {"id": "g", "persist": not persist})
+        with closing(Link(str(daemon.sock))) as link:
+            _, *said = in_one_message(
+                link, FAILING, ("memdev-persist", {"id": "g", "persist": persist}),
+                ("memdev-convert", {"id": "g", "offset": 0, "size": PAGE, "to": "private"}), ("object-add", other))
+        children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children")
+        [child] = children.read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        wait_for(lambda: children.read_text().split() not in ([], [child]))
+        with daemon.client() as client:
+            kept = [memdev["id"] for memdev in client.execute("query-memdev")]
+            assert ("g" in kept) == (persist == (said[0] == ""))
+            if "g" in kept:
+                private = client.execute("query-memdev-ranges", {"id": "g"})["private"]
+                assert private == (PAGE if said[1] == "" else 0)
+
+
+@pytest.mark.parametrize("work", [{}, {"job-id": "j"}], ids=["work", "job"])
+def test_what_was_not_adopted_keeps_its_name(work: dict[str, object]) -> None:
+    """Also when somebody has begun to wait for it to be worked on."""
+    fd = os.memfd_create("given", os.MFD_CLOEXEC)
+    os.ftruncate(fd, PAGE)
+    with Daemon("--keeper", "--lab", kernel="simulated", persist="on") as daemon, \
+            closing(Link(str(daemon.sock))) as link:
+        in_one_message(link, ("getfd", {"fdname": "f"}), fds=[fd])
+        adopt = ("memdev-adopt", {"id": "m", "fdname": "f", "require-seals": False})
+        said = in_one_message(link, FAILING, adopt, ("memdev-populate", {"id": "m", **work}))
+        assert [line != "" for line in said] == [False, True, not work]
+        assert in_one_message(link, ("closefd", {"fdname": "f"})) == [""]
+    os.close(fd)
 
 
 def test_a_job_over_a_socket() -> None:
