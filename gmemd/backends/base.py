@@ -229,7 +229,9 @@ class HostMemoryBackend:
         self.check_value(name, value)
         if name == "prealloc" and not value:
             return  # once true it stays
-        self.reset(name, sorted(set(value)) if name == "host-nodes" else value)
+        if name == "host-nodes":  # QEMU adds to the set, and never takes a node out of it
+            value = sorted({*self.properties[name], *value})
+        self.reset(name, value)
 
     def reset(self, name: str, value: Any) -> None:
         """Store a value that was judged before."""

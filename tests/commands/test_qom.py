@@ -93,6 +93,15 @@ def test_accepted_writes(objects: Machine, name: str, value: Any, read: Any) -> 
     assert objects.run("qom-get", path="m0", property=name) == read
 
 
+def test_host_nodes_are_added(objects: Machine) -> None:
+    """Setting host-nodes adds to those that there are; what is refused adds none."""
+    for value, read in ([3, 5], [3, 5]), ([0], [0, 3, 5]), ([], [0, 3, 5]), ([127], [0, 3, 5, 127]):
+        assert objects.run("qom-set", path="m0", property="host-nodes", value=value) == {}
+        assert objects.run("qom-get", path="m0", property="host-nodes") == read
+    assert objects.refusal("qom-set", path="m0", property="host-nodes", value=[7, 128])
+    assert objects.run("qom-get", path="m0", property="host-nodes") == [0, 3, 5, 127]
+
+
 def test_prealloc_cannot_be_taken_back(objects: Machine) -> None:
     """Once true, prealloc stays true."""
     objects.run("qom-set", path="m0", property="prealloc", value=True)
