@@ -164,18 +164,22 @@ def _orphaned(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> None:
 
 
 def _later(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease, seconds: float) -> None:
-    def delete() -> None:
+    def due() -> None:
         if backend.busy:
             _later(gmemd, backend, lease, _BUSY_AGAIN)
-        elif backend.lease is lease and gmemd.objects.get(backend.id) is backend:
+        elif backend.lease is lease:
             gmemd.spawn(_delete(gmemd, backend, lease))
-        elif backend.lease is lease:  # somebody else's deletion is not durable yet
-            _later(gmemd, backend, lease, _BUSY_AGAIN)
 
-    lease.end = asyncio.get_running_loop().call_later(seconds, delete).cancel
+    lease.end = asyncio.get_running_loop().call_later(seconds, due).cancel
 
 
 async def _delete(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> None:
+    """Delete an orphan, unless somebody has taken it in the turn since its time was over."""
+    if backend.lease is not lease:
+        return
+    if gmemd.objects.get(backend.id) is not backend:  # somebody else's deletion is not durable yet
+        _later(gmemd, backend, lease, _BUSY_AGAIN)
+        return
     try:
         await completed(gmemd, delete(gmemd, backend.id))
     except QmpError:  # custody's, which has said it: the object stays, and its time begins anew

@@ -6,7 +6,8 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -106,6 +107,28 @@ async def test_an_orphan_that_is_taken_stays(live: LiveMachine, other: subproces
     await live.wait_event("MEMDEV_ORPHANED")
     live.pid = os.getpid()
     await get(live, lease="keep")
+    assert [lease["policy"] for lease in await live.do("query-memdev-leases")] == ["keep"]
+
+
+async def test_an_orphan_that_is_taken_in_time_stays(live: LiveMachine, other: subprocess.Popen[bytes]) -> None:
+    """In time is until it is deleted: also in the turn since its time was over."""
+    live.pid = other.pid
+    await get(live, lease="delete")
+    live.pid = os.getpid()
+    spawn, due = live.gmemd.spawn, asyncio.Event()
+
+    def taken_first(work: Coroutine[Any, Any, None]) -> None:
+        taken.append(live.dispatch("memdev-get-fd", id="m", lease="keep"))
+        spawn(work)
+        due.set()
+
+    taken: list[Coroutine[Any, Any, WithFds]] = []
+    live.gmemd.spawn = taken_first
+    end(other)
+    await due.wait()
+    await asyncio.gather(*live.tasks)
+    for fd in (await taken[0]).fds:
+        os.close(fd)
     assert [lease["policy"] for lease in await live.do("query-memdev-leases")] == ["keep"]
 
 
