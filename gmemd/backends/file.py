@@ -236,5 +236,7 @@ def _open_unlinked(directory: str) -> int:
         os.unlink(path)
     except OSError:
         close_fd(fd)
+        with contextlib.suppress(OSError):
+            os.unlink(path)
         raise
     return fd

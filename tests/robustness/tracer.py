@@ -8,6 +8,7 @@ ptrace(2); the traced process is a descendant, which every Yama setting but the 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -111,12 +112,10 @@ class Tracer:
             self._raised = exc
 
     def _run(self, begin: Callable[[], None] | None, ended: Callable[[], bool]) -> None:
-        threads = [int(name) for name in os.listdir(f"/proc/{self._pid}/task")]
-        for tid in threads:
-            _ptrace(_SEIZE, tid, 0, _O_TRACESYSGOOD | _O_TRACECLONE)
-        for tid in threads:
-            _ptrace(_INTERRUPT, tid)
-            os.waitpid(tid, _ALL)
+        threads = []
+        for tid in map(int, os.listdir(f"/proc/{self._pid}/task")):
+            if self._taken(tid):
+                threads.append(tid)
         if begin is not None:
             begin()
         for tid in threads:
@@ -131,6 +130,18 @@ class Tracer:
                 over = self._stopped(tid, status, ended)
             else:
                 self._outcome.dead |= tid == self._pid
+
+    def _taken(self, tid: int) -> bool:
+        """Trace a thread, which stands still then; False: it has just ended."""
+        try:
+            _ptrace(_SEIZE, tid, 0, _O_TRACESYSGOOD | _O_TRACECLONE)
+        except ProcessLookupError:
+            if tid == self._pid:
+                raise
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            _ptrace(_INTERRUPT, tid)
+        return os.WIFSTOPPED(os.waitpid(tid, _ALL)[1])
 
     def _stopped(self, tid: int, status: int, ended: Callable[[], bool]) -> bool:
         """Deal with a thread that has stopped; True: it is over."""
