@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gmemd import __version__
 from gmemd.ahead import HeldDirectories
-from gmemd.changes.threads import in_thread
+from gmemd.changes.threads import close_copies, in_thread
 from gmemd.commands.context import Change, Gmemd, Step
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.commands.lease import watch_leases
@@ -200,7 +200,7 @@ class Daemon:
     def _restore(self) -> list[socket.socket]:
         """Take over what a predecessor left; the listening sockets that came with it."""
         gmemd, directory = self._gmemd, self._options.state_dir
-        gmemd.custody = self._manager.custody(self._options.persist, directory)
+        gmemd.custody = self._manager.custody(self._options.persist, directory, lambda fd: close_copies([fd]))
         gmemd.keeping = self._manager.keeping
         restored = self._manager.restore(gmemd.custody, gmemd.kernel.identify)
         for words in restored.words:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,12 @@ from gmemd.commands.context import Caller, Change, Gmemd, record_of, settled, st
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import added, describe_memory
 from gmemd.errors import QmpError, close_fd, os_errors
+from gmemd.persist.delivery import opened_again
 from gmemd.ranges import SHARED, RangeMap
 
 if TYPE_CHECKING:
     from gmemd.persist.batch import Operation
-    from gmemd.persist.custody import Custody
+    from gmemd.persist.custody import Again, Custody
 
 # Which type an adopted fd becomes, by what it is.
 _TYPES = {"memfd": "memory-backend-memfd", "hugetlb-memfd": "memory-backend-memfd",
@@ -33,19 +35,51 @@ def memdev_adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any
     with os_errors("cannot look at the descriptor"):
         if gmemd.kernel.seals(fd) is None:  # it may be a file, whose server need not answer
             return _adopt_file(gmemd, caller, os.dup(fd), arguments)
-    return _adopt(gmemd, caller, arguments, _judge(gmemd, fd, arguments))
+    return _adopt(gmemd, caller, arguments, _judge(gmemd, fd, arguments), opened_again)
 
 
 async def _adopt_file(gmemd: Gmemd, caller: Caller, copy: int, arguments: dict[str, Any]) -> Any:
     """The same without waiting here for what the descriptor is; `copy` is closed."""
+    another = _Another()
     try:
         judged = await in_thread(_judge, gmemd, copy, arguments)
+        await in_thread(another.open, copy)
     finally:
         await beside(lambda: close_fd(copy))
-    return _adopt(gmemd, caller, arguments, judged)
+    try:
+        return _adopt(gmemd, caller, arguments, judged, another.take)
+    finally:
+        another.close()
 
 
-def _adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], judged: Judged) -> Any:
+class _Another:
+    """Another open file of a file, opened beside the event loop for custody, which may not need it."""
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self._error = OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def open(self, fd: int) -> None:
+        """Open it; may take long. Whether that fails is the concern of who takes it."""
+        try:
+            self._fd = opened_again(fd)
+        except OSError as exc:
+            self._error = exc
+
+    def take(self, _fd: int) -> int:
+        """Give it away; OSError if it could not be opened."""
+        if self._fd < 0:
+            raise self._error
+        fd, self._fd = self._fd, -1
+        return fd
+
+    def close(self) -> None:
+        """Close it if nobody has taken it."""
+        close_beside([self._fd] if self._fd >= 0 else [])
+        self._fd = -1
+
+
+def _adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], judged: Judged, again: Again) -> Any:
     name, names = arguments["fdname"], caller.named_fds
     backend = _adopted(gmemd, caller, names.look(name), arguments["id"], judged)
 
@@ -53,7 +87,7 @@ def _adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], judged: Judg
         return close_beside([fd for fd in _taken_back(gmemd, backend) if not names.give_back(name, fd)])
 
     try:
-        result = added(gmemd, backend, undo, shared=True)
+        result = added(gmemd, backend, undo, again=again)
     except BaseException:
         backend.fd = -1
         gmemd.objects.cancel(backend)
@@ -214,26 +248,34 @@ def memdev_persist(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> A
         return {}
 
     async def work() -> Any:
-        return await settled(gmemd, _persist(gmemd, custody, backend, persist=arguments["persist"]))
+        if not arguments["persist"]:
+            return await settled(gmemd, _let_go(custody, backend))
+        another = _Another()
+        if backend.on_file:
+            await in_thread(another.open, backend.fd)
+        try:
+            keeping = settled(gmemd, _keep(gmemd, custody, backend, another.take if backend.on_file else opened_again))
+        finally:
+            another.close()
+        return await keeping
 
     # Claimed until it is durable: what others changed of an object that is not kept would not be written down.
     return claimed(gmemd, backend, "it is being kept, or kept no more", work)
 
 
-def _persist(gmemd: Gmemd, custody: Custody, backend: HostMemoryBackend, *, persist: bool) -> Change:
+def _let_go(custody: Custody, backend: HostMemoryBackend) -> Change:
+    """Take an object out of custody."""
     before = (backend.record, backend.private_record)
 
     def undo() -> None:
         backend.record, backend.private_record = before
 
-    if persist:
-        return Change({}, *_keep(gmemd, custody, backend), undo=undo)
     operations = [custody.remove(record) for record in before if record is not None]
     backend.record = backend.private_record = None
     return Change({}, *operations, undo=undo)
 
 
-def _keep(gmemd: Gmemd, custody: Custody, backend: HostMemoryBackend) -> list[Operation]:
+def _keep(gmemd: Gmemd, custody: Custody, backend: HostMemoryBackend, again: Again) -> Change:
     """Give an object to custody, with the private bytes that it keeps aside."""
     pieces = [(record_of(backend, gmemd.kernel), backend.fd, backend.status)]
     if backend.private_fd >= 0:
@@ -243,7 +285,7 @@ def _keep(gmemd: Gmemd, custody: Custody, backend: HostMemoryBackend) -> list[Op
         for record, fd, status in pieces:
             custody.reserve()
             try:
-                operations.append(custody.add(record, fd, shared=True, status=status))
+                operations.append(custody.add(record, fd, again=again, status=status))
             except BaseException:
                 custody.release()
                 raise
@@ -252,4 +294,8 @@ def _keep(gmemd: Gmemd, custody: Custody, backend: HostMemoryBackend) -> list[Op
             custody.remove(operation.record)
         raise
     backend.record, backend.private_record = pieces[0][0], pieces[1][0] if len(pieces) > 1 else None
-    return operations
+
+    def undo() -> None:
+        backend.record = backend.private_record = None
+
+    return Change({}, *operations, undo=undo)

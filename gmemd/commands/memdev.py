@@ -22,6 +22,7 @@ from gmemd.survival import fates
 
 if TYPE_CHECKING:
     from gmemd.commands.outlook import Outlook
+    from gmemd.persist.custody import Again
 
 _BATCH = 25  # objects that are measured, and described, at a time
 _LOOK_SECONDS = 0.2  # between two looks whether the client of a file that does not open is still there
@@ -106,17 +107,17 @@ def _made_in_vain(backend: HostMemoryBackend, making: asyncio.Future[None]) -> N
     beside(backend.abandon)
 
 
-def added(gmemd: Gmemd, backend: HostMemoryBackend, undo: Step | None = None, *, shared: bool = False) -> Any:
+def added(gmemd: Gmemd, backend: HostMemoryBackend, undo: Step | None = None, *, again: Again | None = None) -> Any:
     """Make an object visible and tell custody; the result of the command that made it.
 
-    `undo`: instead of giving up memory that was made for it; `shared`: whoever passed the descriptor may have it, too.
+    `undo`: instead of giving up memory that was made for it; `again`: as of Custody.add.
     """
     custody = gmemd.custody
     if custody is None:
         gmemd.objects.commit(backend)
         return {}
     backend.record = record_of(backend, gmemd.kernel)
-    operation = custody.add(backend.record, backend.fd, shared=shared, status=backend.status)
+    operation = custody.add(backend.record, backend.fd, again=again, status=backend.status)
     gmemd.objects.commit(backend)
     return Change({}, operation, undo=undo or (lambda: _abandon(gmemd.objects.remove(backend.id))))
 

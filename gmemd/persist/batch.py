@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
-from gmemd.errors import close_fd
 from gmemd.persist.record import Record
 
 
 class Operation:
     """One change on its way. `fd` is borrowed until the flush that carries it has ended, or else its own."""
 
-    __slots__ = ("_owns", "fd", "kind", "late", "record")
+    __slots__ = ("_close", "fd", "kind", "late", "record")
 
     def __init__(
         self,
@@ -19,20 +19,20 @@ class Operation:
         record: Record,
         fd: int = -1,
         *,
-        owns: bool = False,
+        close: Callable[[int], None] | None = None,
         late: bool = False,
     ) -> None:
         self.kind = kind
         self.record = record
         self.fd = fd  # of an add; -1: the object has none
         self.late = late  # what leaves must be gone before it comes: the same open file under another name
-        self._owns = owns
+        self._close = close  # of an fd of its own
 
     def close(self) -> None:
         """Close the fd if it is its own: it is sent, or will not be."""
-        if self._owns:
-            self._owns = False
-            close_fd(self.fd)
+        close, self._close = self._close, None
+        if close is not None:
+            close(self.fd)
 
 
 class Pending:

@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
 
-from gmemd.errors import QmpError, os_errors
+from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.persist.batch import Batch, Operation, Pending
-from gmemd.persist.delivery import Delivery, opened_again
+from gmemd.persist.delivery import Delivery
 from gmemd.persist.fdstore import FdStore, File, Notifier, check_name, is_socket
 from gmemd.persist.record import Record
 from gmemd.persist.registry import NotWritten, Registry
@@ -31,6 +31,8 @@ from gmemd.persist.restore import Identify, Restored, name_prefix, sequence, sor
 from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
 
 __all__ = ["BARRIER_TIMEOUT", "Custody", "Flush", "NotKept", "Wait", "wait_for"]
+
+Again = Callable[[int], int]  # another open file of the same file, as delivery.opened_again
 
 STORED_SOCKET = "s-"  # what the names of sockets in the store begin with
 BARRIER_TIMEOUT = 30.0  # seconds; systemd's daemon-reload with 4,000 fds in the store was seen to take 7
@@ -49,11 +51,14 @@ class Custody:
         store: FdStore,
         *,
         barrier_timeout: float = BARRIER_TIMEOUT,  # seconds
+        close: Callable[[int], None] = close_fd,
     ) -> None:
+        """`close` closes a descriptor of custody's own, of a file that somebody else has open, too."""
         self._registry = registry
         self._notifier = notifier
         self._store = store
         self._timeout = barrier_timeout
+        self._close = close
         self._seq = registry.state.last_seq
         self._prefix = name_prefix(registry.state)
         self._reservation = self._prefix + "9" * 12  # a name as long as any
@@ -112,13 +117,13 @@ class Custody:
             raise QmpError(f"registry '{self._registry.path}' cannot be written: {self._registry.read_only}")
 
     # -- note ------------------------------------------------------------------------------------------------
-    def add(self, record: Record, fd: int = -1, *, shared: bool = False,
+    def add(self, record: Record, fd: int = -1, *, again: Again | None = None,
             status: os.stat_result | None = None) -> Operation:
         """Take an object into custody. The fd is borrowed until the flush has ended; -1: the object has
         none. The record, now the caller's no more, is written by the flush.
 
-        `shared`: the same open file may be in custody already, under another name; QmpError if it cannot be
-        kept under two. `status`: of the fd, where asking for it here could take long.
+        `again`: opens it once more, for the same open file may be in custody already, under another name;
+        QmpError if it cannot be kept under two. `status`: of the fd, where asking for it here could take long.
 
         Every add of an fd uses up one reservation. Fills in the second group of the record's members.
         """
@@ -128,7 +133,7 @@ class Custody:
             except OSError as exc:  # not by os_errors, which costs as much as the rest
                 raise QmpError(f"looking at memory to be kept: {os.strerror(exc.errno or 0)}") from exc
             file = status.st_dev, status.st_ino
-            stored, late = self._to_store(fd, file) if shared else (fd, False)
+            stored, late = (fd, False) if again is None else self._to_store(fd, file, again)
         self._seq += 1
         record.seq = self._seq
         if status is None or fd < 0:
@@ -136,9 +141,9 @@ class Custody:
         record.st_dev, record.st_ino, record.st_size = status.st_dev, status.st_ino, status.st_size
         record.fd_name = f"{self._prefix}{self._seq}"
         self._store.add_file(record.fd_name, file)
-        return self._note(Operation("add", record, stored, owns=stored != fd, late=late))
+        return self._note(Operation("add", record, stored, close=None if stored == fd else self._close, late=late))
 
-    def _to_store(self, fd: int, file: File) -> tuple[int, bool]:
+    def _to_store(self, fd: int, file: File, again: Again) -> tuple[int, bool]:
         """What is to be stored of an fd, and whether what leaves must leave before.
 
         The manager keeps an open file once, under its first name; so what it may have is opened once more. A
@@ -148,7 +153,7 @@ class Custody:
         if not names:
             return fd, False
         try:
-            return opened_again(fd), False
+            return again(fd), False
         except OSError as exc:
             if names <= self._store.leaving:
                 return fd, True

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, close_fd
 from gmemd.persist.fdstore import (
     DEFAULT_LIMIT,
     UNLIMITED,
@@ -84,8 +84,11 @@ class Manager:
         if self._notifier is not None:
             self._notifier = wrap(self._notifier)
 
-    def custody(self, persist: str, directory: str) -> Custody | None:
-        """Open the registry in `directory`; None when objects are not to be kept, or (auto) nobody could keep them."""
+    def custody(self, persist: str, directory: str, close: Callable[[int], None] = close_fd) -> Custody | None:
+        """Open the registry in `directory`; None when objects are not to be kept, or (auto) nobody could keep them.
+
+        `close`: as of Custody.
+        """
         if persist == "off" or (persist == "auto" and (self._notifier is None or self._limit == 0)):
             return None
         if self._notifier is None:
@@ -97,7 +100,7 @@ class Manager:
 
         _make_directory(directory)
         return Custody(Registry(os.path.join(directory, REGISTRY)), self._notifier,
-                       FdStore(self._limit, min(self._given, self._runner)))
+                       FdStore(self._limit, min(self._given, self._runner)), close=close)
 
     def restore(self, custody: Custody | None, identify: Identify) -> Restored:
         """What a predecessor left, sockets among it."""

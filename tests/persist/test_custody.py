@@ -14,6 +14,7 @@ import pytest
 from gmemd.errors import QmpError
 from gmemd.persist.batch import Operation
 from gmemd.persist.custody import NotKept
+from gmemd.persist.delivery import opened_again
 from gmemd.persist.registry import NotWritten
 from tests.persist.manager import StandIn
 from tests.persist.world import World, full_disk, ignore, rows
@@ -558,7 +559,7 @@ class TestDamage:
 def _shared(world: World, id_: str, fd: int) -> Operation:
     assert world.custody is not None
     world.custody.reserve()
-    return world.custody.add(world.record(id_), fd, shared=True)
+    return world.custody.add(world.record(id_), fd, again=opened_again)
 
 
 def test_one_open_file_of_two_objects(world: World) -> None:

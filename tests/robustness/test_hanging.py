@@ -52,6 +52,16 @@ def opened(path: Path, command: str, client: Client, **arguments: Any) -> Any:
         os.close(fd)
 
 
+def adopted_again(client: Client) -> None:
+    """Adopt the open file of an object as another."""
+    _, [fd] = client.execute_fds("memdev-get-fd", {"id": "m"})
+    try:
+        client.execute("getfd", {"fdname": "again"}, fds=[fd])
+    finally:
+        os.close(fd)
+    client.execute("memdev-adopt", {"id": "n", "fdname": "again"})
+
+
 def acts(path: Path) -> list[tuple[str, Act]]:
     """What is done to a file, one after the other."""
     add = {"qom-type": "memory-backend-file", "id": "m", "size": SIZE, "mem-path": str(path), "share": True}
@@ -66,6 +76,8 @@ def acts(path: Path) -> list[tuple[str, Act]]:
             "query-command-effect", {"command": "object-del", "arguments": {"id": "m"}})),
         ("qom-list", lambda client: client.execute("qom-list", {"path": "/objects/m"})),
         ("memdev-discard", lambda client: client.execute("memdev-discard", {"id": "m", "offset": 0, "size": 4096})),
+        ("adopted again", adopted_again),
+        ("object-del of that copy", lambda client: client.execute("object-del", {"id": "n"})),
         ("memdev-persist off", lambda client: client.execute("memdev-persist", {"id": "m", "persist": False})),
         ("memdev-persist on", lambda client: client.execute("memdev-persist", {"id": "m", "persist": True})),
         ("object-del", lambda client: client.execute("object-del", {"id": "m"})),
