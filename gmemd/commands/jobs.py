@@ -17,7 +17,7 @@ from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Caller, Gmemd, completed
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete
-from gmemd.commands.qom import set_property
+from gmemd.commands.qom import populate, set_property
 from gmemd.commands.workers import workers
 from gmemd.errors import QmpError, os_errors
 from gmemd.fds import share
@@ -92,15 +92,15 @@ def memdev_populate(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> 
         raise QmpError("qemu_prealloc_mem: preallocating memory failed: Bad address")
     backend.check_value("prealloc", True)
 
-    async def populate(job: Job | None) -> Any:
+    async def work(job: Job | None) -> Any:
         def progress(done: int) -> None:
             if job is not None:
                 job.current = done
 
-        await in_thread(backend.populate, gmemd.kernel, progress, lambda: job is not None and job.cancelled)
+        await in_thread(populate, gmemd, backend, progress, lambda: job is not None and job.cancelled)
         return set_property(gmemd, backend, "prealloc", True)
 
-    return _run(gmemd, arguments, "populate", backend, "it is being populated", populate)
+    return _run(gmemd, arguments, "populate", backend, "it is being populated", work)
 
 
 def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:

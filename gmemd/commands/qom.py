@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gmemd.backends.base import BASE_ORDER, HostMemoryBackend
@@ -83,10 +83,11 @@ def judge_value(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any)
     return value
 
 
-def populate(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
+def populate(gmemd: Gmemd, backend: HostMemoryBackend, progress: Callable[[int], None] | None = None,
+             cancelled: Callable[[], bool] | None = None) -> None:
     """Allocate every page, on the CPUs of the object's thread context; blocks."""
     with bound(gmemd.objects.context_cpus(backend)):
-        backend.populate(gmemd.kernel)
+        backend.populate(gmemd.kernel, progress, cancelled)
 
 
 async def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:

@@ -34,17 +34,18 @@ class Watched:
 
 
 def test_preallocation_runs_where_the_context_says(machine: Machine) -> None:
-    """At object-add and at qom-set; not once the context is gone, and nowhere else."""
+    """At object-add, qom-set and memdev-populate; not once the context is gone, and nowhere else."""
     machine.gmemd.kernel = kernel = Watched(machine.gmemd.kernel)  # type: ignore[assignment]
     machine.run("object-add", qom_type="thread-context", id="tc", cpu_affinity=CPUS[:1])
     memory = {"qom_type": "memory-backend-ram", "size": MIB, "prealloc_context": "tc"}
     machine.run("object-add", id="m0", prealloc=True, **memory)
-    for object_id in ("m1", "m2"):
+    for object_id in ("m1", "m2", "m3"):
         machine.run("object-add", id=object_id, **memory)
     machine.run("qom-set", path="m1", property="prealloc", value=True)
+    machine.run("memdev-populate", id="m3")
     machine.run("object-del", id="tc")
     machine.run("qom-set", path="m2", property="prealloc", value=True)
-    assert kernel.cpus == [CPUS[:1], CPUS[:1], CPUS]
+    assert kernel.cpus == [CPUS[:1], CPUS[:1], CPUS[:1], CPUS]
     assert sorted(os.sched_getaffinity(0)) == CPUS
 
 
