@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from gmemd.cli.doctor import doctor
+from tests.patience import wait_for
 from tests.systemd.booted.service import (
     SIZE,
     TREE,
@@ -44,7 +45,9 @@ def end() -> None:
 def hang() -> None:
     """Leave a daemon that does nothing any more, which the watchdog finds."""
     start_with(f"[Service]\nWatchdogSec={WATCHDOG}\n")
-    os.kill(main_pid(), signal.SIGSTOP)
+    stopped = main_pid()
+    os.kill(stopped, signal.SIGSTOP)
+    wait_for(lambda: main_pid() not in (0, stopped))  # it may greet once more while it is killed
 
 
 def restart() -> None:
