@@ -40,7 +40,7 @@ def listen_on(path: str, mode: int, group: str) -> socket.socket:
             listener.listen(BACKLOG)
     except OSError as exc:
         listener.close()
-        raise OSError(exc.errno, f"cannot listen on '{path}': {exc.strerror or exc}") from exc
+        raise OSError(f"cannot listen on '{path}': {exc.strerror or exc}") from exc
     except BaseException:
         listener.close()
         raise
@@ -108,13 +108,19 @@ def parent(pid: int) -> int:
 
 
 def fit_limit(wanted: int) -> int:
-    """Raise the limit of open files; how many of `wanted` fds can then be held and handed down at once."""
+    """Raise the limit of open files; how many of `wanted` fds can then be held and handed down at once.
+
+    OSError where none can: a daemon that is told so keeps nothing, and would not say it of each object.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
         return wanted
-    return min(wanted, max(0, (hard - _SPARE_FDS) // 2))
+    room = (hard - _SPARE_FDS) // 2
+    if room < 1:
+        raise OSError(f"a limit of {hard} open files leaves no room for memory: raise it (ulimit -n)")
+    return min(wanted, room)
 
 
 def same_program() -> list[str]:

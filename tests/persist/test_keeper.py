@@ -417,7 +417,7 @@ class TestStart:
     def test_limit_of_open_files(self) -> None:
         """The store is never larger than what can be held and handed down at once."""
         keeper = f"{sys.executable} -S -m gmemd.persist.keeper --fdstore-max 500 --exec sh -c 'echo $FDSTORE'"
-        for limit, announced in ((20, "0"), (164, "50"), (1064, "500")):
+        for limit, announced in ((66, "1"), (164, "50"), (1064, "500")):
             done = subprocess.run(
                 ["sh", "-c", f"ulimit -n {limit}; exec {keeper}"], capture_output=True, text=True, check=True,
                 env={**os.environ, "PYTHONPATH": ROOT},
@@ -515,6 +515,16 @@ class TestPlaces:
         links = seen.read_text().splitlines()
         assert len(links) == 3
         assert [link for link in links if link.startswith("socket:")] == []
+
+
+@pytest.mark.parametrize("limit", [20, 64, 65])
+def test_a_keeper_that_could_keep_nothing_does_not_start(tmp_path: Path, limit: int) -> None:
+    """Its daemon would acknowledge memory that nobody keeps."""
+    words = [sys.executable, "-S", "-m", "gmemd.persist.keeper", "--listen", str(tmp_path / "sock"), "--exec", "true"]
+    done = subprocess.run(["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *words], check=False, cwd=ROOT,
+                          capture_output=True, text=True)  # fmt: skip
+    said = f"gmemd --keeper: a limit of {limit} open files leaves no room for memory: raise it (ulimit -n)\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_a_keeper_short_of_descriptors_refuses(start: Start) -> None:
