@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,3 +103,11 @@ def test_simulation_is_known_in_one_place() -> None:
     branching = [name for name, tree in ALL.items() if not name.startswith("kernel")
                  for node in ast.walk(tree) if isinstance(node, ast.If) and "simulated" in ast.unparse(node.test)]
     assert branching == []
+
+
+def test_a_start_loads_little() -> None:
+    """What a daemon that keeps nothing needs only later, if ever, does not delay its greeting."""
+    code = "import sys, gmemd.cli.gmemd, gmemd.loop, gmemd.daemon; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    loaded = set(said.split())
+    assert {"sqlite3", "datetime", "jsonschema", "jsonschema_rs", "aiohttp", "structlog", "_ssl"} & loaded == set()

@@ -15,7 +15,7 @@ from gmemd.commands.context import Caller, Change, Gmemd, record_of, settled, st
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import added, describe_memory
 from gmemd.errors import QmpError, close_fd, os_errors
-from gmemd.persist.delivery import opened_again
+from gmemd.persist.fdstore import opened_again
 from gmemd.ranges import SHARED, RangeMap
 
 if TYPE_CHECKING:

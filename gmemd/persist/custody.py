@@ -32,7 +32,7 @@ from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
 
 __all__ = ["BARRIER_TIMEOUT", "Custody", "Flush", "NotKept", "Wait", "wait_for"]
 
-Again = Callable[[int], int]  # another open file of the same file, as delivery.opened_again
+Again = Callable[[int], int]  # another open file of the same file, as fdstore.opened_again
 
 STORED_SOCKET = "s-"  # what the names of sockets in the store begin with
 BARRIER_TIMEOUT = 30.0  # seconds; systemd's daemon-reload with 4,000 fds in the store was seen to take 7

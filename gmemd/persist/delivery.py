@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from collections.abc import Callable, Iterable
 from typing import Literal
 
 from gmemd.persist.batch import Batch, Operation
-from gmemd.persist.fdstore import FdStore, File, Notifier
+from gmemd.persist.fdstore import FdStore, File, Notifier, opened_again
 from gmemd.persist.record import Record, Row, row_of
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.waits import Flush, Wait
@@ -193,12 +192,6 @@ def file_of(fd: int) -> File:
     """Which file a descriptor is of."""
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
-
-
-def opened_again(fd: int) -> int:
-    """Another open file of the same file, open for the same; OSError where there cannot be one."""
-    mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-    return os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def _rows(records: list[Record]) -> list[Row]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import socket
@@ -211,6 +212,12 @@ def runner_limit(environ: MutableMapping[str, str]) -> int:
     """Take $GMEMD_NOFILE: what a container's runner can hand down, of which the limit inside says nothing."""
     told = environ.pop("GMEMD_NOFILE", "")
     return int(told) if told.isdecimal() else UNLIMITED
+
+
+def opened_again(fd: int) -> int:
+    """Another open file of the same file, open for the same; OSError where there cannot be one."""
+    mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+    return os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def is_socket(fd: int) -> bool:
