@@ -333,7 +333,7 @@ class Daemon:
         for changes, settled in waiting:
             _after([change.ending for change in changes if change.ending is not None], settled)
         self._manager.status_changed()
-        self._flush()
+        self._loop.call_soon(self._flush)  # others have their turn between two flushes
 
     async def _close(self) -> None:
         self._closing = True

@@ -41,6 +41,7 @@ _READ_LITTLE = 2 * 1024  # when what was read weighed more than _MUCH: so many s
 _MUCH = 4 * READ_SIZE
 TURN_SECONDS = 50e-6  # after so long it is the turn of others, if any wait; a change waits for those behind it
 LONGEST_TURN_SECONDS = 500e-6  # and after so long in any case
+CHANGES_SECONDS = 5e-3  # of changes that are made durable together; a large batch is many such
 FDS_MAX = 253  # SCM_MAX_FD of the kernel; QEMU takes 16 of them
 QUEUE_MAX = 8  # QMP_REQ_QUEUE_LEN_MAX
 CUT_BYTES = 8 << 20
@@ -188,7 +189,10 @@ class Monitor:
             if began > turn_ends:
                 if not turn_ends:
                     last_end = began + LONGEST_TURN_SECONDS
-                elif not self._changes and (began > last_end or self._awaited(self._fd)):
+                elif self._changes:
+                    if began > last_end + CHANGES_SECONDS:  # they are settled, and then it goes on
+                        break
+                elif began > last_end or self._awaited(self._fd):
                     self._more = True
                     self._loop.call_soon(self._loop.call_soon, self._run)  # behind those who can be read by then
                     break
