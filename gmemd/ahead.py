@@ -15,14 +15,14 @@ from types import ModuleType, TracebackType
 
 import gmemd
 
+_BY_FD = "/proc/self/fd/"
 _SWITCH_SECONDS = 100e-6  # after which a thread lets the event loop go on
 
 
 class HeldDirectories:
     """Where modules are found, as it was when this was made: inside `with`, all imports are from there.
 
-    What is not needed is closed behind it; the rest stays open as long as the process lives, for it has become the
-    place of modules.
+    Behind it the directories are closed, and modules are said to be from where those were.
     """
 
     def __init__(self) -> None:
@@ -42,12 +42,31 @@ class HeldDirectories:
                  trace: TracebackType | None) -> None:
         sys.meta_path.remove(self)
         sys.setswitchinterval(self._interval)
-        files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
-        for place in [place for place in sys.path_importer_cache if place.startswith("/proc/self/fd/")]:
+        for module in list(sys.modules.values()):
+            self._move_back(module)
+        for place in [place for place in sys.path_importer_cache if place.startswith(_BY_FD)]:
             del sys.path_importer_cache[place]  # lists of what is there
-        for path, fd in list(self._held.items()):
-            if not any(file.startswith(f"/proc/self/fd/{fd}/") for file in files):
-                os.close(self._held.pop(path))
+        while self._held:
+            os.close(self._held.popitem()[1])
+
+    def _move_back(self, module: ModuleType) -> None:
+        """Let a module be from where its directory was, by name."""
+        spec = getattr(module, "__spec__", None)
+        for owner, name in ((module, "__file__"), (module, "__cached__"), (spec, "origin"), (spec, "cached"),
+                            (getattr(spec, "loader", None), "path")):
+            place = getattr(owner, name, None)
+            if isinstance(place, str) and place.startswith(_BY_FD):
+                setattr(owner, name, self._by_name(place))
+        for places in (getattr(module, "__path__", None), getattr(spec, "submodule_search_locations", None)):
+            if isinstance(places, list):
+                places[:] = map(self._by_name, places)
+
+    def _by_name(self, place: str) -> str:
+        """The same place by its directory's name."""
+        for path, fd in self._held.items():
+            if place == f"{_BY_FD}{fd}" or place.startswith(f"{_BY_FD}{fd}/"):
+                return path + place[len(f"{_BY_FD}{fd}"):]
+        return place
 
     def find_spec(self, name: str, path: Sequence[str] | None = None,
                   target: ModuleType | None = None) -> ModuleSpec | None:
@@ -58,5 +77,5 @@ class HeldDirectories:
         """The same place by the descriptor."""
         for held, fd in self._held.items():
             if path == held or path.startswith(f"{held}/"):
-                return f"/proc/self/fd/{fd}{path[len(held):]}"
+                return f"{_BY_FD}{fd}{path[len(held):]}"
         return path
