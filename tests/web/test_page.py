@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.patience import PATIENCE
 from tests.programs import ROOT, needs
@@ -61,6 +63,12 @@ def wait_until(browser: Any, script: str, *arguments: Any) -> float:
         assert time.monotonic() < began + PATIENCE, browser.page_source
         time.sleep(0.02)
     return time.monotonic() - began
+
+
+def shows(browser: Any, right: Callable[[Any], bool]) -> None:
+    """Wait until the page that was asked for is there."""
+    WebDriverWait(browser, PATIENCE, ignored_exceptions=(NoSuchElementException, StaleElementReferenceException)) \
+        .until(right)
 
 
 def open_live(browser: Any, url: str) -> None:
@@ -141,11 +149,11 @@ def test_the_page_works_without_javascript(site: Site, browser: Any) -> None:
         browser.get(site.url)
         assert len(browser.find_elements("css selector", "#rows tr")) == 50
         browser.find_element("link text", "Next").click()
-        assert browser.find_element("css selector", "#rows th").text.split()[0] == "o50"
+        shows(browser, lambda page: page.find_element("css selector", "#rows th").text.split()[0] == "o50")
         browser.find_element("css selector", "input[name=q]").send_keys("o11")
         browser.find_element("css selector", "form button").click()
+        shows(browser, lambda page: "1 to 11 of 11" in page.find_element("id", "paging").text)
         assert len(browser.find_elements("css selector", "#rows tr")) == 11
-        assert "1 to 11 of 11" in browser.find_element("id", "paging").text
     finally:
         emulate(browser)
 
