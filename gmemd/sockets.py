@@ -46,16 +46,21 @@ def bind_unix(path: str, *, mode: int = MODE, backlog: int = BACKLOG) -> socket.
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         with taking(path):
-            umask = os.umask(0o777 & ~mode)
-            try:
-                listener.bind(path)
-            finally:
-                os.umask(umask)
+            bind(listener, path, mode)
             listener.listen(backlog)
     except (OSError, ValueError) as exc:
         listener.close()
         raise QmpError(f"Failed to bind socket to {path}: {getattr(exc, 'strerror', None) or exc}") from exc
     return listener
+
+
+def bind(listener: socket.socket, path: str, mode: int) -> None:
+    """Bind a socket to a path that is taken; at no moment may more than `mode` allows connect. OSError, ValueError."""
+    umask = os.umask(0o777 & ~mode)
+    try:
+        listener.bind(path)
+    finally:
+        os.umask(umask)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import socket
 import sys
 
 from gmemd.lines import Lines
-from gmemd.sockets import taking
+from gmemd.sockets import bind, taking
 
 TYPE_CHECKING = False  # typing is not imported: the keeper is to be small
 if TYPE_CHECKING:
@@ -27,11 +27,7 @@ def listen_on(path: str, mode: int, group: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with taking(path):
-            umask = os.umask(0o777 & ~mode)
-            try:
-                listener.bind(path)
-            finally:
-                os.umask(umask)
+            bind(listener, path, mode)
             if group:
                 import grp  # rarely needed
 
