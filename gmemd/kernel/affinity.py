@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-from .hugepages import SYS
+from gmemd.kernel.hugepages import SYS
 
 
 def cpus_of(nodes: Iterable[int], sys: str = SYS) -> set[int]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, NamedTuple, Protocol
 
-from .uapi import OFFSET_MAX
+from gmemd.kernel.uapi import OFFSET_MAX
 
 PAGE_SIZE: Final = os.sysconf("SC_PAGESIZE")  # bytes; 4, 16 or 64 KiB on arm64
 POLICIES: Final = ("default", "preferred", "bind", "interleave")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..errors import QmpError
-from .base import Kernel
-from .linux import LinuxKernel, Unsupported
+from gmemd.errors import QmpError
+from gmemd.kernel.base import Kernel
+from gmemd.kernel.linux import LinuxKernel, Unsupported
 
 
 def choose_kernel(name: str, *, device: str = "/dev/kvm") -> Kernel:
@@ -28,8 +28,8 @@ def choose_kernel(name: str, *, device: str = "/dev/kvm") -> Kernel:
 
 def _simulated(profile: str | None, why: str) -> Kernel:
     """Return the simulation of a profile, or of the usual one."""
-    from .profiles import DEFAULT, PROFILES  # only here: most hosts need no simulation
-    from .simulated import SimulatedKernel
+    from gmemd.kernel.profiles import DEFAULT, PROFILES  # only here: most hosts need no simulation
+    from gmemd.kernel.simulated import SimulatedKernel
 
     profile = DEFAULT if profile is None else profile
     if profile not in PROFILES:

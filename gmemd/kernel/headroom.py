@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 
-from .base import Headroom, HugePool, NoHeadroom
-from .hugepages import huge_pools
+from gmemd.kernel.base import Headroom, HugePool, NoHeadroom
+from gmemd.kernel.hugepages import huge_pools
 
 PROC = "/proc"
 

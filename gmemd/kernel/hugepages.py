@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from .base import HugePool
+from gmemd.kernel.base import HugePool
 
 SYS = "/sys"
 PROC = "/proc"

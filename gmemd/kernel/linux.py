@@ -14,10 +14,10 @@ import os
 from collections.abc import Sequence
 from struct import Struct, unpack_from
 
-from . import residency, syscalls, uapi
-from .base import PAGE_SIZE, PageInUse, refuse
-from .memory import OrdinaryMemory
-from .probe import attempt, outcome
+from gmemd.kernel import residency, syscalls, uapi
+from gmemd.kernel.base import PAGE_SIZE, PageInUse, refuse
+from gmemd.kernel.memory import OrdinaryMemory
+from gmemd.kernel.probe import attempt, outcome
 
 SHARED = uapi.GUEST_MEMFD_FLAG_MMAP | uapi.GUEST_MEMFD_FLAG_INIT_SHARED  # what another process's VM can use
 
@@ -76,7 +76,7 @@ class LinuxKernel(OrdinaryMemory):
             raise PageInUse(unpack_from("<Q", request, 32)[0]) from None
 
     def probe(self) -> dict[str, int | str]:
-        from .profiles import DEFAULT, PROFILES  # only here, for `gmemctl doctor`
+        from gmemd.kernel.profiles import DEFAULT, PROFILES  # only here, for `gmemctl doctor`
 
         found: dict[str, int | str] = {}
         for name in PROFILES[DEFAULT].capabilities:

@@ -12,9 +12,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from gmemd.holders import Shown, shown_as, target
-
-from . import backing, syscalls, uapi
-from .base import PAGE_SIZE
+from gmemd.kernel import backing, syscalls, uapi
+from gmemd.kernel.base import PAGE_SIZE
 
 
 def shown(fds: Sequence[int]) -> list[Shown]:

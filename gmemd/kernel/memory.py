@@ -11,10 +11,10 @@ from functools import cached_property, partial
 from stat import S_ISREG
 from typing import Self
 
-from . import backing, hugepages, numa, residency, standin, syscalls, uapi
-from .base import PAGE_SIZE, Headroom, HugePool, check_inside, check_range, refuse
-from .headroom import HeadroomReader, check_memory, check_pool
-from .populate import populate
+from gmemd.kernel import backing, hugepages, numa, residency, standin, syscalls, uapi
+from gmemd.kernel.base import PAGE_SIZE, Headroom, HugePool, check_inside, check_range, refuse
+from gmemd.kernel.headroom import HeadroomReader, check_memory, check_pool
+from gmemd.kernel.populate import populate
 
 
 class OrdinaryMemory:

@@ -6,8 +6,8 @@ import errno
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from . import syscalls, uapi
-from .base import refuse
+from gmemd.kernel import syscalls, uapi
+from gmemd.kernel.base import refuse
 
 _MODES = {
     "default": uapi.MPOL_DEFAULT,

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final
 
-from . import backing, syscalls, uapi
-from .base import PAGE_SIZE, refuse
-from .headroom import HeadroomReader, check_memory, check_pool
+from gmemd.kernel import backing, syscalls, uapi
+from gmemd.kernel.base import PAGE_SIZE, refuse
+from gmemd.kernel.headroom import HeadroomReader, check_memory, check_pool
 
 STEP: Final = 128 << 20  # bytes
 UNIT: Final = 2 << 20  # bytes; small objects are shared among the threads in multiples of this

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import uapi
-from .base import PAGE_SIZE, Kernel
+from gmemd.kernel import uapi
+from gmemd.kernel.base import PAGE_SIZE, Kernel
 
 SIZES = {"0": 0, "1": 1, "page-1": PAGE_SIZE - 1, "page+1": PAGE_SIZE + 1, "2^63": 1 << 63}
 FLAGS = range(9)

@@ -10,7 +10,7 @@ import errno
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from . import uapi
+from gmemd.kernel import uapi
 
 _SHARED = uapi.GUEST_MEMFD_FLAG_MMAP | uapi.GUEST_MEMFD_FLAG_INIT_SHARED
 DEFAULT: Final = "6.18"

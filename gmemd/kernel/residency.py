@@ -13,8 +13,8 @@ import os
 import re
 from functools import cache
 
-from . import syscalls, uapi
-from .base import PAGE_SIZE, check_range, refuse
+from gmemd.kernel import syscalls, uapi
+from gmemd.kernel.base import PAGE_SIZE, check_range, refuse
 
 
 def resident(fd: int, offset: int = 0, size: int = 0) -> int:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import os
 
-from . import standin, uapi
-from .base import PAGE_SIZE, refuse
-from .memory import OrdinaryMemory
-from .probe import attempt
-from .profiles import DEFAULT, PROFILES, Profile
+from gmemd.kernel import standin, uapi
+from gmemd.kernel.base import PAGE_SIZE, refuse
+from gmemd.kernel.memory import OrdinaryMemory
+from gmemd.kernel.probe import attempt
+from gmemd.kernel.profiles import DEFAULT, PROFILES, Profile
 
 
 class SimulatedKernel(OrdinaryMemory):

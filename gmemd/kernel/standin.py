@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 
-from . import uapi
+from gmemd.kernel import uapi
 
 MODE = 0o600  # as a guest_memfd; stops other users from opening it anew by /proc/PID/fd/N
 SEALS = uapi.F_SEAL_SEAL | uapi.F_SEAL_SHRINK | uapi.F_SEAL_GROW

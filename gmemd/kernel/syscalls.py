@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from . import uapi
+from gmemd.kernel import uapi
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 

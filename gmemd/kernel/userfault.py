@@ -11,7 +11,7 @@ import fcntl
 import os
 from struct import Struct
 
-from . import maps, syscalls, uapi
+from gmemd.kernel import maps, syscalls, uapi
 
 UFFDIO_REGISTER = 0xC020AA00
 UFFDIO_REGISTER_MODE_MISSING = 1 << 0

@@ -18,8 +18,8 @@ import mmap
 import os
 from collections.abc import Iterator
 
-from . import backing, residency, syscalls, uapi
-from .base import PAGE_SIZE
+from gmemd.kernel import backing, residency, syscalls, uapi
+from gmemd.kernel.base import PAGE_SIZE
 
 WINDOW = 16 << 20  # bytes that are mapped, read or written at a time
 

@@ -10,10 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-from .document import json_schema
-from .entities import Entities
-from .qapi import load
-from .reference import reference
+from gmemd.schema.document import json_schema
+from gmemd.schema.entities import Entities
+from gmemd.schema.qapi import load
+from gmemd.schema.reference import reference
 
 HERE = Path(__file__).parent
 REFERENCE = HERE.parent.parent / "docs" / "reference.md"

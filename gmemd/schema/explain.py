@@ -17,8 +17,7 @@ import jsonschema_rs
 from gmemd.errors import QmpError
 from gmemd.ghashtable import first_unexpected
 from gmemd.qmp.encode import member_order
-
-from .validate import references
+from gmemd.schema.validate import references
 
 _WRAP: Final = 1 << 64
 _WRAPPED: Final = ("size", "uint64")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .keyval import has_bad_id, split
-from .validate import Schema
+from gmemd.schema.keyval import has_bad_id, split
+from gmemd.schema.validate import Schema
 
 _WIDTH = 22  # of NAME=<TYPE>, where it fits
 _HELP = ("help", "?")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .entities import (
+from gmemd.schema.entities import (
     EMPTY,
     Alternate,
     Array,

@@ -13,9 +13,8 @@ from typing import Any, Final
 
 from gmemd.errors import QmpError
 from gmemd.ghashtable import first_unexpected
-
-from .sizes import parse_range, parse_size, parse_uint
-from .validate import Schema
+from gmemd.schema.sizes import parse_range, parse_size, parse_uint
+from gmemd.schema.validate import Schema
 
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
 _STRAY_NUL = re.compile(r"stray ''$")

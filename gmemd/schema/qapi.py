@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .entities import (
+from gmemd.schema.entities import (
     BUILTINS,
     EMPTY,
     MISSING,
@@ -27,10 +27,10 @@ from .entities import (
     Member,
     Object,
 )
-from .qapi_checks import check_entities
-from .qapi_rules import check_expression, kind_of
-from .qapi_text import Expression, Source, read_file
-from .qapi_tokens import QapiError, Where
+from gmemd.schema.qapi_checks import check_entities
+from gmemd.schema.qapi_rules import check_expression, kind_of
+from gmemd.schema.qapi_text import Expression, Source, read_file
+from gmemd.schema.qapi_tokens import QapiError, Where
 
 __all__ = ["QapiError", "load", "main_file"]
 

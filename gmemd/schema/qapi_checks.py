@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .entities import (
+from gmemd.schema.entities import (
     EMPTY,
     Alternate,
     Array,
@@ -22,9 +22,9 @@ from .entities import (
     Object,
     Type,
 )
-from .qapi_doc import Doc
-from .qapi_rules import c_name
-from .qapi_tokens import QapiError, Where
+from gmemd.schema.qapi_doc import Doc
+from gmemd.schema.qapi_rules import c_name
+from gmemd.schema.qapi_tokens import QapiError, Where
 
 
 def check_entities(entities: Entities) -> None:

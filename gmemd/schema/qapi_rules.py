@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from .qapi_text import Expression
-from .qapi_tokens import Pragma, QapiError, Where
+from gmemd.schema.qapi_text import Expression
+from gmemd.schema.qapi_tokens import Pragma, QapiError, Where
 
 KINDS = ("enum", "struct", "union", "alternate", "command", "event")
 

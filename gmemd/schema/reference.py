@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
-from .document import default_value
-from .entities import (
+from gmemd.schema.document import default_value
+from gmemd.schema.entities import (
     EMPTY,
     MISSING,
     Branch,
@@ -18,7 +18,7 @@ from .entities import (
     Member,
     Object,
 )
-from .qapi_doc import Doc
+from gmemd.schema.qapi_doc import Doc
 
 _HEAD = """\
 # Reference

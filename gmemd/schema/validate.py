@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 
 if TYPE_CHECKING:
-    from .explain import Judge
+    from gmemd.schema.explain import Judge
 
 _HERE: Final = os.path.dirname(__file__)
 OBJECT_ADD: Final = "object-add"
@@ -118,7 +118,7 @@ class Schema:
     def judge(self) -> Judge:
         """The slow path; the first use imports `jsonschema`, unless `prepare` has done so."""
         if self._judge is None:
-            from .explain import Judge
+            from gmemd.schema.explain import Judge
 
             self._judge = Judge(self.document, reject_unstable=self._reject_unstable)
         return self._judge
