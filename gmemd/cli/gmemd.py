@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["schema"]:
-        from gmemd.schema.compile import main as schema_main
+        from gmemd.qapi.compile import main as schema_main
 
         return schema_main(arguments[1:])
     if arguments[:1] == ["demo"]:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import gmemd.schema
-from gmemd.schema.document import json_schema
-from gmemd.schema.entities import Enum
-from gmemd.schema.qapi import load
+from gmemd.qapi.document import json_schema
+from gmemd.qapi.entities import Enum
+from gmemd.qapi.load import load
 from gmemd.schema.validate import Schema
 from tests.emulator.conftest import MIB, PC, Machine, Start
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gmemd.ghashtable import first_unexpected
+from gmemd.qapi.entities import Alternate, Array, Builtin, Entities, Enum, Member, Object
 from gmemd.qmp.encode import member_order
-from gmemd.schema.entities import Alternate, Array, Builtin, Entities, Enum, Member, Object
 
 
 class Fault(Exception):

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from gmemd.errors import QmpError
-from gmemd.schema.compile import main
+from gmemd.qapi.compile import main
 from gmemd.schema.explain import Judge
 
 OTHER = """

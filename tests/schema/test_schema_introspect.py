@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gmemd.schema.introspect import holds, introspect
-from gmemd.schema.qapi import load
+from gmemd.qapi.introspect import holds, introspect
+from gmemd.qapi.load import load
 from gmemd.schema.validate import Schema
 from tests.conformance.schema_slice import schema_slice
 

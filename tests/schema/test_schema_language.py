@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.schema.entities import Alternate, Entities, Enum, Object
-from gmemd.schema.qapi import QapiError, load
+from gmemd.qapi.entities import Alternate, Entities, Enum, Object
+from gmemd.qapi.load import QapiError, load
 
 
 def compile_text(directory: Path, text: str, **others: str) -> Entities:

@@ -9,10 +9,10 @@ import jsonschema
 import jsonschema_rs
 import pytest
 
-from gmemd.schema.__main__ import HERE, main, stale
-from gmemd.schema.document import default_value
-from gmemd.schema.entities import MISSING, Array, Command, Definition, Enum, Event, Object
-from gmemd.schema.qapi import load
+from gmemd.qapi.__main__ import HERE, main, stale
+from gmemd.qapi.document import default_value
+from gmemd.qapi.entities import MISSING, Array, Command, Definition, Enum, Event, Object
+from gmemd.qapi.load import load
 from gmemd.schema.validate import Schema
 
 ENTITIES = load(HERE / "qapi")
@@ -23,7 +23,7 @@ OBJECTS = [entity for entity in DEFINITIONS.values() if isinstance(entity, Objec
 
 
 def test_derived_files_are_current() -> None:
-    """qom.json and docs/reference.md say what the source says; python -m gmemd.schema --write makes them."""
+    """qom.json and docs/reference.md say what the source says; python -m gmemd.qapi --write makes them."""
     assert stale() == []
     assert main(["--check"]) == 0
 
@@ -32,7 +32,7 @@ def test_stale_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     """--check says which file is stale, --write brings it up to date."""
     copy = tmp_path / "gmemd" / "schema"
     copy.mkdir(parents=True)
-    monkeypatch.setattr("gmemd.schema.__main__.HERE", copy)
+    monkeypatch.setattr("gmemd.qapi.__main__.HERE", copy)
     (copy / "qapi").symlink_to(HERE / "qapi")
     (copy / "qom.json").write_text("{}")
     assert main(["--check"]) == 1

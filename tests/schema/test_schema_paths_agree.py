@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import gmemd.schema.validate
 from gmemd.errors import QmpError
-from gmemd.schema.entities import Array, Builtin, Entities, Enum, Object
-from gmemd.schema.qapi import load
+from gmemd.qapi.entities import Array, Builtin, Entities, Enum, Object
+from gmemd.qapi.load import load
 from gmemd.schema.validate import Schema
 from tests.schema.reference_visitor import Fault, Visitor
 

@@ -236,7 +236,7 @@ import sys
 from gmemd.schema.validate import Schema
 schema = Schema.load()
 schema.introspection()
-heavy = {"jsonschema", "jsonschema_rs", "referencing", "gmemd.schema.qapi", "gmemd.schema.document", "pathlib"}
+heavy = {"jsonschema", "jsonschema_rs", "referencing", "gmemd.qapi.load", "gmemd.qapi.document", "pathlib"}
 print(sorted(heavy & set(sys.modules)))
 schema.check_object({"qom-type": "memory-backend-ram", "id": "m0", "size": 4096})
 print(sorted(heavy & set(sys.modules)))

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from gmemd.schema.qapi_doc import Doc
-from gmemd.schema.qapi_tokens import Pragma, Where
+from gmemd.qapi.doc import Doc
+from gmemd.qapi.tokens import Pragma, Where
 
 
 class _Missing:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gmemd.schema.entities import (
+from gmemd.qapi.doc import Doc
+from gmemd.qapi.entities import (
     EMPTY,
     Alternate,
     Array,
@@ -22,9 +23,8 @@ from gmemd.schema.entities import (
     Object,
     Type,
 )
-from gmemd.schema.qapi_doc import Doc
-from gmemd.schema.qapi_rules import c_name
-from gmemd.schema.qapi_tokens import QapiError, Where
+from gmemd.qapi.rules import c_name
+from gmemd.qapi.tokens import QapiError, Where
 
 
 def check_entities(entities: Entities) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from gmemd.schema.entities import (
+from gmemd.qapi.entities import (
     BUILTINS,
     EMPTY,
     MISSING,
@@ -27,7 +27,7 @@ from gmemd.schema.entities import (
     Member,
     Object,
 )
-from gmemd.schema.introspect import introspect
+from gmemd.qapi.introspect import introspect
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 NO_MEMBERS: Final = "Nothing"

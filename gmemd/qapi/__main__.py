@@ -1,4 +1,4 @@
-"""`python -m gmemd.schema`: derive qom.json, emulator.json and docs/reference.md from the QAPI source.
+"""`python -m gmemd.qapi`: derive qom.json, emulator.json and docs/reference.md from the QAPI source.
 
 `--write` writes them, `--check` says which is stale and exits with 1, without either the first is printed.
 """
@@ -10,12 +10,12 @@ import json
 import sys
 from pathlib import Path
 
-from gmemd.schema.document import json_schema
-from gmemd.schema.entities import Entities
-from gmemd.schema.qapi import load
-from gmemd.schema.reference import reference
+from gmemd.qapi.document import json_schema
+from gmemd.qapi.entities import Entities
+from gmemd.qapi.load import load
+from gmemd.qapi.reference import reference
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "schema"
 REFERENCE = HERE.parent.parent / "docs" / "reference.md"
 
 
@@ -44,7 +44,7 @@ def stale() -> list[Path]:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m gmemd.schema", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gmemd.qapi", description=__doc__)
     parser.add_argument("--write", action="store_true", help="write the derived files")
     parser.add_argument("--check", action="store_true", help="fail if a derived file is stale")
     options = parser.parse_args(argv)
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             path.write_text(text, encoding="utf-8")
     elif options.check:
         for path in stale():
-            print(f"{path} is stale: run python -m gmemd.schema --write", file=sys.stderr)
+            print(f"{path} is stale: run python -m gmemd.qapi --write", file=sys.stderr)
         return 1 if stale() else 0
     else:
         print(derived()[HERE / "qom.json"], end="")

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from gmemd.schema.qapi_doc import Line
+from gmemd.qapi.doc import Line
 
 
 @dataclass(frozen=True)

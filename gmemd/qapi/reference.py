@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
-from gmemd.schema.document import default_value
-from gmemd.schema.entities import (
+from gmemd.qapi.doc import Doc
+from gmemd.qapi.document import default_value
+from gmemd.qapi.entities import (
     EMPTY,
     MISSING,
     Branch,
@@ -18,13 +19,12 @@ from gmemd.schema.entities import (
     Member,
     Object,
 )
-from gmemd.schema.qapi_doc import Doc
 
 _HEAD = """\
 # Reference
 
 Every command, event and type that gmemd speaks.
-Generated from `gmemd/schema/qapi/` by `python -m gmemd.schema --write`; change it there.
+Generated from `gmemd/schema/qapi/` by `python -m gmemd.qapi --write`; change it there.
 
 Versions are QEMU's unless gmemd is named.
 An argument without a default may be left out only where it is marked *optional*.

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gmemd.schema.document import json_schema
-from gmemd.schema.introspect import introspect
-from gmemd.schema.qapi import QapiError, load, main_file
+from gmemd.qapi.document import json_schema
+from gmemd.qapi.introspect import introspect
+from gmemd.qapi.load import QapiError, load, main_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:

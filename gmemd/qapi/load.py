@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gmemd.schema.entities import (
+from gmemd.qapi.checks import check_entities
+from gmemd.qapi.entities import (
     BUILTINS,
     EMPTY,
     MISSING,
@@ -27,10 +28,9 @@ from gmemd.schema.entities import (
     Member,
     Object,
 )
-from gmemd.schema.qapi_checks import check_entities
-from gmemd.schema.qapi_rules import check_expression, kind_of
-from gmemd.schema.qapi_text import Expression, Source, read_file
-from gmemd.schema.qapi_tokens import QapiError, Where
+from gmemd.qapi.rules import check_expression, kind_of
+from gmemd.qapi.text import Expression, Source, read_file
+from gmemd.qapi.tokens import QapiError, Where
 
 __all__ = ["QapiError", "load", "main_file"]
 

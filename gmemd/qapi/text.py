@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gmemd.schema.qapi_doc import Doc, DocError, parse_doc
-from gmemd.schema.qapi_tokens import Pragma, QapiError, Tokens, Where
+from gmemd.qapi.doc import Doc, DocError, parse_doc
+from gmemd.qapi.tokens import Pragma, QapiError, Tokens, Where
 
 
 @dataclass(frozen=True)

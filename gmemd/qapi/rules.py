@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gmemd.schema.qapi_text import Expression
-from gmemd.schema.qapi_tokens import Pragma, QapiError, Where
+from gmemd.qapi.text import Expression
+from gmemd.qapi.tokens import Pragma, QapiError, Where
 
 KINDS = ("enum", "struct", "union", "alternate", "command", "event")
 

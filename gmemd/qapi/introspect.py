@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gmemd.schema.entities import (
+from gmemd.qapi.entities import (
     EMPTY,
     Alternate,
     Array,
