@@ -16,8 +16,8 @@ import pytest
 
 from gmemd.cli.gmemd import parse_qmp
 from gmemd.errors import QmpError
-from gmemd.persist.launch import listen_on
-from gmemd.persist.mailbox import Mailbox
+from gmemd.keeper.launch import listen_on
+from gmemd.keeper.mailbox import Mailbox
 from gmemd.sockets import bind_unix, identity, path_of, remove_own, split_unix, taking, written
 from gmemd.testing import RunningGmemd
 from gmemd.web.address import listen, parse_http

@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return demo_main(arguments[1:])
     try:
         if "--keeper" in arguments:
-            from gmemd.persist.keeper import run_keeper
+            from gmemd.keeper.keeper import run_keeper
 
             return run_keeper(keeper_arguments(arguments))
         gc.disable()  # until the daemon serves: imports make no garbage

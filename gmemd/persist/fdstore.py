@@ -26,7 +26,7 @@ from array import array
 from collections.abc import Iterable, MutableMapping
 
 from gmemd.errors import QmpError
-from gmemd.persist.kept import BARRIER_ANSWERS
+from gmemd.keeper.kept import BARRIER_ANSWERS
 from gmemd.survival import SPARED
 
 DEFAULT_LIMIT = 1024  # FileDescriptorStoreMax= of the shipped unit; systemd < 254 does not announce it

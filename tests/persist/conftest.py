@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gmemd.keeper.keeper import Keeper
+from gmemd.keeper.options import Options
 from gmemd.persist.fdstore import Notifier
-from gmemd.persist.keeper import Keeper
-from gmemd.persist.keeper_options import Options
 from tests.persist.manager import StandIn
 
 

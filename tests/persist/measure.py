@@ -88,7 +88,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if sys.argv[1:] else "/dev/shm") as directory:
         daemon = [sys.executable, "-m", "tests.persist.measure", directory]
         print(f"{'us':14}{'25 %':>9}{'50 %':>9}{'75 %':>9}", flush=True)
-        keeper = [sys.executable, "-m", "gmemd.persist.keeper", "--listen", f"{directory}/sock", "--exec", *daemon]
+        keeper = [sys.executable, "-m", "gmemd.keeper.keeper", "--listen", f"{directory}/sock", "--exec", *daemon]
         subprocess.run(keeper, check=True)
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from gmemd.persist.keeper import Keeper
-from gmemd.persist.keeper_options import Options, parse
+from gmemd.keeper.keeper import Keeper
+from gmemd.keeper.options import Options, parse
 from tests.patience import PATIENCE
 
 TOY = str(Path(__file__).with_name("toy.py"))
@@ -34,7 +34,7 @@ class Kept:
         self.path = str(directory / "sock")
         toy = command or [sys.executable, "-S", TOY, str(directory / "registry"), how]
         self.process = subprocess.Popen(
-            [sys.executable, "-S", "-m", "gmemd.persist.keeper", "--listen", self.path, "--restart-delay", "0",
+            [sys.executable, "-S", "-m", "gmemd.keeper.keeper", "--listen", self.path, "--restart-delay", "0",
              *options, "--exec", *toy],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": ROOT}, text=True,
         )  # fmt: skip
@@ -395,7 +395,7 @@ class TestPid1:
 class TestStart:
     def run(self, *argv: str) -> tuple[int, str]:
         done = subprocess.run(
-            [sys.executable, "-S", "-m", "gmemd.persist.keeper", *argv], capture_output=True, text=True,
+            [sys.executable, "-S", "-m", "gmemd.keeper.keeper", *argv], capture_output=True, text=True,
             env={**os.environ, "PYTHONPATH": ROOT}, check=False,
         )  # fmt: skip
         return done.returncode, done.stderr
@@ -416,7 +416,7 @@ class TestStart:
 
     def test_limit_of_open_files(self) -> None:
         """The store is never larger than what can be held and handed down at once."""
-        keeper = f"{sys.executable} -S -m gmemd.persist.keeper --fdstore-max 500 --exec sh -c 'echo $FDSTORE'"
+        keeper = f"{sys.executable} -S -m gmemd.keeper.keeper --fdstore-max 500 --exec sh -c 'echo $FDSTORE'"
         for limit, announced in ((66, "1"), (164, "50"), (1064, "500")):
             done = subprocess.run(
                 ["sh", "-c", f"ulimit -n {limit}; exec {keeper}"], capture_output=True, text=True, check=True,
@@ -439,7 +439,7 @@ class TestStart:
 
     def test_imports_little(self) -> None:
         """What the keeper does not import cannot fail in it, and takes no memory."""
-        program = "import sys, gmemd.persist.keeper; print(*sys.modules)"
+        program = "import sys, gmemd.keeper.keeper; print(*sys.modules)"
         done = subprocess.run(
             [sys.executable, "-S", "-c", program], capture_output=True, text=True, check=True,
             env={**os.environ, "PYTHONPATH": ROOT},
@@ -464,7 +464,7 @@ class TestPlaces:
 
     def start(self, path: Path, how: str = "") -> tuple[int, str]:
         """Start a keeper whose daemon ends at once; its status, and what it said."""
-        words = [sys.executable, "-S", "-m", "gmemd.persist.keeper", "--listen", str(path), "--exec", "sh", "-c",
+        words = [sys.executable, "-S", "-m", "gmemd.keeper.keeper", "--listen", str(path), "--exec", "sh", "-c",
                  "exit 7"]
         done = subprocess.run(["sh", "-c", f'exec "$@" {how}', "sh", *words], capture_output=True, text=True,
                               env={**os.environ, "PYTHONPATH": ROOT}, check=False)  # fmt: skip
@@ -507,7 +507,7 @@ class TestPlaces:
         """None of their numbers goes to a socket of the keeper, and the daemon finds all three open."""
         seen = tmp_path / "seen"
         look = f"for n in 0 1 2; do readlink /proc/$$/fd/$n; done >{seen}; exit 7"
-        words = [sys.executable, "-S", "-m", "gmemd.persist.keeper", "--listen", str(tmp_path / "sock"), "--exec",
+        words = [sys.executable, "-S", "-m", "gmemd.keeper.keeper", "--listen", str(tmp_path / "sock"), "--exec",
                  "sh", "-c", look]  # fmt: skip
         done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *words], check=False,
                               env={**os.environ, "PYTHONPATH": ROOT})  # fmt: skip
@@ -520,7 +520,7 @@ class TestPlaces:
 @pytest.mark.parametrize("limit", [20, 64, 65])
 def test_a_keeper_that_could_keep_nothing_does_not_start(tmp_path: Path, limit: int) -> None:
     """Its daemon would acknowledge memory that nobody keeps."""
-    words = [sys.executable, "-S", "-m", "gmemd.persist.keeper", "--listen", str(tmp_path / "sock"), "--exec", "true"]
+    words = [sys.executable, "-S", "-m", "gmemd.keeper.keeper", "--listen", str(tmp_path / "sock"), "--exec", "true"]
     done = subprocess.run(["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *words], check=False, cwd=ROOT,
                           capture_output=True, text=True)  # fmt: skip
     said = f"gmemd --keeper: a limit of {limit} open files leaves no room for memory: raise it (ulimit -n)\n"

@@ -24,7 +24,7 @@ import gmemd.persist.registry
 import gmemd.schema.help
 import gmemd.schema.keyval
 from gmemd.ahead import HeldDirectories
-from gmemd.persist.keeper import run_keeper
+from gmemd.keeper.keeper import run_keeper
 from gmemd.schema.validate import Schema
 from tests.robustness.world import HOLD, NEXT
 

@@ -33,10 +33,10 @@ import time
 from array import array
 from time import monotonic
 
-from gmemd.persist.keeper_options import RESTART_DELAY, Options, parse
-from gmemd.persist.kept import BARRIER_ANSWERS, KeptFds, valid_name
-from gmemd.persist.launch import become, fit_limit, kill_group, listen_on, log, parent, wait_logged
-from gmemd.persist.mailbox import Mailbox, fields_of
+from gmemd.keeper.kept import BARRIER_ANSWERS, KeptFds, valid_name
+from gmemd.keeper.launch import become, fit_limit, kill_group, listen_on, log, parent, wait_logged
+from gmemd.keeper.mailbox import Mailbox, fields_of
+from gmemd.keeper.options import RESTART_DELAY, Options, parse
 from gmemd.persist.private import exposed
 from gmemd.sockets import Identity, identity, remove_own
 from gmemd.streams import open_standard_streams, say

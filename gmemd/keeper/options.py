@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gmemd.persist.launch import same_program
+from gmemd.keeper.launch import same_program
 
 FDSTORE_MAX = 1024  # as in the shipped unit
 RESTART_DELAY = 0.1  # seconds, RestartSec= of the shipped unit

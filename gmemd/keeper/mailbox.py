@@ -9,7 +9,7 @@ import struct
 from array import array
 from collections.abc import Callable
 
-from gmemd.persist.launch import log
+from gmemd.keeper.launch import log
 from gmemd.sockets import Identity, identity, remove_own, taking
 
 MESSAGE_MAX = 4096  # bytes, as systemd's NOTIFY_BUFFER_MAX: a longer one is ignored with its fds
