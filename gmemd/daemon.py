@@ -35,12 +35,12 @@ from gmemd.log import log, wait_written
 from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
 from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
+from gmemd.posix.sockets import bind_unix
 from gmemd.qmp.listener import Listener
 from gmemd.qmp.monitor import Monitor
 from gmemd.qmp.room import Room
 from gmemd.qmp.session import Event
 from gmemd.schema.validate import Schema
-from gmemd.sockets import bind_unix
 
 if TYPE_CHECKING:
     from gmemd.web.address import Address

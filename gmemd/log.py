@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from gmemd.errors import QmpError
-from gmemd.lines import Lines
+from gmemd.posix.lines import Lines
 
 LEVELS: Final = ("debug", "info", "warning", "error")
 FLUSH_SECONDS: Final = 0.05

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.lines import WAITING_MAX, Lines
+from gmemd.posix.lines import WAITING_MAX, Lines
 from gmemd.qmp.client import Client
 from tests.daemon import Daemon
 from tests.patience import PATIENCE

@@ -18,7 +18,7 @@ from gmemd.cli.gmemd import parse_qmp
 from gmemd.errors import QmpError
 from gmemd.keeper.launch import listen_on
 from gmemd.keeper.mailbox import Mailbox
-from gmemd.sockets import bind_unix, identity, path_of, remove_own, split_unix, taking, written
+from gmemd.posix.sockets import bind_unix, identity, path_of, remove_own, split_unix, taking, written
 from gmemd.testing import RunningGmemd
 from gmemd.web.address import listen, parse_http
 from tests.daemon import Daemon

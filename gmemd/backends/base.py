@@ -14,10 +14,10 @@ import os
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-from gmemd import boottime
 from gmemd.errors import QmpError, close_fd
 from gmemd.kernel.base import Kernel
 from gmemd.lease import Lease
+from gmemd.posix import boottime
 from gmemd.qmp.encode import encode
 from gmemd.ranges import RangeMap
 

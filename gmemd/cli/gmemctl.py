@@ -16,8 +16,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError
-from gmemd.sockets import path_of
-from gmemd.streams import open_standard_streams
+from gmemd.posix.sockets import path_of
+from gmemd.posix.streams import open_standard_streams
 
 if TYPE_CHECKING:
     from gmemd.cli.verbs import Connection

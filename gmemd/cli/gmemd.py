@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from gmemd import __version__
 from gmemd.errors import QmpError, os_errors
-from gmemd.sockets import split_unix
-from gmemd.streams import open_standard_streams, say
+from gmemd.posix.sockets import split_unix
+from gmemd.posix.streams import open_standard_streams, say
 
 TYPE_CHECKING = False  # typing and argparse are not imported for the keeper, which is to be small
 if TYPE_CHECKING:

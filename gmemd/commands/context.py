@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import reconcile
-from gmemd.boottime import from_record, on_the_wall
 from gmemd.changes.threads import close_beside
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.fds import FdSets, NamedFds
@@ -29,6 +28,7 @@ from gmemd.lease import Lease
 from gmemd.metrics import Counters
 from gmemd.objects import BACKENDS, Objects
 from gmemd.persist.record import Record
+from gmemd.posix.boottime import from_record, on_the_wall
 from gmemd.qmp.encode import encode
 from gmemd.qmp.session import Session
 from gmemd.ranges import RangeMap

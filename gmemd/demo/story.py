@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from gmemd.demo import guest
+from gmemd.posix.sockets import written
 from gmemd.qmp.client import Client
-from gmemd.sockets import written
 
 SIZE = 2 << 20  # bytes of the object; the guest lives in the first half
 HALF = SIZE // 2

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from gmemd.emulator.commandline import CommandLine, parse
 from gmemd.emulator.pidfile import pid_file
 from gmemd.errors import QmpError
-from gmemd.streams import open_standard_streams, say
+from gmemd.posix.streams import open_standard_streams, say
 
 NAME = "gmemd-emulator"
 _HINTS = {

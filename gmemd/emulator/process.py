@@ -18,7 +18,7 @@ from gmemd.emulator.machine import Machine, machine_of
 from gmemd.emulator.plug import plug
 from gmemd.errors import QmpError
 from gmemd.persist.manager import Manager
-from gmemd.sockets import bind_unix
+from gmemd.posix.sockets import bind_unix
 
 
 class Emulator(Daemon):

@@ -37,9 +37,9 @@ from gmemd.keeper.kept import BARRIER_ANSWERS, KeptFds, valid_name
 from gmemd.keeper.launch import become, fit_limit, kill_group, listen_on, log, parent, wait_logged
 from gmemd.keeper.mailbox import Mailbox, fields_of
 from gmemd.keeper.options import RESTART_DELAY, Options, parse
-from gmemd.persist.private import exposed
-from gmemd.sockets import Identity, identity, remove_own
-from gmemd.streams import open_standard_streams, say
+from gmemd.posix.private import exposed
+from gmemd.posix.sockets import Identity, identity, remove_own
+from gmemd.posix.streams import open_standard_streams, say
 
 RESTART_DELAY_MAX = 5.0  # seconds
 STEADY = 1.0  # seconds; a daemon that served this long is started again at once

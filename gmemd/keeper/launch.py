@@ -9,8 +9,8 @@ import signal
 import socket
 import sys
 
-from gmemd.lines import Lines
-from gmemd.sockets import bind, taking
+from gmemd.posix.lines import Lines
+from gmemd.posix.sockets import bind, taking
 
 TYPE_CHECKING = False  # typing is not imported: the keeper is to be small
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable
 
 from gmemd.keeper.launch import log
-from gmemd.sockets import Identity, identity, remove_own, taking
+from gmemd.posix.sockets import Identity, identity, remove_own, taking
 
 MESSAGE_MAX = 4096  # bytes, as systemd's NOTIFY_BUFFER_MAX: a longer one is ignored with its fds
 RIGHTS_MAX = 253  # fds a message, the kernel's SCM_MAX_FD

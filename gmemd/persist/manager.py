@@ -22,10 +22,10 @@ from gmemd.persist.fdstore import (
     store_limit,
     watchdog_seconds,
 )
-from gmemd.persist.private import exposed
 from gmemd.persist.record import State
 from gmemd.persist.restore import Identify, Restored, sort_out
 from gmemd.persist.unit import ask, own_unit
+from gmemd.posix.private import exposed
 from gmemd.survival import Keeping, Unit
 
 if TYPE_CHECKING:

@@ -23,10 +23,10 @@ import sqlite3
 from collections.abc import Callable, Collection, Sequence, Set
 
 from gmemd.errors import QmpError
-from gmemd.persist.private import make_private
 from gmemd.persist.reason import reason
 from gmemd.persist.record import COLUMNS, Damaged, Record, Row, State, record_of, row_of, state_of, state_row
 from gmemd.persist.salvage import new_file, put_in_place, salvage
+from gmemd.posix.private import make_private
 
 Migration = Callable[[sqlite3.Connection], None]
 

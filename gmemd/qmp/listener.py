@@ -7,7 +7,7 @@ import select
 import socket
 from collections.abc import Callable
 
-from gmemd.sockets import identity, remove_own
+from gmemd.posix.sockets import identity, remove_own
 
 _ACCEPTS_A_TURN = 16
 _RETRY_SECONDS = 0.1  # after EMFILE or ENOMEM in accept

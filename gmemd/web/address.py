@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass
 
 from gmemd.errors import QmpError
-from gmemd.sockets import bind_unix, split_unix
+from gmemd.posix.sockets import bind_unix, split_unix
 from gmemd.web.passed import Listening
 
 _BACKLOG = 64

@@ -10,9 +10,9 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.boottime import on_the_wall
 from gmemd.changes.pace import Pace
 from gmemd.holders import Holder
+from gmemd.posix.boottime import on_the_wall
 from gmemd.web import sections
 from gmemd.web.state import State
 from gmemd.web.strip import measure_strip

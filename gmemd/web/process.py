@@ -14,7 +14,7 @@ from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from gmemd.boottime import on_the_wall
+from gmemd.posix.boottime import on_the_wall
 
 _PROC: Final = Path("/proc")
 _TICKS: Final = os.sysconf("SC_CLK_TCK")

@@ -8,11 +8,11 @@ from html import escape
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.boottime import on_the_wall
 from gmemd.commands.context import Gmemd
 from gmemd.commands.memdev import describe_survival
 from gmemd.holders import Holder
 from gmemd.kernel.base import HugePool
+from gmemd.posix.boottime import on_the_wall
 from gmemd.ranges import PRIVATE
 from gmemd.web.host import Host
 from gmemd.web.measure import Resident, Totals

@@ -10,7 +10,7 @@ import pytest
 
 from gmemd.cli.gmemd import keeper_arguments, main, parse_qmp, runtime_directory
 from gmemd.errors import QmpError
-from gmemd.sockets import bind_unix
+from gmemd.posix.sockets import bind_unix
 
 
 @pytest.mark.parametrize(("text", "parsed"), [

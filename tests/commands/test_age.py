@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from gmemd import boottime
 from gmemd.commands.context import backend_of, record_of
 from gmemd.persist.record import Record
+from gmemd.posix import boottime
 from gmemd.web.process import process_metrics
 from tests.commands.conftest import Machine
 

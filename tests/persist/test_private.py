@@ -13,9 +13,9 @@ import pytest
 from gmemd.errors import QmpError
 from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
-from gmemd.persist.private import exposed, make_private
 from gmemd.persist.record import Record, row_of
 from gmemd.persist.registry import Registry
+from gmemd.posix.private import exposed, make_private
 from gmemd.survival import Keeping
 from tests.persist.manager import StandIn
 

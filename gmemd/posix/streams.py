@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from gmemd.lines import Lines
+from gmemd.posix.lines import Lines
 
 _PATIENCE = 1.0  # seconds
 
