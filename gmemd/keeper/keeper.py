@@ -15,7 +15,7 @@ keeper's own death: it is the memory's anchor. SIGHUP, SIGQUIT, SIGUSR1 and SIGU
 differs from systemd: a daemon that exits before it was ever ready, with nothing held, ends the keeper with
 its status, so that a wrong option is seen at once.
 
-The command line is in keeper_options.py.
+The command line is in options.py.
 
 Imports little on purpose (no dataclasses, no typing): its memory is paid per container, and what it does
 not import cannot fail in it.

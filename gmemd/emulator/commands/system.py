@@ -131,7 +131,7 @@ def query_iothreads(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> 
 
 def query_migrate_capabilities(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
     switched = machine_of(gmemd).capabilities
-    names = gmemd.qapi.document["$defs"]["MigrationCapability"]["enum"]
+    names = gmemd.schema.document["$defs"]["MigrationCapability"]["enum"]
     return [{"capability": name, "state": switched.get(name, False)} for name in names]
 
 
