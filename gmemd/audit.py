@@ -14,9 +14,9 @@ from collections.abc import Container
 from typing import Any, Final
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError, close_fd
-from gmemd.holders import PROC, cgroup_of
 from gmemd.log import TEXT_MAX, Log, log, reads_journal
 from gmemd.posix.lines import Lines
+from gmemd.processes.holders import PROC, cgroup_of
 
 TO_STDERR: Final = "-"
 ARGUMENTS_MAX: Final = 64 << 10  # bytes of JSON

@@ -11,10 +11,10 @@ from gmemd.changes.claims import claimed
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
-from gmemd.commands.processes import watch
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.userfault import UFFD_FEATURE_SIGBUS, can_miss, features, is_mapped, register
 from gmemd.lease import start_time
+from gmemd.processes.watch import watch
 from gmemd.ranges import SHARED
 
 

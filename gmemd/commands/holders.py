@@ -11,8 +11,8 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.errors import QmpError, close_fd, os_errors
-from gmemd.holders import Holder, Memory, holders_of
 from gmemd.kernel.maps import shown
+from gmemd.processes.holders import Holder, Memory, holders_of
 
 Found = dict[HostMemoryBackend, list[Holder]]
 

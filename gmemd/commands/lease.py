@@ -14,9 +14,9 @@ from gmemd.changes.threads import close_copies
 from gmemd.commands.context import Caller, Gmemd, WithFds, completed, recorded, settled
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete, describe_memory
-from gmemd.commands.processes import watch
 from gmemd.errors import QmpError, os_errors
 from gmemd.lease import Lease, command_name, start_time
+from gmemd.processes.watch import watch
 
 _WATCH_AGAIN = 1.0  # seconds until a holder that could not be watched is tried again
 _BUSY_AGAIN = 1.0  # seconds until the deletion of a busy orphan is tried again

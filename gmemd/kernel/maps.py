@@ -11,9 +11,9 @@ import os
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from gmemd.holders import Shown, shown_as, target
 from gmemd.kernel import backing, syscalls, uapi
 from gmemd.kernel.base import PAGE_SIZE
+from gmemd.processes.holders import Shown, shown_as, target
 
 
 def shown(fds: Sequence[int]) -> list[Shown]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.holders import Found, look
-from gmemd.holders import Holder
+from gmemd.processes.holders import Holder
 
 FRESH: Final = 2.0  # seconds that a look is good for at least
 REST: Final = 20  # looks are not repeated before this many times the CPU time that one takes

@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
-from gmemd.holders import Holder
 from gmemd.posix.boottime import on_the_wall
+from gmemd.processes.holders import Holder
 from gmemd.web import sections
 from gmemd.web.state import State
 from gmemd.web.strip import measure_strip

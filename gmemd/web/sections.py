@@ -10,9 +10,9 @@ from typing import Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd
 from gmemd.commands.memdev import describe_survival
-from gmemd.holders import Holder
 from gmemd.kernel.base import HugePool
 from gmemd.posix.boottime import on_the_wall
+from gmemd.processes.holders import Holder
 from gmemd.ranges import PRIVATE
 from gmemd.web.host import Host
 from gmemd.web.measure import Resident, Totals

@@ -17,9 +17,9 @@ import pytest
 import pytest_asyncio
 
 from gmemd.errors import QmpError
-from gmemd.holders import Holder, Memory, Shown, holders_of
 from gmemd.kernel.maps import shown
 from gmemd.kernel.userfault import is_mapped
+from gmemd.processes.holders import Holder, Memory, Shown, holders_of
 from gmemd.web.holding import HolderFinder
 from tests.commands.live import LiveMachine
 from tests.patience import wait_for
@@ -245,6 +245,6 @@ def test_a_shortage_is_not_an_absence(tmp_path: Path, monkeypatch: pytest.Monkey
             raise OSError(code, os.strerror(code))
         return ["11"]
 
-    monkeypatch.setattr("gmemd.holders.os.listdir", listdir)
+    monkeypatch.setattr("gmemd.processes.holders.os.listdir", listdir)
     with pytest.raises(OSError, match=os.strerror(code)):
         holders_of([Memory((1, 5), 0, PAGE)], {}, str(proc.folder))

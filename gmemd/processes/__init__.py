@@ -1,0 +1,1 @@
+"""Other processes: who one is, who holds memory, when one ends."""
