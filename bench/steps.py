@@ -22,7 +22,7 @@ from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
-from gmemd.log import ClientLog, Log
+from gmemd.observe.log import ClientLog, Log
 from gmemd.persist.fdstore import Notifier
 from gmemd.persist.record import Record, row_of
 from gmemd.persist.registry import Registry

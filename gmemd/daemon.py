@@ -31,7 +31,7 @@ from gmemd.kernel.base import Kernel
 from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.program import worker_program
 from gmemd.kernel.syscalls import share_one_heap
-from gmemd.log import log, wait_written
+from gmemd.observe.log import log, wait_written
 from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
 from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
@@ -167,7 +167,7 @@ class Daemon:
         gmemd.spawn = self._spawn
         gmemd.settle = self._settle
         if options.audit:
-            from gmemd.audit import Audit
+            from gmemd.observe.audit import Audit
 
             gmemd.audit = Audit(options.audit, gmemd.schema.reading)
         if options.lab:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from gmemd.audit import Audit
 from gmemd.errors import QmpError
+from gmemd.observe.audit import Audit
 from gmemd.qmp.client import Client
 from gmemd.qmp.session import Session
 from gmemd.schema.validate import Schema

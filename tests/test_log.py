@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gmemd.errors import QmpError
-from gmemd.log import CLIENT_LINES, FLUSH_LINES, ClientLog, Log, for_people
+from gmemd.observe.log import CLIENT_LINES, FLUSH_LINES, ClientLog, Log, for_people
 
 WHO = {"monitor": 3, "uid": 0, "pid": 42}
 

@@ -193,7 +193,7 @@ def _http(text: str) -> Address | None:
 
 def configure_log(level: str) -> None:
     """Log to standard error: for people on a terminal, JSON otherwise, with priorities for the journal."""
-    from gmemd.log import for_people, log, reads_journal
+    from gmemd.observe.log import for_people, log, reads_journal
 
     log.configure(level=level, render=for_people() if sys.stderr.isatty() else None, journal=reads_journal(os.environ))
 

@@ -25,8 +25,8 @@ from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.fds import FdSets, NamedFds
 from gmemd.jobs import Jobs
 from gmemd.lease import Lease
-from gmemd.metrics import Counters
 from gmemd.objects import BACKENDS, Objects
+from gmemd.observe.counters import Counters
 from gmemd.persist.record import Record
 from gmemd.posix.boottime import from_record, on_the_wall
 from gmemd.qmp.encode import encode
@@ -36,10 +36,10 @@ from gmemd.schema.validate import Schema
 from gmemd.survival import Keeping
 
 if TYPE_CHECKING:
-    from gmemd.audit import Audit
     from gmemd.commands.outlook import Outlook
     from gmemd.kernel.base import Kernel
     from gmemd.lab import Lab
+    from gmemd.observe.audit import Audit
     from gmemd.persist.batch import Operation
     from gmemd.persist.custody import Custody
     from gmemd.persist.restore import Restored

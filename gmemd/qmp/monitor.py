@@ -28,8 +28,8 @@ from gmemd.commands.context import Change, Gmemd, WithFds
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
 from gmemd.fds import NamedFds
-from gmemd.log import ClientLog, log
-from gmemd.metrics import clock
+from gmemd.observe.counters import clock
+from gmemd.observe.log import ClientLog, log
 from gmemd.qmp.encode import Indented, indented
 from gmemd.qmp.inbox import Inbox
 from gmemd.qmp.outbox import HIGH_WATER, Outbox

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from gmemd.changes.threads import close_beside, close_copies
-from gmemd.metrics import Counters
+from gmemd.observe.counters import Counters
 
 HIGH_WATER = 1 << 20
 FD_WEIGHT = 16 << 10  # so 64 descriptors wait for a client at most

@@ -22,7 +22,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from gmemd.changes.pace import Pace
-from gmemd.metrics import BOUNDS, OTHER, Tally
+from gmemd.observe.counters import BOUNDS, OTHER, Tally
 from gmemd.web.host import Host
 from gmemd.web.measure import Totals
 from gmemd.web.process import process_metrics

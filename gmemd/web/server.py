@@ -20,7 +20,7 @@ from aiohttp.typedefs import Handler
 
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
-from gmemd.log import log
+from gmemd.observe.log import log
 from gmemd.posix.sockets import identity, remove_own
 from gmemd.web import api
 from gmemd.web.address import Address, listen, url_of

@@ -325,7 +325,7 @@ def _panels(panels: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
 
 async def test_few_series_with_many_commands() -> None:
     """Of a schema with very many commands the first that are used have series of their own, for good."""
-    from gmemd.metrics import Counters
+    from gmemd.observe.counters import Counters
     from gmemd.web.prometheus import COMMANDS_NAMED, Scraper
     from gmemd.web.state import State
     from tests.commands.conftest import Machine

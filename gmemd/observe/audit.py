@@ -14,7 +14,7 @@ from collections.abc import Container
 from typing import Any, Final
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError, close_fd
-from gmemd.log import TEXT_MAX, Log, log, reads_journal
+from gmemd.observe.log import TEXT_MAX, Log, log, reads_journal
 from gmemd.posix.lines import Lines
 from gmemd.processes.holders import PROC, cgroup_of
 
