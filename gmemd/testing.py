@@ -30,8 +30,8 @@ from typing import Any, Self
 
 import pytest
 
+from gmemd.client.client import Client
 from gmemd.posix.sockets import written
-from gmemd.qmp.client import Client
 
 START_SECONDS = 30.0  # a loaded machine
 STOP_SECONDS = 20.0

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Self
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
-    from gmemd.qmp.client import Client
+    from gmemd.client.client import Client
 
 
 
@@ -149,7 +149,7 @@ class Daemon(Server):
 
     def client(self) -> Client:
         """Give a connected, negotiated client."""
-        from gmemd.qmp.client import Client
+        from gmemd.client.client import Client
 
         return Client(str(self.sock))
 

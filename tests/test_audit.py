@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from gmemd.client.client import Client
 from gmemd.errors import QmpError
 from gmemd.observe.audit import Audit
-from gmemd.qmp.client import Client
 from gmemd.qmp.session import Session
 from gmemd.schema.validate import Schema
 from tests.daemon import Daemon

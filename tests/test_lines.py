@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from gmemd.client.client import Client
 from gmemd.posix.lines import WAITING_MAX, Lines
-from gmemd.qmp.client import Client
 from tests.daemon import Daemon
 from tests.patience import PATIENCE
 

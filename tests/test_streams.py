@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.daemon import Daemon
 from tests.patience import PATIENCE
 from tests.programs import gmemctl

@@ -21,7 +21,7 @@ from gmemd.posix.streams import open_standard_streams
 
 if TYPE_CHECKING:
     from gmemd.cli.verbs import Connection
-    from gmemd.qmp.client import Client
+    from gmemd.client.client import Client
 
 DONE, FAILED, USAGE, NO_CONNECTION, TOO_LATE, EXEC_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 125, 130
 
@@ -134,7 +134,7 @@ def _fail(text: str, status: int) -> int:
 
 def connect(options: argparse.Namespace) -> Client:
     """Return a negotiated connection to the server that the options name; NoConnectionError."""
-    from gmemd.qmp.client import Client
+    from gmemd.client.client import Client
 
     path = socket_path(options.socket, os.environ, os.getuid())
     limit = _GREETING if options.timeout is None else options.timeout

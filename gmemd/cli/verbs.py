@@ -17,8 +17,8 @@ from typing import Any
 from gmemd.cli import render
 from gmemd.cli.introspection import Introspection
 from gmemd.cli.words import UsageError, arguments_of
+from gmemd.client.client import Client
 from gmemd.errors import QmpError
-from gmemd.qmp.client import Client
 
 DONE, REFUSED = 0, 1
 _HINT_SECONDS = 2.0  # a hint is not worth a longer wait

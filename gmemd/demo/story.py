@@ -21,9 +21,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gmemd.client.client import Client
 from gmemd.demo import guest
 from gmemd.posix.sockets import written
-from gmemd.qmp.client import Client
 
 SIZE = 2 << 20  # bytes of the object; the guest lives in the first half
 HALF = SIZE // 2

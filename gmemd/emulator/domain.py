@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from gmemd.client.client import Client, ProtocolError
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.posix.sockets import path_of
-from gmemd.qmp.client import Client, ProtocolError
 
 ANSWER_SECONDS = 30.0  # after which a gmemd that does not answer is given up
 PREPARE_SECONDS = 600.0  # what memory may take to be allocated in advance

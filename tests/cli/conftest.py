@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from gmemd.cli.gmemctl import main
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.daemon import Daemon
 from tests.patience import PATIENCE
 

@@ -15,7 +15,7 @@ from gmemd.cli.completions import SHELLS, completion, values_of, verbs_of
 from gmemd.cli.gmemctl import VERBS, make_parser
 from gmemd.cli.manual import pages, stale
 from gmemd.cli.verbs import Connection
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.cli.conftest import Gmemctl
 from tests.daemon import Daemon
 from tests.patience import PATIENCE

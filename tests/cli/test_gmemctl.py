@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gmemd.cli.gmemctl import SYSTEM_SOCKET, main, socket_path
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.cli.conftest import Gmemctl
 from tests.daemon import Daemon, Server
 from tests.patience import PATIENCE

@@ -16,7 +16,7 @@ from gmemd.cli.completion import Completion
 from gmemd.cli.gmemctl import VERBS
 from gmemd.cli.shell import history_path
 from gmemd.cli.verbs import Connection
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.daemon import Daemon
 from tests.patience import PATIENCE
 from tests.programs import gmemctl as command_line

@@ -12,7 +12,7 @@ from itertools import count
 import pytest
 
 from gmemd.cli.render import LONG
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.daemon import Daemon
 from tests.patience import PATIENCE
 from tests.programs import ROOT, needs, output

@@ -18,8 +18,8 @@ from gmemd.cli.completion import Completion
 from gmemd.cli.completions import verbs_of
 from gmemd.cli.gmemctl import VERBS, main, make_parser
 from gmemd.cli.verbs import Connection
+from gmemd.client.client import Client
 from gmemd.posix.sockets import bind_unix
-from gmemd.qmp.client import Client
 from tests.patience import PATIENCE
 
 GREETING = json.dumps({"QMP": {"version": {"qemu": {}, "package": ""}, "capabilities": []}}).encode() + b"\r\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gmemd.cli.gmemctl import main
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.patience import PATIENCE
 
 

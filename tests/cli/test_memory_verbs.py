@@ -10,7 +10,7 @@ import pytest
 
 from gmemd.cli.doctor import BAD, GOOD, NOTE, judge_fd_store, judge_service
 from gmemd.cli.gmemctl import main
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from gmemd.survival import Unit
 from tests.cli.conftest import Gmemctl
 

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import pytest
 
+from gmemd.client.client import Client
 from gmemd.errors import QmpError
-from gmemd.qmp.client import Client
 from tests.commands.conftest import Machine
 from tests.commands.live import LiveMachine
 from tests.daemon import Daemon

@@ -11,7 +11,7 @@ import mmap
 import os
 import sys
 
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 
 SIZE = 2 << 20  # bytes
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.containers.conftest import Image
 from tests.containers.podman import Podman
 from tests.patience import PATIENCE

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.programs import output
 
 pytestmark = pytest.mark.e2e

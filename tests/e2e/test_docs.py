@@ -14,7 +14,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.daemon import Daemon
 from tests.patience import PATIENCE
 from tests.programs import ROOT, needs

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from gmemd.client.client import Client
 from gmemd.errors import QmpError
-from gmemd.qmp.client import Client
 from tests.daemon import Daemon
 from tests.patience import wait_for
 from tests.programs import ROOT
@@ -24,7 +24,7 @@ MEMORY = {"qom-type": "memory-backend-guest-memfd", "id": "g", "size": 4 * PAGE}
 # Leases the object `g` of the daemon at argv[1], and says so; ends with its input.
 RECEIVER = """
 import sys
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 with Client(sys.argv[1]) as client:
     client.execute_fds("memdev-get-fd", {"id": "g", "lease": "keep"})
     print("leased", flush=True)

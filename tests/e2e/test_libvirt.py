@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.daemon import Daemon
 from tests.e2e.test_docs import blocks
 from tests.emulator.libvirt import EXAMPLES, Libvirt, Virsh

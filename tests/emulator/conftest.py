@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gmemd.client.client import Client
 from gmemd.commands.context import Gmemd
 from gmemd.daemon import QEMU_VERSION
 from gmemd.emulator.commandline import parse
@@ -19,7 +20,6 @@ from gmemd.emulator.process import build, make_dispatcher, put_machine
 from gmemd.errors import QmpError
 from gmemd.fds import NamedFds
 from gmemd.kernel.choose import choose_kernel
-from gmemd.qmp.client import Client
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Schema
 from tests.daemon import Server

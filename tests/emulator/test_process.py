@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.emulator.conftest import MIB, Process
 from tests.patience import PATIENCE, wait_for
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from gmemd.client.client import Client
 from gmemd.errors import QmpError
-from gmemd.qmp.client import Client
 from tests.emulator.conftest import Process, Start, refusal
 from tests.patience import PATIENCE
 

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gmemd.client.client import Client, ProtocolError
+from gmemd.client.messages import Messages
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
-from gmemd.qmp.client import Client, ProtocolError
-from gmemd.qmp.messages import Messages
 from tests.daemon import Server
 from tests.patience import PATIENCE
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from gmemd.client.client import Client
 from gmemd.errors import QmpError
-from gmemd.qmp.client import Client
 from tests.robustness.scenarios import add, delete
 from tests.robustness.world import State, World, Wrong, checksum, look, write_pattern
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.patience import PATIENCE
 from tests.robustness.scenarios import SIZE, add
 from tests.robustness.world import ROOT, World, Wrong, look

@@ -18,7 +18,7 @@ from itertools import product
 from typing import Any, Protocol
 from zlib import crc32
 
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.daemon import Daemon
 from tests.patience import PATIENCE, wait_for
 from tests.robustness.world import Link, Request, World, Wrong, with_fd

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gmemd.client.client import Client
 from gmemd.errors import QmpError
-from gmemd.qmp.client import Client
 from tests.robustness import damage
 from tests.robustness.scenarios import add
 from tests.robustness.world import World, look, write_pattern

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.daemon import Daemon
 from tests.patience import PATIENCE, wait_for
 from tests.robustness.fuse import FrozenFiles

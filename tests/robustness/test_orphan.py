@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from gmemd.client.client import Client
 from gmemd.errors import QmpError
-from gmemd.qmp.client import Client
 from tests.robustness.scenarios import add, change, delete
 from tests.robustness.world import PATIENCE, World, look, write_pattern
 

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from gmemd.cli.introspection import Introspection, Member
+from gmemd.client.client import Client
 from gmemd.errors import QmpError
-from gmemd.qmp.client import Client
 from tests.patience import PATIENCE
 from tests.programs import ROOT
 

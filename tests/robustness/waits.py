@@ -21,8 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from gmemd.client.client import Client
 from gmemd.errors import QmpError
-from gmemd.qmp.client import Client
 from tests.commands.cooperating import userfaultfd
 from tests.daemon import Daemon
 from tests.patience import PATIENCE

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.patience import PATIENCE
 from tests.robustness.tracer import Outcome, Tracer
 

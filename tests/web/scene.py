@@ -20,7 +20,7 @@ from typing import Any
 
 from selenium.webdriver.support.ui import WebDriverWait
 
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.web.chromium import chromium, emulate
 from tests.web.site import Site
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gmemd.client.client import Client
 from gmemd.errors import QmpError
-from gmemd.qmp.client import Client
 from tests.commands.conftest import Machine
 from tests.patience import wait_for
 from tests.web.site import Site

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gmemd.qmp.client import Client
+from gmemd.client.client import Client
 from tests.patience import PATIENCE
 from tests.systemd import boot
 

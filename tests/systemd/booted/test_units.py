@@ -32,7 +32,7 @@ from tests.systemd.booted.service import (
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-CONNECT = f"import sys; from gmemd.qmp.client import Client; Client({SOCKET!r}).execute(*eval(sys.argv[1]))"
+CONNECT = f"import sys; from gmemd.client.client import Client; Client({SOCKET!r}).execute(*eval(sys.argv[1]))"
 
 
 @pytest.mark.parametrize("units", [UNITS, (str(TREE / "systemd" / "gmemd-container.service"),)])

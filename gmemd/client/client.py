@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from gmemd.client.messages import Messages, ProtocolError, close_all
 from gmemd.errors import GENERIC_ERROR, QmpError
-from gmemd.qmp.messages import Messages, ProtocolError, close_all
 
 __all__ = ["Client", "ProtocolError"]
 
