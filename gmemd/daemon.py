@@ -19,7 +19,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gmemd import __version__
-from gmemd.ahead import HeldDirectories
 from gmemd.changes.threads import close_copies, in_thread
 from gmemd.commands.context import Change, Gmemd, Step
 from gmemd.commands.dispatch import MODULES, Dispatcher
@@ -36,11 +35,12 @@ from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
 from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
 from gmemd.posix.sockets import bind_unix
-from gmemd.qmp.listener import Listener
-from gmemd.qmp.monitor import Monitor
-from gmemd.qmp.room import Room
 from gmemd.qmp.session import Event
 from gmemd.schema.validate import Schema
+from gmemd.server.ahead import HeldDirectories
+from gmemd.server.listener import Listener
+from gmemd.server.monitor import Monitor
+from gmemd.server.room import Room
 
 if TYPE_CHECKING:
     from gmemd.web.address import Address

@@ -13,7 +13,7 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 
 import pytest
 
-from gmemd.loop import Loop, Selector, run
+from gmemd.server.loop import Loop, Selector, run
 
 BOTH = EVENT_READ | EVENT_WRITE
 

@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"gmemd {__version__}")
         return 0
 
-    from gmemd.loop import run  # before anything imports asyncio
+    from gmemd.server.loop import run  # before anything imports asyncio
 
     if options.object:
         from gmemd.schema.help import object_help

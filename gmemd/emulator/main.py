@@ -50,7 +50,7 @@ def tell(text: str) -> None:
 
 def _run(line: CommandLine, ready: Callable[[], None]) -> None:
     from gmemd.cli.gmemd import configure_log
-    from gmemd.loop import run  # before anything imports asyncio
+    from gmemd.server.loop import run  # before anything imports asyncio
 
     configure_log("warning")
     from gmemd.emulator.process import Emulator

@@ -11,10 +11,10 @@ from typing import Any
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.kernel.choose import choose_kernel
-from gmemd.qmp.monitor import Monitor
-from gmemd.qmp.room import Room
 from gmemd.qmp.session import Event
 from gmemd.schema.validate import Schema
+from gmemd.server.monitor import Monitor
+from gmemd.server.room import Room
 
 SECONDS = 30.0
 

@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 
 from gmemd.qmp.encode import encode_pretty
-from gmemd.qmp.outbox import FD_WEIGHT, HIGH_WATER, PIECE, Outbox
-from gmemd.qmp.room import LARGE, LONGEST_SECONDS, SILENT_SECONDS, Room
+from gmemd.server.outbox import FD_WEIGHT, HIGH_WATER, PIECE, Outbox
+from gmemd.server.room import LARGE, LONGEST_SECONDS, SILENT_SECONDS, Room
 from tests.lingering import Lingering
 from tests.qmp.clients import Client, Hub
 

@@ -13,9 +13,9 @@ import pytest_asyncio
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.kernel.choose import choose_kernel
-from gmemd.qmp.monitor import Monitor
-from gmemd.qmp.outbox import HIGH_WATER
 from gmemd.schema.validate import Schema
+from gmemd.server.monitor import Monitor
+from gmemd.server.outbox import HIGH_WATER
 from tests.patience import PATIENCE
 
 NEGOTIATE = b'{"execute": "qmp_capabilities"}\n'

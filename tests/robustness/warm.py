@@ -23,9 +23,9 @@ import gmemd.persist.custody
 import gmemd.persist.registry
 import gmemd.schema.help
 import gmemd.schema.keyval
-from gmemd.ahead import HeldDirectories
 from gmemd.keeper.keeper import run_keeper
 from gmemd.schema.validate import Schema
+from gmemd.server.ahead import HeldDirectories
 from tests.robustness.world import HOLD, NEXT
 
 

@@ -31,10 +31,10 @@ from gmemd.fds import NamedFds
 from gmemd.observe.counters import clock
 from gmemd.observe.log import ClientLog, log
 from gmemd.qmp.encode import Indented, indented
-from gmemd.qmp.inbox import Inbox
-from gmemd.qmp.outbox import HIGH_WATER, Outbox
-from gmemd.qmp.room import LARGE, Room
 from gmemd.qmp.session import Event, Postponed, Request, Session
+from gmemd.server.inbox import Inbox
+from gmemd.server.outbox import HIGH_WATER, Outbox
+from gmemd.server.room import LARGE, Room
 
 READ_SIZE = 16 * 1024  # bytes at a time
 _READ_LITTLE = 2 * 1024  # when what was read weighed more than _MUCH: so many short tokens take milliseconds

@@ -1,0 +1,1 @@
+"""Connections: sockets, monitors, and the event loop that serves them."""
