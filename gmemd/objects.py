@@ -18,7 +18,7 @@ from gmemd.backends.memfd import MemfdBackend
 from gmemd.backends.ram import RamBackend
 from gmemd.backends.shm import ShmBackend
 from gmemd.errors import QmpError
-from gmemd.ghashtable import GHashSet
+from gmemd.qmp.ghashtable import GHashSet
 
 
 class ThreadContext:

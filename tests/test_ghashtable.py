@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gmemd.ghashtable import GHashSet, first_unexpected
 from gmemd.qmp.encode import member_order
+from gmemd.qmp.ghashtable import GHashSet, first_unexpected
 from tests.conformance.cases import load
 
 # object-add's members for memory-backend-file in QEMU 7.2, in schema order

@@ -22,7 +22,7 @@ from gmemd.emulator.tables import DEVICES, MACHINE_MEMBERS
 from gmemd.emulator.topology import CPU_TYPE, NumaNode, cpu_props, node_of_cpu
 from gmemd.emulator.values import read
 from gmemd.errors import QmpError
-from gmemd.ghashtable import GHashSet
+from gmemd.qmp.ghashtable import GHashSet
 
 GIB = 1 << 30
 

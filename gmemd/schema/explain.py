@@ -15,8 +15,8 @@ import jsonschema
 import jsonschema_rs
 
 from gmemd.errors import QmpError
-from gmemd.ghashtable import first_unexpected
 from gmemd.qmp.encode import member_order
+from gmemd.qmp.ghashtable import first_unexpected
 from gmemd.schema.validate import references
 
 _WRAP: Final = 1 << 64

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from gmemd.errors import QmpError
-from gmemd.ghashtable import first_unexpected
+from gmemd.qmp.ghashtable import first_unexpected
 from gmemd.schema.sizes import parse_range, parse_size, parse_uint
 from gmemd.schema.validate import Schema
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gmemd.ghashtable import first_unexpected
 from gmemd.qapi.entities import Alternate, Array, Builtin, Entities, Enum, Member, Object
 from gmemd.qmp.encode import member_order
+from gmemd.qmp.ghashtable import first_unexpected
 
 
 class Fault(Exception):
