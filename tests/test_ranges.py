@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gmemd.ranges import PRIVATE, SHARED, RangeMap
+from gmemd.memory.ranges import PRIVATE, SHARED, RangeMap
 
 SIZE = 24
 PART = st.integers(0, SIZE - 1).flatmap(lambda at: st.tuples(st.just(at), st.integers(1, SIZE - at)))

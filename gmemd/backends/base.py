@@ -16,10 +16,10 @@ from typing import Any, ClassVar, NamedTuple
 
 from gmemd.errors import QmpError, close_fd
 from gmemd.kernel.base import Kernel
-from gmemd.lease import Lease
+from gmemd.memory.lease import Lease
+from gmemd.memory.ranges import RangeMap
 from gmemd.posix import boottime
 from gmemd.qmp.encode import encode
-from gmemd.ranges import RangeMap
 
 MAX_NODES = 128  # MAX_NODES of QEMU's include/sysemu/numa.h
 

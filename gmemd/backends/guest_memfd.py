@@ -13,7 +13,7 @@ from gmemd.backends.sealed import new_memfd
 from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
 from gmemd.kernel.content import copy_in, copy_out
-from gmemd.ranges import PRIVATE, SHARED, RangeMap
+from gmemd.memory.ranges import PRIVATE, SHARED, RangeMap
 
 # include/uapi/linux/kvm.h
 GUEST_MEMFD_FLAG_MMAP = 1 << 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
-from gmemd.accounting import Entry, Ledger, Usage, comparisons, machine, online_nodes, placement, total
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
 from gmemd.changes.threads import in_thread
@@ -14,6 +13,7 @@ from gmemd.commands.listing import SHORT, in_turns
 from gmemd.commands.measure import kind_of, measured
 from gmemd.errors import os_errors
 from gmemd.kernel.base import Headroom, HugePool, Kernel
+from gmemd.memory.usage import Entry, Ledger, Usage, comparisons, machine, online_nodes, placement, total
 
 
 class _Row(NamedTuple):

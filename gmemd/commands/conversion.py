@@ -17,7 +17,7 @@ from gmemd.commands.context import Caller, Change, Gmemd, recorded, settled, sto
 from gmemd.commands.listing import listed
 from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.base import PageInUse, check_inside
-from gmemd.ranges import PRIVATE, SHARED, RangeMap
+from gmemd.memory.ranges import PRIVATE, SHARED, RangeMap
 
 _AT_ONCE = 8 << 20  # bytes that may be copied or given back on the event loop
 

@@ -15,8 +15,8 @@ from gmemd.commands.context import Caller, Change, Gmemd, record_of, settled, st
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import added, describe_memory
 from gmemd.errors import QmpError, close_fd, os_errors
+from gmemd.memory.ranges import SHARED, RangeMap
 from gmemd.persist.fdstore import opened_again
-from gmemd.ranges import SHARED, RangeMap
 
 if TYPE_CHECKING:
     from gmemd.persist.batch import Operation

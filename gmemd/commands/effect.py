@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from gmemd.accounting import Item, occupied
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.conversion import part, visibility_of
@@ -14,8 +13,9 @@ from gmemd.commands.measure import measured
 from gmemd.commands.qom import judge_value
 from gmemd.commands.tree import check_cpus, find_context, resolve
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
+from gmemd.memory.ranges import PRIVATE
+from gmemd.memory.usage import Item, occupied
 from gmemd.objects import ThreadContext
-from gmemd.ranges import PRIVATE
 
 Effect = tuple[str, bool]  # the sentence behind "would", and whether everything was looked at
 

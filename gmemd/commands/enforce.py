@@ -13,9 +13,9 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.userfault import UFFD_FEATURE_SIGBUS, can_miss, features, is_mapped, register
-from gmemd.lease import start_time
+from gmemd.memory.lease import start_time
+from gmemd.memory.ranges import SHARED
 from gmemd.processes.watch import watch
-from gmemd.ranges import SHARED
 
 
 def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:

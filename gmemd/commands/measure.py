@@ -15,11 +15,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from time import monotonic, sleep
 from typing import Final, TypeVar
 
-from gmemd.accounting import Item
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError, close_fd
+from gmemd.memory.usage import Item
 
 AT_ONCE: Final = 256 << 20  # bytes of objects that may be measured on the event loop: some ms if they are in memory
 _RANGES_AT_ONCE: Final = 500  # of differing visibility, each of which takes a system call

@@ -6,7 +6,6 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gmemd.accounting import occupied
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
 from gmemd.changes.threads import beside, close_beside, closed_at_once, in_thread
@@ -16,6 +15,7 @@ from gmemd.commands.measure import AT_ONCE, is_quick, item_of, kind_of, measured
 from gmemd.commands.qom import populate
 from gmemd.commands.tree import check_cpus, find_context, usable_cpus
 from gmemd.errors import QmpError
+from gmemd.memory.usage import occupied
 from gmemd.objects import ThreadContext
 from gmemd.qmp.encode import encode
 from gmemd.survival import fates

@@ -10,7 +10,7 @@ from gmemd.changes.pace import Pace
 from gmemd.commands.holders import describe
 from gmemd.commands.memdev import describe_status
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
-from gmemd.ranges import PRIVATE
+from gmemd.memory.ranges import PRIVATE
 from gmemd.web.openapi import document
 from gmemd.web.routes import routes
 from gmemd.web.state import State

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Final, NamedTuple
 
-from gmemd.accounting import Item, Ledger, Usage, measure, total
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd
 from gmemd.commands.measure import measured
+from gmemd.memory.usage import Item, Ledger, Usage, measure, total
 
 REST: Final = 20  # a sweep is not repeated before this many times its own duration
 FRESH: Final = 1.0  # seconds that a sweep is good for at least

@@ -11,9 +11,9 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd
 from gmemd.commands.memdev import describe_survival
 from gmemd.kernel.base import HugePool
+from gmemd.memory.ranges import PRIVATE
 from gmemd.posix.boottime import on_the_wall
 from gmemd.processes.holders import Holder
-from gmemd.ranges import PRIVATE
 from gmemd.web.host import Host
 from gmemd.web.measure import Resident, Totals
 from gmemd.web.strip import HEIGHT, KINDS, Cell, paths

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Final
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.ranges import PRIVATE, SHARED
+from gmemd.memory.ranges import PRIVATE, SHARED
 from gmemd.web.measure import Measurer, Part
 
 CELLS: Final = 64

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from gmemd.accounting import Usage, comparisons, machine, online_nodes, placement
 from gmemd.kernel.base import HugePool
+from gmemd.memory.usage import Usage, comparisons, machine, online_nodes, placement
 from gmemd.qmp.encode import encode
 from tests.commands.live import LiveMachine
 

@@ -12,8 +12,8 @@ import pytest_asyncio
 from gmemd.changes.pace import TURN, Pace
 from gmemd.commands.listing import SHORT, in_turns, listed
 from gmemd.errors import QmpError
+from gmemd.memory.ranges import PRIVATE
 from gmemd.qmp.encode import encode
-from gmemd.ranges import PRIVATE
 from tests.commands.live import LiveMachine
 
 pytestmark = pytest.mark.asyncio

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gmemd.kernel.base import HugePool, Kernel
-from gmemd.ranges import PRIVATE, RangeMap
+from gmemd.memory.ranges import PRIVATE, RangeMap
 
 PROC = "/proc"
 SYS = "/sys"
