@@ -25,11 +25,11 @@ from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.commands.lease import watch_leases
 from gmemd.commands.outlook import Outlook
 from gmemd.errors import QmpError
-from gmemd.fds import NamedFds
 from gmemd.kernel.base import Kernel
 from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.program import worker_program
 from gmemd.kernel.syscalls import share_one_heap
+from gmemd.objects.fds import NamedFds
 from gmemd.observe.log import log, wait_written
 from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from gmemd.objects.container.survival import SPARED, Keeping, Unit, fates
 
 from gmemd.persist.manager import Manager, _keeping
 from gmemd.persist.unit import ask, own_unit, version_of
-from gmemd.survival import SPARED, Keeping, Unit, fates
 
 ALWAYS = ["vmm-crash", "client-disconnect"]
 CRASH = [*ALWAYS, "gmemd-crash", "gmemd-upgrade"]

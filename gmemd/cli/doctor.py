@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from gmemd.objects.container.survival import SPARED, Keeping, Unit, fates
 from gmemd.persist.unit import ask, version_of
-from gmemd.survival import SPARED, Keeping, Unit, fates
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"
 SERVICE = "gmemd.service"

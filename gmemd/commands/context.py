@@ -22,18 +22,18 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import reconcile
 from gmemd.changes.threads import close_beside
 from gmemd.errors import QmpError, close_fd, os_errors
-from gmemd.fds import FdSets, NamedFds
 from gmemd.jobs import Jobs
 from gmemd.memory.lease import Lease
 from gmemd.memory.ranges import RangeMap
-from gmemd.objects import BACKENDS, Objects
+from gmemd.objects.container import BACKENDS, Objects
+from gmemd.objects.container.survival import Keeping
+from gmemd.objects.fds import FdSets, NamedFds
 from gmemd.observe.counters import Counters
 from gmemd.persist.record import Record
 from gmemd.posix.boottime import from_record, on_the_wall
 from gmemd.qmp.encode import encode
 from gmemd.qmp.session import Session
 from gmemd.schema.validate import Schema
-from gmemd.survival import Keeping
 
 if TYPE_CHECKING:
     from gmemd.commands.outlook import Outlook

@@ -24,7 +24,7 @@ from gmemd.commands import (
 )
 from gmemd.commands.context import Caller, Gmemd, completed
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
-from gmemd.fds import NamedFds
+from gmemd.objects.fds import NamedFds
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Command
 

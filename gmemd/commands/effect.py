@@ -15,7 +15,7 @@ from gmemd.commands.tree import check_cpus, find_context, resolve
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.memory.ranges import PRIVATE
 from gmemd.memory.usage import Item, occupied
-from gmemd.objects import ThreadContext
+from gmemd.objects.container import ThreadContext
 
 Effect = tuple[str, bool]  # the sentence behind "would", and whether everything was looked at
 

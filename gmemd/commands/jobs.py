@@ -20,9 +20,9 @@ from gmemd.commands.memdev import delete
 from gmemd.commands.qom import populate, set_property
 from gmemd.commands.workers import workers
 from gmemd.errors import QmpError, os_errors
-from gmemd.fds import share
 from gmemd.jobs import CANCELLED, Job
 from gmemd.kernel.program import worker_program
+from gmemd.objects.fds import share
 
 _CHUNKS_MAX: Final = 1 << 20  # digests that one job may give: some 150 MiB
 _PART: Final = 2  # half of the descriptors that there may be

@@ -16,9 +16,9 @@ from gmemd.commands.qom import populate
 from gmemd.commands.tree import check_cpus, find_context, usable_cpus
 from gmemd.errors import QmpError
 from gmemd.memory.usage import occupied
-from gmemd.objects import ThreadContext
+from gmemd.objects.container import ThreadContext
+from gmemd.objects.container.survival import fates
 from gmemd.qmp.encode import encode
-from gmemd.survival import fates
 
 if TYPE_CHECKING:
     from gmemd.commands.outlook import Outlook

@@ -15,8 +15,8 @@ from typing import Final, Protocol
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError
+from gmemd.objects.container.survival import Keeping, Unit
 from gmemd.persist.unit import mark
-from gmemd.survival import Keeping, Unit
 
 TICK: Final = 2.0  # seconds between two looks at whether systemd has been reloaded
 RENEWED: Final = 20.0  # seconds after which it is asked if it has not

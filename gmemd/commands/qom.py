@@ -14,7 +14,7 @@ from gmemd.commands.listing import SHORT, in_turns, listed
 from gmemd.commands.tree import CONTEXT, REGION, Node, find_context, resolve
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.kernel.affinity import bound
-from gmemd.objects import BACKENDS
+from gmemd.objects.container import BACKENDS
 
 # Every QOM type there is: name -> parent (None for the root type), and those that cannot be instantiated.
 TYPES: dict[str, str | None] = {

@@ -12,7 +12,7 @@ from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError, os_errors
 from gmemd.kernel.affinity import bind, cpus_of
-from gmemd.objects import ThreadContext
+from gmemd.objects.container import ThreadContext
 
 # Of a type: name -> type, value (None: it differs).
 REGION: dict[str, tuple[str, Any]] = {"container": ("link<memory-region>", ""), "addr": ("uint64", 0),

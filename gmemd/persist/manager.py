@@ -11,6 +11,7 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError, close_fd
+from gmemd.objects.container.survival import Keeping, Unit
 from gmemd.persist.fdstore import (
     DEFAULT_LIMIT,
     UNLIMITED,
@@ -26,7 +27,6 @@ from gmemd.persist.record import State
 from gmemd.persist.restore import Identify, Restored, sort_out
 from gmemd.persist.unit import ask, own_unit
 from gmemd.posix.private import exposed
-from gmemd.survival import Keeping, Unit
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop

@@ -27,7 +27,7 @@ from gmemd.changes.threads import close_beside
 from gmemd.commands.context import Change, Gmemd, WithFds
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
-from gmemd.fds import NamedFds
+from gmemd.objects.fds import NamedFds
 from gmemd.observe.counters import clock
 from gmemd.observe.log import ClientLog, log
 from gmemd.qmp.encode import Indented, indented

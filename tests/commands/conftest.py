@@ -12,8 +12,8 @@ import pytest
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
-from gmemd.fds import NamedFds
 from gmemd.kernel.choose import choose_kernel
+from gmemd.objects.fds import NamedFds
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Schema
 from tests.patience import wait_for

@@ -7,7 +7,7 @@ import os
 
 from gmemd.backends.base import BASE_ORDER
 from gmemd.commands.dispatch import functions
-from gmemd.objects import BACKENDS, ThreadContext
+from gmemd.objects.container import BACKENDS, ThreadContext
 from gmemd.schema.validate import Schema
 from tests.commands.conftest import Machine
 

@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from gmemd.objects.container.survival import Keeping, Unit
+
 from gmemd.commands.context import Change
 from gmemd.commands.outlook import Outlook
 from gmemd.persist.custody import Custody
@@ -16,7 +18,6 @@ from gmemd.persist.fdstore import FdStore, Notifier
 from gmemd.persist.registry import Registry
 from gmemd.persist.waits import wait_for
 from gmemd.qmp.session import Request
-from gmemd.survival import Keeping, Unit
 from tests.commands.live import LiveMachine
 from tests.patience import PATIENCE
 from tests.persist.manager import StandIn

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from gmemd.objects.container.survival import SPARED
 
 from gmemd.errors import QmpError
-from gmemd.survival import SPARED
 from tests.systemd.boot import REPORTS
 from tests.systemd.booted.service import TREE, Memory, ending, journal, main_pid, systemctl
 

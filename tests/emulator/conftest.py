@@ -18,8 +18,8 @@ from gmemd.emulator.machine import Machine as EmulatedMachine
 from gmemd.emulator.machine import machine_of
 from gmemd.emulator.process import build, make_dispatcher, put_machine
 from gmemd.errors import QmpError
-from gmemd.fds import NamedFds
 from gmemd.kernel.choose import choose_kernel
+from gmemd.objects.fds import NamedFds
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Schema
 from tests.daemon import Server

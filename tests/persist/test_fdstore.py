@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gmemd.objects.container.survival import SPARED
 
 from gmemd.errors import QmpError
 from gmemd.persist import fdstore
@@ -24,7 +25,6 @@ from gmemd.persist.fdstore import (
     store_limit,
     watchdog_seconds,
 )
-from gmemd.survival import SPARED
 from tests.persist.conftest import Manager
 
 

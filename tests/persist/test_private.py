@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gmemd.objects.container.survival import Keeping
 
 from gmemd.errors import QmpError
 from gmemd.persist.fdstore import Notifier
@@ -16,7 +17,6 @@ from gmemd.persist.manager import Manager
 from gmemd.persist.record import Record, row_of
 from gmemd.persist.registry import Registry
 from gmemd.posix.private import exposed, make_private
-from gmemd.survival import Keeping
 from tests.persist.manager import StandIn
 
 

@@ -19,7 +19,7 @@ from gmemd.emulator.memory_devices import Dimm, MemoryDevice
 from gmemd.emulator.plug import plug, unplug
 from gmemd.emulator.topology import CPU_TYPE
 from gmemd.errors import DEVICE_NOT_ACTIVE, DEVICE_NOT_FOUND, QmpError
-from gmemd.objects import BACKENDS
+from gmemd.objects.container import BACKENDS
 
 # What an obedient guest takes to let a device go.  A client may look for the event only after the reply:
 # libvirt 12 waits 5 s in vain when both come at once.

@@ -1,0 +1,1 @@
+"""The objects there are, and what survives of them."""
