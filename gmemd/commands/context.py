@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import reconcile
+from gmemd.changes.jobs import Jobs
 from gmemd.changes.threads import close_beside
 from gmemd.errors import QmpError, close_fd, os_errors
-from gmemd.jobs import Jobs
 from gmemd.memory.lease import Lease
 from gmemd.memory.ranges import RangeMap
 from gmemd.objects.container import BACKENDS, Objects

@@ -13,14 +13,14 @@ from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.claims import claimed
+from gmemd.changes.jobs import CANCELLED, Job
 from gmemd.changes.threads import close_beside, in_thread
+from gmemd.changes.workers import workers
 from gmemd.commands.context import Caller, Gmemd, completed
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete
 from gmemd.commands.qom import populate, set_property
-from gmemd.commands.workers import workers
 from gmemd.errors import QmpError, os_errors
-from gmemd.jobs import CANCELLED, Job
 from gmemd.kernel.program import worker_program
 from gmemd.objects.fds import share
 

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from xxhash import xxh3_128_hexdigest
 
-from gmemd.jobs import Jobs
+from gmemd.changes.jobs import Jobs
 from gmemd.kernel import uapi
 from gmemd.kernel.worker import hash_chunks, zero_chunks
 from tests.commands.live import LiveMachine

@@ -8,9 +8,9 @@ import resource
 
 import pytest
 
-from gmemd.commands.workers import Workers, workers
+from gmemd.changes.jobs import CANCELLED, Jobs
+from gmemd.changes.workers import Workers, workers
 from gmemd.errors import QmpError
-from gmemd.jobs import CANCELLED, Jobs
 from tests.commands.live import LiveMachine
 
 pytestmark = pytest.mark.asyncio

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from typing import Final
 
+from gmemd.changes.jobs import CANCELLED, Job
 from gmemd.errors import QmpError
-from gmemd.jobs import CANCELLED, Job
 
 _A_CPU: Final = 2  # processes
 
