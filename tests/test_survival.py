@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from gmemd.objects.container.survival import SPARED, Keeping, Unit, fates
+from gmemd.objects.survival import SPARED, Keeping, Unit, fates
 
 from gmemd.persist.manager import Manager, _keeping
 from gmemd.persist.unit import ask, own_unit, version_of

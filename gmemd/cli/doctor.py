@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from gmemd.objects.container.survival import SPARED, Keeping, Unit, fates
+from gmemd.objects.survival import SPARED, Keeping, Unit, fates
 from gmemd.persist.unit import ask, version_of
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"

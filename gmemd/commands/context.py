@@ -26,7 +26,7 @@ from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.memory.lease import Lease
 from gmemd.memory.ranges import RangeMap
 from gmemd.objects.container import BACKENDS, Objects
-from gmemd.objects.container.survival import Keeping
+from gmemd.objects.survival import Keeping
 from gmemd.objects.fds import FdSets, NamedFds
 from gmemd.observe.counters import Counters
 from gmemd.persist.record import Record

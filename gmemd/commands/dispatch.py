@@ -12,7 +12,6 @@ from gmemd.commands import (
     accounting,
     control,
     conversion,
-    custody,
     effect,
     enforce,
     fds,
@@ -20,6 +19,7 @@ from gmemd.commands import (
     jobs,
     lease,
     memdev,
+    ownership,
     qom,
 )
 from gmemd.commands.context import Caller, Gmemd, completed
@@ -30,8 +30,8 @@ from gmemd.schema.validate import Command
 
 Function = Callable[[Gmemd, Caller, dict[str, Any]], Any]
 
-MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, custody, effect, enforce, fds, holders, jobs, lease,
-                                   memdev, qom)
+MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, effect, enforce, fds, holders, jobs, lease, memdev,
+                                   ownership, qom)
 
 
 def functions(modules: Iterable[ModuleType] = MODULES) -> dict[str, Function]:

@@ -17,7 +17,7 @@ from gmemd.commands.tree import check_cpus, find_context, usable_cpus
 from gmemd.errors import QmpError
 from gmemd.memory.usage import occupied
 from gmemd.objects.container import ThreadContext
-from gmemd.objects.container.survival import fates
+from gmemd.objects.survival import fates
 from gmemd.qmp.encode import encode
 
 if TYPE_CHECKING:

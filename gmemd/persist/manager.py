@@ -11,7 +11,7 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError, close_fd
-from gmemd.objects.container.survival import Keeping, Unit
+from gmemd.objects.survival import Keeping, Unit
 from gmemd.persist.fdstore import (
     DEFAULT_LIMIT,
     UNLIMITED,

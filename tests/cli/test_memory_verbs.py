@@ -7,7 +7,7 @@ import mmap
 import os
 
 import pytest
-from gmemd.objects.container.survival import Unit
+from gmemd.objects.survival import Unit
 
 from gmemd.cli.doctor import BAD, GOOD, NOTE, judge_fd_store, judge_service
 from gmemd.cli.gmemctl import main

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from gmemd.objects.container.survival import Keeping, Unit
+from gmemd.objects.survival import Keeping, Unit
 
 from gmemd.commands.context import Change
 from gmemd.commands.outlook import Outlook

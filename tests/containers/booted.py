@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from gmemd.objects.container.survival import SPARED
+from gmemd.objects.survival import SPARED
 
 from gmemd.errors import QmpError
 from tests.systemd.boot import REPORTS

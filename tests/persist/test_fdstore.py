@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gmemd.objects.container.survival import SPARED
+from gmemd.objects.survival import SPARED
 
 from gmemd.errors import QmpError
 from gmemd.persist import fdstore

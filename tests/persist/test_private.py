@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gmemd.objects.container.survival import Keeping
+from gmemd.objects.survival import Keeping
 
 from gmemd.errors import QmpError
 from gmemd.persist.fdstore import Notifier
