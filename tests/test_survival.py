@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from gmemd.objects.survival import SPARED, Keeping, Unit, fates
 
+from gmemd.objects.survival import fates
+from gmemd.persist.keeping import SPARED, Keeping, Unit
 from gmemd.persist.manager import Manager, _keeping
 from gmemd.persist.unit import ask, own_unit, version_of
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from gmemd.objects.survival import SPARED, Keeping, Unit, fates
+from gmemd.objects.survival import fates
+from gmemd.persist.keeping import SPARED, Keeping, Unit
 from gmemd.persist.unit import ask, version_of
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"

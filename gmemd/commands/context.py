@@ -26,9 +26,9 @@ from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.memory.lease import Lease
 from gmemd.memory.ranges import RangeMap
 from gmemd.objects.container import BACKENDS, Objects
-from gmemd.objects.survival import Keeping
 from gmemd.objects.fds import FdSets, NamedFds
 from gmemd.observe.counters import Counters
+from gmemd.persist.keeping import Keeping
 from gmemd.persist.record import Record
 from gmemd.posix.boottime import from_record, on_the_wall
 from gmemd.qmp.encode import encode

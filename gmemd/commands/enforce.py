@@ -13,8 +13,8 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.userfault import UFFD_FEATURE_SIGBUS, can_miss, features, is_mapped, register
-from gmemd.memory.lease import start_time
 from gmemd.memory.ranges import SHARED
+from gmemd.processes.identity import start_time
 from gmemd.processes.watch import watch
 
 

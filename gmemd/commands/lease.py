@@ -15,7 +15,8 @@ from gmemd.commands.context import Caller, Gmemd, WithFds, completed, recorded, 
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete, describe_memory
 from gmemd.errors import QmpError, os_errors
-from gmemd.memory.lease import Lease, command_name, start_time
+from gmemd.memory.lease import Lease
+from gmemd.processes.identity import command_name, start_time
 from gmemd.processes.watch import watch
 
 _WATCH_AGAIN = 1.0  # seconds until a holder that could not be watched is tried again

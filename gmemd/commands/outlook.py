@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError
-from gmemd.objects.survival import Keeping, Unit
+from gmemd.persist.keeping import Keeping, Unit
 from gmemd.persist.unit import mark
 
 TICK: Final = 2.0  # seconds between two looks at whether systemd has been reloaded

@@ -27,7 +27,7 @@ from collections.abc import Iterable, MutableMapping
 
 from gmemd.errors import QmpError
 from gmemd.keeper.kept import BARRIER_ANSWERS
-from gmemd.objects.survival import SPARED
+from gmemd.persist.keeping import SPARED
 
 DEFAULT_LIMIT = 1024  # FileDescriptorStoreMax= of the shipped unit; systemd < 254 does not announce it
 NAME_BUDGET = 131_057  # bytes, sum of len(name) + 1 over all fds: MAX_ARG_STRLEN less "LISTEN_FDNAMES="

@@ -11,7 +11,6 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError, close_fd
-from gmemd.objects.survival import Keeping, Unit
 from gmemd.persist.fdstore import (
     DEFAULT_LIMIT,
     UNLIMITED,
@@ -23,6 +22,7 @@ from gmemd.persist.fdstore import (
     store_limit,
     watchdog_seconds,
 )
+from gmemd.persist.keeping import Keeping, Unit
 from gmemd.persist.record import State
 from gmemd.persist.restore import Identify, Restored, sort_out
 from gmemd.persist.unit import ask, own_unit

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from gmemd.objects.survival import Unit
+from gmemd.persist.keeping import Unit
 
 TIMEOUT: Final = 5.0  # seconds for an answer; a reload of thousands of descriptors takes pid 1 as long
 _RUN: Final = "/run/systemd"  # a reload makes the directories of its generators in there anew

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 from gmemd.errors import close_fd
-from gmemd.memory.lease import start_time
+from gmemd.processes.identity import start_time
 
 
 def watch(pid: int, start: int, ended: Callable[[], None]) -> Callable[[], None] | None:

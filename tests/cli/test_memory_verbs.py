@@ -7,11 +7,11 @@ import mmap
 import os
 
 import pytest
-from gmemd.objects.survival import Unit
 
 from gmemd.cli.doctor import BAD, GOOD, NOTE, judge_fd_store, judge_service
 from gmemd.cli.gmemctl import main
 from gmemd.client.client import Client
+from gmemd.persist.keeping import Unit
 from tests.cli.conftest import Gmemctl
 
 GUEST = "memory-backend-guest-memfd"

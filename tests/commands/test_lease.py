@@ -14,7 +14,8 @@ import pytest_asyncio
 
 from gmemd.commands.context import WithFds, backend_of, record_of
 from gmemd.commands.lease import watch_leases
-from gmemd.memory.lease import Lease, command_name, start_time
+from gmemd.memory.lease import Lease
+from gmemd.processes.identity import command_name, start_time
 from tests.commands.live import LiveMachine
 
 PAGE = os.sysconf("SC_PAGESIZE")

@@ -9,12 +9,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from gmemd.objects.survival import Keeping, Unit
-
 from gmemd.commands.context import Change
 from gmemd.commands.outlook import Outlook
 from gmemd.persist.custody import Custody
 from gmemd.persist.fdstore import FdStore, Notifier
+from gmemd.persist.keeping import Keeping, Unit
 from gmemd.persist.registry import Registry
 from gmemd.persist.waits import wait_for
 from gmemd.qmp.session import Request

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from gmemd.objects.survival import SPARED
 
 from gmemd.errors import QmpError
+from gmemd.persist.keeping import SPARED
 from tests.systemd.boot import REPORTS
 from tests.systemd.booted.service import TREE, Memory, ending, journal, main_pid, systemctl
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gmemd.objects.survival import SPARED
 
 from gmemd.errors import QmpError
 from gmemd.persist import fdstore
@@ -25,6 +24,7 @@ from gmemd.persist.fdstore import (
     store_limit,
     watchdog_seconds,
 )
+from gmemd.persist.keeping import SPARED
 from tests.persist.conftest import Manager
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from gmemd.objects.survival import Keeping
 
 from gmemd.errors import QmpError
 from gmemd.persist.fdstore import Notifier
+from gmemd.persist.keeping import Keeping
 from gmemd.persist.manager import Manager
 from gmemd.persist.record import Record, row_of
 from gmemd.persist.registry import Registry
