@@ -20,6 +20,7 @@ from gmemd.commands import (
     lease,
     memdev,
     ownership,
+    properties,
     qom,
 )
 from gmemd.commands.context import Caller, Gmemd, completed
@@ -31,7 +32,7 @@ from gmemd.schema.validate import Command
 Function = Callable[[Gmemd, Caller, dict[str, Any]], Any]
 
 MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, effect, enforce, fds, holders, jobs, lease, memdev,
-                                   ownership, qom)
+                                   ownership, properties, qom)
 
 
 def functions(modules: Iterable[ModuleType] = MODULES) -> dict[str, Function]:

@@ -10,7 +10,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.conversion import part, visibility_of
 from gmemd.commands.measure import measured
-from gmemd.commands.qom import judge_value
+from gmemd.commands.properties import judge_value
 from gmemd.commands.tree import check_cpus, find_context, resolve
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.memory.ranges import PRIVATE

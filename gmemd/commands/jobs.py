@@ -19,7 +19,7 @@ from gmemd.changes.workers import workers
 from gmemd.commands.context import Caller, Gmemd, completed
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete
-from gmemd.commands.qom import populate, set_property
+from gmemd.commands.properties import populate, set_property
 from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.program import worker_program
 from gmemd.objects.fds import share

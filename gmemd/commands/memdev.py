@@ -12,7 +12,7 @@ from gmemd.changes.threads import beside, close_beside, closed_at_once, in_threa
 from gmemd.commands.context import Caller, Change, Gmemd, Step, record_of
 from gmemd.commands.listing import SHORT, in_turns
 from gmemd.commands.measure import AT_ONCE, is_quick, item_of, kind_of, measured
-from gmemd.commands.qom import populate
+from gmemd.commands.properties import populate
 from gmemd.commands.tree import check_cpus, find_context, usable_cpus
 from gmemd.errors import QmpError
 from gmemd.memory.usage import occupied

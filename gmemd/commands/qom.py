@@ -1,19 +1,16 @@
-"""Commands on the QOM tree."""
+"""Commands that read the QOM tree."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from gmemd.backends.base import BASE_ORDER, HostMemoryBackend
-from gmemd.changes.claims import claimed
+from gmemd.backends.base import BASE_ORDER
 from gmemd.changes.pace import Pace
-from gmemd.changes.threads import in_thread
-from gmemd.commands.context import Caller, Gmemd, recorded
+from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import SHORT, in_turns, listed
-from gmemd.commands.tree import CONTEXT, REGION, Node, find_context, resolve
+from gmemd.commands.tree import CONTEXT, REGION, Node, resolve
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
-from gmemd.kernel.affinity import bound
 from gmemd.objects.container import BACKENDS
 
 # Every QOM type there is: name -> parent (None for the root type), and those that cannot be instantiated.
@@ -58,48 +55,6 @@ def _values(node: Node) -> Iterator[dict[str, Any]]:
 
 def qom_get(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     return resolve(gmemd, arguments["path"]).get(arguments["property"])
-
-
-def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    node, name, value = resolve(gmemd, arguments["path"]), arguments["property"], arguments["value"]
-    backend = node.backend
-    if backend is None or node.region or name not in backend.property_names():
-        return node.set(name, value)
-    backend.check_idle()
-    value = judge_value(gmemd, backend, name, value)
-    if name == "prealloc" and value and not backend.properties["prealloc"]:
-        return claimed(gmemd, backend, "it is being populated", lambda: _preallocate(gmemd, backend))
-    return set_property(gmemd, backend, name, value)
-
-
-def judge_value(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any:
-    """The value that a property of a live object may be set to; QmpError if it may not."""
-    backend.refuse_set(name, seen=False)
-    value = gmemd.schema.check_property(backend.qom_type, name, value)
-    if name == "prealloc-context" and value:
-        value = find_context(gmemd, value)
-    backend.refuse_set(name, seen=True)
-    backend.check_value(name, value)
-    return value
-
-
-def populate(gmemd: Gmemd, backend: HostMemoryBackend, progress: Callable[[int], None] | None = None,
-             cancelled: Callable[[], bool] | None = None) -> None:
-    """Allocate every page, on the CPUs of the object's thread context; blocks."""
-    with bound(gmemd.objects.context_cpus(backend)):
-        backend.populate(gmemd.kernel, progress, cancelled)
-
-
-async def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
-    await in_thread(populate, gmemd, backend)
-    return set_property(gmemd, backend, "prealloc", True)
-
-
-def set_property(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any:
-    """Store a judged value, also in the record; the result of the command that does so."""
-    before = backend.properties.get(name)
-    backend.set(name, value)
-    return recorded(gmemd, backend, {}, undo=lambda: backend.reset(name, before))
 
 
 def qom_list_types(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
