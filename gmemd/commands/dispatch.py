@@ -22,6 +22,7 @@ from gmemd.commands import (
     ownership,
     properties,
     qom,
+    status,
 )
 from gmemd.commands.context import Caller, Gmemd, completed
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
@@ -32,7 +33,7 @@ from gmemd.schema.validate import Command
 Function = Callable[[Gmemd, Caller, dict[str, Any]], Any]
 
 MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, effect, enforce, fds, holders, jobs, lease, memdev,
-                                   ownership, properties, qom)
+                                   ownership, properties, qom, status)
 
 
 def functions(modules: Iterable[ModuleType] = MODULES) -> dict[str, Function]:

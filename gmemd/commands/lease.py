@@ -13,7 +13,8 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import close_copies
 from gmemd.commands.context import Caller, Gmemd, WithFds, completed, recorded, settled
 from gmemd.commands.listing import listed
-from gmemd.commands.memdev import delete, describe_memory
+from gmemd.commands.memdev import delete
+from gmemd.commands.status import describe_memory
 from gmemd.errors import QmpError, os_errors
 from gmemd.memory.lease import Lease
 from gmemd.processes.identity import command_name, start_time

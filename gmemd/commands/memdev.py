@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.changes.pace import Pace
 from gmemd.changes.threads import beside, close_beside, closed_at_once, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, Step, record_of
-from gmemd.commands.listing import SHORT, in_turns
-from gmemd.commands.measure import AT_ONCE, is_quick, item_of, kind_of, measured
 from gmemd.commands.properties import populate
 from gmemd.commands.tree import check_cpus, find_context, usable_cpus
 from gmemd.errors import QmpError
-from gmemd.memory.usage import occupied
 from gmemd.objects.container import ThreadContext
-from gmemd.objects.survival import fates
-from gmemd.qmp.encode import encode
 
 if TYPE_CHECKING:
-    from gmemd.commands.outlook import Outlook
     from gmemd.persist.custody import Again
 
-_BATCH = 25  # objects that are measured, and described, at a time
 _LOOK_SECONDS = 0.2  # between two looks whether the client of a file that does not open is still there
 
 
@@ -187,84 +178,6 @@ def _forget(gmemd: Gmemd, object_id: str) -> Any:
     return Change({}, operation, undo=undo)
 
 
-def query_memdev(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    if len(gmemd.objects) > SHORT:
-        return in_turns((backend.memdev for backend in gmemd.objects), Pace())
-    return b"[%b]" % b", ".join([backend.memdev for backend in gmemd.objects])
-
-
 def query_memory_size_summary(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
     # No machine, no RAM of a machine: the objects are in query-memdev.
     return {"base-memory": 0, "plugged-memory": 0}
-
-
-def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    if gmemd.outlook is not None and gmemd.outlook.must_look():
-        return _status_after_a_look(gmemd, gmemd.outlook, arguments)
-    return _status(gmemd, arguments)
-
-
-async def _status_after_a_look(gmemd: Gmemd, outlook: Outlook, arguments: dict[str, Any]) -> Any:
-    """The same, once systemd has said what it keeps now."""
-    await outlook.look()
-    status = _status(gmemd, arguments)
-    return status if isinstance(status, list) else await status
-
-
-def _status(gmemd: Gmemd, arguments: dict[str, Any]) -> Any:
-    wanted = arguments.get("id")
-    backends = list(gmemd.objects) if wanted is None else [gmemd.objects.find(wanted)]
-    if len(backends) > _BATCH or not all([is_quick(backend) for backend in backends]) \
-            or sum([backend.memory_size for backend in backends]) > AT_ONCE:
-        return _status_in_thread(gmemd, backends, wanted)
-    return [describe_status(gmemd, backend, occupied(gmemd.kernel, item_of(backend))) for backend in backends]
-
-
-async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend], wanted: str | None) -> bytes:
-    """The same without holding others up; what is deleted meanwhile is left out."""
-    rows: list[bytes] = []
-    survival: dict[tuple[str, bool], bytes] = {}  # alike for most objects, and most of what is to be written
-    async for found in measured(gmemd, backends, partial(occupied, gmemd.kernel), batch=_BATCH):
-        for backend, resident in found:
-            key = kind_of(backend), backend.record is not None
-            if key not in survival:
-                survival[key] = b'"survival": ' + encode(describe_survival(gmemd, backend))
-            row = encode({**_describe(gmemd, backend, resident), "survival": []})
-            rows.append(row.replace(b'"survival": []', survival[key]))  # no text has that: its quotes are escaped
-    if wanted is not None and not rows:
-        raise QmpError(f"object '{wanted}' not found")
-    return b"[%b]" % b", ".join(rows)
-
-
-def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
-    """What memory an object is: the members of MemdevFd."""
-    info: dict[str, Any] = {"size": backend.memory_size, "offset": backend.offset, "kind": backend.kind,
-                            "kernel": gmemd.kernel.name}
-    if backend.guest_memfd_flags is not None:
-        info["guest-memfd-flags"] = backend.guest_memfd_flags
-    return info
-
-
-def describe_status(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) -> dict[str, Any]:
-    """The members of MemdevStatus; `resident` bytes were measured, None: that is not known."""
-    return {**_describe(gmemd, backend, resident), "survival": describe_survival(gmemd, backend)}
-
-
-def _describe(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) -> dict[str, Any]:
-    uid, pid = backend.owner
-    status = {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind, "kernel": gmemd.kernel.name,
-              "kernel-reason": gmemd.kernel.why, "size": backend.memory_size, "offset": backend.offset,
-              "owner": {"uid": uid, "pid": pid}, "age": backend.age, "handed-out": backend.handed_out}
-    if resident is not None:
-        status["resident"] = resident
-    return status
-
-
-def describe_survival(gmemd: Gmemd, backend: HostMemoryBackend) -> list[dict[str, Any]]:
-    """The MemdevSurvival of an object."""
-    kept = backend.record is not None
-    keeping = gmemd.keeping if gmemd.outlook is None else gmemd.outlook.keeping()
-    return [{"event": fate.event, "survives": fate.survives, "answer": fate.answer,
-             **({"advice": fate.advice} if fate.advice else {})}
-            for fate in fates(kind_of(backend), kept=kept, opted_out=gmemd.custody is not None and not kept,
-                              keeping=keeping)]

@@ -13,7 +13,8 @@ from gmemd.changes.claims import claimed
 from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, record_of, settled, store_record
 from gmemd.commands.listing import listed
-from gmemd.commands.memdev import added, describe_memory
+from gmemd.commands.memdev import added
+from gmemd.commands.status import describe_memory
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.memory.ranges import SHARED, RangeMap
 from gmemd.persist.fdstore import opened_again

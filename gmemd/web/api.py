@@ -8,7 +8,7 @@ from typing import Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
 from gmemd.commands.holders import describe
-from gmemd.commands.memdev import describe_status
+from gmemd.commands.status import describe_status
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.memory.ranges import PRIVATE
 from gmemd.web.openapi import document

@@ -9,7 +9,7 @@ from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd
-from gmemd.commands.memdev import describe_survival
+from gmemd.commands.status import describe_survival
 from gmemd.kernel.base import HugePool
 from gmemd.memory.ranges import PRIVATE
 from gmemd.posix.boottime import on_the_wall
