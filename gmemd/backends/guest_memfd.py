@@ -13,15 +13,11 @@ from gmemd.backends.sealed import new_memfd
 from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
 from gmemd.kernel.content import copy_in, copy_out
+from gmemd.kernel.uapi import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, GUEST_MEMFD_SHARED
 from gmemd.memory.ranges import PRIVATE, SHARED, RangeMap
 
-# include/uapi/linux/kvm.h
-GUEST_MEMFD_FLAG_MMAP = 1 << 0
-GUEST_MEMFD_FLAG_INIT_SHARED = 1 << 1
-SHARED_FLAGS = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED
 
-
-def make_guest_memfd(backend: HostMemoryBackend, kernel: Kernel, flags: int = SHARED_FLAGS) -> None:
+def make_guest_memfd(backend: HostMemoryBackend, kernel: Kernel, flags: int = GUEST_MEMFD_SHARED) -> None:
     """Set the backend's fd to a new guest_memfd; refusals in the words of QEMU's kvm_create_guest_memfd."""
     legal = kernel.guest_memfd_flags
     if legal is None:
@@ -59,7 +55,7 @@ class GuestMemfdBackend(HostMemoryBackend):
             return
         begins_shared = self.properties["init-shared"]
         # Where only gmemd converts, the kernel must not stand in the way of what becomes shared later.
-        make_guest_memfd(self, kernel, SHARED_FLAGS if begins_shared or not kernel.conversion
+        make_guest_memfd(self, kernel, GUEST_MEMFD_SHARED if begins_shared or not kernel.conversion
                          else GUEST_MEMFD_FLAG_MMAP)
         if not begins_shared:
             self.visibility = RangeMap(self.size, PRIVATE)

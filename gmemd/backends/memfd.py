@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import make_guest_memfd
-from gmemd.backends.sealed import MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_HUGE_SHIFT, MFD_HUGETLB, SEALS
 from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
+from gmemd.kernel.uapi import MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_HUGE_SHIFT, MFD_HUGETLB, SEALS_OF_SIZE
 
 _SURELY_MAPPABLE = 1 << 40  # bytes, shared; above this, for private memory and huge pages, the kernel is asked
 
@@ -48,7 +48,7 @@ class MemfdBackend(HostMemoryBackend):
             raise QmpError(f"failed to resize memfd to {self.size}: {os.strerror(exc.errno or 0)}") from exc
         if properties["seal"]:
             try:
-                kernel.seal(self.fd, SEALS)
+                kernel.seal(self.fd, SEALS_OF_SIZE)
             except OSError as exc:
                 raise QmpError(f"failed to add seals to memfd: {os.strerror(exc.errno or 0)}") from exc
         if self.memory_size != self.size:

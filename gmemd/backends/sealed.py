@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from gmemd.errors import close_fd
 from gmemd.kernel.base import Kernel
-
-# memfd_create(2) and fcntl(2), include/uapi/linux/{memfd,fcntl}.h
-MFD_CLOEXEC = 0x1
-MFD_ALLOW_SEALING = 0x2
-MFD_HUGETLB = 0x4
-MFD_HUGE_SHIFT = 26
-F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW = 0x1, 0x2, 0x4
-SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW
+from gmemd.kernel.uapi import MFD_ALLOW_SEALING, MFD_CLOEXEC, SEALS_OF_SIZE
 
 
 def new_memfd(kernel: Kernel, name: str, size: int) -> int:
@@ -19,7 +12,7 @@ def new_memfd(kernel: Kernel, name: str, size: int) -> int:
     fd = kernel.memfd_create(name[:200], MFD_CLOEXEC | MFD_ALLOW_SEALING)
     try:
         kernel.truncate(fd, size)
-        kernel.seal(fd, SEALS)
+        kernel.seal(fd, SEALS_OF_SIZE)
     except BaseException:
         close_fd(fd)
         raise

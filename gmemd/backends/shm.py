@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.backends.sealed import MFD_CLOEXEC
 from gmemd.errors import QmpError
 from gmemd.kernel.base import Kernel
+from gmemd.kernel.uapi import MFD_CLOEXEC
 
 
 class ShmBackend(HostMemoryBackend):

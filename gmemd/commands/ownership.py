@@ -8,7 +8,6 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.backends.guest_memfd import SHARED_FLAGS
 from gmemd.changes.claims import claimed
 from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, record_of, settled, store_record
@@ -16,6 +15,7 @@ from gmemd.commands.listing import listed
 from gmemd.commands.memdev import added
 from gmemd.commands.status import describe_memory
 from gmemd.errors import QmpError, close_fd, os_errors
+from gmemd.kernel.uapi import F_SEAL_SHRINK, GUEST_MEMFD_SHARED
 from gmemd.memory.ranges import SHARED, RangeMap
 from gmemd.persist.fdstore import opened_again
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 # Which type an adopted fd becomes, by what it is.
 _TYPES = {"memfd": "memory-backend-memfd", "hugetlb-memfd": "memory-backend-memfd",
           "guest-memfd": "memory-backend-guest-memfd", "file": "memory-backend-file"}
-_SEAL_SHRINK = 0x2  # F_SEAL_SHRINK
 
 Judged = tuple[str, os.stat_result, int]  # a descriptor's kind, status and page size in bytes
 
@@ -131,7 +130,7 @@ def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judg
     if kind == "file":
         backend.file_kind, backend.status = kind, status
     if kind == "guest-memfd":
-        backend.guest_memfd_flags = SHARED_FLAGS
+        backend.guest_memfd_flags = GUEST_MEMFD_SHARED
         backend.visibility = RangeMap(size, SHARED)
     return backend
 
@@ -149,7 +148,7 @@ def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> Judged:
     if wanted is not None and size != wanted:
         raise QmpError(f"the descriptor has {size} bytes, not {wanted}")
     if arguments["require-seals"] and kind.endswith("memfd") and kind != "guest-memfd" and not (
-            seals is not None and seals & _SEAL_SHRINK):
+            seals is not None and seals & F_SEAL_SHRINK):
         raise QmpError("the memfd is not sealed against shrinking")
     with os_errors("cannot look at the descriptor"):
         why = gmemd.kernel.unusable(fd, size)

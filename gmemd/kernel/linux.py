@@ -19,8 +19,6 @@ from gmemd.kernel.base import PAGE_SIZE, PageInUse, refuse
 from gmemd.kernel.memory import OrdinaryMemory
 from gmemd.kernel.probe import attempt, outcome
 
-SHARED = uapi.GUEST_MEMFD_FLAG_MMAP | uapi.GUEST_MEMFD_FLAG_INIT_SHARED  # what another process's VM can use
-
 _pack_create = Struct(uapi.KVM_CREATE_GUEST_MEMFD_FORMAT).pack
 _pack_convert = Struct("<16Q").pack  # offset, size, attributes, flags, error_offset (out), reserved[11]
 _U64 = 1 << 64
@@ -82,7 +80,7 @@ class LinuxKernel(OrdinaryMemory):
         for name in PROFILES[DEFAULT].capabilities:
             found[name] = fcntl.ioctl(self.vm, uapi.KVM_CHECK_EXTENSION, getattr(uapi, f"KVM_CAP_{name}"))
         found |= attempt(self)
-        fd = self.create_guest_memfd(PAGE_SIZE, SHARED)
+        fd = self.create_guest_memfd(PAGE_SIZE, uapi.GUEST_MEMFD_SHARED)
         try:
             found["link"] = os.readlink(f"/proc/self/fd/{fd}")
             found["magic"] = f"0x{syscalls.filesystem(fd)[0]:08x}"
@@ -101,7 +99,7 @@ class LinuxKernel(OrdinaryMemory):
         """Make, map, write, punch, read and measure a page; return whether it converts and keeps a policy."""
         step = "created"
         try:
-            fd = self.create_guest_memfd(PAGE_SIZE, SHARED)
+            fd = self.create_guest_memfd(PAGE_SIZE, uapi.GUEST_MEMFD_SHARED)
             try:
                 step = "mapped and written"
                 with mmap.mmap(fd, PAGE_SIZE) as page:

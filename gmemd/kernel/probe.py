@@ -14,8 +14,6 @@ from gmemd.kernel.base import PAGE_SIZE, Kernel
 SIZES = {"0": 0, "1": 1, "page-1": PAGE_SIZE - 1, "page+1": PAGE_SIZE + 1, "2^63": 1 << 63}
 FLAGS = range(9)
 
-_SHARED = uapi.GUEST_MEMFD_FLAG_MMAP | uapi.GUEST_MEMFD_FLAG_INIT_SHARED
-
 
 def outcome(call: Callable[[], Any]) -> str:
     """Return "OK", or the name of the errno that the call raised, as the kernel's headers spell it."""
@@ -32,7 +30,7 @@ def attempt(kernel: Kernel) -> dict[str, str]:
     found = {f"create flags={flags}": outcome(partial(_make, kernel, PAGE_SIZE, flags)) for flags in FLAGS}
     legal = kernel.guest_memfd_flags or 0
     for name, size in SIZES.items():
-        found[f"create size={name}"] = outcome(partial(_make, kernel, size, legal & _SHARED))
+        found[f"create size={name}"] = outcome(partial(_make, kernel, size, legal & uapi.GUEST_MEMFD_SHARED))
     for flags in range(4):
         if found[f"create flags={flags}"] == "OK":
             found |= _mappings(kernel, flags)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from gmemd.kernel import uapi
+from gmemd.kernel.uapi import GUEST_MEMFD_SHARED
 
-_SHARED = uapi.GUEST_MEMFD_FLAG_MMAP | uapi.GUEST_MEMFD_FLAG_INIT_SHARED
 DEFAULT: Final = "6.18"
 
 
@@ -68,15 +68,15 @@ PROFILES: Final[Mapping[str, Profile]] = {
         ),
         Profile(
             name="6.18",
-            says="flags MMAP and INIT_SHARED",
-            guest_memfd_flags=_SHARED,
-            capabilities=_capabilities(1, _SHARED),
+            says="flags MMAP and INITGUEST_MEMFD_SHARED",
+            guest_memfd_flags=GUEST_MEMFD_SHARED,
+            capabilities=_capabilities(1, GUEST_MEMFD_SHARED),
         ),
         Profile(
             name="6.19",
             says="the file keeps its NUMA policy; its own file system",
-            guest_memfd_flags=_SHARED,
-            capabilities=_capabilities(1, _SHARED),
+            guest_memfd_flags=GUEST_MEMFD_SHARED,
+            capabilities=_capabilities(1, GUEST_MEMFD_SHARED),
             magic=uapi.GUEST_MEMFD_MAGIC,
             link="/[kvm-gmem] (deleted)",
             shared_policy=True,
@@ -84,8 +84,8 @@ PROFILES: Final[Mapping[str, Profile]] = {
         Profile(
             name="in-place",
             says="pages can be converted in place between private and shared (not released)",
-            guest_memfd_flags=_SHARED,
-            capabilities=_capabilities(1, _SHARED),
+            guest_memfd_flags=GUEST_MEMFD_SHARED,
+            capabilities=_capabilities(1, GUEST_MEMFD_SHARED),
             magic=uapi.GUEST_MEMFD_MAGIC,
             link="/[kvm-gmem] (deleted)",
             shared_policy=True,
@@ -100,8 +100,8 @@ PROFILES: Final[Mapping[str, Profile]] = {
         Profile(
             name="no-direct-map",
             says="the proposed flag NO_DIRECT_MAP is accepted (not released)",
-            guest_memfd_flags=_SHARED | uapi.GUEST_MEMFD_FLAG_NO_DIRECT_MAP,
-            capabilities=_capabilities(1, _SHARED | uapi.GUEST_MEMFD_FLAG_NO_DIRECT_MAP),
+            guest_memfd_flags=GUEST_MEMFD_SHARED | uapi.GUEST_MEMFD_FLAG_NO_DIRECT_MAP,
+            capabilities=_capabilities(1, GUEST_MEMFD_SHARED | uapi.GUEST_MEMFD_FLAG_NO_DIRECT_MAP),
             magic=uapi.GUEST_MEMFD_MAGIC,
             link="/[kvm-gmem] (deleted)",
             shared_policy=True,

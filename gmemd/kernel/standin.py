@@ -12,7 +12,6 @@ import os
 from gmemd.kernel import uapi
 
 MODE = 0o600  # as a guest_memfd; stops other users from opening it anew by /proc/PID/fd/N
-SEALS = uapi.F_SEAL_SEAL | uapi.F_SEAL_SHRINK | uapi.F_SEAL_GROW
 
 _NAME = "gmemd-guest-memfd:"
 _LINK = f"/memfd:{_NAME}"
@@ -25,7 +24,7 @@ def create(size: int, flags: int, memfd_flags: int) -> int:
     try:
         os.ftruncate(fd, size)
         os.fchmod(fd, MODE)
-        fcntl.fcntl(fd, uapi.F_ADD_SEALS, SEALS)
+        fcntl.fcntl(fd, uapi.F_ADD_SEALS, uapi.SEALS_OF_SIZE)
     except OSError:
         os.close(fd)
         raise
@@ -40,4 +39,4 @@ def flags_of(fd: int) -> int | None:
     flags = link.removeprefix(_LINK).removesuffix(_DELETED)
     if not link.startswith(_LINK) or not flags.isdecimal():
         return None
-    return int(flags) if fcntl.fcntl(fd, uapi.F_GET_SEALS) & SEALS == SEALS else None
+    return int(flags) if fcntl.fcntl(fd, uapi.F_GET_SEALS) & uapi.SEALS_OF_SIZE == uapi.SEALS_OF_SIZE else None

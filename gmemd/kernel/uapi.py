@@ -29,6 +29,7 @@ KVM_CAP_ARM_VM_IPA_SIZE: Final = 165
 GUEST_MEMFD_FLAG_MMAP: Final = 1 << 0
 GUEST_MEMFD_FLAG_INIT_SHARED: Final = 1 << 1
 GUEST_MEMFD_FLAG_NO_DIRECT_MAP: Final = 1 << 2  # proposed, in no release
+GUEST_MEMFD_SHARED: Final = GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED  # what another process's VM can use
 
 # linux/magic.h
 ANON_INODE_FS_MAGIC: Final = 0x09041934  # guest_memfd before Linux 6.19
@@ -53,6 +54,7 @@ F_SEAL_GROW: Final = 0x04
 F_SEAL_WRITE: Final = 0x08
 F_SEAL_FUTURE_WRITE: Final = 0x10
 F_SEAL_EXEC: Final = 0x20
+SEALS_OF_SIZE: Final = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW  # the size is fixed for life
 
 # linux/falloc.h
 FALLOC_FL_KEEP_SIZE: Final = 0x01
