@@ -25,7 +25,6 @@ from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.commands.lease import watch_leases
 from gmemd.commands.outlook import Outlook
 from gmemd.errors import QmpError
-from gmemd.kernel.base import Kernel
 from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.program import worker_program
 from gmemd.kernel.syscalls import share_one_heap
@@ -179,7 +178,7 @@ class Daemon:
         from gmemd.lab import Lab, LabKernel, LabNotifier
 
         faults = gmemd.lab = Lab()
-        gmemd.kernel = cast(Kernel, LabKernel(gmemd.kernel, faults))
+        gmemd.kernel = LabKernel(gmemd.kernel, faults)
         self._manager.disturb(lambda notifier: cast(Notifier, LabNotifier(notifier, faults)))
 
     def _make_dispatcher(self) -> Dispatcher:

@@ -11,15 +11,15 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from gmemd.kernel.base import PAGE_SIZE, PageInUse, refuse
+from gmemd.kernel.kernel import Kernel, PageInUse
 from gmemd.kernel.populate import without
+from gmemd.kernel.rules import PAGE_SIZE, refuse
 
 if TYPE_CHECKING:
-    from gmemd.kernel.base import Kernel
     from gmemd.persist.fdstore import Notifier
 
 HALFWAY: Final = ("populate", "convert")  # operations that can fail at an offset
@@ -86,7 +86,7 @@ class Lab:
         return found
 
 
-class LabKernel:
+class LabKernel(Kernel):
     """A Kernel that does what another one does, except where the lab strikes."""
 
     def __init__(self, inner: Kernel, lab: Lab, *, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -94,12 +94,21 @@ class LabKernel:
         self._lab = lab
         self._sleep = sleep
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # what a kernel says of itself
         return getattr(self._inner, name)
+
+    def check_mapping(self, fd: int, *, shared: bool) -> None:
+        self._inner.check_mapping(fd, shared=shared)
+
+    def probe(self) -> Mapping[str, int | str]:
+        return self._inner.probe()
+
+    def close(self) -> None:
+        self._inner.close()
 
     def memfd_create(self, name: str, flags: int) -> int:
         self._strike("create")
-        return self._inner.memfd_create(name, flags)
+        return super().memfd_create(name, flags)
 
     def create_guest_memfd(self, size: int, flags: int) -> int:
         self._strike("create")
@@ -107,28 +116,28 @@ class LabKernel:
 
     def duplicate(self, fd: int) -> int:
         self._strike("hand-out")
-        return self._inner.duplicate(fd)
+        return super().duplicate(fd)
 
-    def convert(self, fd: int, *arguments: Any, **how: Any) -> None:
+    def convert(self, fd: int, offset: int, size: int, parts: Sequence[tuple[int, int]], *, private: bool) -> None:
         struck = self._delay("convert")
         if struck is not None and struck.offset is not None:
             raise PageInUse(struck.offset)
         _fail(struck)
-        self._inner.convert(fd, *arguments, **how)
+        self._inner.convert(fd, offset, size, parts, private=private)
 
     def populate(self, fd: int, offset: int, size: int, threads: int, *, fresh: bool = False, **how: Any) -> None:
         struck = self._delay("populate")
         if struck is not None and struck.offset:
             self._populate_part(fd, offset, min(size, -(-struck.offset // PAGE_SIZE) * PAGE_SIZE), threads, fresh, how)
         _fail(struck)
-        self._inner.populate(fd, offset, size, threads, fresh=fresh, **how)
+        super().populate(fd, offset, size, threads, fresh=fresh, **how)
 
     def _populate_part(self, fd: int, offset: int, size: int, threads: int, fresh: bool, how: dict[str, Any]) -> None:
         """Allocate the part before the failure, and give it back as a failed population does."""
-        before = self._inner.resident_ranges(fd, offset, size) if fresh else []
-        self._inner.populate(fd, offset, size, threads, fresh=fresh, **how)
+        before = self.resident_ranges(fd, offset, size) if fresh else []
+        super().populate(fd, offset, size, threads, fresh=fresh, **how)
         for start, length in without(before, offset, offset + size) if fresh else []:
-            self._inner.punch_hole(fd, start, length)
+            self.punch_hole(fd, start, length)
 
     def _strike(self, operation: str) -> None:
         _fail(self._delay(operation))

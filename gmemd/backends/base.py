@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from gmemd.errors import QmpError, close_fd
-from gmemd.kernel.base import Kernel
+from gmemd.kernel.kernel import Kernel
 from gmemd.memory.lease import Lease
 from gmemd.memory.ranges import RangeMap
 from gmemd.posix import boottime

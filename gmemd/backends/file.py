@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError, close_fd, os_errors
-from gmemd.kernel.base import Kernel
+from gmemd.kernel.kernel import Kernel
 
 _TRIES: Final = 100  # to open or make a file that comes and goes
 _LEASE_SECONDS: Final = 60.0  # the kernel breaks a lease after 45 (/proc/sys/fs/lease-break-time)

@@ -11,8 +11,8 @@ from typing import ClassVar
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.sealed import new_memfd
 from gmemd.errors import QmpError
-from gmemd.kernel.base import Kernel
 from gmemd.kernel.content import copy_in, copy_out
+from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.uapi import GUEST_MEMFD_FLAG_INIT_SHARED, GUEST_MEMFD_FLAG_MMAP, GUEST_MEMFD_SHARED
 from gmemd.memory.ranges import PRIVATE, SHARED, RangeMap
 

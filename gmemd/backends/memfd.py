@@ -8,7 +8,7 @@ from typing import ClassVar
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.guest_memfd import make_guest_memfd
 from gmemd.errors import QmpError
-from gmemd.kernel.base import Kernel
+from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.uapi import MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_HUGE_SHIFT, MFD_HUGETLB, SEALS_OF_SIZE
 
 _SURELY_MAPPABLE = 1 << 40  # bytes, shared; above this, for private memory and huge pages, the kernel is asked

@@ -7,7 +7,7 @@ import os
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.sealed import new_memfd
 from gmemd.errors import QmpError
-from gmemd.kernel.base import Kernel
+from gmemd.kernel.kernel import Kernel
 
 _ALIGN = 2 << 20  # bytes: how QEMU aligns anonymous memory on x86 (QEMU_VMALLOC_ALIGN)
 

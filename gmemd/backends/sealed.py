@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gmemd.errors import close_fd
-from gmemd.kernel.base import Kernel
+from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.uapi import MFD_ALLOW_SEALING, MFD_CLOEXEC, SEALS_OF_SIZE
 
 

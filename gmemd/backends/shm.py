@@ -6,7 +6,7 @@ import os
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError
-from gmemd.kernel.base import Kernel
+from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.uapi import MFD_CLOEXEC
 
 

@@ -12,7 +12,9 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import SHORT, in_turns
 from gmemd.commands.measure import kind_of, measured
 from gmemd.errors import os_errors
-from gmemd.kernel.base import Headroom, HugePool, Kernel
+from gmemd.kernel.headroom import Headroom
+from gmemd.kernel.hugepages import HugePool
+from gmemd.kernel.kernel import Kernel
 from gmemd.memory.usage import Entry, Ledger, Usage, comparisons, machine, online_nodes, placement, total
 
 

@@ -37,7 +37,7 @@ from gmemd.schema.validate import Schema
 
 if TYPE_CHECKING:
     from gmemd.commands.outlook import Outlook
-    from gmemd.kernel.base import Kernel
+    from gmemd.kernel.kernel import Kernel
     from gmemd.lab import Lab
     from gmemd.observe.audit import Audit
     from gmemd.persist.batch import Operation

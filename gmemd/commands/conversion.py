@@ -16,7 +16,8 @@ from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, recorded, settled, store_record
 from gmemd.commands.listing import listed
 from gmemd.errors import QmpError, os_errors
-from gmemd.kernel.base import PageInUse, check_inside
+from gmemd.kernel.kernel import PageInUse
+from gmemd.kernel.rules import check_inside
 from gmemd.memory.ranges import PRIVATE, SHARED, RangeMap
 
 _AT_ONCE = 8 << 20  # bytes that may be copied or given back on the event loop

@@ -6,7 +6,7 @@ import errno
 import os
 
 from gmemd.kernel import residency, syscalls, uapi
-from gmemd.kernel.base import PAGE_SIZE
+from gmemd.kernel.rules import PAGE_SIZE
 
 _GUEST_MEMFD = (uapi.GUEST_MEMFD_MAGIC, uapi.ANON_INODE_FS_MAGIC)
 _ONLY_MEMORY = (*_GUEST_MEMFD, uapi.TMPFS_MAGIC, uapi.HUGETLBFS_MAGIC)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gmemd.errors import QmpError
-from gmemd.kernel.base import Kernel
+from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.linux import LinuxKernel, Unsupported
 
 

@@ -7,11 +7,12 @@ not counted as used.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
-from gmemd.kernel.base import Headroom, HugePool, NoHeadroom
-from gmemd.kernel.hugepages import huge_pools
+from gmemd.kernel.hugepages import HugePool, huge_pools
 
 PROC = "/proc"
 
@@ -22,6 +23,26 @@ OVERHEAD_SHIFT = 8
 _MACHINE = ("MemAvailable:", "MemTotal:")
 _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 _V2 = ("memory.max", "memory.current", "")
+
+
+class Headroom(NamedTuple):
+    """How much can still be allocated, and what sets that limit."""
+
+    available: int  # bytes; never negative
+    total: int  # bytes
+    limit: str  # what limits: "the machine", "the cgroup /a/b", "the pool of 2048 KiB pages"
+
+    def __str__(self) -> str:
+        return f"{self.available} of {self.total} bytes left in {self.limit}"
+
+
+class NoHeadroom(OSError):
+    """ENOMEM before it is an OOM kill: `wanted` bytes do not fit into `headroom`."""
+
+    def __init__(self, wanted: int, headroom: Headroom) -> None:
+        super().__init__(errno.ENOMEM, f"{wanted} bytes wanted, {headroom}")
+        self.wanted = wanted  # bytes
+        self.headroom = headroom
 
 
 def with_overhead(size: int) -> int:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import os
-
-from gmemd.kernel.base import HugePool
+from typing import NamedTuple
 
 SYS = "/sys"
 PROC = "/proc"
+
+
+class HugePool(NamedTuple):
+    """One pool of huge pages: of one size, on one node or (node None) of the machine. Counts are in pages."""
+
+    page_size: int  # bytes
+    node: int | None
+    total: int
+    free: int
+    surplus: int
+    reserved: int  # of the free ones, promised to mappings; counted only as a whole: 0 for a node
+    overcommit: int  # how many surplus pages the kernel may make in all; 0 for a node
 
 
 def huge_pools(sys: str = SYS) -> list[HugePool]:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from struct import Struct, unpack_from
 
 from gmemd.kernel import residency, syscalls, uapi
-from gmemd.kernel.base import PAGE_SIZE, PageInUse, refuse
-from gmemd.kernel.memory import OrdinaryMemory
+from gmemd.kernel.kernel import Kernel, PageInUse
 from gmemd.kernel.probe import attempt, outcome
+from gmemd.kernel.rules import PAGE_SIZE, refuse
 
 _pack_create = Struct(uapi.KVM_CREATE_GUEST_MEMFD_FORMAT).pack
 _pack_convert = Struct("<16Q").pack  # offset, size, attributes, flags, error_offset (out), reserved[11]
@@ -28,17 +28,14 @@ class Unsupported(Exception):
     """This host cannot make a shared guest_memfd; the text is the reason, one clause for people."""
 
 
-class LinuxKernel(OrdinaryMemory):
-    """guest_memfd by KVM; see base.Kernel. Raises Unsupported when a first page cannot be made and used."""
+class LinuxKernel(Kernel):
+    """guest_memfd by KVM. Raises Unsupported when a first page cannot be made and used."""
 
     name = "kvm"
     simulated = False
     guest_counter = "Unevictable"
     kvm_present = True
     kvm_enabled = True
-    guest_memfd_flags: int | None
-    conversion: bool
-
     device: int  # the fd of /dev/kvm; borrowed, for those who try its ioctls
     vm: int  # the VM's fd; likewise
 
@@ -72,6 +69,9 @@ class LinuxKernel(OrdinaryMemory):
             fcntl.ioctl(fd, uapi.KVM_SET_MEMORY_ATTRIBUTES2, request, True)
         except BlockingIOError:
             raise PageInUse(unpack_from("<Q", request, 32)[0]) from None
+
+    def check_mapping(self, fd: int, *, shared: bool) -> None:
+        """Nothing: mmap(2) itself refuses."""
 
     def probe(self) -> dict[str, int | str]:
         from gmemd.kernel.profiles import DEFAULT, PROFILES  # only here, for `gmemctl doctor`

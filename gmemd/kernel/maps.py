@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from gmemd.kernel import backing, syscalls, uapi
-from gmemd.kernel.base import PAGE_SIZE
+from gmemd.kernel.rules import PAGE_SIZE
 from gmemd.processes.holders import Shown, shown_as, target
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from gmemd.kernel import syscalls, uapi
-from gmemd.kernel.base import refuse
+from gmemd.kernel.rules import refuse
 
 _MODES = {
     "default": uapi.MPOL_DEFAULT,

@@ -12,13 +12,15 @@ import errno
 import os
 import threading
 from _thread import start_new_thread
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Final
 
 from gmemd.kernel import backing, syscalls, uapi
-from gmemd.kernel.base import PAGE_SIZE, refuse
 from gmemd.kernel.headroom import HeadroomReader, check_memory, check_pool
+from gmemd.kernel.numa import policy_for_thread
+from gmemd.kernel.rules import PAGE_SIZE, check_inside, refuse
 
 STEP: Final = 128 << 20  # bytes
 UNIT: Final = 2 << 20  # bytes; small objects are shared among the threads in multiples of this
@@ -27,28 +29,24 @@ Placed = Callable[[], AbstractContextManager[None]]  # sets the policy of the th
 Check = Callable[[int, int, int], None]  # bytes in flight, and the offset and bytes of the step to come
 
 
-def populate(
-    fd: int,
-    offset: int,
-    size: int,
-    threads: int,
-    *,
-    fresh: bool,
-    placed: Placed,
-    progress: Callable[[int], None] | None,
-    cancelled: Callable[[], bool] | None,
-) -> None:
-    """Allocate a range that is inside the file; see base.Kernel.populate."""
+def populate(fd: int, offset: int, size: int, threads: int, *, fresh: bool = False, policy: str = "default",
+             nodes: Sequence[int] = (), progress: Callable[[int], None] | None = None,
+             cancelled: Callable[[], bool] | None = None) -> None:
+    """Allocate a range by `threads` threads in steps, looking at the head-room before each. Takes long.
+
+    threads: the most, the caller's own included; no more than there are CPUs are used.
+    fresh: nobody else has the fd yet; then a failure or cancellation gives back exactly what was newly
+    allocated (a disk's file is left alone). Otherwise it stays: a holder may have written there already.
+    policy, nodes: set for the threads; a guest_memfd of a kernel without `shared_policy` is placed only by this.
+    progress is told the bytes done so far, cancelled is asked between steps; both are called in any of
+    the threads, one at a time. Raises NoHeadroom (ENOMEM), ECANCELED, or the errno of `Kernel.allocate`.
+    """
+    check_inside(offset, size, os.fstat(fd).st_size)
+    placed: Placed = partial(policy_for_thread, policy, nodes) if policy != "default" else nullcontext
     page = backing.page_size(fd)
     existing = backing.contents(fd, offset, size) if fresh else None
-    population = Population(
-        fd,
-        offset,
-        size,
-        check=_checked(fd, backing.missing(fd, offset, size), page, fresh=fresh),
-        progress=progress,
-        cancelled=cancelled,
-    )
+    check = _checked(fd, backing.missing(fd, offset, size), page, fresh=fresh)
+    population = Population(fd, offset, size, check=check, progress=progress, cancelled=cancelled)
     try:
         population.run(threads, placed, page)
     except BaseException as exc:
@@ -100,16 +98,8 @@ def shared_among(size: int, threads: int, unit: int, cpus: int) -> tuple[int, in
 class Population:
     """One run over a range; `run` returns when all is allocated, or raises after every thread has ended."""
 
-    def __init__(
-        self,
-        fd: int,
-        offset: int,
-        size: int,
-        *,
-        check: Check,
-        progress: Callable[[int], None] | None,
-        cancelled: Callable[[], bool] | None,
-    ) -> None:
+    def __init__(self, fd: int, offset: int, size: int, *, check: Check, progress: Callable[[int], None] | None,
+                 cancelled: Callable[[], bool] | None) -> None:
         self._fd = fd
         self._check = check
         self._progress = progress

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 from gmemd.kernel import uapi
-from gmemd.kernel.base import PAGE_SIZE, Kernel
+from gmemd.kernel.kernel import Kernel
+from gmemd.kernel.rules import PAGE_SIZE
 
 SIZES = {"0": 0, "1": 1, "page-1": PAGE_SIZE - 1, "page+1": PAGE_SIZE + 1, "2^63": 1 << 63}
 FLAGS = range(9)

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 # What the worker consists of; none imports what comes behind it.
-_MODULES = ("gmemd", "gmemd.kernel", "gmemd.kernel.uapi", "gmemd.kernel.base", "gmemd.kernel.syscalls",
+_MODULES = ("gmemd", "gmemd.kernel", "gmemd.kernel.uapi", "gmemd.kernel.rules", "gmemd.kernel.syscalls",
             "gmemd.kernel.residency", "gmemd.kernel.backing", "gmemd.kernel.worker")
 
 # What runs first: {sources} is a dict of them by name, {library} the number of the open file.

@@ -14,7 +14,7 @@ import re
 from functools import cache
 
 from gmemd.kernel import syscalls, uapi
-from gmemd.kernel.base import PAGE_SIZE, check_range, refuse
+from gmemd.kernel.rules import PAGE_SIZE, check_range, refuse
 
 
 def resident(fd: int, offset: int = 0, size: int = 0) -> int:

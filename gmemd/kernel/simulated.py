@@ -10,14 +10,14 @@ import errno
 import os
 
 from gmemd.kernel import standin, uapi
-from gmemd.kernel.base import PAGE_SIZE, refuse
-from gmemd.kernel.memory import OrdinaryMemory
+from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.probe import attempt
 from gmemd.kernel.profiles import DEFAULT, PROFILES, Profile
+from gmemd.kernel.rules import PAGE_SIZE, refuse
 
 
-class SimulatedKernel(OrdinaryMemory):
-    """guest_memfd as a profile describes it; see base.Kernel."""
+class SimulatedKernel(Kernel):
+    """guest_memfd as a profile describes it."""
 
     name = "simulated"
     simulated = True
@@ -41,22 +41,12 @@ class SimulatedKernel(OrdinaryMemory):
             raise refuse(self.profile.errnos.create)
         return standin.create(size, flags, self._memfd_flags)
 
-    def try_map(
-        self,
-        fd: int | None,
-        size: int,
-        *,
-        reserve: bool,
-        offset: int = 0,
-        writable: bool = True,
-        shared: bool = True,
-    ) -> None:
-        flags = None if fd is None else standin.flags_of(fd)
+    def check_mapping(self, fd: int, *, shared: bool) -> None:
+        flags = standin.flags_of(fd)
         if flags is not None and not flags & uapi.GUEST_MEMFD_FLAG_MMAP:
             raise refuse(self.profile.errnos.map_without_flag)
         if flags is not None and not shared:
             raise refuse(self.profile.errnos.map_private)
-        super().try_map(fd, size, reserve=reserve, offset=offset, writable=writable, shared=shared)
 
     def probe(self) -> dict[str, int | str]:
         profile = self.profile
@@ -67,6 +57,9 @@ class SimulatedKernel(OrdinaryMemory):
             found["magic"] = f"0x{profile.magic:08x}"
             found["convert"] = "OK" if convert is None else errno.errorcode[convert]
         return found
+
+    def close(self) -> None:
+        """It has none."""
 
 
 def _strictest_memfd_flags() -> int:

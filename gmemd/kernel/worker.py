@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterator
 
 from gmemd.kernel import backing, residency, syscalls, uapi
-from gmemd.kernel.base import PAGE_SIZE
+from gmemd.kernel.rules import PAGE_SIZE
 
 WINDOW = 16 << 20  # bytes that are mapped, read or written at a time
 

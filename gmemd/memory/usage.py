@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gmemd.kernel.base import HugePool, Kernel
+from gmemd.kernel.hugepages import HugePool
+from gmemd.kernel.kernel import Kernel
 from gmemd.memory.ranges import PRIVATE, RangeMap
 
 PROC = "/proc"

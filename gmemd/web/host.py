@@ -9,7 +9,9 @@ from time import monotonic
 from typing import Final
 
 from gmemd.changes.threads import in_thread
-from gmemd.kernel.base import Headroom, HugePool, Kernel
+from gmemd.kernel.headroom import Headroom
+from gmemd.kernel.hugepages import HugePool
+from gmemd.kernel.kernel import Kernel
 
 FRESH: Final = 1.0  # seconds that a reading is good for
 LAG_PERIOD: Final = 0.25  # seconds between two looks at the clock

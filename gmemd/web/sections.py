@@ -10,7 +10,7 @@ from typing import Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd
 from gmemd.commands.status import describe_survival
-from gmemd.kernel.base import HugePool
+from gmemd.kernel.hugepages import HugePool
 from gmemd.memory.ranges import PRIVATE
 from gmemd.posix.boottime import on_the_wall
 from gmemd.processes.holders import Holder

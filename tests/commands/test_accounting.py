@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from gmemd.kernel.base import HugePool
+from gmemd.kernel.hugepages import HugePool
 from gmemd.memory.usage import Usage, comparisons, machine, online_nodes, placement
 from gmemd.qmp.encode import encode
 from tests.commands.live import LiveMachine

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from typing import cast
 
 import pytest_asyncio
 
 from gmemd.commands import lab
 from gmemd.commands.dispatch import MODULES, Dispatcher
-from gmemd.kernel.base import Kernel
 from gmemd.lab import Lab, LabKernel
 from gmemd.schema.validate import Schema
 from tests.commands.guest import Guest, hand_over
@@ -33,7 +31,7 @@ class Checked(LiveMachine):
         super().__init__("simulated:in-place")
         gmemd = self.gmemd
         gmemd.schema, gmemd.lab = Schema.load(lab=True), Lab()
-        gmemd.kernel = cast(Kernel, LabKernel(gmemd.kernel, gmemd.lab))
+        gmemd.kernel = LabKernel(gmemd.kernel, gmemd.lab)
         self.dispatcher = Dispatcher(gmemd, (*MODULES, lab))
         self.guests: list[Guest] = []
 

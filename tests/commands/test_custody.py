@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -60,7 +60,7 @@ def test_guest_memfd_and_files_are_adopted(machine: Machine, tmp_path: Path) -> 
 @pytest.mark.kvm
 def test_a_foreign_guest_memfd_is_adopted(machine: Machine) -> None:
     """A real guest_memfd of another owner is recognised, whatever kernel gmemd itself uses."""
-    with choose_kernel("kvm") as kernel:
+    with closing(choose_kernel("kvm")) as kernel:
         give(machine, kernel.create_guest_memfd(SIZE, 3))
     assert machine.run("memdev-adopt", id="g", fdname="f")["kind"] == "guest-memfd"
 

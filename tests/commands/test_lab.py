@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from gmemd.commands import lab as commands
 from gmemd.commands.dispatch import MODULES, Dispatcher
-from gmemd.kernel.base import Kernel
+from gmemd.kernel.kernel import Kernel
 from gmemd.lab import Lab, LabKernel, LabNotifier
 from gmemd.schema.validate import Schema
 from tests.commands.conftest import Machine
@@ -32,7 +32,7 @@ class LabMachine(LiveMachine):
         self.slept: list[float] = []
         gmemd = self.gmemd
         gmemd.schema, gmemd.lab = Schema.load(lab=True), Lab()
-        gmemd.kernel = cast(Kernel, LabKernel(gmemd.kernel, gmemd.lab, sleep=self.slept.append))
+        gmemd.kernel = LabKernel(gmemd.kernel, gmemd.lab, sleep=self.slept.append)
         self.dispatcher = Dispatcher(gmemd, (*MODULES, commands))
 
 

@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from gmemd.commands import measure
 from gmemd.errors import QmpError
-from gmemd.kernel.base import Kernel
+from gmemd.kernel.kernel import Kernel
 from gmemd.web import api
 from gmemd.web.measure import Measurer, Totals
 from gmemd.web.picture import Painter

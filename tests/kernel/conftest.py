@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from gmemd.kernel.base import Kernel
 from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.hugepages import huge_pools
+from gmemd.kernel.kernel import Kernel
 from tests.kernel.host import fds
 
 BOTH = [pytest.param("kvm", marks=pytest.mark.kvm), "simulated"]

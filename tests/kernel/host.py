@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from gmemd.kernel import syscalls, uapi
-from gmemd.kernel.base import PAGE_SIZE
+from gmemd.kernel.rules import PAGE_SIZE
 
 RW = uapi.PROT_READ | uapi.PROT_WRITE
 PROT_EXEC = 0x4

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,7 @@ def test_kvm_is_chosen_where_it_works(name: str) -> None:
 @pytest.mark.kvm
 def test_a_forked_child_cannot_use_the_vm() -> None:
     """So the kernel is made after any fork: in another process every VM ioctl is EIO."""
-    with LinuxKernel() as kernel:
+    with closing(LinuxKernel()) as kernel:
         child = os.fork()
         if child == 0:
             try:

@@ -14,12 +14,14 @@ import os
 import platform
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
 from gmemd.kernel import syscalls, uapi
-from gmemd.kernel.base import PAGE_SIZE, Kernel
+from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.linux import LinuxKernel
+from gmemd.kernel.rules import PAGE_SIZE
 from tests.kernel import host
 from tests.kernel.host import errno_of, look, mapped, read_page, signal_of, write_page
 
@@ -324,7 +326,7 @@ def test_holes_are_punched_and_filled(kernel: Kernel, make: Make, flags: int) ->
 @pytest.fixture
 def own(kernel: Kernel) -> Iterator[LinuxKernel]:
     """A real kernel with a VM of its own, whose slots are all free."""
-    with LinuxKernel() as made:
+    with closing(LinuxKernel()) as made:
         yield made
 
 

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from gmemd.kernel import residency
-from gmemd.kernel.base import PAGE_SIZE, Kernel
+from gmemd.kernel.kernel import Kernel
+from gmemd.kernel.rules import PAGE_SIZE
 
 _PROGRAM = """
 import ctypes, json, mmap, os, struct, sys
+from contextlib import closing
 from gmemd.kernel import uapi
 from gmemd.kernel.choose import choose_kernel
 
@@ -28,7 +30,7 @@ program = struct.pack("@HP", len(steps), ctypes.addressof(code))
 libc = ctypes.CDLL(None, use_errno=True)
 assert not libc.prctl(38, 1, 0, 0, 0) and not libc.prctl(22, 2, program, 0, 0), ctypes.get_errno()
 
-with choose_kernel(sys.argv[1]) as kernel:
+with closing(choose_kernel(sys.argv[1])) as kernel:
     fd = kernel.create_guest_memfd(8 * kernel.page_size, 3)
     kernel.allocate(fd, 0, kernel.page_size)
     with mmap.mmap(fd, 8 * kernel.page_size) as memory:

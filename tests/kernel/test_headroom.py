@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.kernel.base import HugePool, Kernel
 from gmemd.kernel.headroom import HeadroomReader, pool_headroom
-from gmemd.kernel.hugepages import default_size, huge_pools
+from gmemd.kernel.hugepages import HugePool, default_size, huge_pools
+from gmemd.kernel.kernel import Kernel
 
 MIB = 1 << 20
 UNLIMITED_V1 = "9223372036854771712"
@@ -185,7 +185,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from gmemd.kernel.choose import choose_kernel
-from gmemd.kernel.base import NoHeadroom
+from gmemd.kernel.headroom import NoHeadroom
 Path(sys.argv[1], "cgroup.procs").write_text("0")
 kernel = choose_kernel("auto")
 fd = kernel.create_guest_memfd(1 << 30, 3)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from gmemd.kernel import uapi
-from gmemd.kernel.base import PAGE_SIZE, Kernel
+from gmemd.kernel.kernel import Kernel
+from gmemd.kernel.rules import PAGE_SIZE
 from tests.kernel.host import errno_of
 
 GIB = 1 << 30

@@ -8,10 +8,14 @@ import os
 import pytest
 
 from gmemd.kernel import syscalls, uapi
-from gmemd.kernel.base import PAGE_SIZE, POLICIES, Kernel
+from gmemd.kernel.kernel import Kernel
+from gmemd.kernel.rules import PAGE_SIZE
 from tests.kernel.host import errno_of, mapped, online_nodes
 
 OFFLINE = 1023  # far above any node of a test's machine
+
+
+POLICIES = ("default", "preferred", "bind", "interleave")  # by their numbers
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gmemd.kernel import headroom, syscalls, uapi
-from gmemd.kernel.base import PAGE_SIZE, Kernel, NoHeadroom
+from gmemd.kernel.headroom import NoHeadroom
+from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.populate import STEP, UNIT, Population, shared_among, without
+from gmemd.kernel.rules import PAGE_SIZE
 from tests.kernel.conftest import HUGE
 from tests.kernel.host import errno_of, read_page, write_page
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import closing
 
 import pytest
 
 from gmemd.kernel import uapi
-from gmemd.kernel.base import PAGE_SIZE
 from gmemd.kernel.linux import LinuxKernel
 from gmemd.kernel.profiles import DEFAULT, PROFILES
+from gmemd.kernel.rules import PAGE_SIZE
 from gmemd.kernel.simulated import SimulatedKernel
 from tests.kernel.host import errno_of
 
@@ -53,7 +54,7 @@ def test_every_profile_is_tested() -> None:
 @pytest.mark.kvm
 def test_the_default_profile_is_the_real_kernel() -> None:
     """Item by item: capabilities, flags, sizes, mappings, allocation, link, magic, conversion."""
-    with LinuxKernel() as real:
+    with closing(LinuxKernel()) as real:
         found = real.probe()
         release = tuple(map(int, os.uname().release.split(".")[:2]))
         if release != (6, 18):

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gmemd.kernel import residency, uapi
-from gmemd.kernel.base import PAGE_SIZE, Kernel
+from gmemd.kernel.kernel import Kernel
+from gmemd.kernel.rules import PAGE_SIZE
 from tests.kernel.conftest import HUGE
 from tests.kernel.host import errno_of
 

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gmemd.kernel import syscalls, uapi
-from gmemd.kernel.base import PAGE_SIZE, Kernel
+from gmemd.kernel.kernel import Kernel
+from gmemd.kernel.rules import PAGE_SIZE
 from tests.kernel.host import errno_of
 
 PAGES = 8

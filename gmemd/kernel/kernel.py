@@ -1,0 +1,203 @@
+"""What makes and measures memory: all that every kernel does alike, and what each does in its own way.
+
+The rules are guest_memfd's, the stricter ones, for every fd that goes through gmemd: sizes and ranges are aligned to
+`page_size` and not empty, the size is fixed by the caller's seals, allocation keeps the size and stays inside it, a
+punch past the end does nothing. What was not allowed raises the errno the kernel gives for a guest_memfd.
+
+No asyncio here. Methods that say "may take long" are for worker threads; system calls release the GIL.
+Every error of the system is the bare OSError, turned into QmpError by whoever knows what was being done.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from stat import S_ISREG
+
+from gmemd.kernel import backing, hugepages, numa, populate, residency, standin, syscalls, uapi
+from gmemd.kernel.headroom import Headroom, HeadroomReader, check_memory, check_pool
+from gmemd.kernel.rules import PAGE_SIZE, check_inside, check_range, refuse
+
+
+class PageInUse(OSError):
+    """EAGAIN of a conversion: somebody holds the page at `offset` (bytes); nothing was converted."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(errno.EAGAIN, f"page in use at {offset:#x}")
+        self.offset = offset
+
+
+class Kernel(ABC):
+    """What makes memory: real Linux with KVM, or the simulation. Chosen once, by `choose.choose_kernel`."""
+
+    name: str  # "kvm" or "simulated"
+    why: str  # one clause for people: why this one was chosen
+    kvm_present: bool  # for query-kvm
+    kvm_enabled: bool  # for query-kvm
+    guest_memfd_flags: int | None  # mask of the legal creation flags; None: no guest_memfd at all
+    shared_policy: bool  # a guest_memfd keeps its NUMA policy (Linux 6.19); else it is placed by populate
+    conversion: bool  # the guest_memfd itself can be converted between private and shared
+    simulated: bool  # the guest_memfds that it makes are stand-ins
+    guest_counter: str  # what of /proc/meminfo they are counted in
+    page_size = PAGE_SIZE  # bytes
+
+    # -- what each does in its own way
+
+    @abstractmethod
+    def create_guest_memfd(self, size: int, flags: int) -> int:
+        """Make a guest_memfd, fixed in size for life; return its fd, which the caller owns; CLOEXEC is set.
+
+        EINVAL: size 0, not a multiple of the page or not below 2^63, or a flag outside `guest_memfd_flags`.
+        ENOTTY: no guest_memfd.
+        """
+
+    @abstractmethod
+    def probe(self) -> Mapping[str, int | str]:
+        """Try the real thing item by item and return the outcomes, as `gmemctl doctor` shows them."""
+
+    def convert(self, fd: int, offset: int, size: int, parts: Sequence[tuple[int, int]], *, private: bool) -> None:
+        """Make a checked range of a guest_memfd private or shared; `parts` are (offset, bytes) of what changes.
+
+        Where the kernel itself converts (`conversion`) it is asked; else the bytes only leave the view that
+        holders have. Either way the content of the parts is zero afterwards. PageInUse, or the kernel's errno.
+        """
+        for start, length in parts:
+            self.punch_hole(fd, start, length)
+
+    @abstractmethod
+    def check_mapping(self, fd: int, *, shared: bool) -> None:
+        """Raise what this kernel refuses of a mapping though mmap(2) would make it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the kernel's own fds back; memory that was made lives on with its holders."""
+
+    # -- what all do alike
+
+    resident = staticmethod(residency.resident)
+    resident_ranges = staticmethod(residency.resident_ranges)
+    set_policy = staticmethod(numa.set_policy)
+    policy_for_thread = staticmethod(numa.policy_for_thread)
+    huge_pools = staticmethod(hugepages.huge_pools)
+    seals = staticmethod(syscalls.seals)
+    file_page_size = staticmethod(backing.page_size)
+    populate = staticmethod(populate.populate)
+
+    def memfd_create(self, name: str, flags: int) -> int:
+        """Make a memfd as memfd_create(2) and return its fd, which the caller owns; CLOEXEC is always set.
+
+        EINVAL: unknown flags. ENODEV: no such huge page size.
+        """
+        return os.memfd_create(name, flags | uapi.MFD_CLOEXEC)
+
+    def truncate(self, fd: int, size: int) -> None:
+        """Set the size in bytes; EINVAL from 2^63 on, for negative ones, and unaligned on huge pages."""
+        if size > uapi.OFFSET_MAX:
+            raise refuse(errno.EINVAL)
+        os.ftruncate(fd, size)
+
+    def seal(self, fd: int, seals: int) -> None:
+        """Add seals (uapi.F_SEAL_*) to a memfd; EPERM when sealed against that, EINVAL when it is none."""
+        fcntl.fcntl(fd, uapi.F_ADD_SEALS, seals)
+
+    def allocate(self, fd: int, offset: int, size: int) -> None:
+        """Allocate the pages of a range inside the size, in one step; what exists stays. May take long.
+
+        EINVAL: unaligned, empty, negative or past the size. EFBIG: past 2^63. ENOSPC: the huge pages ran out.
+        Not atomic: after a failure a part may stay. `populate` checks, goes in steps and takes back.
+        """
+        check_inside(offset, size, os.fstat(fd).st_size)
+        syscalls.fallocate(fd, uapi.FALLOC_FL_KEEP_SIZE, offset, size)
+
+    def punch_hole(self, fd: int, offset: int, size: int) -> None:
+        """Give the pages of a range back; it then reads as zeros. At and past the end nothing happens.
+
+        EINVAL: unaligned, empty or negative. EFBIG: past 2^63. EPERM: sealed against writing.
+        """
+        check_range(offset, size)
+        syscalls.fallocate(fd, uapi.FALLOC_FL_KEEP_SIZE | uapi.FALLOC_FL_PUNCH_HOLE, offset, size)
+
+    def present_ranges(self, fd: int, offset: int, size: int) -> list[tuple[int, int]]:
+        """[(offset, bytes)] of all that may hold anything but zeros: what is resident or in swap, ascending.
+
+        Where not all can be counted, pages that were allocated and never touched are left out.
+        """
+        known = backing.contents(fd, offset, size)
+        return residency.data_ranges(fd, offset, size) if known is None else known
+
+    def try_map(self, fd: int | None, size: int, *, reserve: bool, offset: int = 0, writable: bool = True,
+                shared: bool = True) -> None:
+        """Map and unmap untouched; fd None is anonymous memory. Raises what mmap(2) raises."""
+        protection = uapi.PROT_READ | (uapi.PROT_WRITE if writable else 0)
+        flags = uapi.MAP_SHARED if shared else uapi.MAP_PRIVATE
+        if not reserve:
+            flags |= uapi.MAP_NORESERVE
+        if fd is None:
+            fd, flags = -1, flags | uapi.MAP_ANONYMOUS
+        else:
+            self.check_mapping(fd, shared=shared)
+        syscalls.munmap(syscalls.mmap(size, protection, flags, fd, offset), size)
+
+    def headroom(self) -> Headroom:
+        """How much memory can still be allocated before the cgroup or the machine is full."""
+        return HeadroomReader().read()
+
+    def headrooms(self) -> list[Headroom]:
+        """The machine's head-room and that of each memory cgroup with a limit, its own first."""
+        return HeadroomReader().read_all()
+
+    def check_headroom(self, size: int, fd: int | None = None) -> None:
+        """Raise NoHeadroom when size bytes more do not fit; with an fd on huge pages, into their pool."""
+        page = PAGE_SIZE if fd is None else backing.page_size(fd)
+        if page == PAGE_SIZE:
+            check_memory(size, HeadroomReader())
+        else:
+            check_pool(size, page)
+
+    def duplicate(self, fd: int) -> int:
+        """Another fd of the same file for somebody to be given; the caller owns it, CLOEXEC is set."""
+        return os.dup(fd)
+
+    def identify(self, fd: int) -> str:
+        """What a descriptor is, by link, magic and seals: "guest-memfd", "memfd", "hugetlb-memfd", "file", "other"."""
+        link = os.readlink(f"/proc/self/fd/{fd}")
+        magic, _ = syscalls.filesystem(fd)
+        is_real = magic == uapi.GUEST_MEMFD_MAGIC or link == "anon_inode:[kvm-gmem]"
+        if is_real or self.is_simulated(fd):
+            return "guest-memfd"
+        if link.startswith("/memfd:") and syscalls.seals(fd) is not None:
+            return "hugetlb-memfd" if magic == uapi.HUGETLBFS_MAGIC else "memfd"
+        return "file" if S_ISREG(os.fstat(fd).st_mode) else "other"
+
+    def unusable(self, fd: int, size: int) -> str:
+        """Why somebody else's fd is not memory to read and write, a sentence about it; "" when it is.
+
+        Its access mode, O_APPEND and seals are named; what else mmap(2) refuses is asked of the kernel.
+        """
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        if flags & os.O_PATH or flags & os.O_ACCMODE != os.O_RDWR:
+            return "the descriptor was not opened for reading and writing"
+        if flags & os.O_APPEND:  # pwrite(2) would append whatever the offset
+            return "the descriptor was opened for appending"
+        if (syscalls.seals(fd) or 0) & (uapi.F_SEAL_WRITE | uapi.F_SEAL_FUTURE_WRITE):
+            return "the memfd is sealed against writing"
+        if syscalls.filesystem(fd)[0] == uapi.SECRETMEM_MAGIC:
+            return "the descriptor is secret memory, which no guest can use"
+        try:
+            self.try_map(fd, size, reserve=False)
+        except OSError as exc:
+            return f"the descriptor cannot be mapped for reading and writing: {os.strerror(exc.errno or 0)}"
+        return ""
+
+    @cached_property
+    def hugepage_size(self) -> int:
+        """Bytes of a huge page where no size is asked for."""
+        return hugepages.default_size()
+
+    def is_simulated(self, fd: int) -> bool:
+        """Whether a guest_memfd is a stand-in, whichever kernel made it."""
+        return standin.flags_of(fd) is not None
