@@ -17,7 +17,7 @@ import jsonschema_rs
 from gmemd.errors import QmpError
 from gmemd.qmp.encode import member_order
 from gmemd.qmp.ghashtable import first_unexpected
-from gmemd.schema.validate import references
+from gmemd.schema.references import references
 
 _WRAP: Final = 1 << 64
 _WRAPPED: Final = ("size", "uint64")

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
+from gmemd.schema.references import references
 
 if TYPE_CHECKING:
     from gmemd.schema.explain import Judge
@@ -210,30 +211,6 @@ class Shape:
     def _compile_first(self, given: dict[str, Any]) -> bool:
         self.compile()
         return self._is_valid(given)
-
-
-def references(schema: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    """The definitions that a schema refers to, by whatever way: a validator keeps a copy of all that it is given."""
-    found: dict[str, Any] = {}
-    names = list(_referred_to(schema))
-    while names:
-        name = names.pop()
-        if name not in found:
-            found[name] = definitions[name]
-            names += _referred_to(definitions[name])
-    return found
-
-
-def _referred_to(schema: Any) -> Iterator[str]:
-    parts: Iterable[Any] = ()
-    if isinstance(schema, dict):
-        if isinstance(schema.get("$ref"), str):
-            yield schema["$ref"].rpartition("/")[2]
-        parts = schema.values()
-    elif isinstance(schema, list):
-        parts = schema
-    for part in parts:
-        yield from _referred_to(part)
 
 
 def _is_plain(value: Any) -> bool:
