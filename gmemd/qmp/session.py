@@ -72,7 +72,7 @@ class Session:
         self.negotiated = False
         self.oob = False
         self._version = version
-        self._pretty = pretty
+        self.pretty = pretty
         stream = Stream(weigh)
         self.feed = stream.feed
         self._next = stream.next
@@ -171,7 +171,7 @@ class Session:
 
     def success(self, request: Request, value: Any) -> bytes:
         """The reply to `request`; a `bytes` value is JSON that was encoded before."""
-        if self._pretty:
+        if self.pretty:
             if isinstance(value, bytes):
                 text = value if type(value) is Indented else b"".join(indented(value))
                 its_id = b"" if request.id is _NO_ID else b',\r\n    "id": ' + b"".join(indented(encode(request.id)))
@@ -189,7 +189,7 @@ class Session:
 
     def failure(self, request: Request, error: QmpError) -> bytes:
         """The error reply to `request`."""
-        if request.id is _NO_ID and not self._pretty:
+        if request.id is _NO_ID and not self.pretty:
             return b'{"error": {"class": "%b", "desc": %b}}\r\n' % (error.error_class.encode(), encode(error.desc))
         reply: dict[str, Any] = {"error": {"class": error.error_class, "desc": error.desc}}
         if request.id is not _NO_ID:
@@ -197,7 +197,7 @@ class Session:
         return self._line(reply)
 
     def _line(self, value: Any) -> bytes:
-        return _line(value, pretty=self._pretty)
+        return _line(value, pretty=self.pretty)
 
 
 def _line(value: Any, *, pretty: bool) -> bytes:

@@ -1,11 +1,11 @@
-"""One connected client on asyncio: socket, received fds, order of answers, flow control.
+"""One connected client on asyncio: its requests are read, carried out in their order, and answered.
 
 Follows QEMU's MonitorQMP. In-band requests run one at a time, in order; a long one (a coroutine) or a change that
 waits for custody makes the monitor busy. Then nothing more is taken from the input, except with out-of-band enabled,
 where up to QUEUE_MAX requests are read ahead so that an out-of-band one among them can be answered at once.
 
-Flow control: while the outbox of a client that does not read is full, its requests wait, too; one that lets events
-pile up over CUT_BYTES is cut. What is sent half is bounded in room.py.
+Flow control: while too much waits for a client that does not read (outgoing.py), its requests wait, too. What is sent
+half is bounded in room.py.
 
 A client that closes is served like one that has only ended its input: what it has sent is carried out, and nobody
 hears the answers. But if it goes while a long command of its runs, what waits behind that is dropped, as in QEMU.
@@ -29,11 +29,12 @@ from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
 from gmemd.objects.fds import NamedFds
 from gmemd.observe.counters import clock
-from gmemd.observe.log import ClientLog, log
+from gmemd.observe.log import log
 from gmemd.qmp.encode import Indented, indented
-from gmemd.qmp.session import Event, Postponed, Request, Session
+from gmemd.qmp.session import Postponed, Request, Session
 from gmemd.server.inbox import Inbox
-from gmemd.server.outbox import HIGH_WATER, Outbox
+from gmemd.server.ledger import Ledger
+from gmemd.server.outgoing import HIGH_WATER, Outgoing
 from gmemd.server.room import LARGE, Room
 
 READ_SIZE = 16 * 1024  # bytes at a time
@@ -44,7 +45,6 @@ LONGEST_TURN_SECONDS = 500e-6  # and after so long in any case
 CHANGES_SECONDS = 5e-3  # of changes that are made durable together; a large batch is many such
 FDS_MAX = 253  # SCM_MAX_FD of the kernel; QEMU takes 16 of them
 QUEUE_MAX = 8  # QMP_REQ_QUEUE_LEN_MAX
-CUT_BYTES = 8 << 20
 _ANCILLARY_SIZE = socket.CMSG_SPACE(FDS_MAX * 4)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _unpack_ucred = struct.Struct("iII").unpack  # struct ucred of unix(7)
@@ -59,7 +59,6 @@ class Monitor:
         """`room` is what all share; `named_fds` are those of the socket, if they are not to be the client's own."""
         self._gmemd: Gmemd = dispatcher.gmemd
         self.session = Session(self._gmemd.version, pretty=pretty, weigh=self._weigh)
-        self._pretty = pretty
         greeting = (self.session.greeting() if pretty
                     else self._gmemd.encoded("greeting", self.session.hello) + b"\r\n")
         try:
@@ -74,25 +73,19 @@ class Monitor:
         self._dispatch = dispatcher.run
         self._run_beside = dispatcher.run_beside
         self._closed = closed
-        counters = self._gmemd.counters
-        counters.connections += 1
-        self._count = counters.count
         self._feed = self.session.feed
         self.pid, self.uid, _ = _unpack_ucred(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        self._log = ClientLog(log, {"monitor": counters.connections, "uid": self.uid, "pid": self.pid})
-        self._audit = None if self._gmemd.audit is None else self._gmemd.audit.client(self.uid, self.pid)
+        self._ledger = Ledger(self._gmemd, self.session, self.uid, self.pid)
+        self._answered = self._ledger.answered
         self.named_fds = NamedFds() if named_fds is None else named_fds
         self._own_names = named_fds is None
         self._inbox = Inbox(self.go_on)
         self._queue = self._inbox.line  # read ahead while busy
         self._busy = False  # a long command runs, or changes wait for custody
         self._more = False  # requests that were read wait for the next turn
-        self._changes: list[tuple[int, Request, Change]] = []  # place of the reply in _out, request, change
-        self._deferred: tuple[Request, Any] | None = None  # a result to deliver once the changes are durable
-        self._out: list[bytes] = []
-        self._telling = False  # events in _out will be sent in this turn
-        self._outbox = Outbox(loop, sock, counters, room=self._run, cut=self.close)
-        self._send = self._outbox.send
+        self._deferred: tuple[Request, Any] | None = None  # a result to deliver when the monitor is not busy any more
+        self._outgoing = Outgoing(loop, sock, self.session, self._gmemd.counters, room=self._run, cut=self.close)
+        self.emit = self._outgoing.emit
         self._room = room or Room(loop)
         self._read_size = READ_SIZE
         self._half = 0  # weight of the message that has come in part
@@ -102,14 +95,14 @@ class Monitor:
         self._reading = True
         loop.add_reader(self._fd, self._readable)
         if sent < len(greeting):  # not here: whoever makes this monitor does not know it yet, should it close
-            loop.call_soon(self._send, greeting[sent:])
+            loop.call_soon(self._outgoing.send, greeting[sent:])
 
     # -- input -----------------------------------------------------------------------------------
 
     def _readable(self) -> None:
         if self._more:
             return
-        if (self._busy or self._outbox.weight) and not self._may_read():
+        if (self._busy or self._outgoing.weight) and not self._may_read():
             self._stop_reading()
             return
         try:
@@ -126,14 +119,14 @@ class Monitor:
             self._feed(data)
         else:
             self._eof = self._ended = True
-            if not self._busy and not self._outbox.weight:  # everything is answered
+            if not self._busy and not self._outgoing.weight:  # everything is answered
                 self.close()
                 return
             self._stop_reading()
         self._run()
 
     def _may_read(self) -> bool:
-        if self._inbox.closing or self._outbox.weight > HIGH_WATER:
+        if self._inbox.closing or self._outgoing.weight > HIGH_WATER:
             return False
         if self._busy:
             return self.session.oob and self._inbox.requests < QUEUE_MAX and self._half <= LARGE
@@ -168,10 +161,10 @@ class Monitor:
 
     def _run(self) -> None:  # noqa: C901  # every call would cost each command
         """Answer what can be answered now, in a turn's time, then send and read on."""
-        gmemd, session, dispatch, outbox = self._gmemd, self.session, self._dispatch, self._outbox
-        success = session.success
+        gmemd, session, dispatch, outgoing = self._gmemd, self.session, self._dispatch, self._outgoing
+        success, lines = session.success, outgoing.lines
         self._more, turn_ends, last_end = False, 0.0, 0.0
-        while self._open and outbox.weight <= HIGH_WATER and not gmemd.stopping:
+        while self._open and outgoing.weight <= HIGH_WATER and not gmemd.stopping:
             request = self._next() if self._busy or self._queue else session.next_request()
             if request is None:
                 break
@@ -182,14 +175,14 @@ class Monitor:
                 result = exc
             kind = type(result)
             if kind is bytes or kind is dict:
-                self._out.append(success(request, result))
+                lines.append(success(request, result))
                 self._answered(request)
             else:
                 self._deliver(request, result)
             if began > turn_ends:
                 if not turn_ends:
                     last_end = began + LONGEST_TURN_SECONDS
-                elif self._changes:
+                elif outgoing.changes:
                     if began > last_end + CHANGES_SECONDS:  # they are settled, and then it goes on
                         break
                 elif began > last_end or self._awaited(self._fd):
@@ -197,13 +190,14 @@ class Monitor:
                     self._loop.call_soon(self._loop.call_soon, self._run)  # behind those who can be read by then
                     break
                 turn_ends = began + TURN_SECONDS
-        if self._changes and not self._busy:
-            self._settle()
-        self._flush()
+        if outgoing.changes and not self._busy:
+            self._busy = True
+            outgoing.settle(gmemd.settle, self._answered, self._continue)
+        outgoing.flush()
         if not self._open or self._busy or self._more:
             return
         if self._eof:
-            if not outbox.weight:
+            if not outgoing.weight:
                 self.close()
         elif not self._reading:
             self.go_on()
@@ -221,21 +215,21 @@ class Monitor:
 
     def _deliver(self, request: Request, result: Any) -> None:
         """Turn what a command gave into its reply, now or when it is time for it."""
-        kind = type(result)
+        kind, outgoing, success = type(result), self._outgoing, self.session.success
         if kind is dict or kind is bytes:
-            self._out.append(self.session.success(request, result))
+            outgoing.lines.append(success(request, result))
             self._answered(request)
         elif kind is Change:
-            self._changes.append((len(self._out), request, result))
-            self._out.append(self.session.success(request, result.value))
+            outgoing.changes.append((len(outgoing.lines), request, result))
+            outgoing.lines.append(success(request, result.value))
         elif kind is CoroutineType or kind is WithFds:
-            if self._changes:  # it must not overtake them
-                self._deferred = (request, result)
-                self._settle()
+            if outgoing.changes:  # it must not overtake them
+                self._deferred, self._busy = (request, result), True
+                outgoing.settle(self._gmemd.settle, self._answered, self._continue)
             elif kind is WithFds:
-                self._flush()
+                outgoing.flush()
                 self._answered(request)
-                self._send(self.session.success(request, result.value), result.fds)
+                outgoing.send(success(request, result.value), result.fds)
             else:
                 self._start(request, result)
         elif type(result) is Postponed:
@@ -246,20 +240,11 @@ class Monitor:
                 log.error("internal error", command=request.execute, exc_info=result)
                 why = f": {os.strerror(result.errno)}" if isinstance(result, OSError) and result.errno else ""
                 result = QmpError(f"internal error{why}")
-            self._out.append(self.session.failure(request, result))
+            outgoing.lines.append(self.session.failure(request, result))
             self._answered(request, result)
         else:
-            self._out.append(self.session.success(request, result))
+            outgoing.lines.append(success(request, result))
             self._answered(request)
-
-    def _answered(self, request: Request, error: QmpError | None = None) -> None:
-        """Count, log and audit a command that is about to be answered."""
-        command, began = request.execute, request.began
-        ended = self._count(command, began, error is None)
-        request_id = self.session.id_json(request)
-        self._log.answered(command, began, ended, request_id, error)
-        if self._audit is not None:
-            self._audit.answered(command, request.arguments, request_id=request_id, error=error)
 
     def _start(self, request: Request, work: CoroutineType[Any, Any, Any]) -> None:
         """Run a long command; the monitor is busy until it is done."""
@@ -268,39 +253,23 @@ class Monitor:
         async def run() -> None:
             try:
                 result = await work
-                if self._pretty and type(result) is bytes:
+                if self.session.pretty and type(result) is bytes:
                     result = await _indent(result)
             except Exception as exc:
                 result = exc
-            self._busy = False
             if not gone_before and self._hung_up():
                 self._drop_input()
-            self._deliver(request, result)
+            self._deferred = (request, result)
             self._continue()
 
         self._gmemd.spawn(run())
 
-    def _settle(self) -> None:
-        """Hold what is to be sent until custody has made the changes durable, or undo them."""
-        out, changes = self._out, self._changes
-        self._out, self._changes, self._busy = [], [], True
-
-        def settled() -> None:
-            for place, request, change in changes:
-                if change.error is not None:
-                    out[place] = self.session.failure(request, change.error)
-                self._answered(request, change.error)
-            self._out += out
-            self._busy = False
-            deferred, self._deferred = self._deferred, None
-            if deferred is not None:
-                self._deliver(*deferred)
-            self._continue()
-
-        self._gmemd.settle([change for _, _, change in changes], settled)
-
     def _continue(self) -> None:
         """Go on after what made the monitor busy."""
+        self._busy = False
+        deferred, self._deferred = self._deferred, None
+        if deferred is not None:
+            self._deliver(*deferred)
         self._run()
         if not self._open and not self._busy:
             close_beside(self._give_names())
@@ -320,28 +289,6 @@ class Monitor:
         self.session.forget_input()
         close_beside(self._inbox.empty())
 
-    def emit(self, event: Event) -> None:
-        """Send an event with what else this turn has to say, if the client has negotiated."""
-        if self.session.negotiated and self._open:
-            self._out.append(event.line(pretty=self._pretty))
-            if not self._telling:
-                self._telling = True
-                self._loop.call_soon(self._tell)
-
-    def _tell(self) -> None:
-        self._telling = False
-        if self._open and not self._changes:
-            self._flush()
-            if self._outbox.weight > CUT_BYTES:
-                self.close()
-
-    def _flush(self) -> None:
-        out = self._out
-        if out:
-            data = out[0] if len(out) == 1 else b"".join(out)
-            out.clear()
-            self._send(data)
-
     # -- end -------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -351,7 +298,7 @@ class Monitor:
         self._open = False
         self._stop_reading()
         self._room.leave(self)
-        fds = self._outbox.close() + self._inbox.close()
+        fds = self._outgoing.close() + self._inbox.close()
         if not self._busy:
             fds += self._give_names()
         self.session.forget_input()
@@ -360,7 +307,7 @@ class Monitor:
         else:  # fds that were not received are closed with it
             fds.append(self._sock.detach())
         close_beside(fds)
-        self._log.close()
+        self._ledger.close()
         self._closed(self)
 
     def _give_names(self) -> list[int]:

@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 
 from gmemd.qmp.encode import encode_pretty
-from gmemd.server.outbox import FD_WEIGHT, HIGH_WATER, PIECE, Outbox
+from gmemd.qmp.session import Session
+from gmemd.server.outgoing import FD_WEIGHT, HIGH_WATER, PIECE, Outgoing
 from gmemd.server.room import LARGE, LONGEST_SECONDS, SILENT_SECONDS, Room
 from tests.lingering import Lingering
 from tests.qmp.clients import Client, Hub
@@ -111,7 +112,7 @@ async def test_replies_with_descriptors_wait_for_who_does_not_read(hub: Hub) -> 
     requests = b"".join(b'{"execute": "memdev-get-fd", "arguments": {"id": "a"}, "id": %d}' % number
                         for number in range(many))
     sending = asyncio.create_task(client.send_bytes(requests))
-    await hub.until(lambda: client.monitor._outbox.weight > HIGH_WATER)
+    await hub.until(lambda: client.monitor._outgoing.weight > HIGH_WATER)
     for _ in range(100):
         await asyncio.sleep(0)
     assert count_fds() - before <= HIGH_WATER // FD_WEIGHT + 1
@@ -143,33 +144,33 @@ class Crowded:
 async def test_a_reply_waits_until_its_descriptor_can_be_passed(hub: Hub) -> None:
     """Others of the user have too many under way: nobody is cut for that, and the order stays."""
     here, there = socket.socketpair()
-    outbox = Outbox(hub.loop, Crowded(here, 3), hub.gmemd.counters,  # type: ignore[arg-type]
+    outgoing = Outgoing(hub.loop, Crowded(here, 3), Session({}), hub.gmemd.counters,  # type: ignore[arg-type]
                     room=lambda: None, cut=here.close)
     with here, there:
         fd = memfd(b"passed")
-        outbox.send(b"one ")
-        outbox.send(b"two ", [fd])
-        outbox.send(b"three")
-        await hub.until(lambda: outbox.weight == 0)
+        outgoing.send(b"one ")
+        outgoing.send(b"two ", [fd])
+        outgoing.send(b"three")
+        await hub.until(lambda: outgoing.weight == 0)
         assert there.recv(4) == b"one "
         data, fds, _, _ = socket.recv_fds(there, 100, 2)
         assert os.pread(fds[0], 6, 0) == b"passed"
         os.close(fds[0])
         assert data + there.recv(100) == b"two three"
-        outbox.close()
+        outgoing.close()
 
 
 async def test_events_wait_in_few_pieces(hub: Hub) -> None:
     """What piles up for a listener that does not read costs little to keep and to drop; then it is cut."""
     deaf = await hub.client()
-    while not deaf.monitor._outbox.weight:
+    while not deaf.monitor._outgoing.weight:
         hub.gmemd.emit("MEMDEV_CONVERTED", {"id": "x" * 1000})
         await asyncio.sleep(0)
     for _ in range(1000):
         hub.gmemd.emit("MEMDEV_CONVERTED", {"id": "x" * 1000})
         await asyncio.sleep(0)
-    outbox = deaf.monitor._outbox
-    assert len(outbox._waiting) <= outbox.weight // PIECE + 1
+    outgoing = deaf.monitor._outgoing
+    assert len(outgoing._waiting) <= outgoing.weight // PIECE + 1
     while deaf.monitor in hub.monitors:
         for _ in range(100):
             hub.gmemd.emit("MEMDEV_CONVERTED", {"id": "x" * 1000})

@@ -15,7 +15,7 @@ from gmemd.commands.dispatch import Dispatcher
 from gmemd.kernel.choose import choose_kernel
 from gmemd.schema.validate import Schema
 from gmemd.server.monitor import Monitor
-from gmemd.server.outbox import HIGH_WATER
+from gmemd.server.outgoing import HIGH_WATER
 from tests.patience import PATIENCE
 
 NEGOTIATE = b'{"execute": "qmp_capabilities"}\n'
@@ -78,5 +78,5 @@ async def test_requests_of_one_who_does_not_read_wait(connect: Connect) -> None:
     client.send(b"".join(b'{"execute": "query-qmp-schema", "id": %d}\n' % number for number in range(many)))
     for _ in range(100):
         await asyncio.sleep(0)
-    assert monitor._outbox.weight < HIGH_WATER + (8 << 20)  # and what a turn adds
+    assert monitor._outgoing.weight < HIGH_WATER + (8 << 20)  # and what a turn adds
     assert [json.loads(line)["id"] for line in await lines(client, many)] == list(range(many))

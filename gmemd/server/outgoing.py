@@ -1,7 +1,8 @@
-"""What is sent to one client, and what waits until it reads: flow control by bytes and descriptors.
+"""What goes out to one client: gathered in a turn, held until changes are durable, kept until the client reads.
 
-What waits is weighed: bytes, and FD_WEIGHT for each descriptor. Whoever fills the outbox looks at `weight`, and stops
-at HIGH_WATER. A client that takes nothing for STALL_SECONDS is cut.
+What waits for the client is weighed: bytes, and FD_WEIGHT for each descriptor. Whoever answers requests looks at
+`weight`, and stops at HIGH_WATER; events go on, up to CUT_BYTES. A client that lets more pile up, or takes nothing for
+STALL_SECONDS, is cut.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from collections import deque
 from collections.abc import Callable
 
 from gmemd.changes.threads import close_beside, close_copies
+from gmemd.commands.context import Change
+from gmemd.errors import QmpError
 from gmemd.observe.counters import Counters
+from gmemd.qmp.session import Event, Request, Session
 
 HIGH_WATER = 1 << 20
+CUT_BYTES = 8 << 20
 FD_WEIGHT = 16 << 10  # so 64 descriptors wait for a client at most
 STALL_SECONDS = 60.0
 PIECE = 64 << 10  # bytes up to which small messages are put together
@@ -24,15 +29,19 @@ _TURN_WEIGHT = 1 << 20  # that is sent at a time
 _RETRY_SECONDS = 0.05  # after which descriptors are passed again, of which too many were under way
 
 
-class Outbox:
+class Outgoing:
     """The way out to one client. `room` is called when there is room again, and when nothing waits any more."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, counters: Counters, *,
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session, counters: Counters, *,
                  room: Callable[[], None], cut: Callable[[], None]) -> None:
-        self.weight = 0  # of what waits; 0: nothing does
+        self.lines: list[bytes] = []  # to be sent by flush()
+        self.changes: list[tuple[int, Request, Change]] = []  # not durable yet: place of the reply in `lines`, ...
+        self.weight = 0  # of what waits until the client reads; 0: nothing does
+        self._telling = False  # events in `lines` will be sent in this turn
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
+        self._session = session
         self._counters = counters
         self._room = room
         self._cut = cut
@@ -40,6 +49,48 @@ class Outbox:
         self._waiting: deque[tuple[bytearray, list[int]]] = deque()  # fds go with the first byte
         self._stall: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
+
+    def emit(self, event: Event) -> None:
+        """Send an event with what else this turn has to say, if the client has negotiated."""
+        if self._session.negotiated and not self._lost:
+            self.lines.append(event.line(pretty=self._session.pretty))
+            if not self._telling:
+                self._telling = True
+                self._loop.call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._telling = False
+        if not self.changes:
+            self.flush()
+            if self.weight > CUT_BYTES:
+                self._cut()
+
+    def settle(self, settle: Callable[[list[Change], Callable[[], None]], None],
+               answered: Callable[[Request, QmpError | None], None], then: Callable[[], None]) -> None:
+        """Hold what was gathered until `settle` has made the changes durable, or undone them; then call back.
+
+        Each change is `answered` then. Events go out meanwhile.
+        """
+        lines, self.lines[:] = self.lines[:], []  # which is the same list all the time
+        changes, self.changes = self.changes, []
+
+        def settled() -> None:
+            for place, request, change in changes:
+                if change.error is not None:
+                    lines[place] = self._session.failure(request, change.error)
+                answered(request, change.error)
+            self.lines += lines
+            then()
+
+        settle([change for _, _, change in changes], settled)
+
+    def flush(self) -> None:
+        """Send what was gathered."""
+        lines = self.lines
+        if lines:
+            data = lines[0] if len(lines) == 1 else b"".join(lines)
+            lines.clear()
+            self.send(data)
 
     def send(self, data: bytes, fds: list[int] | None = None) -> None:
         """Send, or keep for later, `data`; `fds` belong to the message and are closed behind it."""

@@ -1,0 +1,30 @@
+"""What is written down of one client's commands: each is counted, logged, and audited if it changes something."""
+
+from __future__ import annotations
+
+from gmemd.commands.context import Gmemd
+from gmemd.errors import QmpError
+from gmemd.observe.log import ClientLog, log
+from gmemd.qmp.session import Request, Session
+
+
+class Ledger:
+    """The commands of one client, which has just connected."""
+
+    def __init__(self, gmemd: Gmemd, session: Session, uid: int, pid: int) -> None:
+        counters = gmemd.counters
+        counters.connections += 1
+        self._count = counters.count
+        self._id_json = session.id_json
+        self._log = ClientLog(log, {"monitor": counters.connections, "uid": uid, "pid": pid})
+        self._audit = None if gmemd.audit is None else gmemd.audit.client(uid, pid)
+        self.close = self._log.close
+
+    def answered(self, request: Request, error: QmpError | None = None) -> None:
+        """Write down a command that is about to be answered."""
+        command, began = request.execute, request.began
+        ended = self._count(command, began, error is None)
+        request_id = self._id_json(request)
+        self._log.answered(command, began, ended, request_id, error)
+        if self._audit is not None:
+            self._audit.answered(command, request.arguments, request_id=request_id, error=error)
