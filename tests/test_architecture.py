@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "asyncio": ("processes.watch", "changes", "client", "commands", "server", "daemon", "web", "cli", "emulator"),
     "socket": ("posix", "client", "keeper", "persist", "server", "daemon", "web", "cli", "emulator", "testing", "demo"),
     "fcntl": ("posix", "keeper", "kernel", "persist", "demo", "emulator.pidfile"),
-    "ctypes": ("kernel", "keeper", "persist", "demo"),
+    "ctypes": ("kernel", "demo"),
     "structlog": ("observe.log",),
     "rich": ("cli.terminal",),
 }

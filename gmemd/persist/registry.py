@@ -129,9 +129,8 @@ class Registry:
                 db.execute(_PUT_STATE, state_row(state))
             db.execute("COMMIT")
         except (sqlite3.Error, MemoryError) as exc:
-            words = reason(exc, db)
             _roll_back(db)
-            raise NotWritten(words) from exc
+            raise NotWritten(reason(exc)) from exc
         self.state = state
 
     def recover(self) -> bool:
@@ -224,7 +223,7 @@ class Registry:
                 self.records = [record_of(row) for row in rows]
             self._inode = os.stat(self.path).st_ino
         except sqlite3.Error as exc:
-            words = reason(exc, db)
+            words = reason(exc)
             self.close()
             if getattr(exc, "sqlite_errorname", _DAMAGE[0]).startswith(_DAMAGE):  # none: it is no UTF-8
                 raise Damaged(words) from exc
@@ -253,7 +252,7 @@ class Registry:
                 raise QmpError(f"registry '{self.path}' is in use by another process") from exc
             if not exc.sqlite_errorname.startswith(_NOT_WRITABLE):
                 raise
-            self.read_only = reason(exc, db)
+            self.read_only = reason(exc)
 
     def _check(self, db: sqlite3.Connection) -> State:
         """The state of a sound file; version 0: it is empty. Raises Damaged or RegistryTooNew."""
@@ -290,7 +289,7 @@ class Registry:
                 db.execute(f"PRAGMA user_version = {new.version}")
             db.execute("COMMIT")
         except sqlite3.OperationalError as exc:
-            words = reason(exc, db)
+            words = reason(exc)
             _roll_back(db)
             if old.version not in (0, new.version):
                 raise QmpError(

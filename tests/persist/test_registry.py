@@ -300,7 +300,7 @@ class TestNotWritable:
         fill(tmp_path / "r")
         with closing(Registry(str(tmp_path / "r"))) as registry:
             with full_disk():
-                with pytest.raises(NotWritten, match=r"File too large \(SQLITE_IOERR_WRITE\)"):
+                with pytest.raises(NotWritten, match=r"Input/output error \(SQLITE_IOERR_WRITE\)"):
                     registry.apply(delete=["ram1"], removing={"m-x-1"}, last_seq=3)
                 assert not registry.recover()
                 assert registry.read_only

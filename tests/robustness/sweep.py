@@ -386,10 +386,10 @@ class Sweep:
 
 
 def _says(desc: str, number: int) -> bool:
-    """Does an error tell the errno? SQLite forgets it while it rolls back, and threads know two only."""
-    forgotten = (f"{os.strerror(errno.EIO)} (SQLITE_IOERR_WRITE)", os.strerror(errno.EAGAIN),
-                 f"cannot start a thread: {os.strerror(errno.ENOMEM)}")
-    return os.strerror(number) in desc or any(words in desc for words in forgotten)
+    """Does an error tell the errno? Of SQLite's there is only the code, and threads know two only."""
+    coarse = (f"{os.strerror(errno.EIO)} (SQLITE_IOERR", "(SQLITE_CANTOPEN", os.strerror(errno.EAGAIN),
+              f"cannot start a thread: {os.strerror(errno.ENOMEM)}")
+    return os.strerror(number) in desc or any(words in desc for words in coarse)
 
 
 def _short(found: tuple[Any, ...] | None) -> str:
