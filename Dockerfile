@@ -1,4 +1,4 @@
-# gmemd in a container: the keeper is pid 1 and holds the memory, the daemon below it may die.
+# gmemd in a container: the keeper is pid 1 and holds the memory, so the daemon under it may die.
 # BASE has Python 3.11 or newer with venv and pip (22.3 or newer), and a shell.
 ARG BASE=python:3.12-slim
 
@@ -12,7 +12,7 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
  && python3 -m pip --python /opt/gmemd/bin/python install --no-cache-dir --disable-pip-version-check /src
 
 FROM ${BASE}
-# Clients need the group to open the socket (--group-add 10001); they may not write into its directory.
+# Clients need the group to open the socket (--group-add 10001); they cannot write to its directory.
 RUN echo 'gmemd:x:10001:' >>/etc/group \
  && echo 'gmemd:x:10001:10001:Guest memory daemon:/:/usr/sbin/nologin' >>/etc/passwd \
  && install -d -m 0750 -o 10001 -g 10001 /run/gmemd

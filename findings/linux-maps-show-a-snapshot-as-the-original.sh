@@ -1,5 +1,5 @@
 #!/bin/sh
-# /proc/PID/maps shows a file of a btrfs snapshot as that of the original, and neither by the device that stat(1) has.
+# /proc/PID/maps shows a file in a btrfs snapshot as the original, and neither with the device that stat(1) reports.
 . "$(dirname "$0")/common"
 make_tree trixie btrfs-progs
 uname -r
@@ -14,7 +14,7 @@ chroot "$tree" sh -euc '
     cp /bin/sleep /mnt/original
     btrfs --quiet subvolume snapshot /mnt/original /mnt/snapshot'
 
-show() { # original|snapshot: run its sleep, which is mapped then, and show its first mapping
+show() { # original|snapshot: run its sleep and show the first mapping of it
     chroot "$tree" "/mnt/$1/sleep" 1000 &
     pids="$pids $!"
     until grep "/mnt/$1/sleep" "/proc/$!/maps" >"$temporary/maps"; do sleep 0.1; done

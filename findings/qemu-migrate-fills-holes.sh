@@ -1,5 +1,5 @@
 #!/bin/sh
-# QEMU's migrate reads all of the guest's RAM, also what was never touched; in shared memory that allocates it.
+# QEMU's migrate reads all of the guest's RAM, even pages that were never touched; in shared memory that allocates them.
 . "$(dirname "$0")/common"
 make_tree trixie qemu-system-x86
 chroot "$tree" qemu-system-x86_64 --version | head -n 1

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A daemon-reload while the unit file is away makes systemd 257 drop the stored descriptors of a service that runs.
+# A daemon-reload while the unit file is missing makes systemd 257 drop the stored descriptors of a running service.
 . "$(dirname "$0")/common"
 make_tree trixie systemd,mount
 boot <<RUN
