@@ -1,5 +1,5 @@
 "use strict";
-// Keeps the page as /live says: each message has the sections and rows that have changed.
+// Applies the messages of /live to the page: each has the sections and rows that have changed.
 (() => {
   const status = document.getElementById("live");
   const news = document.getElementById("news");
@@ -46,7 +46,7 @@
         const row = document.getElementById("o-" + name);
         if (row && body.children[index] !== row) body.insertBefore(row, body.children[index] || null);
       });
-      if (before !== body.children.length) news.textContent = body.children.length + " objects are shown";
+      if (before !== body.children.length) news.textContent = body.children.length + " objects shown";
     }
     if (place && !document.contains(focus)) find(place)?.querySelector("summary").focus();
     else if (id && !document.contains(focus)) document.getElementById(id)?.focus();
@@ -55,5 +55,5 @@
   const source = new EventSource("live" + location.search);
   source.addEventListener("update", event => { update(JSON.parse(event.data)); });
   source.onopen = () => { status.className = "on"; status.textContent = "live"; };
-  source.onerror = () => { status.className = "off"; status.textContent = "connection lost, trying again"; };
+  source.onerror = () => { status.className = "off"; status.textContent = "connection lost, reconnecting"; };
 })();

@@ -1,4 +1,4 @@
-"""The status page as one document: nothing is fetched but the stream of changes, and nothing needs that stream."""
+"""The status page as one document: it fetches nothing but the stream of changes, and works without that."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gmemd.web.state import State
 from gmemd.web.words import plural
 
 _SORTS: Final = {"created": "oldest first", "id": "by name", "size": "largest first"}
-_PATIENCE: Final = 0.5  # seconds; there may be no later picture
-_COLUMNS: Final = ("Object", "Memory", "In memory", "Pages", "Held by", "Survives", "Made (UTC)")
+_PATIENCE: Final = 0.5  # seconds; without JavaScript there is no later picture
+_COLUMNS: Final = ("Object", "Memory", "In memory", "Pages", "Held by", "Survives", "Created (UTC)")
 
 
 @cache
@@ -63,7 +63,7 @@ async def render_page(state: State, painter: Painter, given: dict[str, Any]) -> 
 <header>
 <h1>gmemd{name}</h1>
 <span class="sub">{escape(gmemd.version["package"])}, guest memory of this host</span>
-<span id="live" role="status">not live <noscript>(no JavaScript: <a href="">load again</a>)</noscript></span>
+<span id="live" role="status">not live <noscript>(no JavaScript: <a href="">reload</a>)</noscript></span>
 </header>
 <main>
 <div id="warnings" role="alert">{parts["warnings"]}</div>
@@ -85,7 +85,7 @@ aria-label="Only objects whose id contains">
 <caption class="unseen">Memory objects</caption>
 <thead><tr>{columns}</tr></thead>
 <tbody id="rows">{"".join(picture.rows.values())}</tbody>
-</table><p class="empty">Nothing here yet. Objects are made by object-add, by QMP or with gmemctl create.</p></div>
+</table><p class="empty">No objects. Create them with object-add over QMP, or with gmemctl create.</p></div>
 <nav id="paging" aria-label="Pages of objects">{parts["paging"]}</nav>
 </section>
 <div class="pair">

@@ -37,11 +37,11 @@ def summary(gmemd: Gmemd, number: int, total_size: int, totals: Totals | None, w
 
 
 def warnings(gmemd: Gmemd) -> str:
-    """What an operator should look after; "" when there is nothing."""
+    """What needs the operator's attention, or ""."""
     rows = []
     if gmemd.lost:
         rows.append(f"{plural(len(gmemd.lost), 'object')} lost: only the record came back "
-                    f"({escape(', '.join(list(gmemd.lost)[:10]))}). Delete it, or look where its memory went.")
+                    f"({escape(', '.join(list(gmemd.lost)[:10]))}). object-del frees the id.")
     if gmemd.unclaimed:
         rows.append(f"{plural(len(gmemd.unclaimed), 'descriptor')} came back without a record: "
                     "see query-memdev-unclaimed and memdev-claim.")
@@ -89,7 +89,7 @@ def row(gmemd: Gmemd, backend: HostMemoryBackend, known: Resident | None, cells:
     """An object's row of the table."""
     name = escape(backend.id)
     stand_in = backend.kind == "guest-memfd" and gmemd.kernel.simulated
-    tag = ' <small class="tag" title="a memfd stands in for it">simulated</small>' if stand_in else ""
+    tag = ' <small class="tag" title="backed by a memfd">simulated</small>' if stand_in else ""
     busy = f'<small class="tag busy">{escape(backend.busy)}</small>' if backend.busy else ""
     kind = escape(backend.qom_type.removeprefix("memory-backend-"))
     return (f'<tr id="o-{name}" data-id="{name}"><th scope="row">{name}<small>{kind}</small>{busy}</th>'
@@ -98,7 +98,7 @@ def row(gmemd: Gmemd, backend: HostMemoryBackend, known: Resident | None, cells:
             f'<td data-label="Pages" class="pages">{_strip(cells)}{_visibility(backend)}</td>'
             f'<td data-label="Held by">{_holders(gmemd, backend, holders)}</td>'
             f'<td data-label="Survives">{_survival(gmemd, backend)}</td>'
-            f'<td data-label="Made">{moment(on_the_wall(backend.made))}<small>{_owner(backend)}</small></td></tr>')
+            f'<td data-label="Created">{moment(on_the_wall(backend.made))}<small>{_owner(backend)}</small></td></tr>')
 
 
 def _resident(backend: HostMemoryBackend, known: Resident | None) -> str:
@@ -132,12 +132,12 @@ def _holders(gmemd: Gmemd, backend: HostMemoryBackend, holders: list[Holder] | N
     if holders is None:
         return '<span class="none">…</span>'
     keeper = {"keeper": os.getppid(), "systemd": 1}.get(gmemd.keeping.manager)
-    holders = [holder for holder in holders if holder.pid != keeper]  # what it is for is told by _survival
+    holders = [holder for holder in holders if holder.pid != keeper]  # _survival says what it is for
     if not holders:
         return f'<span class="none">nobody</span><small>{_handed_out(backend.handed_out)}</small>'
     items = "".join(f"<li>{escape(holder.comm)} <small>pid {holder.pid}, uid {holder.uid}, "
                     f"{size(holder.mapped) + ' mapped' if holder.mapped else plural(holder.fds, 'descriptor')}"
-                    f"{'' if holder.writable else ', only reads'}{', private copy' if holder.private_copy else ''}"
+                    f"{'' if holder.writable else ', read-only'}{', private copy' if holder.private_copy else ''}"
                     f"</small></li>" for holder in holders[:20])
     more = f"<li>and {len(holders) - 20} more</li>" if len(holders) > 20 else ""
     first = escape(holders[0].comm) + (f" and {len(holders) - 1} more" if len(holders) > 1 else "")
@@ -186,7 +186,7 @@ def jobs(found: list[dict[str, Any]]) -> str:
 def events(found: list[tuple[float, str, dict[str, Any]]]) -> str:
     """The latest events."""
     if not found:
-        return '<p class="none">No events since the start.</p>'
+        return '<p class="none">No events since start.</p>'
     rows = "".join(f'<tr><td data-label="When">{moment(when)}</td><th scope="row">{escape(name)}</th>'
                    f'<td data-label="Data" class="members">{members(data)}</td></tr>' for when, name, data in found)
     return ('<div class="scroll"><table><thead><tr><th scope="col">When</th><th scope="col">Event</th>'

@@ -1,4 +1,4 @@
-"""Values as people read them, ready to stand in HTML."""
+"""Values in readable form, as HTML."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 
 UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
-# What the events of query-memdev-status's survival are called.
+# Labels of the survival events of query-memdev-status.
 EVENTS: Final = {
     "vmm-crash": "VMM crash", "client-disconnect": "client disconnect", "gmemd-crash": "gmemd crash",
     "gmemd-upgrade": "gmemd upgrade", "service-stop": "service stop", "soft-reboot": "soft reboot",
@@ -17,7 +17,7 @@ EVENTS: Final = {
 
 
 def size(count: int) -> str:
-    """A number of bytes with three significant digits at most, as 1.5 GiB."""
+    """Format a number of bytes with at most three significant digits, as 1.5 GiB."""
     value, unit = float(count), 0
     while value >= 1024 and unit < len(UNITS) - 1:
         value, unit = value / 1024, unit + 1
@@ -26,12 +26,12 @@ def size(count: int) -> str:
 
 
 def exactly(count: int) -> str:
-    """The same as HTML, with all digits to be had from it."""
+    """The same as HTML that also has the exact number."""
     return f'<data value="{count}" title="{count:,} bytes">{size(count)}</data>'
 
 
 def percent(part: int, whole: int) -> str:
-    """A share, never rounded to nothing or everything."""
+    """A share, never rounded to 0 or 100 %."""
     if not whole or part in (0, whole):
         return "100 %" if part else "0 %"
     share = 100 * part / whole

@@ -90,7 +90,7 @@ def test_an_object_appears_within_a_second(site: Site, browser: Any, record_prop
     """object-add shows on an open page without reloading, and so does object-del."""
     with site.client() as client:
         open_live(browser, site.url)
-        assert "Nothing here yet" in browser.find_element("css selector", "#objects").text
+        assert "No objects" in browser.find_element("css selector", "#objects").text
         appeared, gone = [], []
         for name in ("ram0", "ram1", "ram2"):  # the quickest counts: others use the machine, too
             add(client, name)
