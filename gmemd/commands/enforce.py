@@ -12,8 +12,10 @@ from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 from gmemd.errors import QmpError, close_fd, os_errors
-from gmemd.kernel.userfault import UFFD_FEATURE_SIGBUS, can_miss, features, is_mapped, register
+from gmemd.kernel.maps import shown
+from gmemd.kernel.userfault import UFFD_FEATURE_SIGBUS, can_miss, features, register
 from gmemd.memory.ranges import SHARED
+from gmemd.processes.holders import is_mapped
 from gmemd.processes.identity import start_time
 from gmemd.processes.watch import watch
 
@@ -34,7 +36,8 @@ def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> C
     names, pid = caller.named_fds, caller.pid
 
     async def work() -> dict[str, Any]:
-        if start is None or not await in_thread(is_mapped, pid, backend.fd, address, backend.memory_size):
+        [file] = shown([backend.fd])
+        if start is None or not await in_thread(is_mapped, pid, file, address, backend.memory_size):
             raise QmpError(f"object '{backend.id}' is not mapped as a whole at {address:#x} in process {pid}")
         return await _enforce(gmemd, backend, names.take(name), address, pid, start)
 

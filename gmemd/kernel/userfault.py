@@ -11,7 +11,7 @@ import fcntl
 import os
 from struct import Struct
 
-from gmemd.kernel import maps, syscalls, uapi
+from gmemd.kernel import syscalls, uapi
 
 UFFDIO_REGISTER = 0xC020AA00
 UFFDIO_REGISTER_MODE_MISSING = 1 << 0
@@ -39,23 +39,3 @@ def can_miss(fd: int) -> bool:
 def register(fd: int, address: int, size: int) -> None:
     """Have missing pages of a mapping fault. EINVAL: nothing fit is mapped there. ESRCH: the process is gone."""
     fcntl.ioctl(fd, UFFDIO_REGISTER, bytearray(_pack_register(address, size, UFFDIO_REGISTER_MODE_MISSING, 0)), True)
-
-
-def is_mapped(pid: int, fd: int, address: int, size: int) -> bool:
-    """Tell whether a process has mapped a file from its begin, shared and for at least so many bytes, at an address.
-
-    False also where the process may not be looked at.
-    """
-    [file] = maps.shown([fd])
-    reached = 0
-    try:
-        with open(f"/proc/{pid}/maps") as lines:
-            for line in lines:
-                place, mode, offset, *rest = line.split()
-                start, end = (int(part, 16) for part in place.split("-"))
-                if start == address + reached and (rest[0], rest[1]) == file[:2] and "s" in mode \
-                        and int(offset, 16) == reached:
-                    reached = end - address
-    except OSError:
-        return False
-    return reached >= size

@@ -7,7 +7,6 @@ so, and how many were lost, which a line in the audit says, too.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Container
@@ -16,13 +15,12 @@ from typing import Any, Final
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError, close_fd
 from gmemd.observe.log import TEXT_MAX, Log, log, reads_journal
 from gmemd.posix.lines import Lines
-from gmemd.processes.holders import PROC, cgroup_of
+from gmemd.processes.identity import describe
 
 TO_STDERR: Final = "-"
 ARGUMENTS_MAX: Final = 64 << 10  # bytes of JSON
 _HIDDEN: Final = "(hidden)"
 _SECRETS: Final = frozenset(("data", "password", "secret"))  # members of secret objects and the like
-_UNITS: Final = (".service", ".scope", ".socket", ".mount", ".swap")  # systemd.unit(5), those with processes
 _LAST_SECONDS: Final = 1.0  # for what waits at the end
 _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
@@ -44,7 +42,7 @@ class Audit:
 
     def client(self, uid: int, pid: int) -> ClientAudit:
         """What writes the lines of one client."""
-        return ClientAudit(self._lines, self._reading, {"uid": uid, "pid": pid, **_describe(f"{PROC}/{pid}")})
+        return ClientAudit(self._lines, self._reading, {"uid": uid, "pid": pid, **describe(pid)})
 
     def own(self, command: str, arguments: dict[str, Any]) -> None:
         """Tell of what gmemd did of its own accord, as a command would have done it."""
@@ -100,20 +98,6 @@ def _open(path: str) -> int:
         return os.open(path, _FLAGS, 0o640)
     except OSError as exc:
         raise QmpError(f"cannot open audit file '{path}': {os.strerror(exc.errno or 0)}") from exc
-
-
-def _describe(place: str) -> dict[str, str]:
-    """Name, control group and systemd unit of the process at /proc/PID, as far as they can be read."""
-    found = {}
-    with contextlib.suppress(OSError), open(f"{place}/comm", errors="backslashreplace") as file:
-        found["comm"] = file.read().rstrip("\n")
-    group = cgroup_of(place)
-    if group is not None:
-        found["cgroup"] = group
-        unit = next((part for part in reversed(group.split("/")) if part.endswith(_UNITS)), None)
-        if unit is not None:
-            found["unit"] = unit
-    return found
 
 
 def _without_secrets(arguments: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-PROC = "/proc"
+from gmemd.processes.identity import PROC, cgroup_of, read
 
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of what looking takes: nobody is overlooked for that
 
@@ -114,7 +114,7 @@ def _look(place: str, pid: int, sought: _Sought) -> Found:
                     holder(memory).private_copy |= "p" in mode
         for one in found.values():
             one.uid, one.cgroup = os.stat(place).st_uid, cgroup_of(place)
-            one.comm = _read(f"{place}/comm").rstrip("\n")
+            one.comm = read(f"{place}/comm").rstrip("\n")
     except OSError as exc:
         if exc.errno in _SHORT:
             raise
@@ -128,7 +128,7 @@ def _open_files(place: str, sought: _Sought) -> Iterator[tuple[File, bool]]:
         try:
             status = os.stat(f"{place}/fd/{name}")
             if (status.st_dev, status.st_ino) in sought.parts:
-                flags = _read(f"{place}/fdinfo/{name}").partition("flags:\t")[2].partition("\n")[0]
+                flags = read(f"{place}/fdinfo/{name}").partition("flags:\t")[2].partition("\n")[0]
                 yield (status.st_dev, status.st_ino), bool(int(flags, 8) & os.O_ACCMODE)
         except FileNotFoundError:
             continue
@@ -155,16 +155,20 @@ def _those_meant(alike: list[tuple[File, File | None]], place: str, addresses: s
     return [file for file, known in alike if known is None or actual is None or known == actual]
 
 
-def cgroup_of(place: str) -> str | None:
-    """The control group of the process at /proc/PID: the unified one, or that of the memory controller."""
+def is_mapped(pid: int, file: Shown, address: int, size: int) -> bool:
+    """Whether a process has mapped a file from its begin, shared and for at least so many bytes, at an address.
+
+    False also where the process may not be looked at.
+    """
+    reached = 0
     try:
-        lines = _read(f"{place}/cgroup").splitlines()
+        with open(f"{PROC}/{pid}/maps", errors="replace") as lines:
+            for line in lines:
+                addresses, mode, offset, *rest = line.split()
+                start, end = (int(part, 16) for part in addresses.split("-"))
+                if start == address + reached and (rest[0], rest[1]) == file[:2] and "s" in mode \
+                        and int(offset, 16) == reached:
+                    reached = end - address
     except OSError:
-        return None
-    groups = {kind: path for _, kind, path in (line.split(":", 2) for line in lines)}
-    return groups.get("") or groups.get("memory")
-
-
-def _read(path: str) -> str:
-    with open(path, errors="backslashreplace") as file:
-        return file.read()
+        return False
+    return reached >= size

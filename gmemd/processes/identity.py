@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-PROC = "/proc"
+import contextlib
+from typing import Final
+
+PROC: Final = "/proc"
+
+_UNITS: Final = (".service", ".scope", ".socket", ".mount", ".swap")  # systemd.unit(5), those with processes
 
 
 def start_time(pid: int, proc: str = PROC) -> int | None:
@@ -11,17 +16,42 @@ def start_time(pid: int, proc: str = PROC) -> int | None:
     OSError when that cannot be told: whoever is short of descriptors must not take the living for dead.
     """
     try:
-        with open(f"{proc}/{pid}/stat", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
+        fields = read(f"{proc}/{pid}/stat").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def command_name(pid: int, proc: str = PROC) -> str:
+def command_name(pid: int) -> str:
     """The name of a process for people; "?" when it cannot be read."""
+    return describe(pid).get("comm", "?")
+
+
+def describe(pid: int) -> dict[str, str]:
+    """The name (comm), control group (cgroup) and systemd unit of a process, as far as they can be read."""
+    found = {}
+    with contextlib.suppress(OSError):
+        found["comm"] = read(f"{PROC}/{pid}/comm").rstrip("\n")
+    group = cgroup_of(f"{PROC}/{pid}")
+    if group is not None:
+        found["cgroup"] = group
+        unit = next((part for part in reversed(group.split("/")) if part.endswith(_UNITS)), None)
+        if unit is not None:
+            found["unit"] = unit
+    return found
+
+
+def cgroup_of(place: str) -> str | None:
+    """The control group of the process at /proc/PID: the unified one, or that of the memory controller."""
     try:
-        with open(f"{proc}/{pid}/comm", errors="backslashreplace") as file:
-            return file.read().rstrip("\n")
+        lines = read(f"{place}/cgroup").splitlines()
     except OSError:
-        return "?"
+        return None
+    groups = {kind: path for _, kind, path in (line.split(":", 2) for line in lines)}
+    return groups.get("") or groups.get("memory")
+
+
+def read(path: str) -> str:
+    """A file of /proc, whatever bytes a process has put there."""
+    with open(path, errors="backslashreplace") as file:
+        return file.read()

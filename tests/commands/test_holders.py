@@ -18,8 +18,7 @@ import pytest_asyncio
 
 from gmemd.errors import QmpError
 from gmemd.kernel.maps import shown
-from gmemd.kernel.userfault import is_mapped
-from gmemd.processes.holders import Holder, Memory, Shown, holders_of
+from gmemd.processes.holders import Holder, Memory, Shown, holders_of, is_mapped
 from gmemd.web.holding import HolderFinder
 from tests.commands.live import LiveMachine
 from tests.patience import wait_for
@@ -108,8 +107,8 @@ async def test_on_an_overlay(tmp_path: Path) -> None:
             assert await found(live, "ram") == [(pid, SIZE)]
             start = next(line.split("-")[0] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
                          if line.endswith("/ram"))
-            assert is_mapped(pid, fd, int(start, 16), SIZE)
-            assert not is_mapped(pid, fd, int(start, 16) + PAGE, SIZE)
+            assert is_mapped(pid, seen, int(start, 16), SIZE)
+            assert not is_mapped(pid, seen, int(start, 16) + PAGE, SIZE)
         assert await found(live, "ram") == []
         await live.close()
 
