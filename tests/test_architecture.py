@@ -93,6 +93,13 @@ def test_libraries_stay_where_they_belong(library: str) -> None:
             if not any(name == place or name.startswith(place + ".") for place in allowed)] == []
 
 
+def test_the_keeper_stands_alone() -> None:
+    """What it does not import cannot fail in it."""
+    others = {other.split(".")[1] for name, tree in ALL.items() if name.startswith("keeper")
+              for other in imports(tree, name) if other.startswith("gmemd.")}
+    assert others <= {"keeper", "posix", "errors"}
+
+
 def test_simulation_is_known_in_one_place() -> None:
     """Nobody but the kernel layer asks whether the kernel is simulated in order to do something else."""
     branching = [name for name, tree in ALL.items() if not name.startswith("kernel")

@@ -16,7 +16,7 @@ import pytest
 
 from gmemd.cli.gmemd import parse_qmp
 from gmemd.errors import QmpError
-from gmemd.keeper.launch import listen_on
+from gmemd.keeper.listening import listen_on
 from gmemd.keeper.mailbox import Mailbox
 from gmemd.posix.sockets import bind_unix, identity, path_of, remove_own, split_unix, taking, written
 from gmemd.testing import RunningGmemd

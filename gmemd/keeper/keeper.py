@@ -27,18 +27,17 @@ import contextlib
 import os
 import select
 import signal
-import socket
 import sys
 import time
 from array import array
 from time import monotonic
 
 from gmemd.keeper.kept import BARRIER_ANSWERS, KeptFds, valid_name
-from gmemd.keeper.launch import become, fit_limit, kill_group, listen_on, log, parent, wait_logged
+from gmemd.keeper.launch import become, fit_limit, kill_group, log, parent, wait_logged
+from gmemd.keeper.listening import Listening
 from gmemd.keeper.mailbox import Mailbox, fields_of
 from gmemd.keeper.options import RESTART_DELAY, Options, parse
-from gmemd.posix.private import exposed
-from gmemd.posix.sockets import Identity, identity, remove_own
+from gmemd.keeper.signals import noted
 from gmemd.posix.streams import open_standard_streams, say
 
 RESTART_DELAY_MAX = 5.0  # seconds
@@ -55,21 +54,15 @@ class Keeper:
         """Make the sockets. OSError when that fails, nothing is left then."""
         self._options = options
         self.kept = KeptFds(fit_limit(options.fdstore_max))
-        self._listeners: list[tuple[str, socket.socket]] = []
-        self._places: list[tuple[str, Identity | None]] = []  # of the listeners' files
+        self._listening = Listening(options.listen, options.listen_mode, options.listen_group)
         try:
-            for name, path in options.listen:
-                _check_place(path)
-                self._listeners.append((name, listen_on(path, options.listen_mode, options.listen_group)))
-                self._places.append((path, identity(path)))
             # beside the first socket, because that directory can be written
             self.mailbox = Mailbox(f"{options.listen[0][1]}.notify" if options.listen else "")
         except BaseException:
-            self._close_listeners()
+            self._listening.close()
             raise
         self.pid = 0  # of the daemon, 0: none runs
         self.was_ready = self._ever_ready = False
-        self._lost = False  # something that was to be kept since the last barrier is not
         self._started = 0.0  # monotonic seconds
         self._failures = 0  # starts in a row that did not get ready
         self._ending = False
@@ -79,16 +72,11 @@ class Keeper:
 
     def run(self) -> int:
         """Keep the daemon until told to end; the exit status."""
-        woken, waker = os.pipe()
-        os.set_blocking(waker, False)
-        old_waker = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-        handled = (*_ENDING, *_PASSED_ON, signal.SIGCHLD)
-        old_handlers = {number: signal.signal(number, _noted) for number in handled}
-        poll = select.poll()
-        poll.register(self.mailbox, select.POLLIN)
-        poll.register(woken, select.POLLIN)
         self._due = {"restart": monotonic()}
-        try:
+        with noted((*_ENDING, *_PASSED_ON, signal.SIGCHLD)) as woken:
+            poll = select.poll()
+            poll.register(self.mailbox, select.POLLIN)
+            poll.register(woken, select.POLLIN)
             while self.pid or not self._ending:
                 try:
                     self._turn(poll, woken)
@@ -96,12 +84,6 @@ class Keeper:
                     log(f"{exc}")
                     time.sleep(RESTART_DELAY)
                     signal.raise_signal(signal.SIGCHLD)  # a death may have been left lying
-        finally:
-            signal.set_wakeup_fd(old_waker)
-            for number, handler in old_handlers.items():
-                signal.signal(number, handler)
-            os.close(woken)
-            os.close(waker)
         return self._status
 
     def _turn(self, poll: select.poll, woken: int) -> None:
@@ -115,22 +97,16 @@ class Keeper:
     def close(self) -> None:
         """Take the sockets away and let the memory go."""
         self.kept.close()
-        self._close_listeners()
+        self._listening.close()
         self.mailbox.close()
-
-    def _close_listeners(self) -> None:
-        for path, own in self._places:
-            remove_own(path, own)
-        for _, listener in self._listeners:
-            listener.close()
 
     # -- the daemon's life -----------------------------------------------------------------------------------
     def _start(self) -> None:
-        self.was_ready = self._lost = False
+        self.was_ready = self.kept.lost = False
         self._started = monotonic()
         self._watchdog = self._options.watchdog
         self._due = {"restart": self._started + RESTART_DELAY_MAX}  # should anything fail here
-        fds = [(name, listener.fileno()) for name, listener in self._listeners] + self.kept.newest_first()
+        fds = self._listening.fds() + self.kept.newest_first()
         environ = self._environ([name for name, _ in fds])
         # a signal that comes between fork and exec must not be swallowed by our handler in the child
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -144,12 +120,10 @@ class Keeper:
         self._due = {"start": self._started + self._options.start_timeout}
 
     def _environ(self, names: list[str]) -> dict[str, str]:
-        environ = dict(os.environ)
-        environ["NOTIFY_SOCKET"] = self.mailbox.address
-        environ["FDSTORE"] = str(self.kept.limit)
-        environ[BARRIER_ANSWERS] = "1"
-        environ["LISTEN_FDS"] = str(len(names))
-        environ["LISTEN_FDNAMES"] = ":".join(names)
+        environ = os.environ | {
+            "NOTIFY_SOCKET": self.mailbox.address, "FDSTORE": str(self.kept.limit), BARRIER_ANSWERS: "1",
+            "LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names),
+        }
         if self._options.watchdog:
             environ["WATCHDOG_USEC"] = str(int(self._options.watchdog * 1e6))
         return environ
@@ -159,7 +133,8 @@ class Keeper:
         lived = monotonic() - self._started
         self.pid, self._due = 0, {}
         if self._ending:
-            self._status = 0 if status in (0, -signal.SIGTERM, -signal.SIGINT) else _exit_status(status)
+            if status not in (0, -signal.SIGTERM, -signal.SIGINT):
+                self._status = 128 - status if status < 0 else status  # as a shell gives it on
             return
         if not self._ever_ready and not len(self.kept) and status >= 0:
             log(f"the daemon ended with status {status} before it was ready")
@@ -250,29 +225,21 @@ class Keeper:
                 log(f"a message of process {pid}, which is not the daemon, is ignored")
             return
         if data == b"BARRIER=1":
-            return self._answer(fds)
+            return self.kept.answer(fds)
         if not whole:
-            self._lost = True
+            self.kept.lost = True
             return
         lines = data.split(b"\n")
         if len(lines) == 2 and lines[1].startswith(b"FDNAME="):  # the usual ones, fast
             if lines[0] == b"FDSTORE=1":
-                return self._store(valid_name(lines[1][7:]), fds)
+                return self.kept.store(valid_name(lines[1][7:]), fds)
             if lines[0] == b"FDSTOREREMOVE=1":
                 return self.kept.drop(valid_name(lines[1][7:]))
         self._act(fields_of(lines), fds)
 
-    def _answer(self, fds: array[int]) -> None:
-        """Tell the daemon that all it has sent since its last barrier is held; where not, it hears but the end."""
-        if fds and not self._lost:
-            with contextlib.suppress(OSError):
-                os.set_blocking(fds[0], False)
-                os.write(fds[0], b"1")
-        self._lost = False
-
     def _act(self, fields: dict[bytes, bytes], fds: array[int]) -> None:
         if fields.get(b"FDSTORE") == b"1":
-            self._store(valid_name(fields.get(b"FDNAME", b"stored")), fds)
+            self.kept.store(valid_name(fields.get(b"FDNAME", b"stored")), fds)
         elif fields.get(b"FDSTOREREMOVE") == b"1":
             self.kept.drop(valid_name(fields.get(b"FDNAME", b"stored")))
         if fields.get(b"READY") == b"1":
@@ -283,23 +250,6 @@ class Keeper:
             self._watchdog_message(fields)
         if b"MAINPID" in fields:
             self._main_pid(fields[b"MAINPID"])
-
-    def _store(self, name: str, fds: array[int]) -> None:
-        for fd in fds.tolist():
-            try:
-                kept = self.kept.take(name, fd)
-            except OSError as exc:
-                log(f"'{name}' is not kept: {os.strerror(exc.errno or 0)}")
-                self._lost = True
-                continue
-            if kept:
-                fds.remove(fd)
-            elif len(self.kept) >= self.kept.limit:
-                log(f"the store is full with {self.kept.limit} fds, '{name}' is not kept")
-                self._lost = True
-            else:
-                log(f"'{name}' is not kept: the same open file is kept under the name it came with first")
-                self._lost = True
 
     def _feed(self) -> None:
         if self._watchdog and self.was_ready and not self._ending and "kill" not in self._due:
@@ -338,27 +288,8 @@ def run_keeper(argv: list[str]) -> int:
         wait_logged()
 
 
-def _check_place(path: str) -> None:
-    """Raise OSError for a socket whose directory is open to others: who replaced it would be sent the memory."""
-    place = exposed(os.path.dirname(path))
-    if place:
-        raise OSError(
-            f"'{place}' can be written by others, who could put a socket of theirs in the place of '{path}': "
-            f"take the right away from them (chmod go-w), or let it listen elsewhere"
-        )
-
-
-def _noted(number: int, frame: object) -> None:
-    """The wake-up fd has the signal's number; a handler must be there for it to be written."""
-
-
 def _said(status: int) -> str:
     return f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-
-
-def _exit_status(status: int) -> int:
-    """As a shell gives it on."""
-    return 128 - status if status < 0 else status
 
 
 if __name__ == "__main__":

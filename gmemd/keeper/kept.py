@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from array import array
+
+from gmemd.keeper.launch import log
 
 BARRIER_ANSWERS = "GMEMD_BARRIER_ANSWERS"  # in the daemon's environment: a barrier without a byte has failed
 NAME_MAX = 255
@@ -23,12 +26,37 @@ class KeptFds:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        self.lost = False  # something that was to be kept since the last barrier is not
         self._entries: dict[int, tuple[str, File]] = {}  # by fd, oldest first
         self._by_name: dict[str, list[int]] = {}
         self._by_file: dict[File, list[int]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def store(self, name: str, fds: array[int]) -> None:
+        """Take these fds, out of `fds`; what is not kept is said, and the next barrier's answer will be."""
+        for fd in fds.tolist():
+            try:
+                kept = self.take(name, fd)
+            except OSError as exc:
+                log(f"'{name}' is not kept: {os.strerror(exc.errno or 0)}")
+                self.lost = True
+                continue
+            if kept:
+                fds.remove(fd)
+                continue
+            self.lost = True
+            log(f"the store is full with {self.limit} fds, '{name}' is not kept" if len(self) >= self.limit else
+                f"'{name}' is not kept: the same open file is kept under the name it came with first")
+
+    def answer(self, barrier: array[int]) -> None:
+        """Tell that all that came since the last barrier is held; where not, the daemon only sees the fd closed."""
+        if barrier and not self.lost:
+            with contextlib.suppress(OSError):
+                os.set_blocking(barrier[0], False)
+                os.write(barrier[0], b"1")
+        self.lost = False
 
     def take(self, name: str, fd: int) -> bool:
         """Keep this fd, or leave it to the caller (False): the store is full, or has this open file.

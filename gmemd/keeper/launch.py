@@ -1,4 +1,4 @@
-"""What the keeper does at the borders of a process: listening sockets, fork to exec, limits."""
+"""What the keeper does at the borders of a process: its words, fork to exec, limits."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import contextlib
 import os
 import resource
 import signal
-import socket
 import sys
 
 from gmemd.posix.lines import Lines
-from gmemd.posix.sockets import bind, taking
 
 TYPE_CHECKING = False  # typing is not imported: the keeper is to be small
 if TYPE_CHECKING:
@@ -18,29 +16,7 @@ if TYPE_CHECKING:
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 EXIT_EXEC = 203  # systemd's status for "could not be executed"
-BACKLOG = 4096  # as systemd's default
 _SPARE_FDS = 64  # for the keeper's own
-
-
-def listen_on(path: str, mode: int, group: str) -> socket.socket:
-    """A listening stream socket at `path`; a dead predecessor's socket is replaced. OSError."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with taking(path):
-            bind(listener, path, mode)
-            if group:
-                import grp  # rarely needed
-
-                os.chown(path, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid)
-            os.chmod(path, mode)
-            listener.listen(BACKLOG)
-    except OSError as exc:
-        listener.close()
-        raise OSError(f"cannot listen on '{path}': {exc.strerror or exc}") from exc
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 def _lines() -> Lines:

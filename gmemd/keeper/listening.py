@@ -1,0 +1,67 @@
+"""The listening sockets that the keeper makes, and hands down to each daemon."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from gmemd.posix.private import exposed
+from gmemd.posix.sockets import Identity, bind, identity, remove_own, taking
+
+BACKLOG = 4096  # as systemd's default
+
+
+class Listening:
+    """All of them, by name."""
+
+    def __init__(self, places: list[tuple[str, str]], mode: int, group: str) -> None:
+        """Make one for each (name, path). OSError when that fails, nothing is left then."""
+        self._made: list[tuple[str, socket.socket, str, Identity | None]] = []
+        try:
+            for name, path in places:
+                _check_place(path)
+                self._made.append((name, listen_on(path, mode, group), path, identity(path)))
+        except BaseException:
+            self.close()
+            raise
+
+    def fds(self) -> list[tuple[str, int]]:
+        """(name, fd) as they are handed to a daemon."""
+        return [(name, listener.fileno()) for name, listener, _, _ in self._made]
+
+    def close(self) -> None:
+        """Take them away, and their files."""
+        for _, listener, path, own in self._made:
+            remove_own(path, own)
+            listener.close()
+
+
+def listen_on(path: str, mode: int, group: str) -> socket.socket:
+    """A listening stream socket at `path`; a dead predecessor's socket is replaced. OSError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with taking(path):
+            bind(listener, path, mode)
+            if group:
+                import grp  # rarely needed
+
+                os.chown(path, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid)
+            os.chmod(path, mode)
+            listener.listen(BACKLOG)
+    except OSError as exc:
+        listener.close()
+        raise OSError(f"cannot listen on '{path}': {exc.strerror or exc}") from exc
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _check_place(path: str) -> None:
+    """Raise OSError for a socket whose directory is open to others: who replaced it would be sent the memory."""
+    place = exposed(os.path.dirname(path))
+    if place:
+        raise OSError(
+            f"'{place}' can be written by others, who could put a socket of theirs in the place of '{path}': "
+            f"take the right away from them (chmod go-w), or let it listen elsewhere"
+        )

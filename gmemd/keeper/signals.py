@@ -1,0 +1,29 @@
+"""Signals as bytes that poll(2) can wait for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def noted(numbers: tuple[int, ...]) -> Iterator[int]:
+    """Handle these signals, inside `with`, by writing their numbers: gives the fd to read them from."""
+    woken, waker = os.pipe()
+    os.set_blocking(waker, False)
+    old_waker = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    old_handlers = {number: signal.signal(number, _nothing) for number in numbers}
+    try:
+        yield woken
+    finally:
+        signal.set_wakeup_fd(old_waker)
+        for number, handler in old_handlers.items():
+            signal.signal(number, handler)
+        os.close(woken)
+        os.close(waker)
+
+
+def _nothing(number: int, frame: object) -> None:
+    """A handler must be there for the number to be written."""
