@@ -1,8 +1,11 @@
-"""The command that shows the bill. It measures and adds up in worker threads, so that nobody waits for it."""
+"""What each owner, each kind and all objects together occupy, and how that compares with the kernel's figures.
+
+It is measured and added up in worker threads, so that nobody waits for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gmemd.backends.base import HostMemoryBackend
@@ -15,11 +18,14 @@ from gmemd.errors import os_errors
 from gmemd.kernel.headroom import Headroom
 from gmemd.kernel.hugepages import HugePool
 from gmemd.kernel.kernel import Kernel
-from gmemd.memory.usage import Entry, Ledger, Usage, comparisons, machine, online_nodes, placement, total
+from gmemd.memory.usage import Entry, Ledger, Usage, total
+
+PROC = "/proc"
+SYS = "/sys"
 
 
 class _Row(NamedTuple):
-    """An object on the bill."""
+    """An object in the sums."""
 
     uid: int
     kind: str
@@ -37,17 +43,17 @@ def query_memdev_accounting(gmemd: Gmemd, caller: Caller, arguments: dict[str, A
 
 
 async def _account(gmemd: Gmemd, listed: list[HostMemoryBackend], wanted: int) -> Any:
-    """The bill, with as many of the objects listed as are wanted."""
+    """The answer, with as many of the objects listed as are wanted."""
     rows: dict[HostMemoryBackend, _Row] = {}
     async for found in measured(gmemd, gmemd.objects.in_creation_order(), Ledger(gmemd.kernel).enter):
         rows.update({backend: _row(backend, entry) for backend, entry in found})
     with os_errors("cannot read the machine's memory"):
-        bill: dict[str, Any] = await in_thread(_add_up, gmemd.kernel, list(rows.values()))
+        sums: dict[str, Any] = await in_thread(_add_up, gmemd.kernel, list(rows.values()))
     shown = [(backend, rows[backend]) for backend in listed if backend in rows][:wanted]
     entries = (_entry(*one) for one in shown)
     if len(shown) > SHORT:
-        return await in_turns(entries, Pace(), **bill, list=...)
-    return {**bill, "list": list(entries)}
+        return await in_turns(entries, Pace(), **sums, list=...)
+    return {**sums, "list": list(entries)}
 
 
 def _row(backend: HostMemoryBackend, entry: Entry) -> _Row:
@@ -74,7 +80,7 @@ def _add_up(kernel: Kernel, rows: list[_Row]) -> dict[str, Any]:
 
 def _sum(rows: Sequence[_Row]) -> dict[str, int]:
     occupied = total([row.entry.share for row in rows])
-    return {"objects": len(rows), "size": sum([row.entry.size for row in rows]), **occupied.describe()}
+    return {"objects": len(rows), "size": sum([row.entry.size for row in rows]), **occupied._asdict()}
 
 
 def _grouped(rows: Sequence[_Row], name: str, key: Callable[[_Row], Any]) -> list[dict[str, Any]]:
@@ -92,7 +98,7 @@ def _usage(entry: dict[str, Any]) -> Usage:
 
 def _entry(backend: HostMemoryBackend, row: _Row) -> dict[str, Any]:
     return {"id": backend.id, "uid": row.uid, "kind": row.kind, "size": backend.memory_size,
-            **row.entry.usage.describe()}
+            **row.entry.usage._asdict()}
 
 
 def _pool(pool: HugePool) -> dict[str, Any]:
@@ -103,3 +109,49 @@ def _pool(pool: HugePool) -> dict[str, Any]:
 
 def _headroom(one: Headroom) -> dict[str, Any]:
     return {"available": one.available, "total": one.total, "limit": one.limit}
+
+
+def machine(proc: str = PROC) -> dict[str, int]:
+    """The machine's figures, in bytes, by their names in meminfo."""
+    with open(f"{proc}/meminfo") as lines:
+        return {row[0].rstrip(":"): int(row[1]) << 10 for row in map(str.split, lines) if row[-1] == "kB"}
+
+
+def comparisons(by_kind: Mapping[str, Usage], guest_counter: str, figures: Mapping[str, int],
+                pools: Iterable[HugePool]) -> list[dict[str, Any]]:
+    """Ours beside the kernel's sums: each must not be less than ours, for it has the memory of others, too.
+
+    guest_counter: the one of the machine's figures in which guest_memfds are counted.
+    """
+    memory, guest = by_kind.get("memfd", Usage()), by_kind.get("guest-memfd", Usage())
+    ours = {"Shmem": memory.resident + memory.aside + guest.aside}
+    ours[guest_counter] = ours.get(guest_counter, 0) + guest.resident
+    found = [_compared(name, amount, figures.get(name, 0)) for name, amount in ours.items()]
+    used = sum((pool.total - pool.free) * pool.page_size for pool in pools if pool.node is None)
+    found.append(_compared("huge pages in use", by_kind.get("hugetlb-memfd", Usage()).resident, used))
+    return found
+
+
+def _compared(what: str, ours: int, kernel: int) -> dict[str, Any]:
+    return {"what": what, "objects": ours, "kernel": kernel, "drift": max(0, ours - kernel)}
+
+
+def online_nodes(sys: str = SYS) -> list[int]:
+    """The NUMA nodes that are online; [0] on a kernel that knows none."""
+    try:
+        with open(f"{sys}/devices/system/node/online") as file:
+            text = file.read().strip()
+    except OSError:
+        return [0]
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def placement(policy: str, nodes: list[int], online: list[int]) -> int | None:
+    """The node that an object's pages are surely on; None when that is not known without mapping them."""
+    if len(online) == 1:
+        return online[0]
+    return nodes[0] if policy == "bind" and len(nodes) == 1 else None

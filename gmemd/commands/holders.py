@@ -1,11 +1,12 @@
-"""The command that tells who holds an object, and looking for the holders of many at once."""
+"""The command that tells who holds an object, and looking for the holders of many at once, for those who ask often."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Collection, Coroutine, Iterable
-from time import thread_time
-from typing import Any
+from collections.abc import Coroutine, Iterable, Sequence
+from time import monotonic, thread_time
+from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import close_beside, in_thread
@@ -13,6 +14,9 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.maps import shown
 from gmemd.processes.holders import Holder, Memory, holders_of
+
+FRESH: Final = 2.0  # seconds that a look is good for at least
+REST: Final = 20  # looks are not repeated before this many times the CPU time that one takes
 
 Found = dict[HostMemoryBackend, list[Holder]]
 
@@ -35,9 +39,37 @@ def describe(holder: Holder) -> dict[str, Any]:
             **({} if holder.cgroup is None else {"cgroup": holder.cgroup})}
 
 
-async def look(backends: Collection[HostMemoryBackend]) -> tuple[Found, float]:
-    """Who holds each of the objects, and the seconds of CPU time that looking took; QmpError for want of means."""
-    return await _Sought(backends).look()
+class HolderFinder:
+    """Keeps the result of the last look, which all who ask share."""
+
+    def __init__(self) -> None:
+        self._found: Found = {}
+        self._due = 0.0
+        self._lock = asyncio.Lock()
+        self._looking: asyncio.Task[dict[str, list[Holder]]] | None = None
+
+    async def find(self, backends: Iterable[HostMemoryBackend]) -> dict[str, list[Holder]]:
+        """The holders of each of these objects, by its id; QmpError where looking is not possible now."""
+        async with self._lock:
+            wanted = [backend for backend in backends if backend.fd >= 0]
+            if monotonic() >= self._due or not self._found.keys() >= set(wanted):
+                self._found, seconds = await _Sought(wanted).look()
+                self._due = monotonic() + max(FRESH, REST * seconds)
+            return {backend.id: self._found[backend] for backend in wanted}
+
+    async def find_soon(self, backends: Sequence[HostMemoryBackend], wait: float) -> dict[str, list[Holder]]:
+        """The same as far as it is known within `wait` seconds."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self.find(backends))
+        await asyncio.wait([self._looking], timeout=wait)
+        if self._looking.done() and not self._looking.cancelled() and self._looking.exception() is not None:
+            return {}  # as long as looking is not possible
+        return {backend.id: self._found[backend] for backend in backends if backend in self._found}
+
+    def close(self) -> None:
+        """End a look that is under way."""
+        if self._looking is not None:
+            self._looking.cancel()
 
 
 class _Sought:
@@ -58,7 +90,7 @@ class _Sought:
             raise
 
     async def look(self) -> tuple[Found, float]:
-        """Look in a thread."""
+        """Who holds each, and the seconds of CPU time that looking took, in a thread; QmpError for want of means."""
         try:
             found: tuple[Found, float] = await in_thread(self._look_and_close)
         except QmpError:  # no thread was to be had, or it has closed them

@@ -1,9 +1,12 @@
-"""Measuring objects beside the event loop's work: the one way for commands, the bill and the web.
+"""Measuring objects beside the event loop's work: the one way for commands, sums and the web.
 
 A worker thread measures a batch at a time, on duplicates of the objects' descriptors.  Whatever goes wrong with one
 object is that object's alone, which is then unknown; one that is deleted before its batch has been measured is left
 out, whoever asks.  Where no descriptor is left for a duplicate, or no thread to be had, objects are measured on the
 event loop, others having their turn after each, and what would take long there is unknown.
+
+Measuring costs a system call for each part of an object that is of one visibility, and time in the kernel in
+proportion to what is resident.  So those who look again and again share a Measurer.
 """
 
 from __future__ import annotations
@@ -11,21 +14,25 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from functools import partial
 from time import monotonic, sleep
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError, close_fd
-from gmemd.memory.usage import Item
+from gmemd.memory.usage import Item, Ledger, Usage, measure, total
 
 AT_ONCE: Final = 256 << 20  # bytes of objects that may be measured on the event loop: some ms if they are in memory
 _RANGES_AT_ONCE: Final = 500  # of differing visibility, each of which takes a system call
 BATCH: Final = 100  # objects that one thread measures
 TURN: Final = 200e-6  # seconds that a gentle thread works: while it computes, the event loop waits for the interpreter
 PAUSE: Final = 500e-6  # seconds that it then sleeps
+REST: Final = 20  # a sweep is not repeated before this many times its own duration
+FRESH: Final = 1.0  # seconds that a sweep is good for at least
 
 T = TypeVar("T")
 
@@ -47,10 +54,77 @@ async def measured(gmemd: Gmemd, backends: Iterable[HostMemoryBackend], measure:
         yield [pair for pair in zip(found, results, strict=True) if _is_there(gmemd, pair[0])]
 
 
-def is_quick(backend: HostMemoryBackend) -> bool:
-    """Whether an object may be measured on the event loop: not a file, whose server may be asked and not answer."""
-    return backend.memory_size <= AT_ONCE and backend.kind != "file" and (
-        backend.visibility is None or len(backend.visibility) <= _RANGES_AT_ONCE)
+class Sweep(NamedTuple):
+    """What all objects together were found to occupy; memory that several of them have counts once."""
+
+    usage: Usage
+    when: float  # monotonic seconds at its end
+    seconds: float  # that it took
+
+
+class Measurer:
+    """Keeps the last measurement of each object, and of all together, for all who ask."""
+
+    def __init__(self, gmemd: Gmemd) -> None:
+        self._gmemd = gmemd
+        self._known: WeakKeyDictionary[HostMemoryBackend, tuple[float, Usage]] = WeakKeyDictionary()
+        self._sweep: asyncio.Task[None] | None = None
+        self._swept: Sweep | None = None
+
+    def last(self, backend: HostMemoryBackend) -> Usage | None:
+        """What was measured last, however long ago; None if that is nothing, or the kernel did not tell."""
+        usage = self._known.get(backend, _NEVER)[1]
+        return None if usage.unknown else usage
+
+    async def measure(self, backends: Iterable[HostMemoryBackend], max_age: float) -> None:
+        """Measure those (few) of which nothing is known that is younger than `max_age` seconds."""
+        oldest = monotonic() - max_age
+        stale = [backend for backend in backends if self._known.get(backend, _NEVER)[0] < oldest]
+        async for found in measured(self._gmemd, stale, partial(measure, self._gmemd.kernel), gently=True):
+            self._keep(found)
+
+    async def sweep(self, wait: float) -> Sweep | None:
+        """A sweep over all objects, which takes at most a twentieth of one CPU's time.
+
+        An older one when that takes longer than `wait` seconds, None when there has been none.
+        """
+        last = self._swept
+        if self._sweep is None and (last is None or monotonic() - last.when > max(FRESH, REST * last.seconds)):
+            self._sweep = asyncio.create_task(self._measure_all())
+        if self._sweep is not None:
+            await asyncio.wait([self._sweep], timeout=wait)
+        return self._swept
+
+    async def _measure_all(self) -> None:
+        began, usage, enter = monotonic(), Usage(), Ledger(self._gmemd.kernel).enter
+        try:
+            async for found in measured(self._gmemd, self._gmemd.objects.in_creation_order(), enter, gently=True):
+                self._keep([(backend, entry.usage) for backend, entry in found])
+                usage = total([usage, *(entry.share for _, entry in found)])
+            now = monotonic()
+            self._swept = Sweep(usage, now, now - began)
+        finally:
+            self._sweep = None
+
+    def _keep(self, found: Iterable[tuple[HostMemoryBackend, Usage]]) -> None:
+        now = monotonic()
+        for backend, usage in found:
+            self._known[backend] = now, usage
+
+    def close(self) -> None:
+        """End a sweep that is under way."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+
+
+_NEVER: Final = (float("-inf"), Usage(unknown=1))
+
+
+def are_quick(backends: Collection[HostMemoryBackend]) -> bool:
+    """Whether objects may be measured on the event loop: little, and no file, whose server need not answer."""
+    return sum([backend.memory_size for backend in backends]) <= AT_ONCE and all([
+        backend.kind != "file" and (backend.visibility is None or len(backend.visibility) <= _RANGES_AT_ONCE)
+        for backend in backends])
 
 
 def item_of(backend: HostMemoryBackend) -> Item:
@@ -77,7 +151,7 @@ def _duplicated(gmemd: Gmemd, left: deque[HostMemoryBackend],
         backend = left[0]
         if _is_there(gmemd, backend):
             try:
-                items.append(duplicate(backend))
+                items.append(_duplicate(backend))
             except OSError:
                 break
             found.append(backend)
@@ -85,7 +159,7 @@ def _duplicated(gmemd: Gmemd, left: deque[HostMemoryBackend],
     return found, items
 
 
-def duplicate(backend: HostMemoryBackend) -> Item:
+def _duplicate(backend: HostMemoryBackend) -> Item:
     """The same with fds that belong to the caller; OSError when there are none left."""
     fd, aside_fd = os.dup(backend.fd), -1
     if backend.private_fd >= 0:
@@ -94,7 +168,7 @@ def duplicate(backend: HostMemoryBackend) -> Item:
         except OSError:
             close_fd(fd)
             raise
-    return Item(kind_of(backend), fd, backend.offset, backend.memory_size, backend.visibility, aside_fd)
+    return item_of(backend)._replace(fd=fd, aside_fd=aside_fd)
 
 
 async def _in_thread(measure: Callable[[Item], T], items: list[Item], *, gently: bool) -> list[T] | None:
@@ -102,7 +176,7 @@ async def _in_thread(measure: Callable[[Item], T], items: list[Item], *, gently:
     try:
         results: list[T] = await in_thread(_work, measure, items, gently)
     except QmpError:
-        close_beside([fd for item in items for fd in fds_of(item)])
+        close_beside([fd for item in items for fd in _fds_of(item)])
         return None
     return results
 
@@ -112,7 +186,7 @@ def _work(measure: Callable[[Item], T], items: list[Item], gently: bool) -> list
         return [*_gently(measure, items)] if gently else [measure(item) for item in items]
     finally:
         for item in items:  # the last descriptor of memory may be among them: closing it takes long
-            for fd in fds_of(item):
+            for fd in _fds_of(item):
                 close_fd(fd)
 
 
@@ -125,7 +199,7 @@ def _gently(measure: Callable[[Item], T], items: Iterable[Item]) -> Iterator[T]:
         yield measure(item)
 
 
-def fds_of(item: Item) -> list[int]:
+def _fds_of(item: Item) -> list[int]:
     """Its descriptors."""
     return [item.fd] if item.aside_fd < 0 else [item.fd, item.aside_fd]
 
@@ -134,6 +208,6 @@ async def _here(backends: Iterable[HostMemoryBackend], measure: Callable[[Item],
     """Measure on the event loop."""
     results = []
     for backend in backends:
-        results.append(measure(item_of(backend)._replace(measurable=is_quick(backend))))
+        results.append(measure(item_of(backend)._replace(measurable=are_quick([backend]))))
         await asyncio.sleep(0)
     return results

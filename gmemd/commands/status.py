@@ -9,7 +9,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import SHORT, in_turns
-from gmemd.commands.measure import AT_ONCE, is_quick, item_of, kind_of, measured
+from gmemd.commands.measure import are_quick, item_of, kind_of, measured
 from gmemd.errors import QmpError
 from gmemd.memory.usage import occupied
 from gmemd.objects.survival import fates
@@ -43,8 +43,7 @@ async def _status_after_a_look(gmemd: Gmemd, outlook: Outlook, arguments: dict[s
 def _status(gmemd: Gmemd, arguments: dict[str, Any]) -> Any:
     wanted = arguments.get("id")
     backends = list(gmemd.objects) if wanted is None else [gmemd.objects.find(wanted)]
-    if len(backends) > _BATCH or not all([is_quick(backend) for backend in backends]) \
-            or sum([backend.memory_size for backend in backends]) > AT_ONCE:
+    if len(backends) > _BATCH or not are_quick(backends):
         return _status_in_thread(gmemd, backends, wanted)
     return [describe_status(gmemd, backend, occupied(gmemd.kernel, item_of(backend))) for backend in backends]
 

@@ -1,22 +1,16 @@
-"""The bill: what each object, each owner and all together occupy, and how that compares with the kernel's figures.
+"""What an object occupies of memory, by what the kernel counts for its file: resident pages and blocks (st_blocks).
 
-Exact is what the kernel counts for each file: resident pages (cachestat) and blocks (st_blocks). The machine's
-own sums hold the memory of others, too: of them only "not less than ours" can be asked.
 No asyncio here and nothing is touched or allocated; measuring takes long, so that it is for a worker thread.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from gmemd.kernel.hugepages import HugePool
 from gmemd.kernel.kernel import Kernel
 from gmemd.memory.ranges import PRIVATE, RangeMap
-
-PROC = "/proc"
-SYS = "/sys"
 
 _END = 1 << 64  # bytes; no file is so long
 
@@ -45,9 +39,15 @@ class Usage(NamedTuple):
     swapped: int = 0  # that the file has, but not in memory
     unknown: int = 0  # objects that the kernel does not tell of
 
-    def describe(self) -> dict[str, int]:
-        """Its members in an account."""
-        return self._asdict()
+    @property
+    def occupied(self) -> int:
+        """All of it that is in memory."""
+        return self.resident + self.aside
+
+    @property
+    def by_visibility(self) -> dict[str, int]:
+        """That, in two: preserved private bytes are private."""
+        return {"private": self.private + self.aside, "shared": self.shared}
 
 
 def total(usages: Iterable[Usage]) -> Usage:
@@ -159,49 +159,3 @@ class Ledger:
 
 def _unknown(size: int) -> Entry:
     return Entry(Usage(unknown=1), Usage(unknown=1 if size else 0), size)
-
-
-def machine(proc: str = PROC) -> dict[str, int]:
-    """The machine's figures, in bytes, by their names in meminfo."""
-    with open(f"{proc}/meminfo") as lines:
-        return {row[0].rstrip(":"): int(row[1]) << 10 for row in map(str.split, lines) if row[-1] == "kB"}
-
-
-def comparisons(by_kind: Mapping[str, Usage], guest_counter: str, figures: Mapping[str, int],
-                pools: Iterable[HugePool]) -> list[dict[str, Any]]:
-    """Ours beside the kernel's sums: each must not be less than ours; `drift` is by how much it is.
-
-    guest_counter: the one of the machine's figures in which guest_memfds are counted.
-    """
-    memory, guest = by_kind.get("memfd", Usage()), by_kind.get("guest-memfd", Usage())
-    ours = {"Shmem": memory.resident + memory.aside + guest.aside}
-    ours[guest_counter] = ours.get(guest_counter, 0) + guest.resident
-    found = [_row(name, amount, figures.get(name, 0)) for name, amount in ours.items()]
-    used = sum((pool.total - pool.free) * pool.page_size for pool in pools if pool.node is None)
-    found.append(_row("huge pages in use", by_kind.get("hugetlb-memfd", Usage()).resident, used))
-    return found
-
-
-def _row(what: str, ours: int, kernel: int) -> dict[str, Any]:
-    return {"what": what, "objects": ours, "kernel": kernel, "drift": max(0, ours - kernel)}
-
-
-def online_nodes(sys: str = SYS) -> list[int]:
-    """The NUMA nodes that are online; [0] on a kernel that knows none."""
-    try:
-        with open(f"{sys}/devices/system/node/online") as file:
-            text = file.read().strip()
-    except OSError:
-        return [0]
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found
-
-
-def placement(policy: str, nodes: list[int], online: list[int]) -> int | None:
-    """The node that an object's pages are surely on; None when that is not known without mapping them."""
-    if len(online) == 1:
-        return online[0]
-    return nodes[0] if policy == "bind" and len(nodes) == 1 else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from gmemd.processes.identity import PROC, cgroup_of, read
@@ -34,18 +35,18 @@ class Memory(NamedTuple):
     size: int  # bytes
 
 
+@dataclass
 class Holder:
     """One process and how it holds memory."""
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.uid = 0
-        self.comm = ""
-        self.cgroup: str | None = None
-        self.fds = 0  # of the file
-        self.mapped = 0  # bytes of the part
-        self.writable = False
-        self.private_copy = False
+    pid: int
+    uid: int = 0
+    comm: str = ""
+    cgroup: str | None = None
+    fds: int = 0  # of the file
+    mapped: int = 0  # bytes of the part
+    writable: bool = False
+    private_copy: bool = False
 
 
 Found = dict[Memory, Holder]

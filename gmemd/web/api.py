@@ -110,11 +110,9 @@ def _not_found(object_id: str) -> QmpError:
 def _object(state: State, backend: HostMemoryBackend) -> dict[str, Any]:
     """The members of MemoryObject; the object has just been measured."""
     known = state.measurer.last(backend)
-    if known is None or not known.known:
-        answer = describe_status(state.gmemd, backend, None)
-    else:
-        answer = {**describe_status(state.gmemd, backend, known.private + known.shared),
-                  "resident-private": known.private, "resident-shared": known.shared}
+    answer = describe_status(state.gmemd, backend, None if known is None else known.occupied)
+    if known is not None:
+        answer.update({f"resident-{visibility}": resident for visibility, resident in known.by_visibility.items()})
     if backend.visibility is not None:
         answer["private"] = backend.visibility.total(PRIVATE)
         answer["ranges"] = len(backend.visibility)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from itertools import islice
 from typing import Any, Final
@@ -11,11 +12,12 @@ from urllib.parse import urlencode
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
+from gmemd.commands.measure import measured
+from gmemd.memory.cells import Cell, measure_cells
 from gmemd.posix.boottime import on_the_wall
 from gmemd.processes.holders import Holder
 from gmemd.web import sections
 from gmemd.web.state import State
-from gmemd.web.strip import measure_strip
 
 ROWS: Final = 50  # objects on a page
 EVENTS: Final = 12
@@ -51,52 +53,51 @@ class Painter:
         pages = max(1, -(-len(found) // ROWS))
         page = min(given["page"], pages)
         shown = found[(page - 1) * ROWS:page * ROWS]
-        totals = await state.measurer.sweep(patience)
+        sweep = await state.measurer.sweep(patience)
         rows = await self._paint_rows(shown, patience)
         sums = gmemd.objects.sums.values()
         host = await state.host.read()
         jobs = await state.query("query-jobs") if "query-jobs" in gmemd.schema.commands else []
         return Picture({
-            "summary": sections.summary(gmemd, len(gmemd.objects), sum([size for _, size in sums]), totals,
+            "summary": sections.summary(gmemd, len(gmemd.objects), sum([size for _, size in sums]), sweep,
                                         state.why_not_ready()),
             "warnings": sections.warnings(gmemd),
-            "host": sections.host_bar(host, totals),
+            "host": sections.host_bar(host, sweep),
             "jobs": sections.jobs(jobs),
             "events": sections.events(list(islice(reversed(gmemd.events), EVENTS))),
             "paging": paging(given, len(found), page, pages),
         }, rows, len(found), page, pages)
 
     async def _paint_rows(self, shown: Sequence[HostMemoryBackend], patience: float) -> dict[str, str]:
-        state = self._state
+        state, gmemd = self._state, self._state.gmemd
         await state.measurer.measure(shown, FRESH)
         held = await state.holders.find_soon(shown, patience)
         if len(self._rows) > _CACHED:
             self._rows.clear()
-        rows, pace = {}, Pace()
+        rows: dict[str, str] = {}
+        changed: dict[HostMemoryBackend, Any] = {}
+        cells: dict[HostMemoryBackend, list[Cell]] = {}
+        pace = Pace()
         for backend in shown:
-            holders = held.get(backend.id)
-            key = self._key(backend, holders)
-            known = self._rows.get(backend.id)
-            if known is None or known[0] != key:
-                known = self._rows[backend.id] = (key, await self._paint_row(backend, holders))
-            rows[backend.id] = known[1]
+            key = self._key(backend, held.get(backend.id))
+            known, rows[backend.id] = self._rows.get(backend.id, (None, ""))
+            if known != key:
+                changed[backend] = key
+            await pace.keep()
+        async for found in measured(gmemd, changed, partial(measure_cells, gmemd.kernel), gently=True):
+            cells.update(found)
+        for backend, key in changed.items():
+            rows[backend.id] = sections.row(gmemd, backend, state.measurer.last(backend), cells.get(backend, []),
+                                            held.get(backend.id))
+            self._rows[backend.id] = key, rows[backend.id]
             await pace.keep()
         return rows
-
-    async def _paint_row(self, backend: HostMemoryBackend, holders: list[Holder] | None) -> str:
-        gmemd, measurer = self._state.gmemd, self._state.measurer
-        cells = []
-        if backend.fd >= 0:  # else it was deleted meanwhile
-            cells = await measure_strip(backend, measurer, await measurer.page_size(backend))
-        return sections.row(gmemd, backend, measurer.last(backend), cells, holders)
 
     def _key(self, backend: HostMemoryBackend, holders: list[Holder] | None) -> Any:
         """All that a row depends on."""
         known = self._state.measurer.last(backend)
         return (id(backend), int(on_the_wall(backend.made)), backend.handed_out, backend.busy, backend.record is None,
-                None if known is None else (known.private, known.shared, known.known),
-                None if backend.visibility is None else hash(tuple(backend.visibility.dump())),
-                None if holders is None else tuple([str(holder) for holder in holders]))
+                known, None if backend.visibility is None else hash(tuple(backend.visibility.dump())), holders)
 
 
 def paging(given: dict[str, Any], total: int, page: int, pages: int) -> str:

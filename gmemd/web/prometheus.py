@@ -22,9 +22,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from gmemd.changes.pace import Pace
+from gmemd.commands.measure import Sweep
 from gmemd.observe.counters import BOUNDS, OTHER, Tally
 from gmemd.web.host import Host
-from gmemd.web.measure import Totals
 from gmemd.web.process import process_metrics
 from gmemd.web.state import State
 
@@ -47,10 +47,10 @@ class Scraper:
 
     async def text(self, *, objects: bool) -> AsyncIterator[bytes]:
         """The exposition in portions, with a series for each object if asked."""
-        totals = await self._state.measurer.sweep(WAIT)
+        sweep = await self._state.measurer.sweep(WAIT)
         host = await self._state.host.read()
         pace, portions, before = Pace(), [], ""
-        for family in self._families(totals, host, summed=not objects):
+        for family in self._families(sweep, host, summed=not objects):
             portions.append(self._text_of(family, headed=family.name != before))
             before = family.name
             await pace.keep()
@@ -67,10 +67,10 @@ class Scraper:
             known = self._texts[key] = (family.samples, generate_latest(_Families([family])))
         return known[1] if headed else known[1].split(b"\n", 2)[2]
 
-    def _families(self, totals: Totals | None, host: Host, *, summed: bool) -> Iterator[Metric]:
+    def _families(self, sweep: Sweep | None, host: Host, *, summed: bool) -> Iterator[Metric]:
         """All families; one that comes in parts does so in a row."""
         yield from self._daemon()
-        yield from self._objects(totals, summed=summed)
+        yield from self._objects(sweep, summed=summed)
         yield from _host(host)
         yield from self._qmp()
         yield from self._work()
@@ -88,7 +88,7 @@ class Scraper:
                                 "The longest that the event loop was late within the last minute.",
                                 self._state.lag.longest)
 
-    def _objects(self, totals: Totals | None, *, summed: bool) -> Iterator[Metric]:
+    def _objects(self, sweep: Sweep | None, *, summed: bool) -> Iterator[Metric]:
         sums = self._state.gmemd.objects.sums
         counts = {name: number for name, (number, _) in sums.items()}
         sizes = {name: size for name, (_, size) in sums.items()}
@@ -96,14 +96,13 @@ class Scraper:
                         counts)
         if summed:
             yield _labelled(GaugeMetricFamily(*_SIZE, labels=["qom_type"]), sizes)
-        if summed and totals is not None:
-            yield _labelled(GaugeMetricFamily(*_RESIDENT, labels=["visibility"]),
-                            {"private": totals.private, "shared": totals.shared})
-        if totals is not None:
+        if summed and sweep is not None:
+            yield _labelled(GaugeMetricFamily(*_RESIDENT, labels=["visibility"]), sweep.usage.by_visibility)
+        if sweep is not None:
             yield GaugeMetricFamily("gmemd_objects_unmeasured", "Objects whose residency the kernel does not tell.",
-                                    totals.unknown)
+                                    sweep.usage.unknown)
             yield GaugeMetricFamily("gmemd_measurement_duration_seconds", "How long measuring all objects took.",
-                                    totals.seconds)
+                                    sweep.seconds)
 
     def _qmp(self) -> Iterator[Metric]:
         counters = self._state.gmemd.counters
@@ -180,9 +179,8 @@ class Scraper:
             yield f'{name}{{id="{backend.id}",qom_type="{backend.qom_type}"}} {backend.memory_size}\n'
             return
         known = self._state.measurer.last(backend)
-        if known is not None and known.known:
-            yield f'{name}{{id="{backend.id}",visibility="private"}} {known.private}\n'
-            yield f'{name}{{id="{backend.id}",visibility="shared"}} {known.shared}\n'
+        for visibility, resident in ({} if known is None else known.by_visibility).items():
+            yield f'{name}{{id="{backend.id}",visibility="{visibility}"}} {resident}\n'
 
 
 class _Families(Collector):

@@ -9,22 +9,24 @@ from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd
+from gmemd.commands.measure import Sweep
 from gmemd.commands.status import describe_survival
 from gmemd.kernel.hugepages import HugePool
+from gmemd.memory.cells import Cell
 from gmemd.memory.ranges import PRIVATE
+from gmemd.memory.usage import Usage
 from gmemd.posix.boottime import on_the_wall
 from gmemd.processes.holders import Holder
 from gmemd.web.host import Host
-from gmemd.web.measure import Resident, Totals
-from gmemd.web.strip import HEIGHT, KINDS, Cell, paths
+from gmemd.web.strip import strip
 from gmemd.web.words import EVENTS, bar, exactly, members, moment, percent, plural, size
 
 
-def summary(gmemd: Gmemd, number: int, total_size: int, totals: Totals | None, why_not_ready: str) -> str:
+def summary(gmemd: Gmemd, number: int, total_size: int, sweep: Sweep | None, why_not_ready: str) -> str:
     """The figures at the top."""
-    resident = "…" if totals is None else exactly(totals.private + totals.shared)
-    if totals is not None and totals.unknown:
-        resident += f"<small>{plural(totals.unknown, 'object')} not measured</small>"
+    resident = "…" if sweep is None else exactly(sweep.usage.occupied)
+    if sweep is not None and sweep.usage.unknown:
+        resident += f"<small>{plural(sweep.usage.unknown, 'object')} not measured</small>"
     ready = ('<span class="good">ready</span>' if not why_not_ready
              else f'<span class="bad">not ready: {escape(why_not_ready)}</span>')
     restart = "objects stay" if gmemd.custody is not None else "objects end"
@@ -48,13 +50,13 @@ def warnings(gmemd: Gmemd) -> str:
     return "".join(f"<p>{row}</p>" for row in rows)
 
 
-def host_bar(host: Host, totals: Totals | None) -> str:
+def host_bar(host: Host, sweep: Sweep | None) -> str:
     """Memory of the host, and its huge pages by node."""
     parts = []
     if host.headroom is not None:
         total, available = host.headroom.total, host.headroom.available
         used = max(0, total - available)
-        ours = 0 if totals is None else min(used, totals.private + totals.shared)
+        ours = 0 if sweep is None else min(used, sweep.usage.occupied)
         text = (f"{size(ours)} by objects, {size(used - ours)} by others, {size(available)} available "
                 f"of {size(total)} ({host.headroom.limit})")
         parts.append(f'<div class="meter"><h3>Memory</h3>'
@@ -84,7 +86,7 @@ def _pool(pool: HugePool) -> str:
             f'{bar([("others", used), ("rest", pool.free)], pool.total, text)}<p class="key">{text}</p></div>')
 
 
-def row(gmemd: Gmemd, backend: HostMemoryBackend, known: Resident | None, cells: list[Cell],
+def row(gmemd: Gmemd, backend: HostMemoryBackend, known: Usage | None, cells: list[Cell],
         holders: list[Holder] | None) -> str:
     """An object's row of the table."""
     name = escape(backend.id)
@@ -95,28 +97,16 @@ def row(gmemd: Gmemd, backend: HostMemoryBackend, known: Resident | None, cells:
     return (f'<tr id="o-{name}" data-id="{name}"><th scope="row">{name}<small>{kind}</small>{busy}</th>'
             f'<td data-label="Memory">{exactly(backend.memory_size)}<small>{escape(backend.kind)}{tag}</small></td>'
             f'<td data-label="In memory">{_resident(backend, known)}</td>'
-            f'<td data-label="Pages" class="pages">{_strip(cells)}{_visibility(backend)}</td>'
+            f'<td data-label="Pages" class="pages">{strip(cells)}{_visibility(backend)}</td>'
             f'<td data-label="Held by">{_holders(gmemd, backend, holders)}</td>'
             f'<td data-label="Survives">{_survival(gmemd, backend)}</td>'
             f'<td data-label="Created">{moment(on_the_wall(backend.made))}<small>{_owner(backend)}</small></td></tr>')
 
 
-def _resident(backend: HostMemoryBackend, known: Resident | None) -> str:
-    if known is None or not known.known:
+def _resident(backend: HostMemoryBackend, known: Usage | None) -> str:
+    if known is None:
         return '<span class="none">unknown</span>'
-    resident = known.private + known.shared
-    return f"{exactly(resident)}<small>{percent(resident, backend.memory_size)}</small>"
-
-
-def _strip(cells: list[Cell]) -> str:
-    """The picture of an object's pages."""
-    sums = [sum(column) for column in zip(*cells, strict=True)] or [0] * len(KINDS)
-    whole = sum(sums)
-    words = ("private in memory", "shared in memory", "private and absent", "shared and absent")
-    text = ", ".join(f"{percent(part, whole)} {word}" for part, word in zip(sums, words, strict=True) if part)
-    drawn = "".join(f'<path class="{kind}" d="{path}"/>' for kind, path in paths(cells).items())
-    return (f'<svg class="strip" viewBox="0 0 {max(1, len(cells))} {HEIGHT}" preserveAspectRatio="none" role="img" '
-            f'aria-label="Pages: {text}"><title>{text}</title>{drawn}</svg>')
+    return f"{exactly(known.occupied)}<small>{percent(known.occupied, backend.memory_size)}</small>"
 
 
 def _visibility(backend: HostMemoryBackend) -> str:

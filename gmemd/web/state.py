@@ -10,9 +10,9 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
-from gmemd.web.holding import HolderFinder
+from gmemd.commands.holders import HolderFinder
+from gmemd.commands.measure import Measurer
 from gmemd.web.host import HostReader, Lag
-from gmemd.web.measure import Measurer
 
 
 class State:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from gmemd.commands.accounting import comparisons, machine, online_nodes, placement
 from gmemd.kernel.hugepages import HugePool
-from gmemd.memory.usage import Usage, comparisons, machine, online_nodes, placement
+from gmemd.memory.usage import Usage
 from gmemd.qmp.encode import encode
 from tests.commands.live import LiveMachine
 

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from gmemd.commands.holders import HolderFinder
 from gmemd.errors import QmpError
 from gmemd.kernel.maps import shown
 from gmemd.processes.holders import Holder, Memory, Shown, holders_of, is_mapped
-from gmemd.web.holding import HolderFinder
 from tests.commands.live import LiveMachine
 from tests.patience import wait_for
 
@@ -135,6 +135,15 @@ def test_what_cannot_be_mapped_is_known_by_its_device(tmp_path: Path) -> None:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+async def test_who_holds_it_still_is_the_same(live: LiveMachine, tmp_path: Path) -> None:
+    """Two looks find equal holders, so that nothing is drawn again for the second."""
+    await add(live, "ram", tmp_path / "f")
+    backends = [live.gmemd.objects.find("ram")]
+    with holder(str(tmp_path / "f")):
+        first, second = [(await HolderFinder().find(backends))["ram"] for _ in range(2)]
+        assert first == second != []
 
 
 async def test_it_looks_for_what_the_object_was(live: LiveMachine, tmp_path: Path) -> None:

@@ -18,13 +18,14 @@ import pytest
 import pytest_asyncio
 
 from gmemd.commands import measure
+from gmemd.commands.measure import Measurer, item_of
 from gmemd.errors import QmpError
 from gmemd.kernel.kernel import Kernel
+from gmemd.memory.cells import measure_cells
+from gmemd.memory.usage import Usage
 from gmemd.web import api
-from gmemd.web.measure import Measurer, Totals
 from gmemd.web.picture import Painter
 from gmemd.web.state import State
-from gmemd.web.strip import measure_strip
 from tests.commands.live import LiveMachine
 from tests.patience import wait_for
 
@@ -83,11 +84,11 @@ async def status(live: LiveMachine, **which: str) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in (json.loads(found) if isinstance(found, bytes) else found)}
 
 
-async def swept(live: LiveMachine) -> tuple[Measurer, Totals]:
+async def swept(live: LiveMachine) -> tuple[Measurer, Usage]:
     measurer = Measurer(live.gmemd)
-    totals = await measurer.sweep(60)
-    assert totals is not None
-    return measurer, totals
+    sweep = await measurer.sweep(60)
+    assert sweep is not None
+    return measurer, sweep.usage
 
 
 async def file_of(live: LiveMachine, path: Path, parts: dict[str, tuple[int, int]], **more: Any) -> None:
@@ -114,9 +115,7 @@ async def test_one_that_cannot_be_measured_is_unknown(live: LiveMachine, code: i
     assert (bill["objects"], bill["unknown"], bill["resident"]) == (number, 1, (number - 1) * SIZE)
     measurer, totals = await swept(live)
     assert (totals.unknown, totals.shared) == (1, (number - 1) * SIZE)
-    known = measurer.last(live.gmemd.objects.find("m1"))
-    assert known is not None
-    assert not known.known
+    assert [backend.id for backend in live.gmemd.objects if measurer.last(backend) is None] == ["m1"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be somebody else than the file's owner")
@@ -225,7 +224,7 @@ async def test_preserved_bytes_are_part_of_the_status(live: LiveMachine) -> None
     await add(live, "g", qom_type="memory-backend-guest-memfd", prealloc=True)
     await live.do("memdev-convert", id="g", offset=0, size=2 * PAGE, to="private", preserve=True)
     assert (await status(live))["g"]["resident"] == SIZE
-    assert (await swept(live))[1].private == 2 * PAGE
+    assert (await swept(live))[1].by_visibility["private"] == 2 * PAGE
 
 
 async def test_a_strip_shows_the_part(live: LiveMachine, tmp_path: Path) -> None:
@@ -236,10 +235,8 @@ async def test_a_strip_shows_the_part(live: LiveMachine, tmp_path: Path) -> None
     with (tmp_path / "f").open("r+b") as file:
         for page in (0, 13):
             os.pwrite(file.fileno(), b"x", page * PAGE)
-    backend, measurer = live.gmemd.objects.find("a"), Measurer(live.gmemd)
-    await measurer.measure([backend], 0)
     absent, present = (0, 0, 0, PAGE), (0, PAGE, 0, 0)
-    assert await measure_strip(backend, measurer, PAGE) == [absent, present, absent, absent]
+    assert measure_cells(live.gmemd.kernel, item_of(live.gmemd.objects.find("a"))) == [absent, present, absent, absent]
 
 
 # -- deleted meanwhile
@@ -314,7 +311,7 @@ async def test_without_descriptors_for_duplicates(live: LiveMachine, left: int) 
     assert {name for name, row in found.items() if row.get("resident") != SIZE} == {"big"}
     assert found["big"].get("resident") == (0 if left else None)
     assert one["m1"]["resident"] == SIZE
-    assert (totals.shared + totals.private, totals.unknown) == (61 * SIZE, 0 if left else 1)
+    assert (totals.occupied, totals.unknown) == (61 * SIZE, 0 if left else 1)
     assert measurer.last(live.gmemd.objects.find("m1")) is not None
 
 
@@ -324,7 +321,7 @@ async def test_a_second_duplicate_that_fails_closes_the_first(live: LiveMachine)
     await live.do("memdev-convert", id="g", offset=0, size=PAGE, to="private", preserve=True)
     with descriptors_left(1):
         for _ in range(3):
-            assert (await swept(live))[1].private == PAGE
+            assert (await swept(live))[1].by_visibility["private"] == PAGE
 
 
 async def test_without_threads(live: LiveMachine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ import mmap
 from time import perf_counter
 
 from gmemd.changes.pace import TURN, Pace
-from gmemd.web.measure import Measurer
-from gmemd.web.strip import CELLS, Cell, cells_of, measure_strip, paths
+from gmemd.commands.measure import Measurer, item_of
+from gmemd.memory.cells import CELLS, Cell, cells_of, measure_cells
+from gmemd.web.strip import paths
 from tests.commands.conftest import Machine
 
 PAGE = 4096
@@ -33,25 +34,15 @@ def test_little_is_not_nothing() -> None:
 
 def test_cells_are_whole_pages() -> None:
     """A small object has a cell for each page, a large one at most CELLS."""
-    machine = Machine()
-    for name, pages in (("small", 3), ("large", 1000)):
-        machine.run("object-add", qom_type="memory-backend-memfd", id=name, size=pages * PAGE)
-    small, large = (cells_of(machine.gmemd.objects.find(name), PAGE) for name in ("small", "large"))
+    small, large = cells_of(3 * PAGE, PAGE), cells_of(1000 * PAGE, PAGE)
     assert small == [(0, PAGE), (PAGE, PAGE), (2 * PAGE, PAGE)]
     assert len(large) <= CELLS
     assert sum(size for _, size in large) == 1000 * PAGE
     assert all(offset % PAGE == 0 for offset, _ in large)
-    machine.gmemd.close()
 
 
 def strip_of(machine: Machine, name: str) -> list[Cell]:
-    backend, measurer = machine.gmemd.objects.find(name), Measurer(machine.gmemd)
-
-    async def measure() -> list[Cell]:
-        await measurer.measure([backend], 0)
-        return await measure_strip(backend, measurer, PAGE)
-
-    return asyncio.run(measure())
+    return measure_cells(machine.gmemd.kernel, item_of(machine.gmemd.objects.find(name)))
 
 
 def test_what_is_written_is_in_memory() -> None:
@@ -93,9 +84,9 @@ def test_a_sweep_sums_up_all_objects() -> None:
     for number in range(40):
         machine.run("object-add", qom_type="memory-backend-guest-memfd", id=f"o{number}", size=2 * PAGE, prealloc=True)
         machine.run("memdev-convert", id=f"o{number}", offset=0, size=PAGE, to="private", preserve=True)
-    totals = asyncio.run(Measurer(machine.gmemd).sweep(60))
-    assert totals is not None
-    assert (totals.private, totals.shared, totals.unknown) == (40 * PAGE, 40 * PAGE, 0)
+    sweep = asyncio.run(Measurer(machine.gmemd).sweep(60))
+    assert sweep is not None
+    assert (sweep.usage.by_visibility, sweep.usage.unknown) == ({"private": 40 * PAGE, "shared": 40 * PAGE}, 0)
     machine.gmemd.close()
 
 
