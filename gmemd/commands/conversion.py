@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
@@ -160,12 +160,19 @@ def _tell(gmemd: Gmemd, arguments: dict[str, Any], converted: int) -> None:
 
 def query_memdev_ranges(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend = gmemd.objects.find(arguments["id"])
+    members, rows = describe_ranges(gmemd, backend, arguments["offset"], arguments.get("size"))
+    return listed(rows, len(visibility_of(backend)), **members, ranges=...)
+
+
+def describe_ranges(gmemd: Gmemd, backend: HostMemoryBackend, offset: int,
+                    size: int | None = None) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    """The members of MemdevRanges, and the MemdevRange of each range in a part of an object."""
     visibility = visibility_of(backend).copy()
-    offset = min(arguments["offset"], visibility.size)
-    size = min(arguments.get("size", visibility.size), visibility.size - offset)
-    rows = ({"offset": start, "size": length, "visibility": "private" if state is PRIVATE else "shared"}
-            for start, length, state in visibility.ranges(offset, size))
-    return listed(rows, len(visibility), simulated=_simulated(gmemd), private=visibility.total(PRIVATE), ranges=...)
+    offset = min(offset, visibility.size)
+    left = visibility.size - offset
+    return {"simulated": _simulated(gmemd), "private": visibility.total(PRIVATE)}, (
+        {"offset": start, "size": length, "visibility": "private" if state is PRIVATE else "shared"}
+        for start, length, state in visibility.ranges(offset, left if size is None else min(size, left)))
 
 
 def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
+from gmemd.commands.conversion import describe_ranges
 from gmemd.commands.holders import describe
 from gmemd.commands.status import describe_status
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
@@ -60,17 +61,14 @@ async def one_object(state: State, given: dict[str, Any]) -> Any:
 
 
 async def ranges(state: State, given: dict[str, Any]) -> Any:
-    backend, limit = _find(state, given["id"]), given["limit"]
-    visibility = backend.visibility
-    if visibility is None:
-        raise QmpError(f"object '{backend.id}' is no guest_memfd", DEVICE_NOT_FOUND)
-    offset = min(given["offset"], visibility.size)
-    found = list(islice(visibility.ranges(offset, visibility.size - offset), limit + 1))
-    kernel = state.gmemd.kernel
-    answer = {"simulated": not (kernel.conversion and kernel.kvm_enabled), "private": visibility.total(PRIVATE),
-              "ranges": [{"offset": start, "size": size, "visibility": "private" if state_ is PRIVATE else "shared"}
-                         for start, size, state_ in found[:limit]]}
-    return {**answer, "next-offset": found[limit][0]} if len(found) > limit else answer
+    try:
+        members, rows = describe_ranges(state.gmemd, _find(state, given["id"]), given["offset"])
+    except QmpError as exc:
+        raise QmpError(exc.desc, DEVICE_NOT_FOUND) from exc
+    limit = given["limit"]
+    found = list(islice(rows, limit + 1))
+    answer = {**members, "ranges": found[:limit]}
+    return {**answer, "next-offset": found[limit]["offset"]} if len(found) > limit else answer
 
 
 async def holders_of_one(state: State, given: dict[str, Any]) -> Any:
