@@ -23,7 +23,7 @@ from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
 from gmemd.observe.log import ClientLog, Log
-from gmemd.persist.fdstore import Notifier
+from gmemd.persist.notify import Notifier
 from gmemd.persist.record import Record, row_of
 from gmemd.persist.registry import Registry
 from gmemd.qmp.session import Request, Session

@@ -30,8 +30,8 @@ from gmemd.kernel.program import worker_program
 from gmemd.kernel.syscalls import share_one_heap
 from gmemd.objects.fds import NamedFds
 from gmemd.observe.log import log, wait_written
-from gmemd.persist.fdstore import Notifier
 from gmemd.persist.manager import Manager
+from gmemd.persist.notify import Notifier
 from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
 from gmemd.posix.sockets import bind_unix
 from gmemd.qmp.session import Event
@@ -131,7 +131,7 @@ class Daemon:
                 log.info("serving HTTP", url=self._http.url)
             gc.freeze()  # what is there now stays; collections need not look at it
             gmemd.outlook = Outlook(gmemd, self._manager, lambda words: log.warning("service manager", words=words))
-            self._manager.serve(self._loop, gmemd)
+            self._manager.serve(self._loop, gmemd.describe)
             gmemd.outlook.start()
             self._ready()
             self._spawn(self._load_ahead(directories))

@@ -20,7 +20,7 @@ from gmemd.kernel.populate import without
 from gmemd.kernel.rules import PAGE_SIZE, refuse
 
 if TYPE_CHECKING:
-    from gmemd.persist.fdstore import Notifier
+    from gmemd.persist.notify import Notifier
 
 HALFWAY: Final = ("populate", "convert")  # operations that can fail at an offset
 _FULL: Final = (1 << 64) - 2  # the most that an eventfd counts to; writing to it would then wait

@@ -171,7 +171,7 @@ def judge_descriptors(unit: Unit) -> Finding:
 
 def judge_fd_store(limit: int, configured: str, *, announced: bool) -> Finding:
     """What follows from FileDescriptorStoreMax= and $GMEMD_FDSTORE; `announced`: gmemd learns the former itself."""
-    from gmemd.persist.fdstore import store_limit
+    from gmemd.persist.notify import store_limit
 
     item, found = "FileDescriptorStoreMax=", str(limit)
     counted = limit if announced else store_limit({"GMEMD_FDSTORE": configured})

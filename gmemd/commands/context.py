@@ -180,6 +180,12 @@ class Gmemd:
             self._encoded[key] = encode(make())
         return self._encoded[key]
 
+    def describe(self) -> str:
+        """What is held, in one line."""
+        size = sum(backend.memory_size for backend in self.objects) >> 20
+        lost = f", {len(self.lost)} lost" if self.lost else ""
+        return f"{len(self.objects)} objects of {size} MiB in all, kernel {self.kernel.name}{lost}"
+
     def shutdown(self, reason: str) -> None:
         """Announce the end (SHUTDOWN event) and bring it about; objects stay with custody."""
         if not self.stopping:

@@ -32,7 +32,8 @@ import time
 from array import array
 from time import monotonic
 
-from gmemd.keeper.kept import BARRIER_ANSWERS, KeptFds, valid_name
+from gmemd.keeper import BARRIER_ANSWERS
+from gmemd.keeper.kept import KeptFds, valid_name
 from gmemd.keeper.launch import become, fit_limit, kill_group, log, parent, wait_logged
 from gmemd.keeper.listening import Listening
 from gmemd.keeper.mailbox import Mailbox, fields_of

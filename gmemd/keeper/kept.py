@@ -14,7 +14,6 @@ from array import array
 
 from gmemd.keeper.launch import log
 
-BARRIER_ANSWERS = "GMEMD_BARRIER_ANSWERS"  # in the daemon's environment: a barrier without a byte has failed
 NAME_MAX = 255
 _DEFAULT_NAME = "stored"
 

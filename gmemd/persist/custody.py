@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
 
-from gmemd.errors import QmpError, close_fd, os_errors
+from gmemd.errors import QmpError, close_fd
 from gmemd.persist.batch import Batch, Operation, Pending
 from gmemd.persist.delivery import Delivery
-from gmemd.persist.fdstore import FdStore, File, Notifier, check_name, is_socket
+from gmemd.persist.fdstore import FdStore, File, is_socket
+from gmemd.persist.notify import Notifier
 from gmemd.persist.record import Record
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.restore import Identify, Restored, name_prefix, sequence, sort_out
@@ -34,7 +35,6 @@ __all__ = ["BARRIER_TIMEOUT", "Custody", "Flush", "NotKept", "Wait", "wait_for"]
 
 Again = Callable[[int], int]  # another open file of the same file, as fdstore.opened_again
 
-STORED_SOCKET = "s-"  # what the names of sockets in the store begin with
 BARRIER_TIMEOUT = 30.0  # seconds; systemd's daemon-reload with 4,000 fds in the store was seen to take 7
 
 
@@ -55,7 +55,6 @@ class Custody:
     ) -> None:
         """`close` closes a descriptor of custody's own, of a file that somebody else has open, too."""
         self._registry = registry
-        self._notifier = notifier
         self._store = store
         self._timeout = barrier_timeout
         self._close = close
@@ -183,23 +182,9 @@ class Custody:
         return self.remove(Record("", "", {}, "", 0, fd_name=name))
 
     def discard(self, name: str) -> None:
-        """Remove an unclaimed fd or a socket from the store for good, with all others of this name."""
+        """Remove an unclaimed fd from the store for good, with all others of this name."""
         self._delivery.owe([name])
         self._due = True
-
-    def keep_socket(self, name: str, fd: int) -> None:
-        """Keep a socket, too; it comes back among `sockets` under STORED_SOCKET + name. QmpError: no room.
-
-        Meant for start: it is not waited for, and the next flush's barrier confirms it. discard() ends it.
-        """
-        name = STORED_SOCKET + name
-        check_name(name)
-        if name in self._store:
-            return
-        self._store.check_room(name)
-        with os_errors("keeping a socket in the service manager's store"):
-            self._notifier.store(name, fd)
-        self._store.account(name)
 
     def retry(self) -> None:
         """Let the next flush ask again for what is owed, though nothing else is to be done; call it now and then."""
@@ -292,7 +277,7 @@ class Custody:
         return result
 
     def _account(self, name: str, fd: int) -> None:
-        if is_socket(fd) and not name.startswith(STORED_SOCKET):
+        if is_socket(fd):
             self._store.account_socket(name)
         else:
             self._store.account(name)

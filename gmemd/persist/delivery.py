@@ -23,7 +23,8 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from gmemd.persist.batch import Batch, Operation
-from gmemd.persist.fdstore import FdStore, File, Notifier, opened_again
+from gmemd.persist.fdstore import FdStore, File, opened_again
+from gmemd.persist.notify import Notifier
 from gmemd.persist.record import Record, Row, row_of
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.waits import Flush, Wait

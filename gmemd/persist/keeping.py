@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final, NamedTuple
 
+UNLIMITED: Final = 1 << 30  # descriptors
 SPARED: Final = 64  # descriptors that a start needs for itself, beside those that it is given
 
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError, close_fd
-from gmemd.persist.fdstore import (
+from gmemd.persist.fdstore import FdStore
+from gmemd.persist.keeping import UNLIMITED, Keeping, Unit
+from gmemd.persist.notify import (
     DEFAULT_LIMIT,
-    UNLIMITED,
-    FdStore,
     Notifier,
     listen_fds,
     raised_limit,
@@ -22,7 +22,6 @@ from gmemd.persist.fdstore import (
     store_limit,
     watchdog_seconds,
 )
-from gmemd.persist.keeping import Keeping, Unit
 from gmemd.persist.record import State
 from gmemd.persist.restore import Identify, Restored, sort_out
 from gmemd.persist.unit import ask, own_unit
@@ -31,7 +30,6 @@ from gmemd.posix.private import exposed
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
-    from gmemd.commands.context import Gmemd
     from gmemd.persist.custody import Custody
 
 REGISTRY = "registry.sqlite"
@@ -61,6 +59,7 @@ class Manager:
         self._limit = limit  # entries of the fd store
         self._watchdog = watchdog  # seconds
         self._loop: AbstractEventLoop | None = None
+        self._status: Callable[[], str]
         self._status_due = False
 
     @classmethod
@@ -108,9 +107,9 @@ class Manager:
             return custody.restore(self._fds, identify)
         return sort_out(self._fds, [], NO_STATE, trusted=False)
 
-    def serve(self, loop: AbstractEventLoop, gmemd: Gmemd) -> None:
-        """Say that the daemon serves, feed the watchdog from the loop, and show what is held."""
-        self._loop, self._gmemd = loop, gmemd
+    def serve(self, loop: AbstractEventLoop, status: Callable[[], str]) -> None:
+        """Say that the daemon serves, feed the watchdog from the loop, and show what is held, as `status` says it."""
+        self._loop, self._status = loop, status
         if self._notifier is not None:
             self._say(self._notifier.ready, self._status())
             self._feed()
@@ -135,12 +134,6 @@ class Manager:
         self._status_due = False
         if self._notifier is not None:
             self._say(self._notifier.status, self._status())
-
-    def _status(self) -> str:
-        objects = list(self._gmemd.objects)
-        size = sum(backend.memory_size for backend in objects) >> 20
-        lost = f", {len(self._gmemd.lost)} lost" if self._gmemd.lost else ""
-        return f"{len(objects)} objects of {size} MiB in all, kernel {self._gmemd.kernel.name}{lost}"
 
     @staticmethod
     def _say(message: Any, *arguments: Any) -> None:

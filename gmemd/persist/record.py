@@ -24,7 +24,7 @@ class Record:
 
     __slots__ = (
         *("id", "qom_type", "arguments", "kind", "size"),
-        *("kernel", "owner_uid", "owner_pid", "created", "origin", "extra"),
+        *("kernel", "owner_uid", "owner_pid", "created", "extra"),
         *("seq", "fd_name", "st_dev", "st_ino", "st_size"),
     )
 
@@ -39,7 +39,6 @@ class Record:
         owner_uid: int = -1,
         owner_pid: int = -1,
         created: int = 0,
-        origin: str = "",
         extra: dict[str, Any] | None = None,
         seq: int = 0,
         fd_name: str = "",
@@ -56,7 +55,6 @@ class Record:
         self.owner_uid = owner_uid
         self.owner_pid = owner_pid
         self.created = created  # seconds since 1970, as the clock was then
-        self.origin = origin
         self.extra = extra or {}  # JSON, for what later versions add
 
         self.seq = seq  # order of creation, unique in a registry
@@ -105,7 +103,7 @@ def row_of(record: Record) -> Row:
         record.owner_uid,
         record.owner_pid,
         record.created,
-        record.origin,
+        "",  # origin, which nothing has ever filled
         _to_json(record.extra) if record.extra else "{}",
         record.fd_name,
         f"{record.st_dev} {record.st_ino} {record.st_size}",
@@ -117,12 +115,12 @@ def record_of(row: Row) -> Record:
     """The record of a row; raises Damaged."""
     if _checksum(row[:-1]) != row[-1]:
         raise Damaged(f"the checksum of object {row[0]!r} is wrong")
-    id_, seq, qom_type, arguments, kind, size, kernel, uid, pid, created, origin, extra, fd_name, file = row[:14]
+    id_, seq, qom_type, arguments, kind, size, kernel, uid, pid, created, _, extra, fd_name, file = row[:14]
     try:
         dev, ino, st_size = map(int, file.split())
         return Record(
             *(id_, qom_type, json.loads(arguments), kind, int(size)),
-            *(kernel, uid, pid, created, origin, json.loads(extra)),
+            *(kernel, uid, pid, created, json.loads(extra)),
             *(seq, fd_name, dev, ino, st_size),
         )
     except (ValueError, TypeError, AttributeError) as exc:

@@ -23,7 +23,7 @@ class Restored:
         self.objects: list[tuple[Record, int]] = []  # by age; -1: it has no fd
         self.lost: list[Record] = []  # the record is there, its memory is not
         self.unclaimed: list[tuple[str, int]] = []  # fds without record, kept in the store
-        self.sockets: list[tuple[str, int]] = []  # of socket activation, or stored
+        self.sockets: list[tuple[str, int]] = []  # of socket activation
         self.dropped: list[tuple[str, int]] = []  # not acknowledged, or deleted
         self.words: list[str] = []  # what the operator should know, a phrase each
 

@@ -11,14 +11,13 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from gmemd.persist.keeping import Unit
+from gmemd.persist.keeping import UNLIMITED, Unit
 
 TIMEOUT: Final = 5.0  # seconds for an answer; a reload of thousands of descriptors takes pid 1 as long
 _RUN: Final = "/run/systemd"  # a reload makes the directories of its generators in there anew
 _PROPERTIES: Final = ("LoadState", "FileDescriptorStorePreserve", "FileDescriptorStoreMax", "NFileDescriptorStore",
                       "LimitNOFILESoft", "Restart", "TriggeredBy")
 _FORGETS_NOTHING: Final = 262  # the version of systemd from which a service with stored descriptors stays loaded
-_UNLIMITED: Final = 1 << 30
 
 
 def own_unit(text: str | None = None) -> str:
@@ -86,4 +85,4 @@ def _show(who: tuple[str, ...], properties: tuple[str, ...], names: tuple[str, .
 
 
 def _number(text: str) -> int:
-    return _UNLIMITED if text == "infinity" else int(text) if text.isdecimal() else 0
+    return UNLIMITED if text == "infinity" else int(text) if text.isdecimal() else 0

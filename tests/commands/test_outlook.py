@@ -12,8 +12,9 @@ from typing import Any
 from gmemd.commands.context import Change
 from gmemd.commands.outlook import Outlook
 from gmemd.persist.custody import Custody
-from gmemd.persist.fdstore import FdStore, Notifier
+from gmemd.persist.fdstore import FdStore
 from gmemd.persist.keeping import Keeping, Unit
+from gmemd.persist.notify import Notifier
 from gmemd.persist.registry import Registry
 from gmemd.persist.waits import wait_for
 from gmemd.qmp.session import Request

@@ -10,7 +10,7 @@ import pytest
 
 from gmemd.keeper.keeper import Keeper
 from gmemd.keeper.options import Options
-from gmemd.persist.fdstore import Notifier
+from gmemd.persist.notify import Notifier
 from tests.persist.manager import StandIn
 
 

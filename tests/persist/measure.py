@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 
 from gmemd.persist.custody import Custody, Wait, wait_for
-from gmemd.persist.fdstore import FdStore, Notifier, listen_fds, store_limit
+from gmemd.persist.fdstore import FdStore
+from gmemd.persist.notify import Notifier, listen_fds, store_limit
 from gmemd.persist.record import Record
 from gmemd.persist.registry import Registry
 

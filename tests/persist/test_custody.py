@@ -96,34 +96,20 @@ class TestKept:
         assert operation.record.fd_name.endswith("-3")
 
 
-class TestSockets:
-    def test_kept_and_handed_back(self, world: World) -> None:
-        """Beside the sockets of activation, which take no room in the store."""
-        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as activation:
-            world.custody.keep_socket("qmp", listener.fileno())
-            world.custody.keep_socket("qmp", listener.fileno())
-            world.add("a")
-            world.flush()
-            world.crash()
-            handed = [("gmemd.socket", os.dup(activation.fileno()))]
-            world.manager.hand_down = lambda: handed + StandIn.hand_down(world.manager)
-            world.start()
-            assert [name for name, _ in world.restored.sockets] == ["gmemd.socket", "s-qmp"]
-            assert ids(world) == ["a"]
-            assert len(world.custody._store) == 2
-            world.custody.keep_socket("qmp", world.restored.sockets[1][1])
-            world.custody.discard("s-qmp")
-            world.flush()
-            assert len(world.manager.names()) == 1
-            for _, fd in world.restored.sockets:
-                os.close(fd)
-
-    def test_no_room(self, no_fd_is_left: None, tmp_path: Path) -> None:
-        world = World(tmp_path / "small", 0)
+def test_sockets_of_activation_are_handed_back(world: World) -> None:
+    """They take no room in the store."""
+    with socket.socket(socket.AF_UNIX) as activation:
+        world.add("a")
+        world.flush()
+        world.crash()
+        world.manager.hand_down = lambda: [("gmemd.socket", os.dup(activation.fileno())),
+                                           *StandIn.hand_down(world.manager)]
         world.start()
-        with socket.socket(socket.AF_UNIX) as listener, pytest.raises(QmpError, match="at most 0"):
-            world.custody.keep_socket("qmp", listener.fileno())
-        world.close()
+        assert [name for name, _ in world.restored.sockets] == ["gmemd.socket"]
+        assert ids(world) == ["a"]
+        assert world.custody.room == (1, world.manager.limit)
+        for _, fd in world.restored.sockets:
+            os.close(fd)
 
 
 class TestBatch:

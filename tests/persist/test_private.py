@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from gmemd.errors import QmpError
-from gmemd.persist.fdstore import Notifier
 from gmemd.persist.keeping import Keeping
 from gmemd.persist.manager import Manager
+from gmemd.persist.notify import Notifier
 from gmemd.persist.record import Record, row_of
 from gmemd.persist.registry import Registry
 from gmemd.posix.private import exposed, make_private

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from random import Random
+from zlib import crc32
 
 import pytest
 
 from gmemd.errors import QmpError
-from gmemd.persist.record import Record, record_of, row_of
+from gmemd.persist.record import COLUMNS, Record, record_of, row_of
 from gmemd.persist.registry import MIGRATIONS, NotWritten, Registry, RegistryTooNew
 
 ARGUMENTS = {"qom-type": "memory-backend-memfd", "size": 2**64 - 1, "share": True, "x": [1.5, None, "é\ud800\0"]}
@@ -25,7 +26,7 @@ ARGUMENTS = {"qom-type": "memory-backend-memfd", "size": 2**64 - 1, "share": Tru
 def record(number: int = 1) -> Record:
     return Record(
         f"ram{number}", "memory-backend-memfd", ARGUMENTS, "memfd", 2**63, "kvm", 1000, 77, 1_700_000_000,
-        "qmp", {"lease": 3}, number, f"m-x-{number}", 1, 2**64 - 1, 4096,
+        {"lease": 3}, number, f"m-x-{number}", 1, 2**64 - 1, 4096,
     )  # fmt: skip
 
 
@@ -50,6 +51,13 @@ def full_disk() -> Iterator[None]:
 
 def test_record_survives_the_row() -> None:
     assert record_of(row_of(record())) == record()
+
+
+def test_a_record_of_an_earlier_gmemd_says_an_origin() -> None:
+    columns = COLUMNS.split(", ")
+    row = (*("qmp" if name == "origin" else value for name, value in zip(columns, row_of(record()), strict=True)),)[:-1]
+    checksum = crc32(("%s\x1f" * len(row) % row).encode())
+    assert record_of((*row, checksum)) == record()
 
 
 def test_what_cannot_be_written_is_refused_before() -> None:

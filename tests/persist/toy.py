@@ -16,8 +16,9 @@ import time
 from typing import Any
 
 from gmemd.errors import QmpError
-from gmemd.persist import fdstore
+from gmemd.persist import notify
 from gmemd.persist.custody import Custody, NotKept
+from gmemd.persist.fdstore import FdStore
 from gmemd.persist.record import Record
 from gmemd.persist.registry import Registry
 
@@ -33,12 +34,12 @@ class Toy:
             key: value for key, value in os.environ.items() if key.startswith(("LISTEN", "WATCHDOG", "FDSTORE"))
         }
         self.opened = sorted(os.listdir("/proc/self/fd"), key=int)
-        notifier = fdstore.Notifier.from_environ(os.environ)
+        notifier = notify.Notifier.from_environ(os.environ)
         assert notifier is not None
         self.notifier = notifier
-        self.watchdog_seconds = fdstore.watchdog_seconds(os.environ)
-        fds = fdstore.listen_fds(os.environ)
-        store = fdstore.FdStore(fdstore.store_limit(os.environ))
+        self.watchdog_seconds = notify.watchdog_seconds(os.environ)
+        fds = notify.listen_fds(os.environ)
+        store = FdStore(notify.store_limit(os.environ))
         self.custody = Custody(Registry(registry), notifier, store)
         restored = self.custody.restore(fds)
         self.objects = {record.id: (record, fd) for record, fd in restored.objects}
@@ -176,7 +177,7 @@ class Toy:
         os.waitpid(child, 0)
         pid = int(os.read(told, 20))
         if successor:
-            self.notifier.main_pid(pid)
+            self.notifier.notify(f"MAINPID={pid}")
             self.barrier()
             os._exit(0)
         dead = os.pidfd_open(pid)

@@ -10,7 +10,8 @@ from typing import Any
 
 from gmemd.persist.batch import Operation
 from gmemd.persist.custody import Custody, Flush, Wait, wait_for
-from gmemd.persist.fdstore import FdStore, Notifier
+from gmemd.persist.fdstore import FdStore
+from gmemd.persist.notify import Notifier
 from gmemd.persist.record import Record, Row
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.restore import Restored
