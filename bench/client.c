@@ -1,4 +1,4 @@
-/* client: time a QMP server from one thread, with bytes made beforehand, so that little of the time is its own.
+/* client: time a QMP server from one thread, with bytes prepared in advance, so that little of the time is its own.
  *
  * usage: client [-s] [-n ROUNDS] [-w ROUNDS] [-t SECONDS] [-d DEPTH] [-g COUNT] [-a LINE] SOCKET LINE...
  *        client -c [-n ROUNDS] [-w ROUNDS] SOCKET
@@ -11,7 +11,7 @@
  *   -s  poll busily instead of sleeping, so that waking up this program is not part of the time
  * Prints a JSON object: p50, p99 (microseconds a round), rate (replies a second in the median round), replies,
  * errors, wall and cpu (seconds; cpu is what this program used).
- * A write is never larger than what socket buffers hold together with its replies: there is no deadlock to avoid.
+ * A write is never larger than what socket buffers hold together with its replies: so it cannot deadlock.
  */
 #define _GNU_SOURCE
 #include <errno.h>

@@ -47,7 +47,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Row:
-    """One measure: what it is of, for whom, and what is wanted. The first subject is the one in question."""
+    """One measure: its subjects, how they are measured, and the targets. The first subject is the one in question."""
 
     name: str
     title: str
@@ -140,7 +140,7 @@ ROWS = (
     Row("p99-scrape", "p99 of a ping, 10,000 objects, beside 100 scrapes of /metrics (or views of the page) a second",
         "µs", {"gmemd": ("gmemd-http", _scraped("/metrics")), "page": ("gmemd-http", _scraped("/")),
                "alone": ("gmemd-http", _scraped())},
-        (Target(limit=1000),)),  # what nobody notices
+        (Target(limit=1000),)),  # below what anybody notices
     Row("start", "process start to greeting", "ms", _same(starting(), "gmemd", "qemu", "qsd"),
         (Target(limit=100),)),
     Row("rss", "idle RSS, HTTP off", "MiB", _same(idle_memory(), "gmemd", "qemu", "qsd"),

@@ -1,4 +1,4 @@
-"""The servers that are measured: how each is started, pinned, looked at and stopped."""
+"""The servers that are measured: how each is started, pinned, observed and stopped."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _RUNTIME = "/dev/shm"  # for sockets and gmemd's registry: a tmpfs, as /run is
 
 
 def set_python(python: str) -> None:
-    """Measure a bare asyncio loop of this Python beside gmemd."""
+    """Also measure a bare asyncio loop of this Python."""
     COMMANDS["asyncio"] = f"{python} {HERE}/bare.py {{socket}}"
 
 
@@ -72,7 +72,7 @@ def set_gmemd(name: str, command: str) -> None:
 
 
 def go_first(process: str = "self") -> None:
-    """Run a process, and its session, before whatever else runs here, where that is allowed."""
+    """Run a process, and its session, at high priority, where that is permitted."""
     with contextlib.suppress(OSError):
         if process == "self":
             os.nice(-20)
@@ -163,7 +163,7 @@ class Server:
 
 
 class Client:
-    """A plain client in this process, for what is not timed finely."""
+    """A plain client in this process, for what needs no precise timing."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)

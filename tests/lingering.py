@@ -26,7 +26,7 @@ class Lingering:
         return self._sock.fileno()
 
     def given(self) -> None:
-        """It was passed, and is nobody else's now."""
+        """It was passed, and the caller's copy is closed."""
         os.close(self._sock.detach())
 
     def let_go(self) -> None:

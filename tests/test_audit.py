@@ -60,7 +60,7 @@ def test_the_line_is_there_before_the_reply(tmp_path: Path) -> None:
         assert [line["command"] for line in lines(path)] == ["object-add"]
 
 
-def test_sighup_opens_the_file_anew(tmp_path: Path) -> None:
+def test_sighup_reopens_the_file(tmp_path: Path) -> None:
     """After a rotation lines go to the new file, and nothing is lost."""
     path = tmp_path / "audit"
     with Daemon("--audit", str(path), kernel="simulated") as daemon, daemon.client() as client:
@@ -76,7 +76,7 @@ def test_sighup_opens_the_file_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("--audit", "-")])
 def test_sighup_without_a_file_ends_nothing(arguments: tuple[str, ...]) -> None:
-    """Where there is nothing to open anew, the daemon goes on, with clients and objects."""
+    """Where there is nothing to reopen, the daemon goes on, with clients and objects."""
     with Daemon(*arguments, kernel="simulated") as daemon, daemon.client() as client:
         client.execute("object-add", RAM)
         os.kill(daemon.pid, signal.SIGHUP)

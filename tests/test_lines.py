@@ -1,4 +1,4 @@
-"""Lines for somebody who does not read: nobody waits, and what is missing is counted in its place."""
+"""Lines for a reader that does not read: nobody waits, and missing lines are counted where they are missing."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def fill(fd: int) -> None:
 
 @pytest.mark.parametrize("blocking", [True, False])
 def test_nobody_waits_for_a_reader(pipe: tuple[int, int], blocking: bool) -> None:
-    """Of what nobody reads the beginning is kept; a line behind it says how many are missing, then it goes on."""
+    """The beginning of what nobody reads is kept; a line after it says how many are missing, then it goes on."""
     fill(pipe[1])
     os.set_blocking(pipe[1], blocking)
     lost: list[str] = []
@@ -124,7 +124,7 @@ def test_a_torn_line_is_ended(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("--log-level", "error", "--audit", "-")])
 def test_commands_are_answered_though_nobody_reads(pipe: tuple[int, int], arguments: tuple[str, ...]) -> None:
-    """A reader of the log or of the audit that has stopped holds nobody up, nor the daemon's end."""
+    """A reader of the log or of the audit that has stopped delays neither clients nor the daemon's end."""
     fill(pipe[1])
     ram = {"qom-type": "memory-backend-ram", "id": "m" * 200, "size": 4096}
     with Daemon(*arguments, kernel="simulated", stderr=pipe[1]) as daemon:

@@ -1,4 +1,4 @@
-"""The selector beneath the event loop, beside the standard library's; and that TLS is not loaded."""
+"""The selector under the event loop, compared with the standard library's; and that TLS is not loaded."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_closed_before_it_is_unregistered(selector: BaseSelector) -> None:
 
 
 def test_closed_here_but_held_elsewhere(selector: BaseSelector, pair: tuple[socket.socket, socket.socket]) -> None:
-    """epoll goes on telling of it (epoll(7), "Questions and answers", 6); nobody here listens."""
+    """epoll goes on reporting it (epoll(7), "Questions and answers", 6); nobody here listens."""
     ours, theirs = pair
     held = ours.dup()
     selector.register(ours.fileno(), EVENT_READ)

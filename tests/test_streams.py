@@ -73,7 +73,7 @@ def test_gmemctl(closing: str, daemon: Daemon) -> None:
 
 
 def test_demo() -> None:
-    """gmemd demo tells its story to nobody."""
+    """gmemd demo runs although nobody reads its story."""
     assert start(["gmemd", "demo", "--kernel", "simulated"], "<&- >&- 2>&-").wait(PATIENCE) == 0
 
 

@@ -101,7 +101,7 @@ def test_the_advice_names_what_to_do(keeping: Keeping, advice: str) -> None:
     ({"NOTIFY_SOCKET": "/run/user/9/systemd/notify", "FDSTORE": "9"}, Keeping("systemd", user=True)),
 ])
 def test_the_manager_is_known_by_its_environment(environ: dict[str, str], keeping: Keeping) -> None:
-    """systemd by its notify socket, and whether it is one that tells of its store."""
+    """systemd by its notify socket, and whether it announces the size of its store."""
     found = _keeping(dict(environ))
     assert found._replace(live_update=False, name=keeping.name) == keeping
     assert Manager.from_environ({}).keeping == Keeping()

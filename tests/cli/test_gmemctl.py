@@ -107,7 +107,7 @@ def test_call_lists(gmemctl: Gmemctl) -> None:
 
 
 def test_call_sends_and_receives_fds(gmemctl: Gmemctl, tmp_path: Path) -> None:
-    """--fd lends one of our descriptors; one that comes back is told of and closed."""
+    """--fd sends one of our descriptors; one that comes back is reported and closed."""
     before = len(os.listdir("/proc/self/fd"))
     with (tmp_path / "file").open("w") as file:
         number = str(file.fileno())

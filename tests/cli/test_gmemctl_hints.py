@@ -147,7 +147,7 @@ def test_no_hint() -> None:
 
 
 def test_guest_memfd() -> None:
-    """A host that cannot is told of with what KVM is there."""
+    """For a host that cannot, the error says which KVM it has."""
     found = hints(refusal("KVM does not support guest_memfd", {"enabled": False, "present": True}))
     assert found[0] == "KVM here: present true, used false"
     assert "--kernel simulated" in found[1]

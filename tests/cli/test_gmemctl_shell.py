@@ -56,7 +56,7 @@ def test_script(shared: Daemon) -> None:
 
 @pytest.mark.usefixtures("client")
 def test_script_goes_on_after_a_mistake(shared: Daemon) -> None:
-    """What goes wrong is told of, the rest still runs, and the status says that something did."""
+    """Errors are reported, the rest still runs, and the status says that there was one."""
     done = script(
         shared, "show m0", "object-del", "nonsense", "ls --bogus", "'", "a b", "quit", "query-name", "exit", "x"
     )

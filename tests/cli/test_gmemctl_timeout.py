@@ -41,7 +41,7 @@ def half(client: socket.socket) -> None:
 
 
 def dripping(client: socket.socket) -> None:
-    """A byte at a time, for ever."""
+    """A byte at a time, forever."""
     for byte in b'{"QMP": "' + b"x" * (1 << 20):
         client.sendall(bytes([byte]))
         time.sleep(SECONDS / 10)
@@ -87,7 +87,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[[Say], str]]:
 
 @pytest.fixture
 def full(tmp_path: Path) -> Iterator[str]:
-    """A socket that listens, in whose queue there is no room."""
+    """A listening socket whose backlog is full."""
     path = str(tmp_path / "full")
     with bind_unix(path, backlog=0), socket.socket(socket.AF_UNIX) as waiting:
         waiting.connect(path)
@@ -153,7 +153,7 @@ def test_every_verb_ends(verb: str, full: str, serve: Callable[[Say], str], capf
 
 
 def test_completion_has_a_limit_of_its_own(serve: Callable[[Say], str]) -> None:
-    """A person at a keyboard does not wait for ever, also where nobody gave a limit."""
+    """A person at a keyboard does not wait forever, even without a limit."""
     path = serve(greeted)
     assert main(["--socket", path, "completion", "ids"]) == 4
     with Client(path, timeout=PATIENCE) as client:

@@ -1,4 +1,4 @@
-"""Objects that were lost are told of where people look: in lists, and where their ids are used."""
+"""Lost objects are shown where people look: in lists, and where their ids are used."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_doctor_judges_the_fd_store(limit: int, configured: str, verdict: str, f
     (None, {"memory after gmemd-crash": NOTE, "memory after service-stop": NOTE}),
 ])
 def test_doctor_judges_the_service(unit: Unit | None, found: dict[str, str]) -> None:
-    """What systemd says of the service decides, and where it says nothing there is no good news."""
+    """What systemd says of the service decides, and where it says nothing, the answer is not yes."""
     findings = {finding.item: finding for finding in judge_service(unit, "", announced=True, old=False)}
     assert {item: findings[item].verdict for item in found} == found
     assert all(finding.follows for finding in findings.values() if finding.verdict != GOOD)

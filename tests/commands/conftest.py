@@ -75,4 +75,4 @@ def machine() -> Iterator[Machine]:
     made = Machine()
     yield made
     made.gmemd.close()
-    wait_for(lambda: set(os.listdir("/proc/self/fd")) == before)  # what is closed beside the loop, soon
+    wait_for(lambda: set(os.listdir("/proc/self/fd")) == before)  # what is closed off the loop, soon

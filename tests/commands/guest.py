@@ -19,7 +19,7 @@ SIGBUS_FEATURE = 1 << 7  # UFFD_FEATURE_SIGBUS
 
 
 class Guest:
-    """The other process; `uffd` came from it, and belongs to whoever takes it."""
+    """The other process; `uffd` came from it, and belongs to the caller."""
 
     def __init__(self, object_fd: int, size: int, features: int = SIGBUS_FEATURE) -> None:
         self._ours, theirs = socket.socketpair()

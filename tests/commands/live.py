@@ -74,7 +74,7 @@ class LiveMachine(Machine):
                 await self._changed.wait()
 
     def states(self, job_id: str) -> list[str]:
-        """The states that events have told of a job."""
+        """The states of a job, from its events."""
         return [data["status"] for name, data in self.events if name == "JOB_STATUS_CHANGE" and data["id"] == job_id]
 
     async def close(self) -> None:

@@ -60,7 +60,7 @@ async def test_nothing_is_allocated_by_looking(live: LiveMachine) -> None:
 
 
 async def test_preserved_bytes_are_on_the_bill(live: LiveMachine) -> None:
-    """What is kept aside is counted beside what is resident."""
+    """What is set aside is counted in addition to what is resident."""
     await live.do("memdev-convert", id="g", offset=0, size=SIZE, to="private", preserve=True)
     bill = await live.do("query-memdev-accounting")
     assert (bill["private"], bill["aside"]) == (2 * PAGE, 3 * PAGE)
@@ -86,7 +86,7 @@ async def test_the_list_is_paged(live: LiveMachine) -> None:
 
 
 async def test_a_long_list_is_the_same_in_portions(live: LiveMachine) -> None:
-    """It is encoded bit by bit, as the bill of few objects is at once."""
+    """It is encoded bit by bit, with the result that few objects have at once."""
     for number in range(250):
         await live.do("object-add", qom_type="memory-backend-memfd", id=f"x{number}", size=PAGE)
     few = await live.do("query-memdev-accounting", objects=100)
@@ -134,7 +134,7 @@ async def test_the_loop_goes_on_meanwhile() -> None:
 
 
 async def test_an_object_that_goes_meanwhile(live: LiveMachine) -> None:
-    """It is on the bill or not, and nothing else happens."""
+    """It is accounted or not, and nothing else happens."""
     asked = asyncio.create_task(live.do("query-memdev-accounting", objects=9))
     await asyncio.sleep(0)
     await live.do("object-del", id="m")

@@ -85,7 +85,7 @@ def test_a_moment_of_another_boot(machine: Machine) -> None:
 
 
 def test_adjusting_the_clock_does_not_show(step: Callable[[float], None]) -> None:
-    """A second more or less is no step: what is told stays the same, as a process's start time must."""
+    """A second more or less is not a step: the answer stays the same, as a process's start time must."""
     told = boottime.on_the_wall(1.0)
     for seconds in (0.4, -0.4, 0.9, 0.0):
         step(seconds)

@@ -42,7 +42,7 @@ async def machine() -> AsyncIterator[LiveMachine]:
     await live.do("object-add", qom_type="memory-backend-guest-memfd", id="m", size=SIZE)
     yield live
     await live.close()
-    async with asyncio.timeout(PATIENCE):  # some are closed beside the loop, or by a turn of it
+    async with asyncio.timeout(PATIENCE):  # some are closed off the loop, or in a later turn of it
         while memory() != before:
             await asyncio.sleep(0.001)
 
@@ -91,7 +91,7 @@ async def test_a_job_claims_as_well(machine: LiveMachine, job: tuple[str, dict[s
 
 
 async def test_a_lease_is_given_once(machine: LiveMachine) -> None:
-    """Whoever comes in the same turn finds it taken; nobody else's lease is put in its place."""
+    """A command in the same turn finds it taken; it does not replace another's lease."""
     machine.pid = os.getppid()
     reply = machine.dispatcher.run(
         Request("memdev-get-fd", {"id": "m", "lease": "keep"}, None), machine.session, machine)
@@ -110,7 +110,7 @@ READERS = {
 
 @pytest.mark.parametrize("reader", READERS)
 async def test_a_reader_has_a_descriptor_of_its_own(machine: LiveMachine, reader: str) -> None:
-    """What is deleted while it is being looked at is no error, and nobody else's memory under the same number."""
+    """An object deleted while it is measured is not an error, nor confused with other memory under the same fd number."""
     for other in range(30):  # so many that a thread measures them
         await machine.do("object-add", qom_type="memory-backend-memfd", id=f"x{other}", size=1 << 30)
     number = machine.gmemd.objects.find("m").fd
@@ -167,6 +167,6 @@ async def test_the_work_of_an_object_that_is_gone(machine: LiveMachine) -> None:
     machine.gmemd.objects.remove("m").abandon()
     with pytest.raises(QmpError, match="object 'm' not found"):
         await work
-    async with asyncio.timeout(PATIENCE):  # it is closed beside the loop
+    async with asyncio.timeout(PATIENCE):  # it is closed off the loop
         while os.path.exists(f"/proc/self/fd/{fd}"):
             await asyncio.sleep(0.001)

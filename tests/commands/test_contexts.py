@@ -1,4 +1,4 @@
-"""Thread contexts: objects that are no memory, and say where threads run that preallocate it."""
+"""Thread contexts: objects that are not memory, and say where threads run that preallocate it."""
 
 from __future__ import annotations
 

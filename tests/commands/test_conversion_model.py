@@ -27,7 +27,7 @@ done = 0  # operations in all
 
 
 class GuestMemfd(RuleBasedStateMachine):
-    """What every byte, page and range should be, beside what they are."""
+    """What every byte, page and range should be, next to what they are."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class GuestMemfd(RuleBasedStateMachine):
 
     @rule(offset=st.integers(-1, SIZE + PAGE), size=st.integers(0, SIZE + PAGE))
     def refused(self, offset: int, size: int) -> None:
-        """What is no range of pages inside changes nothing."""
+        """What is not a range of whole pages inside changes nothing."""
         if offset % PAGE == size % PAGE == 0 and 0 <= offset < offset + size <= SIZE:
             return
         with pytest.raises(QmpError):

@@ -1,4 +1,4 @@
-"""memory-backend-file: what waits, waits beside the loop and for nobody who has gone; what discard-data gives up."""
+"""memory-backend-file: it waits off the loop, and not for a client that has gone; what discard-data drops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who holds memory: found whatever the file system shows of it, and nobody else is."""
+"""Who holds memory: found whatever the file system shows, and nobody else."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_files_that_are_shown_alike(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_a_shortage_is_not_an_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    """What looking takes is missing at one process: that is no answer."""
+    """Looking at one process lacks something: that is not an answer."""
     proc = Proc(tmp_path / "proc")
     proc.maps(11, "00:01", 5)
 

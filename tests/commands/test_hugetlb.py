@@ -35,7 +35,7 @@ async def add(machine: LiveMachine, **more: object) -> int:
 
 
 async def test_preallocated(live: LiveMachine, huge_pages: Reserve) -> None:
-    """The pages leave the pool, are on the bill as huge pages, and come back."""
+    """The pages leave the pool, are accounted as huge pages, and come back."""
     huge_pages(4)
     await add(live, prealloc=True)
     bill = await live.do("query-memdev-accounting", objects=1)

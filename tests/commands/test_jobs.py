@@ -195,7 +195,7 @@ async def test_zero_wipes_before_it_deletes(kernel: str, job: dict[str, str]) ->
 
 
 async def test_a_busy_object(live: LiveMachine) -> None:
-    """While it is wiped, nobody else works on it; a cancelled wipe leaves it there."""
+    """While it is wiped, no other command works on it; a cancelled wipe leaves it there."""
     await live.do("memdev-delete", id="m", zero=True, job_id="d")
     await asyncio.sleep(0)
     assert await live.refused("object-del", id="m") == "object 'm' is busy: it is being wiped"

@@ -1,4 +1,4 @@
-"""Measuring: one object's trouble is its own, parts are measured as parts, and a shortage fails nobody."""
+"""Measuring: one object's trouble is its own, parts are measured as parts, and a shortage fails no command."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def file_of(live: LiveMachine, path: Path, parts: dict[str, tuple[int, int
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EACCES, errno.EIO, errno.EBADF, errno.EOPNOTSUPP, errno.ESTALE])
 @pytest.mark.parametrize("number", [2, 60])
 async def test_one_that_cannot_be_measured_is_unknown(live: LiveMachine, code: int, number: int) -> None:
-    """Its residency is absent, of all others it is told: on the event loop and in threads, on the bill and the web."""
+    """Its residency is absent, that of all others is known: on the event loop and in threads, in the accounting and on the web."""
     await add(live, *(f"m{index}" for index in range(number)), prealloc=True)
     meddle(live, "m1", failing(code))
     found = await status(live)
@@ -244,7 +244,7 @@ async def test_a_strip_shows_the_part(live: LiveMachine, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("number", [2, 60])
 async def test_what_is_deleted_meanwhile_is_left_out(live: LiveMachine, number: int) -> None:
-    """The same answer from the list of all, the bill and a sweep."""
+    """The same answer from the list of all, the accounting and a sweep."""
     async def gone_during(ask: Callable[[], Any]) -> Any:
         await add(live, "gone", size=BIG)
         loop = asyncio.get_running_loop()

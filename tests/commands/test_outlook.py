@@ -143,7 +143,7 @@ async def test_what_was_let_go_of_is_given_again(tmp_path: Path) -> None:
 
 
 async def test_what_there_is_no_room_for_is_not_said_to_survive(tmp_path: Path) -> None:
-    """Of what systemd dropped under a lower maximum nobody knows which it was; the next object is refused."""
+    """Which objects systemd dropped under a lower maximum is unknown; the next object is refused."""
     async with living(tmp_path) as (machine, systemd, _):
         await add(machine, "a", "b", "c")
         systemd.reload(limit=2)

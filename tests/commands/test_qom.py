@@ -38,13 +38,13 @@ def test_paths_of_an_object(objects: Machine, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/m1", "m3", "/objects/..", ".", "/objects/m1/size", "m1/m2"])
 def test_paths_of_nothing(objects: Machine, path: str) -> None:
-    """What is no object, child or link is not found."""
+    """What is not an object, child or link is not found."""
     assert objects.refusal("qom-list", path=path) == ("DeviceNotFound", f"Device '{path}' not found")
 
 
 @pytest.mark.parametrize("path", ["", "objects", "objects/"])
 def test_what_several_places_match(objects: Machine, path: str) -> None:
-    """Only what lists says that a path is ambiguous; to others there is no such object."""
+    """Only commands that list say that a path is ambiguous; to others the object does not exist."""
     objects.run("object-add", qom_type="memory-backend-ram", id="objects", size=8192)
     ambiguous = ("GenericError", f"Path '{path}' is ambiguous")
     missing = ("DeviceNotFound", f"Device '{path}' not found")

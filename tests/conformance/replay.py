@@ -75,7 +75,7 @@ class Connection:
         self._buffer = b""
 
     def send(self, data: bytes, fds: list[int]) -> None:
-        """Send all, reading on, so that a big message cannot stall both sides; a closed peer is no error."""
+        """Send all, reading on, so that a big message cannot stall both sides; a closed peer is not an error."""
         view = memoryview(data)
         with suppress(OSError):
             if fds:
@@ -157,7 +157,7 @@ class Replay:
         for number, connection in self._connections.items():
             if connection.closed or number in self._quiet:
                 continue
-            if self._case["setup"] == "pretty":  # an answer is no single line there
+            if self._case["setup"] == "pretty":  # an answer is not a single line there
                 results[-1].lines += connection.read(0)
                 continue
             connection.send(LAST, [])

@@ -13,7 +13,7 @@ Entity = dict[str, Any]
 
 
 def schema_slice(schema: list[Entity], name: str) -> Entity | None:
-    """Describe command or event `name` without any type names; None if there is no such thing."""
+    """Describe command or event `name` without any type names; None if it does not exist."""
     entities = {entity["name"]: entity for entity in schema}
     if name not in entities:
         return None

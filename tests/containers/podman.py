@@ -34,7 +34,7 @@ def missing() -> str:
 
 
 class Podman:
-    """Runs podman, and other programs that call it, where images and containers of nobody else are."""
+    """Runs podman, and other programs that call it, with images and containers of its own."""
 
     def __init__(self, directory: Path, holder: int) -> None:
         """`holder` is a process in whose mount namespace everything happens, and where `directory` is."""

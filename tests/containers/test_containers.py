@@ -92,7 +92,7 @@ def serve(podman: Podman, image: Image) -> Serve:
 
 
 def test_the_image(podman: Podman, image: Image, record_property: Callable[[str, object], None]) -> None:
-    """The image runs as a numeric user, not root, knows how to tell its health, and has no installer."""
+    """The image runs as a numeric user, not root, has a health check, and has no installer."""
     record_property("figure", f"image: {image.size / 1e6:.0f} MB, built in {image.build_seconds:.1f} s "
                               f"on a base made in {image.base_seconds:.1f} s")
     [described] = json.loads(podman("image", "inspect", image.name))

@@ -1,4 +1,4 @@
-"""`gmemd demo` tells the truth, and cleans up behind itself."""
+"""`gmemd demo` tells the truth, and cleans up after itself."""
 
 from __future__ import annotations
 

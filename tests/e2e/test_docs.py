@@ -1,4 +1,4 @@
-"""What README and the how-to pages tell people to type works, and what they link to is there."""
+"""What README and the how-to pages tell people to type works, and what they link to exists."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_blocks_that_do_not_run_say_what_they_need() -> None:
 
 
 def test_every_block_says_what_it_is() -> None:
-    """A shell block without a word behind its fence would run nowhere."""
+    """A shell block without a word after its fence would not be run."""
     bare = [(page.name, text) for page in ALL for text in re.findall(r"^```\n(.*?)^```$", _unfenced(page), re.M | re.S)]
     assert [name for name, text in bare if re.search(r"^(gmemd|gmemctl|podman|virsh|curl|pip) ", text, re.M)] == []
 
@@ -132,7 +132,7 @@ def test_the_mapping_on_the_libvirt_page_is_the_objects(tmp_path: Path) -> None:
 
 
 def test_what_is_to_be_installed_is_there() -> None:
-    """The files that the blocks for a host name are in the tree."""
+    """The files that the blocks for a host name exist."""
     named = {word for page in ALL for kind, text in blocks(page) if kind == "host" for word in text.split()
              if word.startswith("systemd/")}
     assert len(named) >= 4
@@ -201,7 +201,7 @@ def test_the_manifests_commands_work(tmp_path: Path) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    """Every relative link of README and docs names a file that is there."""
+    """Every relative link of README and docs names an existing file."""
     lost = [(page.name, link) for page in ALL for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
             if not (page.parent / link).exists()]
     assert lost == []

@@ -104,7 +104,7 @@ def test_a_lease_outlives_the_daemon(tmp_path: Path) -> None:
 
 
 def test_a_failed_flush_after_a_failed_conversion() -> None:
-    """What a conversion noted that came to nothing is nobody's operation: later changes are answered, and made."""
+    """A failed conversion leaves no operation behind: later changes are made and answered."""
     with Daemon("--keeper", "--lab", kernel="simulated", persist="on") as daemon, daemon.client() as client:
         client.execute("object-add", MEMORY)
         _, [fd] = client.execute_fds("memdev-get-fd", {"id": "g"})

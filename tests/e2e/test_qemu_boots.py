@@ -75,7 +75,7 @@ def test_ram_outlives_qemu(daemon: Daemon, tmp_path: Path) -> None:
         assert said(second) == b"F"  # found
 
 
-# Firmware: counts the starts at 0x1000; then for ever counts in a register, and tells it at 0x1004.
+# Firmware: counts the starts at 0x1000; then counts in a register forever, and stores it at 0x1004.
 FIRMWARE = bytes.fromhex(
     "31c0"        # f0000       xor ax, ax
     "8ed8"        # f0002       mov ds, ax

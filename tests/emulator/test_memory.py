@@ -79,7 +79,7 @@ async def test_machine_without_room(argv: tuple[str, ...], desc: str, start: Sta
 
 
 async def test_other_drivers(start: Start) -> None:
-    """What is no memory is refused when plugged in, and kept when the command line names it."""
+    """What is not memory is refused when plugged in, and kept when the command line names it."""
     disk = '{"driver":"virtio-blk-pci","id":"disk0","bus":"pci.0"}'
     machine = await start(*PC, "-device", disk, "-device", "usb-hub")
     assert await machine.refusal("device_add", driver="virtio-blk-pci") == \
@@ -139,7 +139,7 @@ async def test_virtio_mem_follows_its_requested_size(start: Start) -> None:
 
 
 async def test_virtio_mem_refused(start: Start) -> None:
-    """Sizes that are no blocks or too large are refused; it is removed only when the guest uses nothing of it."""
+    """Sizes too large or not in whole blocks are refused; it is removed only when the guest uses none of it."""
     machine = await start()
     await machine.run("object-add", qom_type="memory-backend-memfd", id="v0", size=64 * MIB)
 

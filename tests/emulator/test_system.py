@@ -1,4 +1,4 @@
-"""Run states, what libvirt asks of a machine, the monitor for people, and the QAPI behind it."""
+"""Run states, what libvirt asks of a machine, the human monitor, and the QAPI of all that."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ async def test_cpu_models(start: Start) -> None:
 
 
 async def test_migration_capabilities_are_kept(start: Start) -> None:
-    """What is switched on stays on; migrating itself is no command here."""
+    """What is enabled stays enabled; there is no command that migrates."""
     machine = await start()
     await machine.run("migrate-set-capabilities", capabilities=[{"capability": "events", "state": True}])
     states = {entry["capability"]: entry["state"] for entry in await machine.run("query-migrate-capabilities")}
@@ -257,7 +257,7 @@ async def started_for_people(start: Start) -> Machine:
 
 
 async def test_info_memdev(start: Start) -> None:
-    """info memdev tells of each object what query-memdev does."""
+    """info memdev shows for each object what query-memdev does."""
     machine = await started_for_people(start)
     text: Any = await machine.run("human-monitor-command", command_line="info memdev")
     entries = {entry.splitlines()[0]: entry for entry in text.split("memory backend: ")[1:]}

@@ -145,7 +145,7 @@ def test_the_simulation_has_profiles() -> None:
 
 @pytest.mark.parametrize("name", ["", "KVM", "kvm:6.18", "auto:", "qemu", "simulated:", "simulated:9.9"])
 def test_unknown_names_are_refused(name: str) -> None:
-    """The error lists what there is."""
+    """The error lists the choices."""
     with pytest.raises(QmpError) as refused:
         choose_kernel(name)
     assert ("'simulated[:PROFILE]'" in refused.value.desc) or ("'no-direct-map'" in refused.value.desc)

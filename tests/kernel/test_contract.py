@@ -92,7 +92,7 @@ def test_each_legal_flag_alone_is_accepted(kernel: Kernel) -> None:
 
 @item(3)
 def test_every_other_flag_is_refused(kernel: Kernel) -> None:
-    """Bits 2 to 63 are EINVAL, alone and beside the legal ones."""
+    """Bits 2 to 63 are EINVAL, alone and together with the legal ones."""
     for bit in range(2, 64):
         assert errno_of(kernel.create_guest_memfd, PAGE_SIZE, 1 << bit) == errno.EINVAL
         assert errno_of(kernel.create_guest_memfd, PAGE_SIZE, SHARED | 1 << bit) == errno.EINVAL
@@ -118,7 +118,7 @@ def test_files_have_their_own_size_and_inode(make: Make, flags: int) -> None:
 @item(7)
 @each_flavour
 def test_sizes_that_are_no_pages_are_refused(kernel: Kernel, flags: int) -> None:
-    """Every size within a page is EINVAL, and so are none, too many, and what is no size."""
+    """Every size within a page is EINVAL, and so are 0, a size too large, and what is not a size."""
     for size in (*range(PAGE_SIZE), PAGE_SIZE + 1, 1 << 63, (1 << 64) - PAGE_SIZE, 1 << 64, -PAGE_SIZE):
         assert errno_of(kernel.create_guest_memfd, size, flags) == errno.EINVAL
     os.close(kernel.create_guest_memfd((1 << 63) - PAGE_SIZE, flags))
@@ -470,12 +470,12 @@ def test_new_files_are_close_on_exec(make: Make) -> None:
 
 
 def test_new_files_are_private_to_their_owner(make: Make) -> None:
-    """Mode 0600: another user cannot open the file anew through /proc."""
+    """Mode 0600: another user cannot reopen the file through /proc."""
     assert os.fstat(make(PAGE_SIZE)).st_mode & 0o7777 == 0o600
 
 
 def test_the_size_is_fixed_for_life(kernel: Kernel, make: Make) -> None:
-    """No holder can resize the file, so nobody can take memory from under another."""
+    """No holder can resize the file, so no process can truncate memory under another."""
     fd = make(4 * PAGE_SIZE)
     for size in (0, PAGE_SIZE, 8 * PAGE_SIZE):
         assert errno_of(kernel.truncate, fd, size) in (errno.EINVAL, errno.EPERM)
@@ -516,7 +516,7 @@ def test_what_the_simulation_cannot_impose(kernel: Kernel, make: Make) -> None:
         "punch a part of a page": errno_of(syscalls.fallocate, fd, PUNCH, 1, 1),
         "map privately": errno_of(try_map, uapi.MAP_PRIVATE, uapi.PROT_READ),
         "map to execute": errno_of(try_map, uapi.MAP_SHARED, host.PROT_EXEC),
-        "open anew": errno_of(lambda: os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDWR))),
+        "reopen": errno_of(lambda: os.close(os.open(f"/proc/self/fd/{fd}", os.O_RDWR))),
         "get seals": errno_of(fcntl.fcntl, fd, uapi.F_GET_SEALS),
     }
     if kernel.simulated:

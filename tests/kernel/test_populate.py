@@ -34,7 +34,7 @@ def after(steps: int) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("threads", [1, 2, 2**32 - 1])
 def test_every_page_is_allocated(kernel: Kernel, make: Make, threads: int) -> None:
-    """Any number of threads allocates all, tells of it step by step, and allocates nothing twice."""
+    """Any number of threads allocates everything, reports each step, and allocates nothing twice."""
     size = 32 * MIB
     fd, told = make(size), list[int]()
     kernel.populate(fd, 0, size, threads, progress=told.append)

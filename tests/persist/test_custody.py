@@ -463,7 +463,7 @@ class TestDamage:
         world.start()
 
     def test_registry_lost(self, world: World) -> None:
-        """Its fds are unclaimed, and stay so; new objects live beside them."""
+        """Its fds are unclaimed, and stay so; new objects live next to them."""
         old = world.add("a").record
         world.flush()
         world.crash()
@@ -526,7 +526,7 @@ class TestDamage:
         assert world.restored.dropped == []
 
     def test_lost_memory(self, world: World) -> None:
-        """A record without its fd is reported, kept, and goes by a remove; nothing is made anew."""
+        """A record without its fd is reported and kept until it is removed; nothing is recreated."""
         lost = world.add("a").record
         world.flush()
         world.manager._drop([lost.fd_name])

@@ -113,7 +113,7 @@ def start(no_fd_is_left: None, tmp_path: Path) -> Iterator[Start]:
 
 class TestHandedDown:
     def test_environment(self, start: Start) -> None:
-        """As systemd gives it, and nothing more: no fd beside the ones named."""
+        """As systemd gives it, and nothing more: no fd besides the named ones."""
         kept = start("--fdstore-max", "7", "--watchdog", "60")
         pid = kept.ready()
         info = kept("info")
@@ -230,7 +230,7 @@ class TestRestart:
         [(True, 1.0, [0.0, 0.0]), (True, 0.9, [0.1, 0.1]), (False, 9.0, [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])],
     )
     def test_delays(self, ready: bool, lived: float, delays: list[float]) -> None:
-        """Steady service: at once; short: RestartSec=; failing starts: ever later, for ever."""
+        """Steady service: at once; short: RestartSec=; failing starts: ever later, indefinitely."""
         keeper = Keeper(Options(["none"]))
         keeper.was_ready = ready
         assert [keeper.delay(lived) for _ in delays] == pytest.approx(delays)
@@ -519,7 +519,7 @@ class TestPlaces:
 
 @pytest.mark.parametrize("limit", [20, 64, 65])
 def test_a_keeper_that_could_keep_nothing_does_not_start(tmp_path: Path, limit: int) -> None:
-    """Its daemon would acknowledge memory that nobody keeps."""
+    """Its daemon would acknowledge memory that is not kept."""
     words = [sys.executable, "-S", "-m", "gmemd.keeper.keeper", "--listen", str(tmp_path / "sock"), "--exec", "true"]
     done = subprocess.run(["sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh", *words], check=False, cwd=ROOT,
                           capture_output=True, text=True)  # fmt: skip

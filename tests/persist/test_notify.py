@@ -107,7 +107,7 @@ class TestManagers:
     def test_names(
         self, manager: Manager, notifier: Notifier, memory: list[int], name: str, stored: str
     ) -> None:
-        """What is no name becomes "stored"."""
+        """What is not a name becomes "stored"."""
         notifier.store(name, memory[0])
         manager.receive()
         assert manager.names() == [stored]
@@ -217,7 +217,7 @@ def test_an_abstract_name_is_not_looked_up_again() -> None:
 
 
 def test_a_new_socket_of_the_manager_is_found(tmp_path: Path) -> None:
-    """A manager that was started anew is spoken to; one that is gone is an OSError."""
+    """A manager that was restarted is spoken to; one that is gone is an OSError."""
     path = str(tmp_path / "n")
     first = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     first.bind(path)
@@ -234,7 +234,7 @@ def test_a_new_socket_of_the_manager_is_found(tmp_path: Path) -> None:
 
 
 def test_from_environ() -> None:
-    """The variable is taken away; none, none; what is no address is refused in words."""
+    """The variable is removed; without one there is none; what is not an address is refused with a message."""
     environ = {"NOTIFY_SOCKET": "@gmemd-test-nobody"}
     with pytest.raises(ConnectionRefusedError):
         Notifier.from_environ(environ)

@@ -152,7 +152,7 @@ class Toy:
         self.barrier()
 
     def worker(self) -> int:
-        """Start a process that goes on for ever; its pid."""
+        """Start a process that runs forever; its pid."""
         pid = os.fork()
         if pid == 0:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

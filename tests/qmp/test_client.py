@@ -186,7 +186,7 @@ def test_send_text_returns_whole_replies(peer: Peer) -> None:
 
 
 def test_send_times_out_and_closes() -> None:
-    """A server that does not read cannot hold us for ever; half a command closes the connection."""
+    """A server that does not read cannot hold us forever; half a command closes the connection."""
     peer = Peer()
     with peer.socket, peer.connect() as client:
         with pytest.raises(TimeoutError):
@@ -385,7 +385,7 @@ def test_connects_by_path(tmp_path: Path) -> None:
 
 
 def test_no_server(tmp_path: Path) -> None:
-    """No socket, nobody listening, or nothing but a close: the OSError of it, at once."""
+    """No socket, no listener, or an immediate close: its OSError, at once."""
     with pytest.raises(FileNotFoundError):
         Client(tmp_path / "none")
     with socket.socket(socket.AF_UNIX) as listener:

@@ -1,4 +1,4 @@
-"""One client beside others: turns, and the flow control of one that does not read."""
+"""One client among others: turns, and the flow control of one that does not read."""
 
 from __future__ import annotations
 

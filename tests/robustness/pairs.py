@@ -32,7 +32,7 @@ _OBJECT = {"qom-type": "memory-backend-guest-memfd", "id": "o", "size": SIZE}
 
 @dataclass(frozen=True)
 class Operation:
-    """One changing command on the object 'o', or beside it."""
+    """One changing command on the object 'o', or on another one."""
 
     command: str
     arguments: dict[str, Any]

@@ -34,7 +34,7 @@ class Scenario:
 
     name: str
     requests: list[Request]
-    before: list[Request] = field(default_factory=list)  # objects with contents, made anew for each strike
+    before: list[Request] = field(default_factory=list)  # objects with contents, created again for each strike
     then: list[Request] = field(default_factory=list)  # done once these have their contents
     passes_fd: bool = False  # a memfd goes with the requests
     outlives: bool = True  # what is there before is kept

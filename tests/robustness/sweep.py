@@ -40,7 +40,7 @@ def can_fail(call: str, number: int) -> bool:
 
 
 def _soon(judge: Callable[[], None]) -> None:
-    """Judge once more until it is right: copies of a file's descriptor are closed beside the loop."""
+    """Judge once more until it is right: copies of a file's descriptor are closed off the loop."""
     end = time.monotonic() + _SOON
     while True:
         try:

@@ -26,7 +26,7 @@ def test_a_damaged_registry_costs_no_memory(world: World, what: str, how: damage
 
 
 def test_what_is_cut_off_is_noticed(world: World) -> None:
-    """A registry of nothing is no empty registry: its objects come back without names."""
+    """A registry file of size 0 is not an empty registry: its objects come back without names."""
     assert damage.harm(world, "cut to 100 bytes", lambda path: os.truncate(path, 100)) == "unclaimed"
 
 

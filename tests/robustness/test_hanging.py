@@ -1,4 +1,4 @@
-"""The server of a file system stops answering: whoever needs it waits, nobody else does."""
+"""The server of a file system stops answering: only clients that need it wait."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _during(act: Act, client: Client, other: Client, frozen: FrozenFiles, name: 
 
 
 def test_nobody_waits_for_the_disk_of_the_audit(frozen: FrozenFiles) -> None:
-    """Its lines wait, are dropped and counted; opening it anew waits beside, too."""
+    """Its lines wait, are dropped and counted; reopening it waits off the loop too."""
     ram = {"qom-type": "memory-backend-ram", "id": "m", "size": 4096}
     with Daemon("--audit", str(frozen.path), kernel="simulated") as daemon, daemon.client() as client:
         frozen.hang(0)

@@ -1,7 +1,7 @@
 """The installed package is replaced, or away, under a running daemon: it serves to its end what it served at its start.
 
 What is replaced here is a directory of links to all packages; afterwards there are packages of those names that fail
-when anybody imports them. A hook in the daemon tells of every import and of every file of a package that is opened.
+when anybody imports them. A hook in the daemon reports every import and every file of a package that is opened.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Running(NamedTuple):
         return (self.directory / "log").read_text(errors="replace")
 
     def replace_packages(self) -> None:
-        """Put packages in the place of the installed ones that nobody can import."""
+        """Replace the installed packages with ones that cannot be imported."""
         packages = self.directory / "packages"
         names = [entry.name for entry in packages.iterdir()]
         packages.rename(self.directory / "old")

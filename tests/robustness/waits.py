@@ -212,7 +212,7 @@ def _pipe_end() -> int:
 def first_refusals(scene: Scene) -> None:
     with scene.measured("nothing"):
         time.sleep(0.2)
-    with scene.measured("the first refusals, of each command with a wrong argument"):
+    with scene.measured("the first refusals: each command with a wrong argument"):
         for command in scene.client.execute("query-commands"):
             scene.do(command["name"], **{"no such": "x" * 1000})
     with scene.measured("query-command-effect of each command"):
@@ -221,7 +221,7 @@ def first_refusals(scene: Scene) -> None:
 
 
 def few_words(scene: Scene) -> None:
-    with scene.measured("those that say what gmemd is and knows"):
+    with scene.measured("short queries about gmemd itself"):
         for name in ("query-status", "query-version", "query-commands", "query-name", "query-uuid", "query-kvm",
                      "query-qmp-schema", "query-yank", "query-memory-size-summary", "query-memdev-lost",
                      "query-memdev-unclaimed", "query-memdev-enforcers", "query-memdev-leases", "query-jobs",
@@ -322,13 +322,13 @@ def descriptors(scene: Scene) -> None:
     with scene.measured(f"closefd of the last descriptor of {size}"):
         scene.do("closefd", fdname="last")
     scene.give("last", _filled(big))
-    with scene.measured(f"getfd in the place of the last descriptor of {size}"):
+    with scene.measured(f"getfd that replaces the last descriptor of {size}"):
         scene.give("last", os.memfd_create("x"))
     other = Client(scene.path, timeout=PATIENCE)
     fd = _filled(big)
     other.execute("query-status", fds=[fd])
     os.close(fd)
-    with scene.measured(f"the end of a client whose last descriptor of {size} nobody took"):
+    with scene.measured(f"the end of a client with the last, untaken descriptor of {size}"):
         other.close()
         time.sleep(0.1)
     with scene.measured("memdev-adopt of what is not memory"):
@@ -400,7 +400,7 @@ def files(scene: Scene) -> None:
         path.unlink()
         os.mkfifo(path)
         other = Client(scene.path, timeout=PATIENCE)
-        with scene.measured("object-add of a FIFO without its other end"):
+        with scene.measured("object-add of a FIFO whose other end is not open"):
             arguments = {"qom-type": "memory-backend-file", "id": "p", "size": 4096, "mem-path": str(path),
                          "readonly": True}
             other.send_text(json.dumps({"execute": "object-add", "arguments": arguments}).encode(), 0)
@@ -412,7 +412,7 @@ def files(scene: Scene) -> None:
 
 
 def after_a_loss(scene: Scene, world: World) -> None:
-    """Memory whose records are lost is claimed, or given up."""
+    """Memory whose records are lost is claimed or dropped."""
     with scene.measured("query-memdev-unclaimed and memdev-claim"):
         for number, found in enumerate(scene.do("query-memdev-unclaimed")):
             scene.do("memdev-claim", name=found["name"], **({"id": f"back{number}"} if number else {}))

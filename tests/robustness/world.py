@@ -1,4 +1,4 @@
-"""A kept daemon to be maltreated: what it holds, what its keeper holds, and what its objects contain."""
+"""A kept daemon to be tested: what it holds, what its keeper holds, and what its objects contain."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_refused(spec: str, sentence: str) -> None:
 
 
 def test_keys_without_a_value_are_warned_of() -> None:
-    """The caller is told of each key that stands alone."""
+    """The caller is told each key that stands alone."""
     warnings: list[str] = []
     parse_object(f"{RAM},share,nomerge", SCHEMA, warn=warnings.append)
     assert warnings == [

@@ -68,7 +68,7 @@ def test_everything_the_language_has(tmp_path: Path) -> None:
 
 
 def test_documentation(tmp_path: Path) -> None:
-    """A block documents the definition behind it: overview, members, features, sections."""
+    """A block documents the definition after it: overview, members, features, sections."""
     entities = compile_text(
         tmp_path,
         """

@@ -108,7 +108,7 @@ def _run_of(item: pytest.Item) -> Future[boot.Reports]:
 
 
 def _lost(item: pytest.Item, reports: boot.Reports) -> dict[str, object]:
-    """Make the report of a test that did not come to its end in there; the first one says all there is to say."""
+    """Report a test that did not finish in there; the first one shows everything that is known."""
     why = f"no report from inside:\n{reports.log}"
     reports.log = "(see above)"
     report = pytest.TestReport(item.nodeid, item.location, {}, "failed", why, "call")

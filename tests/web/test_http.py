@@ -71,7 +71,7 @@ def test_ranges_are_those_of_the_command(site: Site) -> None:
 
 
 def test_what_is_not_there_is_not_found(site: Site) -> None:
-    """404 with QEMU's sentence; also for the ranges of what is no guest_memfd."""
+    """404 with QEMU's sentence; also for the ranges of what is not a guest_memfd."""
     reply = site.get("/api/v1/objects/nobody")
     assert reply.status == 404
     assert reply.json["error"] == {"class": "DeviceNotFound", "desc": "object 'nobody' not found"}
@@ -200,7 +200,7 @@ def _once_there_is_room(site: Site) -> int:
 
 
 def test_nobody_waits_for_what_is_passed_to_http(site: Site, lingering: Lingering) -> None:
-    """A descriptor that comes with a request is closed where nobody waits for it, and so is one that is not read."""
+    """A descriptor that comes with a request, read or not, is closed without anybody waiting for it."""
     with site.connect_http() as sock, site.connect_http() as other:
         socket.send_fds(sock, [b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"], [lingering.give()])
         socket.send_fds(other, [b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n"], [lingering.give()])

@@ -70,7 +70,7 @@ def test_series_for_each_object_only_when_asked(site: Site) -> None:
 
 
 def test_commands_are_counted_by_name_and_result() -> None:
-    """What is no command of the schema is counted as other, whatever it is called."""
+    """What is not a command of the schema is counted as other, whatever it is called."""
     with Site() as site, site.client() as client:
         client.execute("query-version")
         for name in ("no-such", "nor-this", "object-del"):

@@ -40,7 +40,7 @@ def output(*words: str, status: int = 0) -> str:
 
 
 def type_block(number: int) -> str:
-    """Run a block of the page as it stands there; there is no network, so wheels lie ready for pip."""
+    """Run a block of the page unchanged; there is no network, so pip finds its wheels on the disk."""
     block = re.findall(r"^```sh host\n(.*?)^```$", (boot.SOURCE / PAGE).read_text(), re.DOTALL | re.MULTILINE)[number]
     wheels = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(boot.WHEELS), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     return output("env", *(f"{key}={value}" for key, value in wheels.items()),
@@ -150,7 +150,7 @@ def drop_in(text: str) -> None:
 
 
 def start_with(text: str) -> None:
-    """Start the service anew with a drop-in."""
+    """Restart the service with a drop-in."""
     drop_in(text)
     systemctl("restart", "gmemd.service")
 

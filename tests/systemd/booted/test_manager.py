@@ -183,7 +183,7 @@ def test_unit_file_of_a_stopped_service_is_gone_for_a_while() -> None:
 @needs_preserve
 @pytest.mark.parametrize("stopped", [False, True])
 def test_soft_reboot(stopped: bool, request: pytest.FixtureRequest) -> None:
-    """User space begins anew, and the service has its memory, whether it ran or not."""
+    """User space restarts, and the service has its memory, whether it ran or not."""
     test = request.node.nodeid
     if not rebooted(test):
         make()

@@ -132,7 +132,7 @@ def test_quit() -> None:
 
 
 def test_deleted_is_gone() -> None:
-    """What object-del has given back is in nobody's hands."""
+    """Nobody holds what object-del has freed."""
     with Memory() as memory:
         memory.add("ram0")
         memory.add("ram1")
