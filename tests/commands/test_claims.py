@@ -110,7 +110,7 @@ READERS = {
 
 @pytest.mark.parametrize("reader", READERS)
 async def test_a_reader_has_a_descriptor_of_its_own(machine: LiveMachine, reader: str) -> None:
-    """An object deleted while it is measured is not an error, nor confused with other memory under the same fd number."""
+    """An object deleted while it is measured is not an error, nor confused with other memory under the same fd."""
     for other in range(30):  # so many that a thread measures them
         await machine.do("object-add", qom_type="memory-backend-memfd", id=f"x{other}", size=1 << 30)
     number = machine.gmemd.objects.find("m").fd

@@ -105,7 +105,7 @@ async def file_of(live: LiveMachine, path: Path, parts: dict[str, tuple[int, int
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EACCES, errno.EIO, errno.EBADF, errno.EOPNOTSUPP, errno.ESTALE])
 @pytest.mark.parametrize("number", [2, 60])
 async def test_one_that_cannot_be_measured_is_unknown(live: LiveMachine, code: int, number: int) -> None:
-    """Its residency is absent, that of all others is known: on the event loop and in threads, in the accounting and on the web."""
+    """Its residency is absent, all others are known: on the event loop and in threads, in accounting and web."""
     await add(live, *(f"m{index}" for index in range(number)), prealloc=True)
     meddle(live, "m1", failing(code))
     found = await status(live)
