@@ -10,9 +10,7 @@ Truth. A transaction happened or did not; after an error `recover` says which. D
 own checks and by the checksum in each row; the file is moved aside then, and what is sound in it is taken
 over.
 
-Versions. PRAGMA user_version is the schema's version, repeated in the state row (a flipped bit in one is
-damage, not a newer version). MIGRATIONS[n] makes version n + 1 of version n. A newer file is refused and
-not changed.
+The tables and their versions are in tables.py.
 """
 
 from __future__ import annotations
@@ -20,52 +18,23 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Collection, Sequence, Set
 
 from gmemd.errors import QmpError
 from gmemd.persist.reason import reason
-from gmemd.persist.record import COLUMNS, Damaged, Record, Row, State, record_of, row_of, state_of, state_row
+from gmemd.persist.record import COLUMNS, Damaged, Record, Row, State, record_of, row_of, state_row
 from gmemd.persist.salvage import new_file, put_in_place, salvage
+from gmemd.persist.tables import MIGRATIONS, PUT_STATE, Migration, check, migrate, roll_back
 from gmemd.posix.private import make_private
-
-Migration = Callable[[sqlite3.Connection], None]
-
-APPLICATION_ID = 0x676D656D  # "gmem", in the header of the file
-
-
-class RegistryTooNew(QmpError):
-    """A newer gmemd wrote this file."""
 
 
 class NotWritten(Exception):
     """A transaction failed; str() says why, in the words of the errno."""
 
 
-def _create(db: sqlite3.Connection) -> None:
-    db.execute(
-        "CREATE TABLE state (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL,"
-        " generation TEXT NOT NULL, last_seq INTEGER NOT NULL, commits INTEGER NOT NULL,"
-        " starts INTEGER NOT NULL, removing TEXT NOT NULL, checksum INTEGER NOT NULL)"
-    )
-    db.execute(
-        "CREATE TABLE objects (id TEXT PRIMARY KEY, seq INTEGER NOT NULL, qom_type TEXT NOT NULL,"
-        " arguments TEXT NOT NULL, kind TEXT NOT NULL, size TEXT NOT NULL, kernel TEXT NOT NULL,"
-        " owner_uid INTEGER NOT NULL, owner_pid INTEGER NOT NULL, created INTEGER NOT NULL,"
-        " origin TEXT NOT NULL, extra TEXT NOT NULL, fd_name TEXT NOT NULL, file TEXT NOT NULL,"
-        " checksum INTEGER NOT NULL) WITHOUT ROWID"
-    )
-
-
-MIGRATIONS: tuple[Migration, ...] = (_create,)
-
 _PUT = f"INSERT OR REPLACE INTO objects ({COLUMNS}) VALUES ({', '.join('?' * 15)})"
 _GET = f"SELECT {COLUMNS} FROM objects"
 _DELETE = "DELETE FROM objects WHERE id = ?"
-_PUT_STATE = (
-    "UPDATE state SET version = ?, generation = ?, last_seq = ?, commits = ?, starts = ?, removing = ?, checksum = ?"
-)
-_GET_STATE = "SELECT version, generation, last_seq, commits, starts, removing, checksum FROM state"
-
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_CORRUPTFS", "SQLITE_ERROR")
 _NOT_WRITABLE = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_PERM", "SQLITE_IOERR_WRITE")
 _BUSY_TIMEOUT = 1  # seconds; a predecessor's lock goes with its death
@@ -126,10 +95,10 @@ class Registry:
             if put:
                 db.executemany(_PUT, put)
             if state.commits != old.commits:
-                db.execute(_PUT_STATE, state_row(state))
+                db.execute(PUT_STATE, state_row(state))
             db.execute("COMMIT")
         except (sqlite3.Error, MemoryError) as exc:
-            _roll_back(db)
+            roll_back(db)
             raise NotWritten(reason(exc)) from exc
         self.state = state
 
@@ -216,7 +185,8 @@ class Registry:
             return State(len(self._migrations), os.urandom(4).hex(), 0, 0, 0, ())
         try:
             self._lock(db)
-            state = self._migrate(db, self._check(db))
+            state = check(db, self.path, len(self._migrations))
+            state, self.read_only = migrate(db, self.path, self._migrations, state, self.read_only)
             if state.version:
                 # all rows before the first is looked at: an open cursor would keep the lock
                 rows = db.execute(f"{_GET} ORDER BY seq, id").fetchall()
@@ -254,52 +224,6 @@ class Registry:
                 raise
             self.read_only = reason(exc)
 
-    def _check(self, db: sqlite3.Connection) -> State:
-        """The state of a sound file; version 0: it is empty. Raises Damaged or RegistryTooNew."""
-        version = int(db.execute("PRAGMA user_version").fetchone()[0])
-        known = len(self._migrations)
-        if db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-            return State(0, os.urandom(4).hex(), 0, 0, 0, ())
-        repeated = _repeated_version(db)
-        if version > known and repeated in (version, None):
-            raise RegistryTooNew(
-                f"registry '{self.path}' has schema version {version}, this gmemd knows {known}: "
-                f"start the gmemd that wrote it, or a newer one"
-            )
-        if repeated != version:
-            raise Damaged(f"its schema version is {version} here and {repeated} there")
-        verdict = str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
-        if verdict != "ok":
-            raise Damaged(" ".join(verdict.split()))
-        return state_of(db.execute(_GET_STATE).fetchone())
-
-    def _migrate(self, db: sqlite3.Connection, old: State) -> State:
-        """Bring the file to the newest version in one transaction, which also shows that it is writable."""
-        if self.read_only:
-            return old
-        new = old._replace(version=len(self._migrations), starts=old.starts + 1)
-        try:
-            db.execute("BEGIN IMMEDIATE")
-            for step in self._migrations[old.version :]:
-                step(db)
-            db.execute("INSERT OR IGNORE INTO state VALUES (1, 0, '', 0, 0, 0, '', 0)")
-            db.execute(_PUT_STATE, state_row(new))
-            if old.version != new.version:
-                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                db.execute(f"PRAGMA user_version = {new.version}")
-            db.execute("COMMIT")
-        except sqlite3.OperationalError as exc:
-            words = reason(exc)
-            _roll_back(db)
-            if old.version not in (0, new.version):
-                raise QmpError(
-                    f"registry '{self.path}' cannot be brought from schema version {old.version} "
-                    f"to {new.version}: {words}"
-                ) from exc
-            self.read_only = words  # the disk is full, say: what is there can still be read
-            return old
-        return new
-
     def _replace(self, damage: str) -> None:
         """Take what is sound out of a damaged file into a new one, and keep the damaged one beside it."""
         self.close()
@@ -332,19 +256,3 @@ def _make_private(path: str) -> str:
 
 def _connect(path: str) -> sqlite3.Connection:
     return sqlite3.connect(path, timeout=_BUSY_TIMEOUT, isolation_level=None, cached_statements=32)
-
-
-def _roll_back(db: sqlite3.Connection) -> None:
-    if db.in_transaction:
-        # where this fails the journal does it when the file is opened again
-        with contextlib.suppress(sqlite3.Error):
-            db.execute("ROLLBACK")
-
-
-def _repeated_version(db: sqlite3.Connection) -> int | None:
-    """The schema's version in the state row; None where there is none to be read."""
-    try:
-        row = db.execute("SELECT version FROM state").fetchone()
-    except sqlite3.OperationalError:
-        return None
-    return row[0] if row else None

@@ -18,7 +18,8 @@ import pytest
 
 from gmemd.errors import QmpError
 from gmemd.persist.record import COLUMNS, Record, record_of, row_of
-from gmemd.persist.registry import MIGRATIONS, NotWritten, Registry, RegistryTooNew
+from gmemd.persist.registry import NotWritten, Registry
+from gmemd.persist.tables import MIGRATIONS, RegistryTooNew
 
 ARGUMENTS = {"qom-type": "memory-backend-memfd", "size": 2**64 - 1, "share": True, "x": [1.5, None, "é\ud800\0"]}
 
