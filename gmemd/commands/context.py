@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +27,7 @@ from gmemd.memory.lease import Lease
 from gmemd.memory.ranges import RangeMap
 from gmemd.objects.container import BACKENDS, Objects
 from gmemd.objects.fds import FdSets, NamedFds
+from gmemd.objects.qom import Tree
 from gmemd.observe.counters import Counters
 from gmemd.persist.keeping import Keeping
 from gmemd.persist.record import Record
@@ -97,25 +98,6 @@ class Caller(Protocol):
         ...
 
 
-class Machine(Protocol):
-    """What gmemd-emulator puts around the memory, as far as other commands see it."""
-
-    types: Mapping[str, str | None]  # its QOM types and their parents
-    abstract: frozenset[str]  # those of them that cannot be instantiated
-
-    def node(self) -> Any:
-        """The node /machine of the QOM tree."""
-        ...
-
-    def object_nodes(self) -> Mapping[str, Any]:
-        """The nodes below /objects that are no memory, by id."""
-        ...
-
-    def properties(self, type_name: str) -> list[dict[str, Any]]:
-        """What qom-list-properties tells of one of `types`, but for its type."""
-        ...
-
-
 class Gmemd:
     """The parts of the daemon that commands work on."""
 
@@ -127,10 +109,10 @@ class Gmemd:
         self.name = name
         self.uuid = uuid
         self.custody = custody
-        self.machine: Machine | None = None
         self.keeping = Keeping()
         self.outlook: Outlook | None = None  # keeps that true; None: there is nobody to ask
         self.objects = Objects()
+        self.tree = Tree(schema, self.objects)
         self.counters = Counters(schema.commands, schema.reading)
         self.events: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)  # when (seconds), name, data
         self.fd_sets = FdSets()

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Caller, Gmemd
+from gmemd.commands.contexts import check_cpus
 from gmemd.commands.conversion import part, visibility_of
 from gmemd.commands.measure import measured
 from gmemd.commands.properties import judge_value
-from gmemd.commands.tree import check_cpus, find_context, resolve
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.memory.ranges import PRIVATE
 from gmemd.memory.usage import Item, occupied
 from gmemd.objects.container import ThreadContext
 
 Effect = tuple[str, bool]  # the sentence behind "would", and whether everything was looked at
+Judge = Callable[[Gmemd, Caller, dict[str, Any]], Effect | Coroutine[Any, Any, Effect]]
 
 
 def query_command_effect(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    return effect_of(gmemd, caller, arguments, _EFFECTS)
+
+
+def effect_of(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], judges: Mapping[str, Judge]) -> Any:
+    """The answer of query-command-effect; `judges` are for the commands of which more is known than their schema."""
     name, given = arguments["command"], arguments.get("arguments", {})
     command = gmemd.schema.commands.get(name)
     if command is None:
@@ -29,9 +35,7 @@ def query_command_effect(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]
         raise QmpError("QMP input member 'arguments' must be an object")
     command.check_policy()
     complete = command.check(given)
-    judge = _reading if command.reads_only else _EFFECTS.get(name, _other)
-    if gmemd.machine is not None and not command.reads_only:  # which has commands of its own by these names
-        judge = _other
+    judge = _reading if command.reads_only else judges.get(name, _other)
     effect = judge(gmemd, caller, complete)
     return _answer(*effect, complete) if isinstance(effect, tuple) else _answer_later(effect, complete)
 
@@ -58,7 +62,7 @@ def _object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effe
         gmemd.objects.reserve(arguments["id"])
         gmemd.objects.release(arguments["id"])
         return f"make the thread context '{arguments['id']}', gone when gmemd ends", False
-    backend = gmemd.objects.judge(arguments, (caller.uid, caller.pid), lambda name: find_context(gmemd, name))
+    backend = gmemd.objects.judge(arguments, (caller.uid, caller.pid), gmemd.tree.find_context)
     if gmemd.custody is not None:
         gmemd.custody.reserve()
         gmemd.custody.release()
@@ -97,9 +101,9 @@ def _object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effe
 
 
 def _qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
-    node, name, value = resolve(gmemd, arguments["path"]), arguments["property"], arguments["value"]
+    node, name, value = gmemd.tree.resolve(arguments["path"]), arguments["property"], arguments["value"]
     backend = node.backend
-    if backend is None or node.region or name not in backend.property_names():
+    if backend is None or name not in backend.property_names():
         node.get(name)
         raise QmpError(f"Property '{node.type_name}.{name}' is not writable")
     value = judge_value(gmemd, backend, name, value)
@@ -146,7 +150,7 @@ def _quit(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Effect:
     return f"end gmemd; of {len(gmemd.objects)} objects {kept} come back with the next one", True
 
 
-_EFFECTS: dict[str, Callable[[Gmemd, Caller, dict[str, Any]], Effect | Coroutine[Any, Any, Effect]]] = {
+_EFFECTS: dict[str, Judge] = {
     "object-add": _object_add, "object-del": _object_del, "qom-set": _qom_set, "memdev-convert": _convert,
     "memdev-discard": _discard, "job-cancel": _job("cancel"), "job-dismiss": _job("dismiss"), "quit": _quit,
 }

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import beside, close_beside, closed_at_once, in_thread
 from gmemd.commands.context import Caller, Change, Gmemd, Step, record_of
+from gmemd.commands.contexts import check_cpus, usable_cpus
 from gmemd.commands.properties import populate
-from gmemd.commands.tree import check_cpus, find_context, usable_cpus
 from gmemd.errors import QmpError
 from gmemd.objects.container import ThreadContext
 
@@ -24,7 +24,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
         check_cpus(arguments)
         gmemd.objects.reserve(arguments["id"])
         return _add_context(gmemd, arguments)
-    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), lambda name: find_context(gmemd, name))
+    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context)
     try:
         if gmemd.custody is not None:
             gmemd.custody.reserve()

@@ -9,14 +9,17 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.claims import claimed
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd, recorded
-from gmemd.commands.tree import find_context, resolve
+from gmemd.commands.contexts import AFFINITIES, change_cpus
 from gmemd.kernel.affinity import bound
+from gmemd.objects.qom import ContextNode
 
 
 def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    node, name, value = resolve(gmemd, arguments["path"]), arguments["property"], arguments["value"]
+    node, name, value = gmemd.tree.resolve(arguments["path"]), arguments["property"], arguments["value"]
+    if isinstance(node, ContextNode) and name in AFFINITIES:
+        return change_cpus(gmemd.schema, node.context, name, value)
     backend = node.backend
-    if backend is None or node.region or name not in backend.property_names():
+    if backend is None or name not in backend.property_names():
         return node.set(name, value)
     backend.check_idle()
     value = judge_value(gmemd, backend, name, value)
@@ -30,7 +33,7 @@ def judge_value(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any)
     backend.refuse_set(name, seen=False)
     value = gmemd.schema.check_property(backend.qom_type, name, value)
     if name == "prealloc-context" and value:
-        value = find_context(gmemd, value)
+        value = gmemd.tree.find_context(value)
     backend.refuse_set(name, seen=True)
     backend.check_value(name, value)
     return value

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from gmemd.emulator.devices import Device, Wanted
+from gmemd.emulator.machine import Machine
 from gmemd.emulator.values import ON
 from gmemd.errors import QmpError
-
-if TYPE_CHECKING:
-    from gmemd.emulator.devices import Device, Wanted
-    from gmemd.emulator.machine import Machine
 
 # What the boards themselves have in slot and function of their PCI bus.
 _BOARD = {

@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gmemd.commands.tree import Fixed, Node
 from gmemd.emulator.buses import bus_path
 from gmemd.emulator.devices import Device, not_writable
 from gmemd.emulator.guest import answered, obey
+from gmemd.emulator.machine import Machine
 from gmemd.emulator.tables import DEVICES, INNER, Member
 from gmemd.emulator.values import read
 from gmemd.errors import QmpError
-
-if TYPE_CHECKING:
-    from gmemd.emulator.machine import Machine
+from gmemd.objects.qom import Fixed, Node
 
 
 def device_node(machine: Machine, device: Device) -> Node:
     """A device's place in the tree."""
     if device.driver in DEVICES:
         return DeviceNode(machine, device)
-    return Fixed(machine.gmemd, device.path, device.driver, {
+    return Fixed(device.path, device.driver, {
         "realized": ("bool", True), "hotplugged": ("bool", device.hotplugged), "hotpluggable": ("bool", True),
-        **{name: ("str", str(value)) for name, value in device.values.items()}})
+        **{name: ("str", str(value)) for name, value in device.values.items() if name != "type"}})
 
 
 class DeviceNode(Node):
     """A device whose members are known, in the tree."""
 
     def __init__(self, machine: Machine, device: Device) -> None:
-        super().__init__(machine.gmemd, device.path)
+        super().__init__(device.path, device.driver)
         self._machine = machine
         self._device = device
         self._members = DEVICES[device.driver].members
-
-    @property
-    def type_name(self) -> str:
-        return self._device.driver
 
     def child(self, name: str) -> Node | None:
         member = self._members.get(name)
         if member is None or not member.is_child:
             return None
-        return Fixed(self.gmemd, f"{self.path}/{name}", member.type.removeprefix("child<").removesuffix(">"), {})
+        return Fixed(f"{self.path}/{name}", member.child_type, {})
 
-    def _listing(self) -> Iterator[tuple[str, str]]:
-        yield "type", "string"
+    def members(self) -> Iterator[tuple[str, str]]:
         for name, member in self._members.items():
             yield name, member.type
             if name == "parent_bus":
@@ -77,7 +70,7 @@ class DeviceNode(Node):
             read(member.type, name, value, text=False)
         if member.when == "early":
             raise QmpError(self._too_late(member))
-        device.set(self._machine, name, value)
+        device.set(name, value)
         return answered({}, obey(self._machine))
 
     def _too_late(self, member: Member) -> str:

@@ -1,4 +1,4 @@
-"""Devices: what all have in common, a balloon, and what a command line names that is only there.
+"""Devices: what all have in common, which is all there is of one that nobody knows but the command line.
 
 A device is judged before it is made, in QEMU's order and words (plug.py).
 """
@@ -7,17 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-from gmemd.emulator.buses import take_pci_address
 from gmemd.emulator.tables import INNER, Member
-from gmemd.emulator.values import read
 from gmemd.errors import QmpError
-
-_PAGE = 4096  # bytes of a balloon's page
-
-if TYPE_CHECKING:
-    from gmemd.emulator.machine import Machine
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,7 @@ class Device:
     memdev = ""  # the id of its memory object
     setters: ClassVar[Mapping[str, Callable[[int], None]]] = {}  # what judges a property whose type is right
 
-    def __init__(self, machine: Machine, wanted: Wanted) -> None:
+    def __init__(self, wanted: Wanted) -> None:
         self.driver, self.id, self.values = wanted.driver, wanted.id, wanted.values
         self.hotplugged, self.bus, self.pci_address = wanted.hotplugged, wanted.bus, wanted.pci_address
         self.leaving = False  # device_del has been answered
@@ -54,7 +47,7 @@ class Device:
         """The values of members that are not what the table says, or not what was given."""
         return {}
 
-    def set(self, machine: Machine, name: str, value: Any) -> None:
+    def set(self, name: str, value: Any) -> None:
         """Change a member that can be changed at any time; QmpError if the value is wrong."""
 
     def __str__(self) -> str:
@@ -65,32 +58,3 @@ def not_writable(driver: str, member: Member) -> QmpError:
     """The refusal to set a member that never can be set."""
     owner = INNER[driver] if member.owner == "inner" else driver
     return QmpError(f"Property '{owner}.{member.name}' is not writable")
-
-
-class Balloon(Device):
-    """A virtio-balloon-pci: it keeps how much the guest gave up, and gives nothing to the host."""
-
-    def __init__(self, machine: Machine, wanted: Wanted) -> None:
-        super().__init__(machine, wanted)
-        self.pci_address = take_pci_address(machine, wanted)
-        if any(isinstance(device, Balloon) for device in machine.devices.values()):
-            raise QmpError("Only one balloon device is supported")
-        self.wanted = self.inflated = 0  # bytes that the guest is asked to give up, and that it has given up
-        self.polling = wanted.values.get("guest-stats-polling-interval", 0)  # seconds
-
-    def actual(self, machine: Machine) -> int:
-        """Bytes that the guest has, but for what a virtio-mem gives it."""
-        return machine.ram_with_dimms - self.inflated
-
-    def ask(self, machine: Machine, target: int) -> None:
-        """Have the guest make do with `target` bytes."""
-        self.wanted = max(0, machine.ram_with_dimms - target) // _PAGE * _PAGE
-
-    def state(self) -> dict[str, Any]:
-        return {"guest-stats-polling-interval": self.polling}
-
-    def set(self, machine: Machine, name: str, value: Any) -> None:
-        seconds = read("int", name, value, text=False)
-        if seconds < 0:
-            raise QmpError("timer value must be greater than zero")
-        self.polling = seconds

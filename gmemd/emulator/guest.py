@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gmemd.changes.threads import in_thread
-from gmemd.emulator.devices import Balloon
+from gmemd.emulator.balloon import Balloon
+from gmemd.emulator.machine import Machine
 from gmemd.emulator.memory_devices import VirtioMem
 from gmemd.errors import QmpError, close_fd, os_errors
-
-if TYPE_CHECKING:
-    from gmemd.emulator.machine import Machine
 
 
 def obey(machine: Machine) -> list[Coroutine[Any, Any, None]]:

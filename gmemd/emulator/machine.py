@@ -7,90 +7,23 @@ memory it is asked to take and powers down when told to.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd
-from gmemd.commands.tree import Fixed
-from gmemd.emulator import tree
 from gmemd.emulator.commandline import CommandLine
 from gmemd.emulator.devices import Device
 from gmemd.emulator.domain import Domain
-from gmemd.emulator.tables import DEVICES, MACHINE_MEMBERS
+from gmemd.emulator.machine_types import MACHINES, check_properties, find_type
 from gmemd.emulator.topology import CPU_TYPE, NumaNode, cpu_props, node_of_cpu
-from gmemd.emulator.values import read
 from gmemd.errors import QmpError
 from gmemd.qmp.ghashtable import GHashSet
 
 GIB = 1 << 30
 
 
-@dataclass(frozen=True)
-class MachineType:
-    """A machine type of QEMU; `ram_id` is the id of the object that is its memory."""
-
-    name: str
-    alias: str = ""
-    cpu_max: int = 1
-    ram_id: str = "ram"
-    acpi: bool = False
-    pci_bus: str | None = None
-    # RAM below 4 GiB: as much as `low` bytes, or `low_of_more` when there is as much as that or more
-    low: int = 0
-    low_of_more: int = 0
-
-    @property
-    def is_pc(self) -> bool:
-        """Whether it has processors, slots and memory of its own accord."""
-        return self.acpi
-
-
-MACHINES = (
-    MachineType("pc-i440fx-11.1", "pc", 255, "pc.ram", True, "pci.0", 0xE0000000, 0xC0000000),
-    MachineType("pc-q35-11.1", "q35", 4096, "pc.ram", True, "pcie.0", 0xB0000000, 0x80000000),
-    MachineType("none"),
-)
-
-TYPES: dict[str, str | None] = {
-    "accel": "object", "kvm-accel": "accel", "tcg-accel": "accel",
-    "machine": "object", "none-machine": "machine", "x86-machine": "machine", "generic-pc-machine": "x86-machine",
-    **{f"{kind.name}-machine": "generic-pc-machine" for kind in MACHINES if kind.is_pc},
-    "device": "object", "cpu": "device", CPU_TYPE: "cpu",
-    **dict.fromkeys(DEVICES, "device"),
-    "secret": "object", "thread-context": "object",
-}
-
-
-def find_type(name: str) -> MachineType:
-    """The machine type of that name or alias; any version of a PC is the one there is."""
-    for kind in MACHINES:
-        if name in (kind.name, kind.alias) or (kind.is_pc and name.startswith(kind.name.rpartition("-")[0] + "-")):
-            return kind
-    raise QmpError(f'unsupported machine type: "{name}"\nUse -machine help to list supported machines')
-
-
-# What -machine takes that is not a property, or not of the machine.
-_SUGAR = frozenset({"type", "accel", "kernel-irqchip", "kvm-shadow-mem", "igd-passthru"})
-
-
-def check_properties(kind: MachineType, line: CommandLine) -> None:
-    """Refuse properties of -machine that the machine does not have, and values that they cannot have."""
-    members = {member.name: member for member in MACHINE_MEMBERS[kind.alias or "none"]}
-    for name, value in line.machine.items():
-        member = members.get(name.partition(".")[0])
-        if member is None and name not in _SUGAR:
-            raise QmpError(f"Property '{kind.name}-machine.{name}' not found")
-        if member is not None and member.type in ("bool", "OnOffAuto"):
-            read(member.type, name, value, text=True)
-
-
 class Machine:
     """The machine of one emulator; `status` is its run state in QAPI's words."""
-
-    types: Mapping[str, str | None] = TYPES
-    abstract = frozenset({"accel", "machine", "x86-machine", "generic-pc-machine", "device", "cpu"})
 
     def __init__(self, gmemd: Gmemd, line: CommandLine, domain: Domain | None) -> None:
         self.gmemd = gmemd
@@ -107,7 +40,7 @@ class Machine:
         self.has_ram = self.kind.is_pc or line.ram.given
         self.status = "prelaunch"
         self.mapped: set[str] = set()  # ids of the objects that the machine and its devices use
-        self.kept: dict[str, dict[str, Any]] = {}  # arguments of the objects that are no memory
+        self.kept = gmemd.tree.others  # the nodes of the objects that are no memory
         self.devices: dict[str, Device] = {}  # by path
         self.names = {"peripheral": GHashSet(), "peripheral-anon": GHashSet()}  # of devices, as they are listed
         self.capabilities: dict[str, bool] = {}  # of migration
@@ -234,31 +167,10 @@ class Machine:
                  self.gmemd.objects.find(node.memdev).size if node.memdev else self.base_memory * shared)
                 for node in nodes]
 
-    # -- for others ------------------------------------------------------------------------------
-
-    def node(self) -> Fixed:
-        """The node /machine."""
-        return tree.machine_node(self)
-
-    def object_nodes(self) -> dict[str, Fixed]:
-        """The nodes below /objects that are no memory."""
-        return tree.object_nodes(self)
-
-    def properties(self, type_name: str) -> list[dict[str, Any]]:
-        """What qom-list-properties tells of a type of the machine."""
-        return tree.properties(self.gmemd, type_name)
-
 
 def cpu_name(index: int) -> str:
     """A processor's name below /machine/unattached; QEMU makes something else behind the first."""
     return f"device[{index + (index > 0)}]"
-
-
-def machine_of(gmemd: Gmemd) -> Machine:
-    """The machine, where there surely is one."""
-    machine = gmemd.machine
-    assert isinstance(machine, Machine)
-    return machine
 
 
 def uses_kvm(accels: list[str]) -> bool:

@@ -94,7 +94,7 @@ def shown(line: CommandLine) -> str | None:
     if line.show == "help":
         return f"usage: {NAME} [options of QEMU]\n\n{__doc__}"
     if line.show == "machine":
-        from gmemd.emulator.machine import MACHINES
+        from gmemd.emulator.machine_types import MACHINES
 
         names = [name for kind in MACHINES for name in (kind.alias, kind.name) if name]
         return "Supported machines are:\n" + "\n".join(names)

@@ -6,16 +6,14 @@ Follows QEMU's hw/mem/memory-device.c, pc-dimm.c and hw/virtio/virtio-mem.c: whi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.emulator.buses import take_pci_address
 from gmemd.emulator.devices import Device, Wanted
+from gmemd.emulator.machine import Machine
 from gmemd.emulator.values import read
 from gmemd.errors import QmpError
-
-if TYPE_CHECKING:
-    from gmemd.emulator.machine import Machine
 
 HUGE_PAGE = 2 << 20  # bytes: what QEMU aligns memory without a file to
 LEAST_BLOCK = 1 << 20  # bytes of virtio-mem
@@ -97,7 +95,7 @@ class Dimm(MemoryDevice):
     kind = "dimm"
 
     def __init__(self, machine: Machine, wanted: Wanted) -> None:
-        super().__init__(machine, wanted)
+        super().__init__(wanted)
         if not machine.acpi:
             raise QmpError("memory hotplug is not enabled: missing acpi device or acpi disabled")
         self.slot = self._find_slot(machine)
@@ -149,7 +147,7 @@ class VirtioMem(MemoryDevice):
     setters: ClassVar[Mapping[str, Callable[[int], None]]] = {"block-size": check_block_size}
 
     def __init__(self, machine: Machine, wanted: Wanted) -> None:
-        super().__init__(machine, wanted)
+        super().__init__(wanted)
         if not machine.device_memory_total:
             raise QmpError("the configuration is not prepared for memory devices (e.g., for memory hotplug), consider "
                            "specifying the maxmem option")
@@ -176,7 +174,7 @@ class VirtioMem(MemoryDevice):
         if self.bytes % self.block:
             raise QmpError(f"'memdev' property memdev size has to be multiples of'block-size' ({self.block:#x})")
 
-    def set(self, machine: Machine, name: str, value: Any) -> None:
+    def set(self, name: str, value: Any) -> None:
         if name == "block-size":
             raise QmpError("'block-size' cannot be changed")
         size = read("size", name, value, text=False)

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gmemd.commands.tree import matches
+from gmemd.emulator.balloon import Balloon
 from gmemd.emulator.buses import bus_kind
-from gmemd.emulator.devices import Balloon, Device, Wanted, not_writable
+from gmemd.emulator.device_types import ABSTRACT
+from gmemd.emulator.devices import Device, Wanted, not_writable
+from gmemd.emulator.machine import Machine
 from gmemd.emulator.memory_devices import Dimm, VirtioMem
 from gmemd.emulator.tables import DEVICES
 from gmemd.emulator.values import pci_address, read
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.qmp.encode import member_order
 
-if TYPE_CHECKING:
-    from gmemd.emulator.machine import Machine
-
-CLASSES: dict[str, type[Device]] = {"pc-dimm": Dimm, "virtio-mem-pci": VirtioMem, "virtio-balloon-pci": Balloon}
+CLASSES: dict[str, type[Dimm | VirtioMem | Balloon]] = {
+    "pc-dimm": Dimm, "virtio-mem-pci": VirtioMem, "virtio-balloon-pci": Balloon}
 is_identifier = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*").fullmatch
 
 
@@ -33,7 +33,7 @@ def plug(machine: Machine, arguments: dict[str, Any], *, hotplugged: bool, text:
     driver = arguments.get("driver")
     if not isinstance(driver, str):
         raise QmpError("Parameter 'driver' is missing")
-    _check_driver(machine, driver, hotplugged=hotplugged)
+    _check_driver(driver, hotplugged=hotplugged)
     given = arguments.get("bus")
     bus = _find_bus(machine, driver, given if isinstance(given, str) else None, hotplugged=hotplugged)
     device_id = _check_id(machine, arguments)
@@ -42,7 +42,7 @@ def plug(machine: Machine, arguments: dict[str, Any], *, hotplugged: bool, text:
     names.add(name)
     try:
         wanted = _judge(machine, arguments, driver, name, bus, hotplugged=hotplugged, text=text)
-        device = CLASSES.get(driver, Device)(machine, wanted)
+        device = CLASSES[driver](machine, wanted) if driver in CLASSES else Device(wanted)
     except QmpError:
         names.discard(name, rebuild=False)
         raise
@@ -74,8 +74,8 @@ def _judge(machine: Machine, arguments: dict[str, Any], driver: str, name: str, 
     return Wanted(driver, device_id, name, values, hotplugged, bus, address)
 
 
-def _check_driver(machine: Machine, driver: str, *, hotplugged: bool) -> None:
-    if driver in machine.abstract:
+def _check_driver(driver: str, *, hotplugged: bool) -> None:
+    if driver in ABSTRACT:
         raise QmpError("Parameter 'driver' expects a non-abstract device type")
     if driver == "nvdimm":
         raise QmpError("nvdimm is not enabled: missing 'nvdimm' in '-M'")
@@ -150,8 +150,8 @@ def _read_link(machine: Machine, kind: str, name: str, value: Any, own: str | No
     path = read(kind, name, value, text=False)
     if not path:
         return ""
-    nodes = matches(machine.gmemd, path)
-    backends = [node.backend for node in nodes if node.backend is not None and not node.region]
+    nodes = machine.gmemd.tree.matches(path)
+    backends = [node.backend for node in nodes if node.backend is not None]
     if kind == "link<memory-backend>" and backends:
         return backends[0].id
     if nodes or path == own:

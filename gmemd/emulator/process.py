@@ -14,8 +14,9 @@ from gmemd.emulator.commandline import Chardev, CommandLine
 from gmemd.emulator.commands import human, memory, runstate, system
 from gmemd.emulator.domain import Domain
 from gmemd.emulator.guest import obey
-from gmemd.emulator.machine import Machine, machine_of
+from gmemd.emulator.machine import Machine
 from gmemd.emulator.plug import plug
+from gmemd.emulator.tree import machine_of, mount
 from gmemd.errors import QmpError
 from gmemd.persist.manager import Manager
 from gmemd.posix.sockets import bind_unix
@@ -64,7 +65,7 @@ def put_machine(gmemd: Gmemd, line: CommandLine, socket_path: str) -> None:
     """Put the machine of a command line around a gmemd whose schema is emulator.json; `socket_path` is GMEMD_SOCKET."""
     dump, merge = (line.machine.get(name, "on") != "off" for name in ("dump-guest-core", "mem-merge"))
     gmemd.schema.set_defaults(dump=dump, merge=merge)
-    gmemd.machine = Machine(gmemd, line, Domain(socket_path, line.uuid, line.name) if socket_path else None)
+    mount(Machine(gmemd, line, Domain(socket_path, line.uuid, line.name) if socket_path else None))
 
 
 def make_dispatcher(gmemd: Gmemd) -> Dispatcher:

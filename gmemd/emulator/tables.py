@@ -22,6 +22,11 @@ class Member(NamedTuple):
         """Whether it is a place below."""
         return self.type.startswith("child<")
 
+    @property
+    def child_type(self) -> str:
+        """The type of that place."""
+        return self.type.removeprefix("child<").removesuffix(">")
+
 
 class DeviceTable(NamedTuple):
     """A driver: its properties as device-list-properties tells them, and the members of its devices in order."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gmemd.commands.context import Gmemd
-from gmemd.commands.tree import Fixed, Node
 from gmemd.emulator.device_node import device_node
-from gmemd.emulator.tables import DEVICES, EVERY_DEVICE, MACHINE_MEMBERS, Member
+from gmemd.emulator.device_types import device_types
+from gmemd.emulator.machine import Machine
+from gmemd.emulator.tables import MACHINE_MEMBERS, Member
 from gmemd.emulator.topology import CPU_TYPE
 from gmemd.emulator.values import ON
-
-if TYPE_CHECKING:
-    from gmemd.emulator.machine import Machine
+from gmemd.objects.qom import Fixed, Node
+from gmemd.schema.validate import Schema
 
 # libvirt asks for each boolean of each processor: the fewer the better.
 _CPU = {"realized": ("bool", True), "hotplugged": ("bool", False)}
@@ -23,39 +23,62 @@ _CPU = {"realized": ("bool", True), "hotplugged": ("bool", False)}
 class MachineNode(Fixed):
     """/machine; the command line can be read though it is not listed."""
 
-    def __init__(self, machine: Machine, properties: dict[str, tuple[str, Any]], children: dict[str, Node],
-                 order: list[str]) -> None:
-        super().__init__(machine.gmemd, "/machine", f"{machine.kind.name}-machine", properties, children)
-        self._order = order
-        self._words = machine.line.words
-
-    def _listing(self) -> Iterator[tuple[str, str]]:
-        rows = dict(super()._listing())
-        return ((name, rows[name]) for name in self._order)
+    def __init__(self, machine: Machine, inside: dict[str, Node]) -> None:
+        """`inside`: the children that have something in them."""
+        known = _known(machine)
+        absent = {"device-memory[0]"} if not machine.device_memory_total else set()
+        absent |= {"acpi-device"} if not machine.acpi else set()
+        super().__init__("/machine", f"{machine.kind.name}-machine", {
+            member.name: inside.get(member.name) or Fixed(f"/machine/{member.name}", member.child_type, {})
+            if member.is_child else (member.type, known.get(member.name, member.value))
+            for member in _members(machine) if member.name not in absent})
+        self.machine = machine
 
     def get(self, name: str) -> Any:
-        return " ".join(self._words) if name == "x-command-line" else super().get(name)
+        if name == "x-command-line":
+            return " ".join(self.machine.line.words)
+        value = super().get(name)
+        if name != "rtc-time":
+            return value
+        now = time.gmtime()
+        return {"tm_year": now.tm_year - 1900, "tm_mon": now.tm_mon - 1, "tm_mday": now.tm_mday,
+                "tm_hour": now.tm_hour, "tm_min": now.tm_min, "tm_sec": now.tm_sec}
 
 
-def machine_node(machine: Machine) -> Fixed:
-    """The node /machine."""
-    gmemd, known = machine.gmemd, _known(machine)
-    inside = _children(machine)
-    order = ["type"]
-    shown: dict[str, tuple[str, Any]] = {}
-    children: dict[str, Node] = {}
-    absent = {"device-memory[0]"} if not machine.device_memory_total else set()
-    absent |= {"acpi-device"} if not machine.acpi else set()
-    for member in _members(machine):
-        if member.name in absent:
-            continue
-        order.append(member.name)
-        if member.is_child:
-            children[member.name] = inside.get(member.name) or Fixed(
-                gmemd, f"/machine/{member.name}", member.type[len("child<"):-1], {})
-        else:
-            shown[member.name] = member.type, known.get(member.name, member.value)
-    return MachineNode(machine, shown, children, order)
+class DevicesNode(Node):
+    """A container of devices."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        super().__init__(f"/machine/{name}", "container")
+        self._machine = machine
+        self._names = machine.names[name]
+
+    def child(self, name: str) -> Node | None:
+        device = self._machine.devices.get(f"{self.path}/{name}")
+        return None if device is None else device_node(self._machine, device)
+
+    def members(self) -> Iterator[tuple[str, str]]:
+        for name in reversed(list(self._names)):
+            device = self._machine.devices.get(f"{self.path}/{name}")
+            if device is not None:
+                yield name, f"child<{device.driver}>"
+
+
+def mount(machine: Machine) -> None:
+    """Put a machine with its devices, and the types of both, into the tree."""
+    tree = machine.gmemd.tree
+    cpus = {cpu["qom-path"].rpartition("/")[2]: Fixed(cpu["qom-path"], CPU_TYPE, _CPU) for cpu in machine.cpus()}
+    inside = {name: DevicesNode(machine, name) for name in machine.names}
+    tree.mount("machine", MachineNode(machine, {
+        **inside, "unattached": Fixed("/machine/unattached", "container", cpus)}), inside["peripheral"])
+    tree.types.update(device_types(machine.gmemd.schema))
+
+
+def machine_of(gmemd: Gmemd) -> Machine:
+    """The machine, where there surely is one."""
+    node = gmemd.tree.resolve("/machine")
+    assert isinstance(node, MachineNode)
+    return node.machine
 
 
 def _members(machine: Machine) -> list[Member]:
@@ -64,7 +87,7 @@ def _members(machine: Machine) -> list[Member]:
 
 
 def _known(machine: Machine) -> dict[str, Any]:
-    """The values of members that follow from the command line, the machine and the time."""
+    """The values of members that follow from the command line and the machine."""
     line, kind = machine.line, machine.kind
     values = {member.name: (line.machine[member.name] in ON if member.type == "bool" else line.machine[member.name])
               for member in _members(machine) if member.name in line.machine}
@@ -73,7 +96,6 @@ def _known(machine: Machine) -> dict[str, Any]:
     ram = line.ram
     most = {"slots": ram.slots, "max-size": ram.most} if ram.slots else {}
     cpus = line.cpus
-    now = time.gmtime()
     backend = line.machine.get("memory-backend") or (
         kind.ram_id if machine.has_ram and not any(node.memdev for node in line.numa) else "")
     return {
@@ -83,43 +105,12 @@ def _known(machine: Machine) -> dict[str, Any]:
         "smp": {"cpus": cpus.count, "drawers": 1, "books": 1, "sockets": cpus.sockets, "dies": cpus.dies,
                 "clusters": 1, "modules": cpus.modules, "cores": cpus.cores // (cpus.dies * cpus.modules),
                 "threads": cpus.threads, "maxcpus": cpus.most},
-        "rtc-time": {"tm_year": now.tm_year - 1900, "tm_mon": now.tm_mon - 1, "tm_mday": now.tm_mday,
-                     "tm_hour": now.tm_hour, "tm_min": now.tm_min, "tm_sec": now.tm_sec},
     }
 
 
-def _children(machine: Machine) -> dict[str, Node]:
-    """What below /machine has something inside."""
-    plugged: dict[str, dict[str, Node]] = {"peripheral": {}, "peripheral-anon": {}}
-    for container, names in machine.names.items():
-        for name in reversed(list(names)):
-            device = machine.devices.get(f"/machine/{container}/{name}")
-            if device is not None:
-                plugged[container][name] = device_node(machine, device)
-    cpus: dict[str, Node] = {}
-    for cpu in machine.cpus():
-        cpus[cpu["qom-path"].rpartition("/")[2]] = Fixed(machine.gmemd, cpu["qom-path"], CPU_TYPE, _CPU)
-    return {name: Fixed(machine.gmemd, f"/machine/{name}", "container", {}, inside)
-            for name, inside in {**plugged, "unattached": cpus}.items()}
-
-
-def object_nodes(machine: Machine) -> dict[str, Fixed]:
-    """The nodes below /objects that are no memory."""
-    nodes = {}
-    for object_id, arguments in machine.kept.items():
-        declared = machine.gmemd.schema.properties(arguments["qom-type"])
-        shown = {name: (declared[name].qom_type, value) for name, value in arguments.items()
-                 if name not in ("id", "qom-type", "data")}
-        nodes[object_id] = Fixed(machine.gmemd, f"/objects/{object_id}", arguments["qom-type"], shown)
-    return nodes
-
-
-def properties(gmemd: Gmemd, type_name: str) -> list[dict[str, Any]]:
-    """What qom-list-properties tells of a type of the machine, but for its type."""
-    if type_name in gmemd.schema.object_types:
-        return [{"name": member.name, "type": member.qom_type}
-                for member in gmemd.schema.properties(type_name).values() if member.name not in ("qom-type", "id")]
-    if type_name.endswith("-machine"):
-        return [{"name": "memory-backend", "type": "string"}, {"name": "dump-guest-core", "type": "bool"},
-                {"name": "acpi", "type": "OnOffAuto"}]
-    return [*EVERY_DEVICE, *DEVICES[type_name].properties] if type_name in DEVICES else []
+def kept_node(schema: Schema, arguments: dict[str, Any]) -> Node:
+    """The node of an object that is no memory, of which object-add has said this."""
+    kind, declared = arguments["qom-type"], schema.properties(arguments["qom-type"])
+    return Fixed(f"/objects/{arguments['id']}", kind, {
+        name: (declared[name].qom_type, value) for name, value in arguments.items()
+        if name not in ("id", "qom-type", "data")})

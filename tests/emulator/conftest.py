@@ -15,8 +15,8 @@ from gmemd.commands.context import Gmemd
 from gmemd.daemon import QEMU_VERSION
 from gmemd.emulator.commandline import parse
 from gmemd.emulator.machine import Machine as EmulatedMachine
-from gmemd.emulator.machine import machine_of
 from gmemd.emulator.process import build, make_dispatcher, put_machine
+from gmemd.emulator.tree import machine_of
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
 from gmemd.objects.fds import NamedFds

@@ -8,7 +8,7 @@ from typing import Any
 
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.emulator.commands import memory, runstate, system
-from gmemd.emulator.machine import machine_of
+from gmemd.emulator.tree import machine_of
 from gmemd.errors import QmpError
 
 END = "\r\n"

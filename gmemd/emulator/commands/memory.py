@@ -10,14 +10,15 @@ from gmemd.changes.claims import claimed
 from gmemd.changes.threads import in_thread
 from gmemd.commands import jobs, memdev
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.commands.tree import find_context, resolve
-from gmemd.emulator.devices import Balloon, Device
+from gmemd.emulator.balloon import Balloon
+from gmemd.emulator.devices import Device
 from gmemd.emulator.domain import Domain
 from gmemd.emulator.guest import answered, obey
-from gmemd.emulator.machine import Machine, machine_of
+from gmemd.emulator.machine import Machine
 from gmemd.emulator.memory_devices import Dimm, MemoryDevice
 from gmemd.emulator.plug import plug, unplug
 from gmemd.emulator.topology import CPU_TYPE
+from gmemd.emulator.tree import kept_node, machine_of
 from gmemd.errors import DEVICE_NOT_ACTIVE, DEVICE_NOT_FOUND, QmpError
 from gmemd.objects.container import BACKENDS
 
@@ -32,7 +33,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
         return _keep(gmemd, machine, arguments)
     if machine.domain is None:
         return memdev.object_add(gmemd, caller, arguments)
-    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), lambda name: find_context(gmemd, name))
+    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context)
     return _add_lasting(gmemd, machine.domain, backend, arguments)
 
 
@@ -42,7 +43,7 @@ def _keep(gmemd: Gmemd, machine: Machine, arguments: dict[str, Any]) -> dict[str
         raise QmpError("'file' and 'data' are mutually exclusive" if "data" in arguments
                        else "Either 'file' or 'data' must be provided")
     gmemd.objects.reserve(arguments["id"])
-    machine.kept[arguments["id"]] = arguments
+    machine.kept[arguments["id"]] = kept_node(gmemd.schema, arguments)
     return {}
 
 
@@ -138,7 +139,7 @@ def _find_device(gmemd: Gmemd, wanted: str) -> Device:
     if device is not None:
         return device
     try:
-        node = resolve(gmemd, path)
+        node = gmemd.tree.resolve(path)
     except QmpError:
         raise QmpError(f"Device '{wanted}' not found", DEVICE_NOT_FOUND) from None
     if node.type_name == CPU_TYPE:

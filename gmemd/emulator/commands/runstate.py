@@ -11,7 +11,8 @@ from typing import Any
 
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.emulator.guest import answered, obey
-from gmemd.emulator.machine import Machine, machine_of
+from gmemd.emulator.machine import Machine
+from gmemd.emulator.tree import machine_of
 from gmemd.errors import QmpError
 
 POWERDOWN_SECONDS = 0.02  # what an obedient guest takes

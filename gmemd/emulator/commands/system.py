@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from gmemd.commands import qom
+from gmemd.commands import effect, qom
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.emulator.machine import MACHINES, machine_of
+from gmemd.emulator.machine_types import MACHINES
 from gmemd.emulator.tables import DEVICES
 from gmemd.emulator.topology import CPU_TYPE
+from gmemd.emulator.tree import machine_of
 from gmemd.errors import QmpError
 
 CPU_MODELS = ("max", "host", "qemu64")
@@ -95,9 +96,11 @@ def query_command_line_options(gmemd: Gmemd, caller: Caller, arguments: dict[str
 def device_list_properties(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
     if arguments["typename"] in DEVICES:
         return DEVICES[arguments["typename"]].properties
-    if arguments["typename"] in machine_of(gmemd).types:
-        raise QmpError("Parameter 'typename' expects a non-abstract device type")
     return qom.device_list_properties(gmemd, caller, arguments)
+
+
+def query_command_effect(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    return effect.effect_of(gmemd, caller, arguments, {})  # the commands that change something are not gmemd's
 
 
 # -- character and block devices

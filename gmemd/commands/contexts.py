@@ -1,0 +1,49 @@
+"""The CPUs of thread contexts: what is chosen is judged, and the kernel says what a thread gets of it."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final
+
+from gmemd.changes.threads import in_thread
+from gmemd.errors import QmpError, os_errors
+from gmemd.kernel.affinity import bind, cpus_of
+from gmemd.objects.container import ThreadContext
+from gmemd.schema.validate import Schema
+
+AFFINITIES: Final = {"cpu-affinity": "CPU", "node-affinity": "Node"}
+
+
+def check_cpus(properties: Mapping[str, Any]) -> None:
+    """Judge the lists that a thread context is given."""
+    for name, what in AFFINITIES.items():
+        if properties.get(name) == []:
+            raise QmpError(f"{what} list is empty")
+    if "cpu-affinity" in properties and "node-affinity" in properties:
+        raise QmpError("Mixing CPU and node affinity not supported")
+
+
+async def usable_cpus(properties: Mapping[str, Any]) -> list[int]:
+    """The CPUs that a thread gets of those chosen: the kernel judges, in a thread of its own."""
+    cpus: set[int] | None = None
+    if "node-affinity" in properties:
+        cpus = cpus_of(properties["node-affinity"])
+        if not cpus:
+            raise QmpError("The nodes select no CPUs")
+    elif "cpu-affinity" in properties:
+        cpus = set(properties["cpu-affinity"])
+    with os_errors("Setting CPU affinity failed"):
+        found: list[int] = await in_thread(bind, cpus)
+    return found
+
+
+def change_cpus(schema: Schema, context: ThreadContext, name: str, value: Any) -> Coroutine[Any, Any, dict[str, Any]]:
+    """Choose CPUs for a thread context by one of AFFINITIES; the result of qom-set."""
+    chosen = {name: schema.check_property(context.qom_type, name, value)}
+    check_cpus(chosen)
+
+    async def change() -> dict[str, Any]:
+        context.cpus = await usable_cpus(chosen)
+        return {}
+
+    return change()
