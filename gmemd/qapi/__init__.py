@@ -1,1 +1,1 @@
-"""The QAPI compiler: from the source in gmemd/schema/qapi to what is loaded at run time. Needed at build time only."""
+"""The QAPI compiler: from the source in gmemd/schema/qapi to what is loaded at run time. Used at build time only."""

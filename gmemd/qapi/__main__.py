@@ -1,6 +1,6 @@
 """`python -m gmemd.qapi`: derive qom.json, emulator.json and docs/reference.md from the QAPI source.
 
-`--write` writes them, `--check` says which is stale and exits with 1, without either the first is printed.
+`--write` writes them, `--check` lists the stale ones and exits with 1; without either, qom.json is printed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _document(entities: Entities, title: str) -> str:
 
 
 def stale() -> list[Path]:
-    """Return the derived files that are not what the source says."""
+    """Return the derived files that do not match the source."""
     return [path for path, text in derived().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
 
 

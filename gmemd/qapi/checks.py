@@ -1,6 +1,6 @@
-"""What QAPI definitions must be to each other: types exist and fit, members do not collide.
+"""The rules between QAPI definitions: types exist and fit, members do not collide.
 
-docs/devel/qapi-code-gen of QEMU, "Schema syntax"; the form of each definition is checked in qapi_rules.py.
+docs/devel/qapi-code-gen of QEMU, "Schema syntax"; rules.py checks the form of each definition.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Check:
         self._documented(entity, label)
 
     def feature_count(self) -> None:
-        """Refuse the definition that brings more features than fit into a set of 64 bits."""
+        """Refuse the definition whose features no longer fit into a set of 64 bits."""
         names = {"deprecated", "unstable"}
         for entity in self._entities.visited:
             names.update(self._described(entity)[1])
@@ -103,7 +103,7 @@ class _Check:
             self._branches(entity, label, members)
 
     def _all_members(self, entity: Object, label: str, seen: tuple[str, ...]) -> list[Member]:
-        """Resolve the types of the members and bases on the way; refuse an object that contains itself."""
+        """Collect all members, resolving their types and the bases; refuse an object that contains itself."""
         if entity.name in seen:
             raise QapiError(entity.where, f"object {entity.name} contains itself")
         inherited: list[Member] = []
@@ -142,14 +142,14 @@ class _Check:
             what = f"{label}: branch '{branch.name}'"
             kind = self._resolve(branch.type, entity.where, what)
             if not isinstance(kind, Object):
-                raise QapiError(entity.where, f"{what} cannot use type '{kind.name}', it is no struct")
+                raise QapiError(entity.where, f"{what} cannot use type '{kind.name}', it is not a struct")
             added = self._all_members(kind, what, (entity.name,))
             _unique((member.name for member in [*members, *added]), entity.where, f"{what}: member")
             if kind.tag is not None:
                 self._branches(kind, what, [*members, *added])
             unknown = [name for name in branch.defaults if name not in {m.name for m in added}]
             if unknown:
-                raise QapiError(entity.where, f"{what}: default for '{unknown[0]}', which is no member")
+                raise QapiError(entity.where, f"{what}: default for '{unknown[0]}', which is not a member")
 
     # -- alternates
 
@@ -165,7 +165,7 @@ class _Check:
                 taken[json_type] = branch.name
 
     def _json_types(self, kind: Type, entity: Alternate, what: str) -> set[str]:
-        """The JSON forms a branch claims; words that look like other types on a command line claim those."""
+        """The JSON types that a branch claims; words that look like other types on a command line claim those too."""
         if isinstance(kind, Array):
             return {"array"}
         if isinstance(kind, Object):
@@ -212,7 +212,7 @@ class _Check:
     # -- documentation
 
     def _documented(self, entity: Definition, label: str) -> None:
-        """Refuse documentation of what does not exist, and what has none though it must."""
+        """Refuse documentation of what does not exist, and definitions that lack required documentation."""
         doc = entity.doc
         if doc is None:
             return
@@ -225,7 +225,7 @@ class _Check:
         self._returns_described(entity, doc)
         pragma = self._entities.pragma
         if not pragma.documentation_exceptions and not pragma.gmemd_extensions:
-            return  # QEMU before 9.1 asks no more
+            return  # QEMU before 9.1 requires no more
         for name in members:
             if name not in doc.members and entity.name not in pragma.documentation_exceptions:
                 raise QapiError(entity.where, f"{label}: '{name}' lacks documentation")
@@ -245,7 +245,7 @@ class _Check:
                 raise QapiError(where, f"'{section}' section is only valid for commands")
 
     def _described(self, entity: Definition) -> tuple[dict[str, None], dict[str, None]]:
-        """Names that the documentation of this definition is to describe: members, features."""
+        """Names that the documentation of this definition must describe: members, features."""
         features = dict.fromkeys(feature.name for feature in entity.features)
         parts: tuple[Member | EnumValue, ...] = ()
         if isinstance(entity, Enum):

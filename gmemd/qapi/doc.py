@@ -3,7 +3,7 @@
 A block that begins with `@NAME:` documents the definition that follows it: an overview, then `@member: text`
 entries, `Features:` with entries of their own, and tagged sections (Returns, Errors, Since, ...).
 Any other block is free text for the reference page.
-QEMU's rules for these blocks became stricter over time; what 7.2 takes is taken.
+QEMU's rules for these blocks became stricter over time; whatever 7.2 accepts is accepted.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Doc:
     text: str = ""
     members: dict[str, str] = field(default_factory=dict)
     features: dict[str, str] = field(default_factory=dict)
-    sections: dict[str, str] = field(default_factory=dict)  # by tag without the colon
-    lines: dict[str, int] = field(default_factory=dict)  # where "@NAME" or a tag stands
+    sections: dict[str, str] = field(default_factory=dict)  # by tag, without the colon
+    lines: dict[str, int] = field(default_factory=dict)  # where "@NAME" or a tag is
 
     @property
     def summary(self) -> str:

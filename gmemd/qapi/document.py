@@ -1,10 +1,10 @@
-"""Entities → one JSON Schema 2020-12 document, and gmemd's own as checked in beside the source: qom.json.
+"""Entities → one JSON Schema 2020-12 document; gmemd's own is checked in as gmemd/schema/qom.json.
 
 The document itself describes a QMP command message; `$defs` has every type by name, the arguments of a command
-that has no named type for them by the command's name, and each branch of a union, flattened, as `UNION:CASE`.
+without a named type for them by the command's name, and each branch of a union, flattened, as `UNION:CASE`.
 Annotations beyond JSON Schema: `x-qapi` the QAPI type of a scalar or array, `x-tag` the discriminator of a
-union, `x-features`, `x-qom` what qom-list-properties shows, `x-accepts-bool`; on top `x-commands`, `x-events` and
-`x-introspection`, the answer of query-qmp-schema.
+union, `x-features`, `x-qom` what qom-list-properties shows, `x-accepts-bool`; at the top level `x-commands`, `x-events`
+and `x-introspection`, the answer of query-qmp-schema.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 NO_MEMBERS: Final = "Nothing"
 
 _INTEGERS: Final = {
-    # As written on the wire: QEMU takes -2^63 .. 2^64-1 for 64 bits unsigned and wraps what is negative.
+    # As on the wire: QEMU accepts -2^63 .. 2^64-1 for 64 bits unsigned, and wraps negative values.
     "size": (-(1 << 63), (1 << 64) - 1),
     "uint64": (-(1 << 63), (1 << 64) - 1),
     "uint32": (0, (1 << 32) - 1),
@@ -54,7 +54,7 @@ def json_schema(entities: Entities, *, title: str = "QMP command") -> dict[str, 
 
 
 def default_value(entities: Entities, reference: str, written: Any) -> Any:
-    """Return the JSON value of a default as written: numbers are strings in the QAPI language."""
+    """Return the JSON value of a default as written in the QAPI language, where numbers are strings."""
     if reference in BUILTINS and BUILTINS[reference] == "int" and isinstance(written, str):
         return int(written, 0)
     if reference.startswith("[") and isinstance(written, list):
@@ -82,7 +82,7 @@ class _Writer:
             "properties": {
                 "execute": {"enum": list(commands)},
                 "arguments": {"type": "object"},
-                "id": {"description": "Comes back with the answer."},
+                "id": {"description": "Returned with the answer."},
             },
             "required": ["execute"],
             "additionalProperties": False,
@@ -122,7 +122,7 @@ class _Writer:
             return NO_MEMBERS
         if kind.implicit:
             self._defs[owner.name] = self._flat(kind, None, owner.name)
-            if isinstance(owner, Command) and not owner.gen:  # takes more than is declared
+            if isinstance(owner, Command) and not owner.gen:  # accepts more than is declared
                 self._defs[owner.name]["additionalProperties"] = True
             return owner.name
         self._define(kind)
@@ -143,7 +143,7 @@ class _Writer:
     def _define(self, kind: Enum | Object | Alternate) -> None:
         if kind.name in self._defs:
             return
-        self._defs[kind.name] = {}  # holds the place: types may be recursive
+        self._defs[kind.name] = {}  # a placeholder: types may be recursive
         if isinstance(kind, Enum):
             schema = _enum(kind)
         elif isinstance(kind, Alternate):

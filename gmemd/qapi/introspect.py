@@ -28,7 +28,7 @@ Config = Callable[[str], bool]
 
 
 def holds(condition: Any, config: Config) -> bool:
-    """Whether an `if` is true where `config` says which symbols are defined."""
+    """Whether an `if` is true; `config` says which symbols are defined."""
     if condition is None:
         return True
     if isinstance(condition, str):
@@ -41,7 +41,7 @@ def holds(condition: Any, config: Config) -> bool:
 
 
 def introspect(entities: Entities, *, config: Config | None = None, mask: bool = True) -> list[dict[str, Any]]:
-    """Return the SchemaInfo list; parts whose condition `config` denies are left out (None: none are).
+    """Return the SchemaInfo list; parts whose condition is false under `config` are left out (None: none are).
 
     With `mask` false types keep their names. Numbers count conditional parts, as in QEMU.
     """

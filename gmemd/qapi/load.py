@@ -2,7 +2,7 @@
 
 `load` reads QAPI's own language as QEMU's compiler does and refuses what it refuses; it also reads the
 `qapi/` directory of a QEMU source tree unchanged.
-Entities stand in the order in which QEMU visits them: module by module, modules as they are first mentioned.
+Entities are in the order in which QEMU visits them: module by module, modules in order of first mention.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def load(path: Path) -> Entities:
 
 
 class _Builder:
-    """Makes entities of checked expressions; refuses a name given twice."""
+    """Builds entities from checked expressions; refuses a duplicate name."""
 
     def __init__(self, source: Source) -> None:
         self._source = source

@@ -1,8 +1,8 @@
 """The form of QAPI expressions: which keys, which kinds of values, which names.
 
-What one definition must be by itself (docs/devel/qapi-code-gen of QEMU, "Schema syntax" and "Naming rules and
-reserved names"); what definitions must be to each other is checked in qapi.py.
-Short forms are written out in place, so that afterwards every member, branch, value and feature is an object.
+The rules for a single definition (docs/devel/qapi-code-gen of QEMU, "Schema syntax" and "Naming rules and
+reserved names"); checks.py has the rules between definitions.
+Short forms are expanded in place: afterwards every member, branch, value and feature is an object.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _CONDITION = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
 def c_name(name: str) -> str:
-    """Return the name as an identifier; two names that give the same one collide."""
+    """Return the name as a C identifier; two names with the same one collide."""
     return re.sub(r"[^A-Za-z0-9_]", "_", name)
 
 
@@ -56,7 +56,7 @@ def kind_of(expression: Expression) -> str:
 
 
 def check_expression(expression: Expression, pragma: Pragma) -> None:
-    """Raise QapiError if the expression is not well formed; write its short forms out."""
+    """Raise QapiError if the expression is malformed; expand its short forms."""
     kind = kind_of(expression)
     _Check(expression, kind, pragma).run()
 
@@ -120,7 +120,7 @@ class _Check:
         elif self._doc.symbol != self._name:
             raise self.fail(f"documentation comment is for '{self._doc.symbol}'")
 
-    # -- what several kinds have
+    # -- common to several kinds
 
     def _keys(self, value: dict[str, Any], mandatory: tuple[str, ...], optional: tuple[str, ...], what: str) -> None:
         for key in mandatory:
@@ -291,5 +291,5 @@ class _Check:
 
 
 def _spell(value: Any, key: str) -> Any:
-    """Write a short form out: 'x' or ['x'] as {KEY: ...}."""
+    """Expand a short form: 'x' or ['x'] to {KEY: ...}."""
     return {key: value} if isinstance(value, str | list) else value

@@ -1,8 +1,8 @@
 """QAPI text → expressions: reads files, follows includes and pragmas, collects documentation.
 
 The language (docs/devel/qapi-code-gen of QEMU, "Schema syntax"): JSON-like expressions with single-quoted
-strings and no numbers or null, comments from `#` to the line's end, documentation between two lines `##`.
-A top-level expression is an object; `include` and `pragma` are obeyed here, the rest is handed on unjudged.
+strings and no numbers or null, comments from `#` to the end of the line, documentation between two lines `##`.
+A top-level expression is an object; `include` and `pragma` are processed here, the rest is passed on unchecked.
 
 With the pragma `gmemd-extensions` a string may also hold an escaped single quote.
 """
@@ -19,7 +19,7 @@ from gmemd.qapi.tokens import Pragma, QapiError, Tokens, Where
 
 @dataclass(frozen=True)
 class Expression:
-    """A definition as written, its documentation, and the file (module) it stands in."""
+    """A definition as written, its documentation, and the file (module) it is in."""
 
     value: dict[str, Any]
     where: Where
@@ -34,7 +34,7 @@ class Source:
     pragma: Pragma = field(default_factory=Pragma)
     expressions: list[Expression] = field(default_factory=list)
     modules: list[str] = field(default_factory=list)
-    free_docs: list[tuple[str, Doc]] = field(default_factory=list)  # module, text between definitions
+    free_docs: list[tuple[str, Doc]] = field(default_factory=list)  # module, free text
 
 
 class _File:

@@ -1,4 +1,4 @@
-"""QAPI text → tokens, and what every part of the compiler needs: places, errors, pragmas."""
+"""QAPI text → tokens, and what every part of the compiler needs: locations, errors, pragmas."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class QapiError(Exception):
 
 @dataclass
 class Pragma:
-    """What pragmas have switched on; one for a main file and all it includes."""
+    """What pragmas have enabled; one for a main file and all files it includes."""
 
     doc_required: bool = False
     gmemd_extensions: bool = False
@@ -41,7 +41,7 @@ class Pragma:
     member_name_exceptions: set[str] = field(default_factory=set)
 
     def set(self, where: Where, name: str, value: Any) -> None:
-        """Obey one member of a pragma expression."""
+        """Apply one member of a pragma expression."""
         attribute = name.replace("-", "_")
         if attribute not in self.__dataclass_fields__ or "_" in name:
             raise QapiError(where, f"unknown pragma '{name}'")
@@ -78,7 +78,7 @@ class Tokens:
         raise QapiError(Where(self._file, self.line), text)
 
     def next(self) -> None:
-        """Go on to the next token; comments are skipped, documentation marks are not."""
+        """Advance to the next token; comments are skipped, documentation marks are not."""
         while True:
             blanks = _BLANKS.match(self._text, self._at)
             if blanks:
@@ -89,7 +89,7 @@ class Tokens:
             char = self._text[self._at]
             if char == "\n":
                 self._at += 1
-                self.line += self._at < len(self._text)  # the last line's end begins no line
+                self.line += self._at < len(self._text)  # no line begins after the last one
             elif char == "#" and not self._text.startswith("##", self._at):
                 self._at = self._text.index("\n", self._at)
             else:
@@ -139,7 +139,7 @@ class Tokens:
         return string
 
     def take_doc(self) -> list[Line]:
-        """Return the lines between two `##` with their numbers and go on behind them."""
+        """Return the lines between two `##` with their numbers, and advance past them."""
         lines: list[Line] = []
         end = self._text.index("\n", self._at)
         if self._text[self._at : end].rstrip() != "##":
@@ -150,7 +150,7 @@ class Tokens:
             end = self._text.find("\n", self._at)
             line = self._text[self._at : end].lstrip() if end >= 0 else ""
             if end >= 0 and not line:
-                continue  # blank lines may part the lines of a block
+                continue  # blank lines may separate the lines of a block
             if not line.startswith("#"):
                 self.line -= 1
                 self.fail("documentation comment must end with '##'")

@@ -207,7 +207,7 @@ BAD_UNIONS = {
     "{ 'union': 'Uu', 'base': { 'k': 'Kind' }, 'discriminator': 'k', 'data': { 'c': 'Aa' } }": (
         "branch 'c' is not a value of 'Kind'"
     ),
-    "{ 'union': 'Uu', 'base': { 'k': 'Kind' }, 'discriminator': 'k', 'data': { 'a': 'int' } }": "it is no struct",
+    "{ 'union': 'Uu', 'base': { 'k': 'Kind' }, 'discriminator': 'k', 'data': { 'a': 'int' } }": "it is not a struct",
     "{ 'union': 'Uu', 'base': { 'k': 'Kind', 'x': 'int' }, 'discriminator': 'k', 'data': { 'a': 'Aa' } }": (
         "member 'x' collides with 'x'"
     ),
