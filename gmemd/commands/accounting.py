@@ -15,7 +15,6 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import SHORT, in_turns
 from gmemd.commands.measure import kind_of, measured
 from gmemd.errors import os_errors
-from gmemd.kernel.headroom import Headroom
 from gmemd.kernel.hugepages import HugePool
 from gmemd.kernel.kernel import Kernel
 from gmemd.memory.usage import Entry, Ledger, Usage, total
@@ -71,7 +70,7 @@ def _add_up(kernel: Kernel, rows: list[_Row]) -> dict[str, Any]:
         "owners": _grouped(rows, "uid", lambda row: row.uid),
         "kinds": kinds,
         "nodes": _grouped(rows, "node", lambda row: placement(row.policy, row.nodes, online)),
-        "headroom": [_headroom(one) for one in kernel.headrooms()],
+        "headroom": [one._asdict() for one in kernel.headrooms()],
         "huge-pages": [_pool(pool) for pool in pools],
         "compared": comparisons({entry["kind"]: _usage(entry) for entry in kinds}, kernel.guest_counter, machine(),
                                 pools),
@@ -105,10 +104,6 @@ def _pool(pool: HugePool) -> dict[str, Any]:
     node = {} if pool.node is None else {"node": pool.node}
     return {"page-size": pool.page_size, **node, "total": pool.total, "free": pool.free, "reserved": pool.reserved,
             "surplus": pool.surplus}
-
-
-def _headroom(one: Headroom) -> dict[str, Any]:
-    return {"available": one.available, "total": one.total, "limit": one.limit}
 
 
 def machine(proc: str = PROC) -> dict[str, int]:

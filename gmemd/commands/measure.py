@@ -51,7 +51,7 @@ async def measured(gmemd: Gmemd, backends: Iterable[HostMemoryBackend], measure:
         results = await _in_thread(measure, items, gently=gently) if items else None
         if results is None:
             results = await _here(found, measure)
-        yield [pair for pair in zip(found, results, strict=True) if _is_there(gmemd, pair[0])]
+        yield [pair for pair in zip(found, results, strict=True) if is_there(gmemd, pair[0])]
 
 
 class Sweep(NamedTuple):
@@ -138,7 +138,8 @@ def kind_of(backend: HostMemoryBackend) -> str:
     return "hugetlb-memfd" if backend.properties.get("hugetlb") else backend.kind
 
 
-def _is_there(gmemd: Gmemd, backend: HostMemoryBackend) -> bool:
+def is_there(gmemd: Gmemd, backend: HostMemoryBackend) -> bool:
+    """Whether an object has not been deleted meanwhile."""
     return gmemd.objects.get(backend.id) is backend and backend.fd >= 0
 
 
@@ -149,7 +150,7 @@ def _duplicated(gmemd: Gmemd, left: deque[HostMemoryBackend],
     items: list[Item] = []
     while left and len(items) < most:
         backend = left[0]
-        if _is_there(gmemd, backend):
+        if is_there(gmemd, backend):
             try:
                 items.append(_duplicate(backend))
             except OSError:

@@ -9,6 +9,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
 from gmemd.commands.conversion import describe_ranges
 from gmemd.commands.holders import describe
+from gmemd.commands.measure import is_there
 from gmemd.commands.status import describe_status
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.memory.ranges import PRIVATE
@@ -48,7 +49,7 @@ async def objects(state: State, given: dict[str, Any]) -> Any:
     await state.measurer.measure(shown, _FRESH)
     rows, pace = [], Pace()
     for backend in shown:
-        if state.is_there(backend):
+        if is_there(state.gmemd, backend):
             rows.append(_object(state, backend))
         await pace.keep()
     return {"total": len(found), "offset": given["offset"], "objects": rows}

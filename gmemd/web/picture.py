@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 from itertools import islice
 from typing import Any, Final
-from urllib.parse import urlencode
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
@@ -19,7 +17,6 @@ from gmemd.processes.holders import Holder
 from gmemd.web import sections
 from gmemd.web.state import State
 
-ROWS: Final = 50  # objects on a page
 EVENTS: Final = 12
 FRESH: Final = 0.9  # seconds that a measurement of what is shown is good for
 _CACHED: Final = 1000  # rows
@@ -31,9 +28,6 @@ class Picture:
 
     sections: dict[str, str]
     rows: dict[str, str]
-    total: int  # objects that the search has found
-    page: int
-    pages: int
 
 
 class Painter:
@@ -50,9 +44,9 @@ class Painter:
         """
         state, gmemd = self._state, self._state.gmemd
         found = await state.objects(given["q"], given["sort"])
-        pages = max(1, -(-len(found) // ROWS))
+        pages = max(1, -(-len(found) // sections.ROWS))
         page = min(given["page"], pages)
-        shown = found[(page - 1) * ROWS:page * ROWS]
+        shown = found[(page - 1) * sections.ROWS:page * sections.ROWS]
         sweep = await state.measurer.sweep(patience)
         rows = await self._paint_rows(shown, patience)
         sums = gmemd.objects.sums.values()
@@ -65,8 +59,8 @@ class Painter:
             "host": sections.host_bar(host, sweep),
             "jobs": sections.jobs(jobs),
             "events": sections.events(list(islice(reversed(gmemd.events), EVENTS))),
-            "paging": paging(given, len(found), page, pages),
-        }, rows, len(found), page, pages)
+            "paging": sections.paging(given, len(found), page, pages),
+        }, rows)
 
     async def _paint_rows(self, shown: Sequence[HostMemoryBackend], patience: float) -> dict[str, str]:
         state, gmemd = self._state, self._state.gmemd
@@ -98,20 +92,3 @@ class Painter:
         known = self._state.measurer.last(backend)
         return (id(backend), int(on_the_wall(backend.made)), backend.handed_out, backend.busy, backend.record is None,
                 known, None if backend.visibility is None else hash(tuple(backend.visibility.dump())), holders)
-
-
-def paging(given: dict[str, Any], total: int, page: int, pages: int) -> str:
-    """Where in the list of objects the page is, and the way to the others."""
-    first, last = (page - 1) * ROWS + 1, min(page * ROWS, total)
-    text = f"{first:,} to {last:,} of {total:,}" if total else "No objects"
-    rest = {name: given[name] for name, usual in (("q", ""), ("sort", "created")) if given[name] != usual}
-
-    def link(number: int, word: str, relation: str) -> str:
-        if not 1 <= number <= pages or number == page:
-            return f'<span aria-hidden="true">{word}</span>'
-        target = escape(urlencode({**rest, "page": number}))
-        return f'<a id="{relation}" rel="{relation}" href="?{target}">{word}</a>'
-
-    links = (link(1, "First", "first") + link(page - 1, "Previous", "prev") + link(page + 1, "Next", "next")
-             + link(pages, "Last", "last")) if pages > 1 else ""
-    return f'<span role="status">{text}</span>{links}'

@@ -1,11 +1,12 @@
-"""The parts of the status page that change, each as HTML: host, objects' rows, jobs, events, warnings."""
+"""The parts of the status page that change, each as HTML: host, objects, jobs, events, warnings."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from html import escape
-from typing import Any
+from typing import Any, Final
+from urllib.parse import urlencode
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd
@@ -20,6 +21,8 @@ from gmemd.processes.holders import Holder
 from gmemd.web.host import Host
 from gmemd.web.strip import strip
 from gmemd.web.words import EVENTS, bar, exactly, members, moment, percent, plural, size
+
+ROWS: Final = 50  # objects on a page
 
 
 def summary(gmemd: Gmemd, number: int, total_size: int, sweep: Sweep | None, why_not_ready: str) -> str:
@@ -154,6 +157,23 @@ def _survival(gmemd: Gmemd, backend: HostMemoryBackend) -> str:
 def _owner(backend: HostMemoryBackend) -> str:
     uid, pid = backend.owner
     return f"by pid {pid}, uid {uid}" if pid >= 0 else "owner unknown"
+
+
+def paging(given: dict[str, Any], total: int, page: int, pages: int) -> str:
+    """Where in the list of objects the page is, and the way to the others."""
+    first, last = (page - 1) * ROWS + 1, min(page * ROWS, total)
+    text = f"{first:,} to {last:,} of {total:,}" if total else "No objects"
+    rest = {name: given[name] for name, usual in (("q", ""), ("sort", "created")) if given[name] != usual}
+
+    def link(number: int, word: str, relation: str) -> str:
+        if not 1 <= number <= pages or number == page:
+            return f'<span aria-hidden="true">{word}</span>'
+        target = escape(urlencode({**rest, "page": number}))
+        return f'<a id="{relation}" rel="{relation}" href="?{target}">{word}</a>'
+
+    links = (link(1, "First", "first") + link(page - 1, "Previous", "prev") + link(page + 1, "Next", "next")
+             + link(pages, "Last", "last")) if pages > 1 else ""
+    return f'<span role="status">{text}</span>{links}'
 
 
 def jobs(found: list[dict[str, Any]]) -> str:

@@ -53,10 +53,6 @@ class State:
             return found
         return self._sorted[1]
 
-    def is_there(self, backend: HostMemoryBackend) -> bool:
-        """Whether an object has not been deleted meanwhile."""
-        return self.gmemd.objects.get(backend.id) is backend
-
     async def query(self, command: str) -> Any:
         """The answer of a query command without arguments, as a value."""
         return await self.dispatcher.query(command, {})
