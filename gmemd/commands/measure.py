@@ -127,10 +127,10 @@ def are_quick(backends: Collection[HostMemoryBackend]) -> bool:
         for backend in backends])
 
 
-def item_of(backend: HostMemoryBackend) -> Item:
-    """What is to be measured of an object; the fds stay its own."""
-    return Item(kind_of(backend), backend.fd, backend.offset, backend.memory_size, backend.visibility,
-                backend.private_fd)
+def item_of(backend: HostMemoryBackend, fds: tuple[int, int] | None = None) -> Item:
+    """What is to be measured of an object; `fds` instead of its own."""
+    fd, aside_fd = fds or (backend.fd, backend.private_fd)
+    return Item(kind_of(backend), fd, backend.offset, backend.memory_size, backend.visibility, aside_fd)
 
 
 def kind_of(backend: HostMemoryBackend) -> str:
@@ -169,7 +169,7 @@ def _duplicate(backend: HostMemoryBackend) -> Item:
         except OSError:
             close_fd(fd)
             raise
-    return item_of(backend)._replace(fd=fd, aside_fd=aside_fd)
+    return item_of(backend, (fd, aside_fd))
 
 
 async def _in_thread(measure: Callable[[Item], T], items: list[Item], *, gently: bool) -> list[T] | None:

@@ -78,7 +78,8 @@ class Painter:
             if known != key:
                 changed[backend] = key
             await pace.keep()
-        async for found in measured(gmemd, changed, partial(measure_cells, gmemd.kernel), gently=True):
+        # One at a time: the longer a thread computes, the longer the event loop waits for the interpreter.
+        async for found in measured(gmemd, changed, partial(measure_cells, gmemd.kernel), batch=1):
             cells.update(found)
         for backend, key in changed.items():
             rows[backend.id] = sections.row(gmemd, backend, state.measurer.last(backend), cells.get(backend, []),
