@@ -11,7 +11,6 @@ GENERIC_ERROR = "GenericError"
 COMMAND_NOT_FOUND = "CommandNotFound"
 DEVICE_NOT_FOUND = "DeviceNotFound"
 DEVICE_NOT_ACTIVE = "DeviceNotActive"
-KVM_MISSING_CAP = "KVMMissingCap"
 
 
 class QmpError(Exception):

@@ -6,7 +6,6 @@ import os
 from typing import NamedTuple
 
 SYS = "/sys"
-PROC = "/proc"
 
 
 class HugePool(NamedTuple):
@@ -28,15 +27,6 @@ def huge_pools(sys: str = SYS) -> list[HugePool]:
         number = int(os.path.basename(node).removeprefix("node"))
         pools += [_pool(directory, number) for directory in _list(f"{node}/hugepages", "hugepages-")]
     return sorted(pools, key=lambda pool: (pool.page_size, -1 if pool.node is None else pool.node))
-
-
-def default_size(proc: str = PROC) -> int:
-    """Return the bytes of a huge page where no size is asked for; 2 MiB where the kernel has none at all."""
-    with open(f"{proc}/meminfo") as lines:
-        for line in lines:
-            if line.startswith("Hugepagesize:"):
-                return int(line.split()[1]) << 10
-    return 2 << 20
 
 
 def _list(directory: str, prefix: str) -> list[str]:

@@ -15,7 +15,6 @@ import fcntl
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from stat import S_ISREG
 
 from gmemd.kernel import backing, hugepages, numa, populate, residency, standin, syscalls, uapi
@@ -192,11 +191,6 @@ class Kernel(ABC):
         except OSError as exc:
             return f"the descriptor cannot be mapped for reading and writing: {os.strerror(exc.errno or 0)}"
         return ""
-
-    @cached_property
-    def hugepage_size(self) -> int:
-        """Bytes of a huge page where no size is asked for."""
-        return hugepages.default_size()
 
     def is_simulated(self, fd: int) -> bool:
         """Whether a guest_memfd is a stand-in, whichever kernel made it."""

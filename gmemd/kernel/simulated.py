@@ -36,26 +36,25 @@ class SimulatedKernel(Kernel):
     def create_guest_memfd(self, size: int, flags: int) -> int:
         legal = self.guest_memfd_flags
         if legal is None:
-            raise refuse(self.profile.errnos.absent)
+            raise refuse(errno.ENOTTY)
         if flags & ~legal or flags < 0 or not 0 < size <= uapi.OFFSET_MAX or size % PAGE_SIZE:
-            raise refuse(self.profile.errnos.create)
+            raise refuse(errno.EINVAL)
         return standin.create(size, flags, self._memfd_flags)
 
     def check_mapping(self, fd: int, *, shared: bool) -> None:
         flags = standin.flags_of(fd)
         if flags is not None and not flags & uapi.GUEST_MEMFD_FLAG_MMAP:
-            raise refuse(self.profile.errnos.map_without_flag)
+            raise refuse(errno.ENODEV)
         if flags is not None and not shared:
-            raise refuse(self.profile.errnos.map_private)
+            raise refuse(errno.EINVAL)
 
     def probe(self) -> dict[str, int | str]:
         profile = self.profile
         found: dict[str, int | str] = {**profile.capabilities, **attempt(self)}
         if self.guest_memfd_flags is not None:
-            convert = profile.errnos.convert
             found["link"] = profile.link
             found["magic"] = f"0x{profile.magic:08x}"
-            found["convert"] = "OK" if convert is None else errno.errorcode[convert]
+            found["convert"] = "OK" if profile.conversion else "ENOTTY"
         return found
 
     def close(self) -> None:

@@ -53,7 +53,6 @@ F_SEAL_SHRINK: Final = 0x02
 F_SEAL_GROW: Final = 0x04
 F_SEAL_WRITE: Final = 0x08
 F_SEAL_FUTURE_WRITE: Final = 0x10
-F_SEAL_EXEC: Final = 0x20
 SEALS_OF_SIZE: Final = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW  # the size is fixed for life
 
 # linux/falloc.h
@@ -77,7 +76,6 @@ MPOL_PREFERRED: Final = 1
 MPOL_BIND: Final = 2
 MPOL_INTERLEAVE: Final = 3
 MPOL_PREFERRED_MANY: Final = 5  # Linux 5.15
-MPOL_F_NODE: Final = 1 << 0
 MPOL_F_ADDR: Final = 1 << 1
 
 # asm/unistd.h. cachestat (Linux 6.5) has one number everywhere.

@@ -25,6 +25,7 @@ PROT_EXEC = 0x4
 MAP_FIXED = 0x10
 MADV_HUGEPAGE = 14
 MADV_COLLAPSE = 25
+MPOL_F_NODE = 1
 
 
 def errno_of(call: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
@@ -83,7 +84,7 @@ def node_of(address: int) -> int:
     node = ctypes.c_int(-1)
     libc = ctypes.CDLL(None, use_errno=True)
     number = uapi.SYS_MEMPOLICY[platform.machine()][2]
-    flags = ctypes.c_ulong(uapi.MPOL_F_NODE | uapi.MPOL_F_ADDR)
+    flags = ctypes.c_ulong(MPOL_F_NODE | uapi.MPOL_F_ADDR)
     assert libc.syscall(number, ctypes.byref(node), None, ctypes.c_ulong(0), ctypes.c_void_p(address), flags) == 0
     return node.value
 
@@ -114,6 +115,12 @@ def online_nodes() -> list[int]:
     with open("/sys/devices/system/node/has_memory") as file:
         parts = [part.split("-") for part in file.read().strip().split(",")]
     return [node for part in parts for node in range(int(part[0]), int(part[-1]) + 1)]
+
+
+def hugepage_size() -> int:
+    """Bytes of a huge page where no size is asked for."""
+    with open("/proc/meminfo") as lines:
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("Hugepagesize:"))
 
 
 # ---- a virtual machine of the test's own -------------------------------------------------------------------

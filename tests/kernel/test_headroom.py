@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from gmemd.kernel.headroom import HeadroomReader, pool_headroom
-from gmemd.kernel.hugepages import HugePool, default_size, huge_pools
+from gmemd.kernel.hugepages import HugePool, huge_pools
 from gmemd.kernel.kernel import Kernel
+from tests.kernel.host import hugepage_size
 
 MIB = 1 << 20
 UNLIMITED_V1 = "9223372036854771712"
@@ -165,20 +166,13 @@ def test_pools_of_huge_pages_are_read(tmp_path: Path) -> None:
     assert pool_headroom(giant).available == 0
 
 
-def test_the_default_huge_page(host: Host) -> None:
-    """As /proc/meminfo says; 2 MiB where it says nothing."""
-    assert default_size(str(host.proc)) == 2 * MIB
-    host.write("proc/meminfo", "Hugepagesize: 524288 kB\n")
-    assert default_size(str(host.proc)) == 512 * MIB
-
-
 def test_a_kernel_gives_the_figures_of_its_host(kernel: Kernel) -> None:
     """What is read here is this machine's."""
     left = kernel.headroom()
     assert 0 < left.available < left.total
     assert str(left) == f"{left.available} of {left.total} bytes left in {left.limit}"
     sizes = {pool.page_size for pool in kernel.huge_pools()}
-    assert sizes == set() or kernel.hugepage_size in sizes
+    assert sizes == set() or hugepage_size() in sizes
 
 
 PROGRAM = """

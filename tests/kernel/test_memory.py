@@ -13,7 +13,7 @@ import pytest
 from gmemd.kernel import uapi
 from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.rules import PAGE_SIZE
-from tests.kernel.host import errno_of
+from tests.kernel.host import errno_of, hugepage_size
 
 GIB = 1 << 30
 
@@ -153,4 +153,4 @@ def test_pages_behind_a_file(kernel: Kernel, tmp_path: Path) -> None:
     sizes = kernel.file_page_size(plain), kernel.file_page_size(huge)
     os.close(plain)
     os.close(huge)
-    assert sizes == (PAGE_SIZE, kernel.hugepage_size)
+    assert sizes == (PAGE_SIZE, hugepage_size())

@@ -10,7 +10,7 @@ import pytest
 from gmemd.kernel import syscalls, uapi
 from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.rules import PAGE_SIZE
-from tests.kernel.host import errno_of, mapped, online_nodes
+from tests.kernel.host import errno_of, hugepage_size, mapped, online_nodes
 
 OFFLINE = 1023  # far above any node of a test's machine
 
@@ -94,8 +94,8 @@ def test_huge_pages_take_a_policy_before_any_is_reserved(kernel: Kernel) -> None
     """The mapping that carries it reserves nothing."""
     fd = kernel.memfd_create("huge", uapi.MFD_HUGETLB)
     try:
-        kernel.truncate(fd, 4 * kernel.hugepage_size)
-        kernel.set_policy(fd, 4 * kernel.hugepage_size, "bind", online_nodes()[-1:])
+        kernel.truncate(fd, 4 * hugepage_size())
+        kernel.set_policy(fd, 4 * hugepage_size(), "bind", online_nodes()[-1:])
         assert kernel.resident(fd) == 0
     finally:
         os.close(fd)
