@@ -30,7 +30,6 @@ FLAGS = frozenset(_FLAGS.split())
 VALUES = frozenset(_VALUES.split())
 
 
-
 def options(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Give (name without dashes, value or "") for each option; QmpError in QEMU's words for what is none."""
     words = iter(argv)

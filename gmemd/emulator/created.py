@@ -5,7 +5,6 @@ In key=value the id must be well formed, and no two options of the same name may
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from gmemd.emulator.argv import Pairs
 from gmemd.emulator.tables import DEVICES
 from gmemd.errors import QmpError
 from gmemd.schema.help import object_help, object_types_help
-from gmemd.schema.keyval import has_bad_id, parse_object
+from gmemd.schema.keyval import Warn, has_bad_id, parse_object
 from gmemd.schema.validate import Schema
 
 _HELP = ("help", "?")
@@ -29,10 +28,10 @@ class DeviceOption:
     text: bool  # its properties were written as key=value
 
 
-def object_of(value: str, ids: set[str], warn: Callable[[str], None], schema: Schema) -> dict[str, Any] | str:
+def object_of(value: str, ids: set[tuple[str, str]], warn: Warn, schema: Schema) -> dict[str, Any] | str:
     """The properties of an -object, or the help that it asks for; QmpError with the option in front.
 
-    `ids` are those of earlier ones that were written as key=value.
+    `ids` are option and id of earlier ones that were written as key=value.
     """
     where = f"-object {value}"
     json = value.startswith("{")
@@ -53,7 +52,7 @@ def object_of(value: str, ids: set[str], warn: Callable[[str], None], schema: Sc
     return properties
 
 
-def device_of(value: str, ids: set[str], warn: Callable[[str], None]) -> DeviceOption | str:
+def device_of(value: str, ids: set[tuple[str, str]], warn: Warn) -> DeviceOption | str:
     """What a -device is to be, or the help that it asks for; QmpError with the option in front."""
     where = f"-device {value}"
     if value.startswith("{"):
@@ -71,15 +70,15 @@ def device_of(value: str, ids: set[str], warn: Callable[[str], None]) -> DeviceO
     return DeviceOption(properties, where, not value.startswith("{"))
 
 
-def _identified(option: str, value: str, ids: set[str], warn: Callable[[str], None]) -> Pairs:
+def _identified(option: str, value: str, ids: set[tuple[str, str]], warn: Warn) -> Pairs:
     pairs = Pairs(option, value, "qom-type" if option == "object" else "driver", warn=warn)
     if has_bad_id(pairs.pairs):
         raise pairs.error("Parameter 'id' expects an identifier")
     first = next((text for key, text in pairs.pairs if key == "id"), None)
-    if first in ids:
-        raise pairs.error(f"Duplicate ID '{first}' for {option}")
     if first is not None:
-        ids.add(first)
+        if (option, first) in ids:
+            raise pairs.error(f"Duplicate ID '{first}' for {option}")
+        ids.add((option, first))
     return pairs
 
 

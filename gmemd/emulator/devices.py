@@ -40,6 +40,10 @@ class Device:
         self.leaving = False  # device_del has been answered
         self.path = f"/machine/{'peripheral' if self.id else 'peripheral-anon'}/{wanted.name}"
 
+    def named(self, member: str = "id") -> dict[str, str]:
+        """The id as a member of a JSON object; empty if there is none."""
+        return {} if self.id is None else {member: self.id}
+
     def check_removal(self) -> None:
         """Raise QmpError if it cannot be removed."""
 

@@ -95,5 +95,4 @@ def _free(machine: Machine, device: VirtioMem, size: int) -> Awaitable[None]:
 def _resized(machine: Machine, device: VirtioMem, size: int) -> None:
     if size != device.size:
         device.size = size
-        name = {} if device.id is None else {"id": device.id}
-        machine.gmemd.emit("MEMORY_DEVICE_SIZE_CHANGE", {**name, "size": size, "qom-path": device.path})
+        machine.gmemd.emit("MEMORY_DEVICE_SIZE_CHANGE", {**device.named(), "size": size, "qom-path": device.path})

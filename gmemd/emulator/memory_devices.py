@@ -126,9 +126,8 @@ class Dimm(MemoryDevice):
         return free[0]
 
     def info(self) -> dict[str, Any]:
-        name = {} if self.id is None else {"id": self.id}
         return {"memdev": f"/objects/{self.memdev}", "addr": self.addr, "size": self.bytes, "slot": self.slot,
-                "node": self.node_number, "hotplugged": self.hotplugged, "hotpluggable": True, **name}
+                "node": self.node_number, "hotplugged": self.hotplugged, "hotpluggable": True, **self.named()}
 
 
 def check_block_size(value: int) -> None:
@@ -191,6 +190,6 @@ class VirtioMem(MemoryDevice):
             raise QmpError("virtio-mem device cannot get unplugged while 'requested-size' != '0'")
 
     def info(self) -> dict[str, Any]:
-        name = {} if self.id is None else {"id": self.id}
         return {"memdev": f"/objects/{self.memdev}", "memaddr": self.addr, "requested-size": self.requested,
-                "size": self.size, "max-size": self.bytes, "block-size": self.block, "node": self.node_number, **name}
+                "size": self.size, "max-size": self.bytes, "block-size": self.block, "node": self.node_number,
+                **self.named()}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.daemon import Daemon, Options
-from gmemd.emulator.commandline import Chardev, CommandLine
+from gmemd.emulator.commandline import CommandLine
 from gmemd.emulator.commands import human, memory, runstate, system
 from gmemd.emulator.domain import Domain
 from gmemd.emulator.guest import obey
@@ -19,7 +19,6 @@ from gmemd.emulator.plug import plug
 from gmemd.emulator.tree import machine_of, mount
 from gmemd.errors import QmpError
 from gmemd.persist.manager import Manager
-from gmemd.posix.sockets import bind_unix
 
 
 class Emulator(Daemon):
@@ -49,7 +48,7 @@ class Emulator(Daemon):
 
     def _listen(self, dispatcher: Dispatcher, passed: list[socket.socket]) -> None:
         for monitor in self._line.monitors:
-            sock, remove = _socket(self._line.chardevs[monitor.chardev])
+            sock, remove = self._line.chardevs[monitor.chardev].listen()
             self._serve(dispatcher, sock, pretty=monitor.pretty, remove=remove)
             if remove:
                 self._listeners[-1].path = os.path.abspath(self._listeners[-1].path)  # -daemonize moves to /
@@ -100,17 +99,3 @@ def _named(option: str) -> Iterator[None]:
         yield
     except QmpError as exc:
         raise QmpError(f"{option}: {exc.desc}", exc.error_class) from exc
-
-
-def _socket(chardev: Chardev) -> tuple[socket.socket, bool]:
-    """The listening socket of a monitor, and whether its file is to be removed at the end."""
-    if chardev.backend != "socket" or (chardev.fd < 0 and not chardev.path):
-        raise QmpError(f"-chardev {chardev.backend},id={chardev.label}: a monitor needs a socket with fd= or path=")
-    if chardev.fd < 0:
-        return bind_unix(chardev.path), True
-    try:
-        sock = socket.socket(fileno=chardev.fd)
-    except OSError as exc:
-        raise QmpError(f"-chardev socket,id={chardev.label},fd={chardev.fd}: {os.strerror(exc.errno or 0)}") from exc
-    sock.set_inheritable(False)
-    return sock, False

@@ -1,7 +1,8 @@
-"""Processors and NUMA nodes: -smp and -numa."""
+"""Memory, processors and NUMA nodes: -m, -smp and -numa."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +11,34 @@ from gmemd.emulator.argv import Pairs
 from gmemd.errors import QmpError
 from gmemd.schema.sizes import parse_range
 
+_MIB = 1 << 20
+_DEFAULT_RAM = 128 * _MIB
+_RAM_UNIT = 8192  # bytes
+_PAGE = 4096  # bytes of the guest
+_SLOTS_MAX = 256
+
 CPU_TYPE = "qemu64-x86_64-cpu"
 _LEVELS = ("sockets", "dies", "modules", "cores", "threads")
 _SMP = ("cpus", "maxcpus", "drawers", "books", "clusters", *_LEVELS)
 _NUMA_NODE = ("type", "nodeid", "cpus", "memdev", "initiator", "mem")
 _NUMA_OTHER = ("dist", "cpu", "hmat-lb", "hmat-cache")  # of no use without a guest
+
+
+@dataclass(frozen=True)
+class Ram:
+    """-m: bytes at the start, slots for dimms, bytes at most (0: no more than at the start)."""
+
+    size: int = _DEFAULT_RAM
+    slots: int = 0
+    most: int = 0
+    given: bool = False
+
+    def check_board(self) -> None:
+        """Refuse what a PC cannot have."""
+        if self.slots > _SLOTS_MAX:
+            raise QmpError(f"unsupported amount of memory slots: {self.slots}")
+        if self.most % _PAGE:
+            raise QmpError(f"maximum memory size must by aligned to multiple of {_PAGE} bytes")
 
 
 @dataclass(frozen=True)
@@ -50,40 +74,43 @@ class NumaNode:
     where: str  # the option as written
 
 
+def ram_of(pairs: Pairs, before: Ram) -> Ram:
+    """Read -m; what is left out is as an earlier one says."""
+    size = pairs.size("size", before.size, unit=_MIB) or _DEFAULT_RAM
+    ram = Ram(-(-size // _RAM_UNIT) * _RAM_UNIT, pairs.number("slots", before.slots),
+              pairs.size("maxmem", before.most), True)
+    if ram.slots and not ram.most:
+        raise QmpError("slots specified but no max-size")
+    if ram.most and ram.most < ram.size:
+        raise QmpError(f"invalid value of maxmem: maximum memory size ({ram.most:#x}) must be at least the initial "
+                       f"memory size ({ram.size:#x})")
+    if ram.slots and ram.most == ram.size:
+        raise QmpError(f"invalid value of maxmem: memory slots were specified but maximum memory size ({ram.most:#x}) "
+                       f"is equal to the initial memory size ({ram.size:#x})")
+    return ram
+
+
 def cpus_of(pairs: Pairs) -> Cpus:
     """Read -smp; what is left out follows from the rest, cores before sockets (as QEMU does since 6.2)."""
     unknown = next((key for key, _ in pairs.pairs if key not in _SMP), None)
     if unknown is not None:
         raise QmpError(f"Parameter 'smp.{unknown}' is unexpected")
     given = {level: _positive(pairs, level) for level in ("cpus", "maxcpus", *_LEVELS) if level in pairs}
-    fixed = [given.get(level, 1) for level in ("dies", "modules")]
-    product = fixed[0] * fixed[1]
-    for level in ("sockets", "cores", "threads"):
-        product *= given.get(level, 1)
-    most = given.get("maxcpus") or max(given.get("cpus", 0), product)
+    sizes = {level: given.get(level, 1) for level in _LEVELS}
+    most = given.get("maxcpus") or max(given.get("cpus", 0), math.prod(sizes.values()))
     missing = next((level for level in ("cores", "sockets", "threads") if level not in given), None)
-    sizes = dict(given)
     if missing is not None:
-        sizes[missing] = max(1, most // product)
-        product *= sizes[missing]
-    if product != most:
-        sockets, cores, threads = (sizes.get(level, 1) for level in ("sockets", "cores", "threads"))
+        sizes[missing] = max(1, most // math.prod(sizes.values()))
+    dies, modules = sizes["dies"], sizes["modules"]
+    if math.prod(sizes.values()) != most:
         raise QmpError("Invalid CPU topology: product of the hierarchy must match maxcpus: "
-                       f"sockets ({sockets}) * dies ({fixed[0]}) * cores ({cores}) * threads ({threads}) "
-                       f"!= maxcpus ({most})")
+                       f"sockets ({sizes['sockets']}) * dies ({dies}) * cores ({sizes['cores']}) * "
+                       f"threads ({sizes['threads']}) != maxcpus ({most})")
     count = given.get("cpus", most)
     if count > most:
         raise QmpError(f"Invalid CPU topology: maxcpus must be equal to or greater than smp: "
                        f"maxcpus ({most}) < smp_cpus ({count})")
-    return Cpus(count, most, sizes.get("cores", 1) * product_of(fixed), sizes.get("threads", 1), *fixed)
-
-
-def product_of(numbers: Sequence[int]) -> int:
-    """All of them multiplied."""
-    result = 1
-    for number in numbers:
-        result *= number
-    return result
+    return Cpus(count, most, sizes["cores"] * dies * modules, sizes["threads"], dies, modules)
 
 
 def _positive(pairs: Pairs, key: str) -> int:

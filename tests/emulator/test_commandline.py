@@ -8,8 +8,9 @@ import subprocess
 import pytest
 
 from gmemd.emulator.argv import FLAGS, VALUES
-from gmemd.emulator.commandline import Chardev, MonitorOption, parse
+from gmemd.emulator.commandline import parse
 from gmemd.emulator.main import main
+from gmemd.emulator.monitors import Chardev, MonitorOption
 from gmemd.emulator.topology import Cpus
 from gmemd.errors import QmpError
 from tests.emulator.conftest import MIB, Start, refusal

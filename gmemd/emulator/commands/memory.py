@@ -104,14 +104,10 @@ def query_acpi_ospm_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, An
     machine = machine_of(gmemd)
     if not machine.acpi:
         raise QmpError("command is not supported, missing ACPI device")
-    dimms = {device.slot: device for device in machine.devices.values() if isinstance(device, Dimm)}
-    rows: list[dict[str, Any]] = []
-    for slot in range(machine.line.ram.slots):
-        dimm = dimms.get(slot)
-        rows.append({} if dimm is None or dimm.id is None else {"device": dimm.id})
-        rows[-1] |= {"slot": str(slot), "slot-type": "DIMM", "source": 0, "status": 0}
-    return rows + [{"slot": str(index), "slot-type": "CPU", "source": 0, "status": 0}
-                   for index in range(machine.line.cpus.most)]
+    dimms = {device.slot: device.named("device") for device in machine.devices.values() if isinstance(device, Dimm)}
+    return [{**dimms.get(index, {}), "slot": str(index), "slot-type": "DIMM", "source": 0, "status": 0}
+            for index in range(machine.line.ram.slots)] + [
+        {"slot": str(index), "slot-type": "CPU", "source": 0, "status": 0} for index in range(machine.line.cpus.most)]
 
 
 def device_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -150,7 +146,7 @@ def _find_device(gmemd: Gmemd, wanted: str) -> Device:
 
 def _let_go(gmemd: Gmemd, device: Device) -> None:
     unplug(machine_of(gmemd), device)
-    gmemd.emit("DEVICE_DELETED", ({} if device.id is None else {"device": device.id}) | {"path": device.path})
+    gmemd.emit("DEVICE_DELETED", {**device.named("device"), "path": device.path})
 
 
 def query_balloon(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
