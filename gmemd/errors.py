@@ -32,12 +32,12 @@ def os_errors(doing: str) -> Iterator[None]:
 
 
 def close_fd(fd: int) -> None:
-    """Close a descriptor for good: the number is free, whatever close(2) says of the file behind it.
+    """Close a descriptor for good: the number is free, whatever close(2) reports about the file.
 
-    A full disk or a lost server shows there (close(2), "Dealing with error returns"), too late for anybody.
+    A full disk or a lost server shows there (close(2), "Dealing with error returns"), too late to act on.
     """
     try:
         os.close(fd)
     except OSError as exc:
-        if exc.errno == errno.EBADF:  # not ours: a bug
+        if exc.errno == errno.EBADF:  # not an open one: a bug
             raise

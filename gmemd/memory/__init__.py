@@ -1,1 +1,1 @@
-"""What a piece of memory is, and in what state: its ranges, its lease, what it occupies."""
+"""The state of a piece of memory: its ranges, its lease, what it occupies."""

@@ -1,6 +1,6 @@
 """The map of an object's pages: its address space cut into cells, and what each cell consists of.
 
-No asyncio here; measuring takes long, so that it is for a worker thread.
+No asyncio here; measuring takes long and is for a worker thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from gmemd.memory.ranges import PRIVATE, SHARED, RangeMap
 from gmemd.memory.usage import Item, occupied
 
 CELLS: Final = 64
-EXACT: Final = 8  # ranges in a cell up to which each is measured; of more, shares are estimated
+EXACT: Final = 8  # up to that many ranges in a cell each is measured; with more, shares are estimated
 KINDS: Final = ("private", "shared", "private-absent", "shared-absent")
 
 Cell = tuple[int, int, int, int]  # bytes of each of KINDS
@@ -25,7 +25,7 @@ def cells_of(size: int, page: int) -> list[tuple[int, int]]:
 
 
 def measure_cells(kernel: Kernel, item: Item) -> list[Cell]:
-    """What each cell of an object consists of; what the kernel does not tell of is drawn as absent."""
+    """What each cell of an object consists of; what is unknown is drawn as absent."""
     resident = occupied(kernel, item) or 0
     visibility = RangeMap(item.size, SHARED) if item.visibility is None else item.visibility.copy()
     return [_cell(kernel, item, resident, visibility, *cell) for cell in cells_of(item.size, _page_size(kernel, item))]
@@ -57,6 +57,6 @@ def _cell(kernel: Kernel, item: Item, resident: int, visibility: RangeMap, offse
         found[state] += count(item.fd, item.offset + start, length)
     if item.aside_fd >= 0:
         found[PRIVATE] += count(item.aside_fd, offset, size)
-    # What cannot all be shared must be private.
+    # What exceeds the shared bytes must be private.
     in_private, in_shared = min(private, found[PRIVATE] + max(0, found[SHARED] - shared)), min(found[SHARED], shared)
     return in_private, in_shared, private - in_private, shared - in_shared

@@ -1,7 +1,7 @@
-"""A lease: who is the one writer of an object, and what becomes of it when that process has ended.
+"""A lease: which process is the only writer of an object, and what happens to it when that process has ended.
 
-A process is named by its id and its start time (proc(5), field 22 of stat), which no other process shares.
-While the daemon runs it is watched by a pidfd; the two numbers are what a restart has to find it again by.
+A process is identified by its id and its start time (proc(5), field 22 of stat), which no other process shares. The
+running daemon watches it through a pidfd; after a restart the two numbers identify it again.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from gmemd.processes.identity import start_time
 
 
 class Lease:
-    """The terms. `end` stops whatever waits for the holder's end, or for the object's deletion after it."""
+    """The terms. `end` stops waiting for the holder's end, or for the object's deletion after it."""
 
     def __init__(self, pid: int, start: int, uid: int, policy: str, delete_after: int = 0) -> None:
         self.pid = pid
         self.start = start  # clock ticks since boot
         self.uid = uid
-        self.policy = policy  # "keep" or "delete": what becomes of the object
+        self.policy = policy  # "keep" or "delete": what happens to the object
         self.delete_after = delete_after  # seconds
         self.orphaned = False
         self.end: Callable[[], None] = lambda: None
 
     def is_of(self, pid: int) -> bool:
-        """Is that living process the holder? OSError as of start_time."""
+        """Is that living process the holder? OSError as for start_time."""
         return not self.orphaned and pid == self.pid and start_time(pid) == self.start
 
     def dump(self) -> list[Any]:
-        """What Lease(*dump) makes again."""
+        """The arguments that recreate it: Lease(*dump)."""
         return [self.pid, self.start, self.uid, self.policy, self.delete_after]
 
     def describe(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Which parts of an object are private and which shared: a map of ranges, not of pages.
 
-The map is the ascending list of the offsets where the state changes; before the first it is the state the object
-began with.  A 1 TiB object with ten thousand ranges costs some hundred KiB.
+The map is the ascending list of the offsets where the state changes; before the first one, the state is the initial
+one. A 1 TiB object with ten thousand ranges costs a few hundred KiB.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RangeMap:
         return self._initial ^ bool(bisect_right(self._changes, offset) & 1)
 
     def set(self, offset: int, size: int, state: bool) -> None:
-        """Give a range inside the object a state."""
+        """Set the state of a range inside the object."""
         changes, end = self._changes, offset + size
         first, last = bisect_left(changes, offset), bisect_right(changes, end)
         new = []
@@ -39,7 +39,7 @@ class RangeMap:
         changes[first:last] = new
 
     def ranges(self, offset: int = 0, size: int | None = None) -> Iterator[tuple[int, int, bool]]:
-        """(offset, size, state) of each range of one state that meets the given part, cut to it, ascending."""
+        """(offset, size, state) of each range that overlaps the given part, cut to it, ascending."""
         end = self.size if size is None else offset + size
         index = bisect_right(self._changes, offset)
         while offset < end:
@@ -48,7 +48,7 @@ class RangeMap:
             offset, index = until, index + 1
 
     def total(self, state: bool) -> int:
-        """How many bytes have a state."""
+        """How many bytes have this state."""
         changes = self._changes
         other = sum(changes[1::2]) - sum(changes[::2]) + (self.size if len(changes) & 1 else 0)
         return other if state != self._initial else self.size - other
@@ -58,14 +58,14 @@ class RangeMap:
         return len(self._changes) + (not self._changes or self._changes[0] > 0)
 
     def copy(self) -> RangeMap:
-        """The same map, which later changes do not touch."""
+        """A copy, which later changes do not affect."""
         return RangeMap(self.size, self._initial, list(self._changes))
 
     def dump(self) -> list[int]:
-        """What the constructor takes to make this map again, besides size and initial state."""
+        """What the constructor needs to recreate this map, besides size and initial state."""
         return list(self._changes)
 
     @property
     def initial(self) -> bool:
-        """The state that the object began with."""
+        """The state that the object started with."""
         return self._initial

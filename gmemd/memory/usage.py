@@ -1,6 +1,6 @@
-"""What an object occupies of memory, by what the kernel counts for its file: resident pages and blocks (st_blocks).
+"""What an object occupies, as the kernel counts it for its file: resident pages and blocks (st_blocks).
 
-No asyncio here and nothing is touched or allocated; measuring takes long, so that it is for a worker thread.
+No asyncio here, and nothing is touched or allocated; measuring takes long and is for a worker thread.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import NamedTuple
 from gmemd.kernel.kernel import Kernel
 from gmemd.memory.ranges import PRIVATE, RangeMap
 
-_END = 1 << 64  # bytes; no file is so long
+_END = 1 << 64  # bytes; no file is that long
 
 Part = tuple[int, int]  # offset in the file, and bytes
 
 
 class Item(NamedTuple):
-    """What of an object must be known to measure it; the fds are borrowed."""
+    """What measuring an object needs to know of it; the fds are borrowed."""
 
     kind: str  # "guest-memfd", "memfd", "hugetlb-memfd" or "file"
     fd: int
     offset: int  # bytes
     size: int  # bytes
     visibility: RangeMap | None
-    aside_fd: int  # of preserved private bytes; -1: there are none
-    measurable: bool = True  # False: there is no time to
+    aside_fd: int  # for preserved private bytes; -1: there are none
+    measurable: bool = True  # False: no time for that
 
 
 class Usage(NamedTuple):
@@ -34,19 +34,19 @@ class Usage(NamedTuple):
 
     resident: int = 0
     private: int = 0  # of resident: in private ranges
-    shared: int = 0  # of resident: in shared ranges, and all that is no guest_memfd
-    aside: int = 0  # beside it: preserved private bytes
-    swapped: int = 0  # that the file has, but not in memory
-    unknown: int = 0  # objects that the kernel does not tell of
+    shared: int = 0  # of resident: in shared ranges, and all that is not a guest_memfd
+    aside: int = 0  # in addition: preserved private bytes
+    swapped: int = 0  # bytes of the file that are not in memory
+    unknown: int = 0  # objects whose residency is unknown
 
     @property
     def occupied(self) -> int:
-        """All of it that is in memory."""
+        """Everything that is in memory."""
         return self.resident + self.aside
 
     @property
     def by_visibility(self) -> dict[str, int]:
-        """That, in two: preserved private bytes are private."""
+        """The same as private and shared; preserved private bytes are private."""
         return {"private": self.private + self.aside, "shared": self.shared}
 
 
@@ -56,7 +56,7 @@ def total(usages: Iterable[Usage]) -> Usage:
 
 
 def occupied(kernel: Kernel, item: Item) -> int | None:
-    """The bytes of an object that are in memory, what is kept aside included; None where the kernel does not tell."""
+    """The bytes of an object that are in memory, including what is set aside; None if unknown."""
     if not item.measurable:
         return None
     try:
@@ -83,7 +83,7 @@ def _measure(kernel: Kernel, item: Item, status: os.stat_result) -> Usage:
 
 
 def _measure_parts(kernel: Kernel, item: Item, parts: Sequence[Part]) -> Usage:
-    """Measure parts of an object's file, and what is kept aside for it."""
+    """Measure parts of an object's file, and what is set aside for it."""
     resident = sum([kernel.resident(item.fd, *part) for part in parts])
     private = _private(kernel, item, resident, parts)
     return Usage(resident, private, resident - private, _aside(kernel, item))
@@ -97,7 +97,7 @@ def _private(kernel: Kernel, item: Item, resident: int, parts: Iterable[Part]) -
     """How many of the resident bytes of the parts are in private ranges."""
     if item.visibility is None or not resident:
         return 0
-    visibility = item.visibility.copy()  # the event loop may go on with the other one
+    visibility = item.visibility.copy()  # the event loop may change the original meanwhile
     if len(visibility) == 1:
         return resident if visibility.at(0) is PRIVATE else 0
     return min(resident, sum([kernel.resident(item.fd, item.offset + start, length) for offset, size in parts
@@ -106,29 +106,30 @@ def _private(kernel: Kernel, item: Item, resident: int, parts: Iterable[Part]) -
 
 
 def _swapped(item: Item, resident: int, status: os.stat_result) -> int:
-    """What a memfd's blocks are more than its resident pages: pages in swap. Others' blocks say something else."""
+    """By how much a memfd's blocks exceed its resident pages: pages in swap. Blocks of other files mean something
+    else."""
     if item.kind not in ("memfd", "guest-memfd"):
         return 0
     return max(0, status.st_blocks * 512 - resident)  # a real guest_memfd has no blocks
 
 
 class Entry(NamedTuple):
-    """What a ledger has of an object."""
+    """What a ledger knows of an object."""
 
-    usage: Usage  # all of it
-    share: Usage  # what of it no earlier object has
+    usage: Usage  # of all of it
+    share: Usage  # of what no earlier object has
     size: int  # bytes of that
 
 
 class Ledger:
     """Measures objects and counts memory once: objects may be overlapping parts of a file, or the same memory.
 
-    What several have is the share of the first that is entered.
+    What several have counts for the first that is entered.
     """
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._counted: dict[tuple[int, int], RangeMap] = {}  # by device and inode: the bytes that an object has
+        self._counted: dict[tuple[int, int], RangeMap] = {}  # by device and inode: the bytes that objects have
 
     def enter(self, item: Item) -> Entry:
         """Measure an object."""
@@ -147,7 +148,8 @@ class Ledger:
             return _unknown(size)
 
     def _count(self, file: tuple[int, int], offset: int, size: int) -> list[Part] | None:
-        """The parts of an object that were not counted before, None for all of it; now they are."""
+        """The parts of an object that were not counted before, None for all of it; they count as counted from now
+        on."""
         counted = self._counted.get(file)
         if counted is None:
             self._counted[file] = RangeMap(_END, False, [offset, offset + size])

@@ -1,8 +1,8 @@
 """The audit: a JSON line for every command that changes something: who, what, with what result.
 
-A line is written before the reply is sent, unless the file takes long to take it.  Commands that only read (the schema
-says which) are left out, and so is what is no command.  When lines cannot be written the daemon goes on; the log says
-so, and how many were lost, which a line in the audit says, too.
+A line is written before the reply is sent, unless writing takes long. Commands that only read (the schema says which)
+are left out, and so is what is not a command.  When lines cannot be written the daemon carries on; the log says so, and
+how many were lost, and so does a line in the audit.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from gmemd.processes.identity import describe
 TO_STDERR: Final = "-"
 ARGUMENTS_MAX: Final = 64 << 10  # bytes of JSON
 _HIDDEN: Final = "(hidden)"
-_SECRETS: Final = frozenset(("data", "password", "secret"))  # members of secret objects and the like
-_LAST_SECONDS: Final = 1.0  # for what waits at the end
+_SECRETS: Final = frozenset(("data", "password", "secret"))  # members of secret objects
+_LAST_SECONDS: Final = 1.0  # seconds; for what waits at the end
 _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
 
 
@@ -41,21 +41,21 @@ class Audit:
         self._lines.configure(journal=not self._path and reads_journal(os.environ))
 
     def client(self, uid: int, pid: int) -> ClientAudit:
-        """What writes the lines of one client."""
+        """The writer of one client's lines."""
         return ClientAudit(self._lines, self._reading, {"uid": uid, "pid": pid, **describe(pid)})
 
     def own(self, command: str, arguments: dict[str, Any]) -> None:
-        """Tell of what gmemd did of its own accord, as a command would have done it."""
+        """Record what gmemd did by itself, in the form of a command."""
         self._lines.info("audit", command=command, arguments=_without_secrets(arguments), uid=os.getuid(),
                          pid=os.getpid(), comm="gmemd", result="ok")
 
     def reopen(self) -> None:
-        """Soon open the file anew, which may have been moved away; the old one stays in use when that fails."""
+        """Reopen the file soon, because it may have been moved away; if that fails, the old one stays in use."""
         if self._path:
             self._out.call(self._reopen)
 
     def close(self) -> None:
-        """Close the stream; what it does not take soon is lost."""
+        """Close the stream; what it does not accept soon is lost."""
         if self._out.wait(_LAST_SECONDS):
             close_fd(self._out.fd)
 
@@ -74,7 +74,7 @@ class Audit:
 
 
 class ClientAudit:
-    """The changes of one client; `who` was read when it connected, before its process id could be another's."""
+    """The changes of one client; `who` was read when it connected, before its process id could be reused."""
 
     def __init__(self, lines: Log, reading: Container[str], who: dict[str, Any]) -> None:
         self._lines = lines
@@ -101,7 +101,7 @@ def _open(path: str) -> int:
 
 
 def _without_secrets(arguments: dict[str, Any]) -> Any:
-    """The arguments with secrets replaced; only their length where they are very long."""
+    """The arguments with secrets replaced; only their length if they are very long."""
     shown = _hide(arguments)
     if shown.get("property") in _SECRETS:
         shown["value"] = _HIDDEN

@@ -1,7 +1,7 @@
-"""Plain counts of what the core has done, made into metrics only where somebody asks (web/prometheus.py).
+"""Plain counts of what the core has done; web/prometheus.py makes metrics of them on request.
 
-Counting a command costs one dictionary look-up and a few additions; nothing is imported or allocated for it.
-Commands are told apart by the schema's names, so that no client can make the numbers grow.
+Counting a command costs one dictionary look-up and a few additions; nothing is imported or allocated for it. Only the
+schema's names are counted separately, so no client can make the tables grow.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Container, Iterable
 from time import perf_counter
 from typing import Final
 
-clock: Final = perf_counter  # seconds; what durations are taken from
+clock: Final = perf_counter  # seconds; the clock for durations
 BOUNDS: Final = (50e-6, 200e-6, 1e-3, 5e-3, 25e-3, 100e-3, 500e-3, 2.5, 10.0)  # seconds, upper bounds of buckets
-OTHER: Final = "other"  # what is no command of the schema, or no well-formed message
+OTHER: Final = "other"  # what is not a command of the schema, or not a well-formed message
 
 
 class Durations:
@@ -22,7 +22,7 @@ class Durations:
     __slots__ = ("counts", "seconds")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)  # by bucket, not cumulated; the last has no bound
+        self.counts = [0] * (len(BOUNDS) + 1)  # by bucket, not cumulative; the last has no bound
         self.seconds = 0.0  # sum
 
 
@@ -38,20 +38,20 @@ class Tally:
 
 
 class Counters:
-    """Everything that is counted; commands and durations change by `count` alone, the rest is simply added to."""
+    """Everything that is counted; commands and durations change through `count` only, the rest is incremented."""
 
     def __init__(self, commands: Iterable[str], reading: Container[str]) -> None:
         """`reading`: those of the commands that only read."""
         self.queries = Durations()  # commands that only read
-        self.changes = Durations()  # the others, until what they did is durable
+        self.changes = Durations()  # the others, until they are durable
         self.commands = {name: Tally(self.queries if name in reading else self.changes)
                          for name in commands}
         self.other = self.commands[OTHER] = Tally(self.queries)
-        self.connections = 0  # accepted since the start
+        self.connections = 0  # accepted since start
         self.fds_sent = 0
         self.conversions = {"private": 0, "shared": 0}
         self.converted_bytes = {"private": 0, "shared": 0}
-        self.restored = 0  # objects that came back from a predecessor
+        self.restored = 0  # objects restored at start
         self.events: dict[str, int] = {}
 
     def count(self, command: str, began: float, ok: bool) -> float:

@@ -1,14 +1,15 @@
-"""Log lines, cheap enough for one every command: a JSON object each, or on a terminal a line for people.
+"""Log lines, cheap enough for one per command: a JSON object each, or on a terminal a readable line.
 
-The objects are those of structlog's JSONRenderer: an event's own members, then `event`, `level`, `timestamp`.
-structlog itself renders on a terminal only, for importing it takes 20 to 80 ms and up to 8 MiB. To the
-journal each line begins with its priority (sd-daemon(3)).
+The objects are those of structlog's JSONRenderer: an event's own members, then `event`, `level`, `timestamp`. structlog
+itself renders on a terminal only, because importing it takes 20 to 80 ms and up to 8 MiB. For the journal each line
+begins with its priority (sd-daemon(3)).
 
-Warnings and errors are written at once; other lines wait in memory, FLUSH_SECONDS at most, as soon as there
-is a loop to call back later. The usual command's line is put together from bytes made before, and gets a new
-timestamp once a millisecond. Commands beyond CLIENT_LINES a second of one client are summed up in one line.
+Warnings and errors are written at once; other lines are buffered for up to FLUSH_SECONDS, once there is a loop to call
+back later. The line of a typical command is assembled from prepared bytes, and gets a new timestamp once a millisecond.
+Commands of one client beyond CLIENT_LINES a second are summed up in one line.
 
-Nobody waits for whoever reads standard error: a thread writes, and what it cannot keep up with is counted (lines.py).
+A slow reader of standard error holds up nobody: a thread writes, and what it cannot keep up with is counted
+(posix/lines.py).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LEVELS: Final = ("debug", "info", "warning", "error")
 FLUSH_SECONDS: Final = 0.05
 FLUSH_LINES: Final = 256
 CLIENT_LINES: Final = 1000
-TEXT_MAX: Final = 200  # characters that a line repeats of what a client said
+TEXT_MAX: Final = 200  # characters of a client's text that a line repeats
 _PRIORITIES: Final = {"debug": "<7>", "info": "<6>", "warning": "<4>", "error": "<3>"}
 _STAMP_SECONDS: Final = 0.001
 
@@ -36,7 +37,7 @@ Render = Callable[[dict[str, Any]], str]
 
 
 class Log:
-    """A log; `write` takes whole lines. `call_later`, once set, lets lines wait."""
+    """A log; `write` takes whole lines. Once `call_later` is set, lines are buffered."""
 
     def __init__(self, write: Write) -> None:
         self._write = write
@@ -48,11 +49,11 @@ class Log:
         self.configure()
 
     def configure(self, *, level: str = "info", render: Render | None = None, journal: bool = False) -> None:
-        """Set the least level that is logged, what makes lines for people, and whether the journal reads them."""
+        """Set the lowest level that is logged, the renderer of lines, and whether the journal reads them."""
         self._threshold = LEVELS.index(level)
         self._render: Render = render or _to_json
         self._priorities: Mapping[str, str] = _PRIORITIES if journal else {}
-        # How the usual command's line begins; None: it is made like any other one.
+        # How the line of a typical command begins; None: it is rendered like any other.
         self.head = None if render else self._priorities.get("info", "").encode() + b'{"command": "'
 
     def debug(self, event: str, **members: Any) -> None:
@@ -64,15 +65,15 @@ class Log:
         self._log("info", event, members)
 
     def warning(self, event: str, **members: Any) -> None:
-        """Log what an operator should look at some time."""
+        """Log what an operator should look at eventually."""
         self._log("warning", event, members)
 
     def error(self, event: str, **members: Any) -> None:
-        """Log a failure; of an exception in `exc_info` the traceback is shown."""
+        """Log a failure, with the traceback of an exception in `exc_info`."""
         self._log("error", event, members)
 
     def beside(self, level: str, event: str, **members: Any) -> None:
-        """Log from another thread, if `write` may be called there; it overtakes lines that wait."""
+        """Log from another thread, if `write` may be called there; it overtakes buffered lines."""
         if self.takes(level):
             self._write(self.line(level, event, members))
 
@@ -96,7 +97,7 @@ class Log:
             self.call_later(FLUSH_SECONDS, self._flush_late)
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the buffered lines."""
         if self._lines:
             data = b"".join(self._lines)
             self._lines.clear()
@@ -125,7 +126,7 @@ class Log:
 class ClientLog:
     """The commands of one client, a line each: what, by whom, how long, with what result.
 
-    `who` are the members that tell the client from others.
+    `who` are the members that identify the client.
     """
 
     def __init__(self, log: Log, who: dict[str, int]) -> None:
@@ -159,13 +160,13 @@ class ClientLog:
             self._explain(command, request_id, ended - began, error)
 
     def close(self) -> None:
-        """Say what was left out."""
+        """Report what was left out."""
         if self._omitted and self._lines_a_second:
             self._log.info("commands not logged", count=self._omitted, **self._who)
         self._omitted = 0
 
     def _begin_second(self, now: float) -> None:
-        """Say what was left out in the last one, and allow lines again."""
+        """Report what was left out in the last second, and allow lines again."""
         self.close()
         self._left = self._lines_a_second
         self._second_ends = now + 1.0
@@ -193,7 +194,7 @@ def reads_journal(environ: Mapping[str, str]) -> bool:
 
 
 def for_people() -> Render:
-    """What renders lines on a terminal."""
+    """The renderer of lines for a terminal."""
     import structlog
 
     renderer = structlog.dev.ConsoleRenderer()
@@ -201,7 +202,7 @@ def for_people() -> Render:
 
 
 def wait_written(seconds: float = 1.0) -> None:
-    """Wait until the log is written, before the process ends; not for ever, as nobody may read it."""
+    """Wait until the log is written before the process ends, but not indefinitely: nobody may be reading it."""
     log.flush()
     _stderr.wait(seconds)
 

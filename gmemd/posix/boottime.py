@@ -1,6 +1,6 @@
-"""When something was, in seconds since boot: no step of the wall clock changes how long ago that is.
+"""Moments in seconds since boot: setting the wall clock does not change how long ago they are.
 
-Memory does not outlive the boot, so it is the time of an object's life, over restarts of the daemon, too.
+Memory does not outlive the boot, so these serve for an object's whole life, across restarts of the daemon.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-_STEP: Final = 2.0  # seconds by which the wall clock must have been set for a moment to be told anew
+_STEP: Final = 2.0  # seconds by which the wall clock must have been set for a moment to be converted again
 
 
 def now() -> float:
@@ -17,7 +17,7 @@ def now() -> float:
 
 
 class _Wall:
-    """The wall clock's idea of when the machine booted, which stays as it is while the clock is only adjusted."""
+    """When the machine booted by the wall clock; stays the same while the clock is only adjusted."""
 
     def __init__(self) -> None:
         self._booted = self._ask()
@@ -44,7 +44,7 @@ def on_the_wall(moment: float) -> float:
 
 
 def from_record(moment: float | None, wall: float) -> float:
-    """A recorded moment; where it was not recorded, or in no life of this boot, by what the wall clock said then."""
+    """A recorded moment; where it was not recorded, or not since this boot, from the wall clock's time then."""
     if moment is not None and 0 <= moment <= now():
         return moment
     return min(now(), max(0.0, wall - on_the_wall(0)))

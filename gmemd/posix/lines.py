@@ -1,9 +1,9 @@
-"""Lines for somebody who may not read them: a thread writes, so that nobody waits for a pipe, a terminal or a disk.
+"""Lines for a reader that may not read: a thread writes them, so nobody waits for a pipe, a terminal or a disk.
 
-Lines wait in memory, WAITING_MAX bytes at most.  What is more is dropped and counted, as is what cannot be written;
-when writing goes on, a line in their place says how many are missing.  The thread ends when nothing waits.
+Up to WAITING_MAX bytes of lines wait in memory. The rest is dropped and counted, as is what cannot be written; when
+writing resumes, a line in their place says how many are missing. The thread ends when nothing waits.
 
-Imports little on purpose: the keeper uses it, too.
+Imports little on purpose: the keeper uses it too.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import select
 from _thread import allocate_lock, start_new_thread
 from time import monotonic
 
-TYPE_CHECKING = False  # typing is not imported, as in all that the keeper uses
+TYPE_CHECKING = False  # typing is not imported, like in everything that the keeper uses
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 WAITING_MAX = 1 << 20  # bytes
-TAKEN_SECONDS = 0.01  # a write that takes longer is not waited for
-_BEGIN_SECONDS = 5.0  # until a thread must have begun: one that has no memory to begin with never does
+TAKEN_SECONDS = 0.01  # seconds; a write that takes longer is not waited for
+_BEGIN_SECONDS = 5.0  # seconds until a thread must have begun: one without memory to start with never does
 
 
 class Lines:
-    """Writes to `fd`, which is borrowed and which a function that was given to `call` may replace.
+    """Writes to `fd`, which is borrowed; a function given to `call` may replace it.
 
-    `excuse` makes the line that says how many are missing.  `lost` is told once why lines are missing from now on,
-    `resumed` how many were, when one was written again; in whatever thread that shows.
+    `excuse` makes the line that says how many are missing. `lost` is called once with the reason why lines are missing
+    from now on, `resumed` with how many were, once one is written again; in whichever thread notices.
     """
 
     def __init__(self, fd: int, *, excuse: Callable[[int], bytes], lost: Callable[[str], None] = lambda why: None,
@@ -34,13 +34,13 @@ class Lines:
         self.fd = fd
         self._excuse, self._lost, self._resumed = excuse, lost, resumed
         self._lock = allocate_lock()  # of the next five
-        self._waiting: list[bytes | int | Callable[[], None]] = []  # an int: so many are missing here
-        self._size = 0  # bytes that wait or are being written
+        self._waiting: list[bytes | int | Callable[[], None]] = []  # an int: that many are missing here
+        self._size = 0  # bytes that are waiting or being written
         self._thread = 0  # the number of the latest
         self._running = self._begun = False
         self._begin_by = 0.0  # monotonic seconds
         self._idle = allocate_lock()  # held while something waits or is being written
-        self._since = 0.0  # when the write that is under way began, monotonic seconds; 0: none is
+        self._since = 0.0  # when the current write began, monotonic seconds; 0: there is none
         self._missing = 0  # lines, since the last one that was written
         self._losing = self._torn = False
 
@@ -59,23 +59,23 @@ class Lines:
                     self._waiting.append(count)
             self._start()
         if not fits:
-            self._lose("nobody reads what waits already")
+            self._lose("nobody reads the lines that are waiting")
 
     def call(self, function: Callable[[], None]) -> None:
-        """Have a function called when all that was given before is written."""
+        """Have a function called when everything given before is written."""
         with self._lock:
             self._waiting.append(function)
             self._start()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until all is written, at most so long; whether it is."""
+        """Wait until everything is written, for a limited time; whether it is."""
         if not self._idle.acquire(timeout=seconds):
             return False
         self._idle.release()
         return True
 
     def wait_taken(self) -> None:
-        """Wait until all is written, but not for a write that takes long."""
+        """Wait until everything is written, but not for a write that takes long."""
         end = monotonic() + _BEGIN_SECONDS
         while not self._takes_longer_than(TAKEN_SECONDS / 2) and monotonic() < end:
             if self.wait(TAKEN_SECONDS):
@@ -86,7 +86,7 @@ class Lines:
         return since > 0 and monotonic() - since > seconds
 
     def _start(self) -> None:
-        """See to it that the thread runs, or will be tried again with the next line."""
+        """Make sure that the thread runs, or is tried again with the next line."""
         now = monotonic()
         if self._running and (self._begun or now < self._begin_by):
             return
@@ -105,7 +105,7 @@ class Lines:
     def _run(self, number: int) -> None:
         with self._lock:
             if number != self._thread:
-                return  # it came too late: another one was started
+                return  # it started too late: there is another one
             self._begun = True
         told = False
         while (items := self._take(told)) is not None:
@@ -121,7 +121,7 @@ class Lines:
                     item()
 
     def _take(self, told: bool) -> list[bytes | int | Callable[[], None]] | None:
-        """All that waits, nothing if only what is missing is to be told yet; None: this thread has ended."""
+        """All waiting lines, empty if only missing ones are to be reported; None: this thread has ended."""
         with self._lock:
             items, self._waiting = self._waiting, []
             if not items and (told or not self._missing):
@@ -131,7 +131,7 @@ class Lines:
             return items
 
     def _put(self, data: bytes) -> None:
-        """Write lines, in front of them what is missing."""
+        """Write lines, preceded by how many are missing."""
         before = self._missing
         text = (b"\n" if self._torn else b"") + (self._excuse(before) if before else b"")
         end = len(text)
@@ -159,7 +159,7 @@ class Lines:
         while True:
             try:
                 return os.write(self.fd, data)
-            except BlockingIOError:  # somebody has made it so, who shares the open file
+            except BlockingIOError:  # made non-blocking by a process that shares the open file
                 poll = select.poll()
                 poll.register(self.fd, select.POLLOUT)
                 poll.poll()

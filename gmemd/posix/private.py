@@ -1,6 +1,6 @@
-"""Places and files that others could put theirs into: who can replace a socket gets what is sent to it.
+"""Directories and files that other users could replace: whoever can replace a socket gets what is sent to it.
 
-Modes are looked at and set here, whatever the umask. Imports little: the keeper uses it.
+Modes are checked and set here, whatever the umask. Imports little: the keeper uses it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ PRIVATE = 0o600
 
 
 def exposed(directory: str) -> str:
-    """The first directory on the way to this one in which others may replace what is there; "": there is none.
+    """The first directory on the path to this one in which others may replace entries; "": there is none.
 
-    Others are all users, and groups but our own. In a sticky directory nobody can replace what is ours.
+    Others are all users, and all groups but our own. In a sticky directory nobody can replace our entries.
     """
     asked = os.path.abspath(directory)
     for path in (*_way(asked), *_way(os.path.realpath(asked))):
         try:
             status = os.stat(path)
         except OSError:
-            continue  # it is not there, or whoever uses it will say why it cannot be
+            continue  # it does not exist, or using it will say why it cannot be used
         by_group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid())
         if (by_group or status.st_mode & stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
             return path
@@ -30,9 +30,9 @@ def exposed(directory: str) -> str:
 
 
 def make_private(path: str) -> str:
-    """Make a file that only this user can read, or make the one that is there such a file; what was done to it.
+    """Create a file that only this user can read, or restrict the existing one; what was done to it.
 
-    OSError for one that somebody else may have put there. One that cannot be made or opened is left to whoever does it.
+    OSError for one that another user may have put there. One that cannot be created or opened is left to the caller.
     """
     try:
         status = os.lstat(path)
@@ -55,7 +55,7 @@ _MAKE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _owners(path: str) -> set[int]:
-    """Who may own a file of ours; root may look after the directory of another user."""
+    """Users that may own a file of ours; root may manage the directory of another user."""
     own = os.geteuid()
     return {own, 0} if own else {0, os.stat(os.path.dirname(os.path.abspath(path))).st_uid}
 

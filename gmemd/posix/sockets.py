@@ -1,7 +1,7 @@
-"""Unix sockets by path: how a path is written in an option, and how a place to listen at is taken and given back.
+"""Unix sockets by path: how a path is written in an option, and how a path to listen on is taken and released.
 
-A place is taken under a lock, for between bind(2) and listen(2) a socket refuses connections and so looks like one
-that nobody serves. Only such a one is replaced, and nothing but a socket is ever removed.
+A path is taken under a lock, because between bind(2) and listen(2) a socket refuses connections and so looks like one
+that nobody serves. Only such a socket is replaced, and nothing but a socket is ever removed.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def split_unix(text: str) -> tuple[str, list[str]] | None:
 
 
 def written(path: str) -> str:
-    """A path as --qmp and --http take it."""
+    """Write a path as --qmp and --http take it."""
     return "unix:" + path.replace(",", ",,")
 
 
 def path_of(text: str) -> str:
-    """The socket that a client is told of: a path as it stands, or unix:PATH as it is written for --qmp."""
+    """The socket that a client is given: a plain path, or unix:PATH as written for --qmp."""
     found = split_unix(text)
     return text if found is None else found[0]
 
 
 def bind_unix(path: str, *, mode: int = MODE, backlog: int = BACKLOG) -> socket.socket:
-    """A listening socket at `path`, which the caller owns; QmpError if something is in the way, or it is served."""
+    """A listening socket at `path`, which the caller owns; QmpError if something is in the way or serves it."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         with taking(path):
@@ -55,7 +55,7 @@ def bind_unix(path: str, *, mode: int = MODE, backlog: int = BACKLOG) -> socket.
 
 
 def bind(listener: socket.socket, path: str, mode: int) -> None:
-    """Bind a socket to a path that is taken; at no moment may more than `mode` allows connect. OSError, ValueError."""
+    """Bind a socket to a path; at no moment can anybody connect whom `mode` does not allow. OSError, ValueError."""
     umask = os.umask(0o777 & ~mode)
     try:
         listener.bind(path)
@@ -65,7 +65,7 @@ def bind(listener: socket.socket, path: str, mode: int) -> None:
 
 @contextlib.contextmanager
 def taking(path: str) -> Iterator[None]:
-    """Be the only one to bind a socket to `path` and let it listen; OSError if something is there that must stay."""
+    """Be the only process to bind a socket to `path` and listen; OSError if what is there must stay."""
     name = path + _LOCK_SUFFIX
     fd = _locked(name)
     try:
@@ -79,7 +79,7 @@ def taking(path: str) -> Iterator[None]:
 
 
 def identity(path: str) -> Identity | None:
-    """Which socket file is there; None: none."""
+    """Which socket file is at the path; None: none."""
     try:
         status = os.lstat(path)
     except (OSError, ValueError):
@@ -88,9 +88,9 @@ def identity(path: str) -> Identity | None:
 
 
 def remove_own(path: str, own: Identity | None) -> None:
-    """Remove a socket file if it is still the one that `identity` told of.
+    """Remove a socket file if it is still the one with this identity.
 
-    To be called before the socket is closed: until then nobody replaces the file, and its inode is no other file's.
+    Call it before the socket is closed: until then nobody replaces the file, and no other file has its inode.
     """
     if own is not None and identity(path) == own:
         with contextlib.suppress(OSError):
@@ -103,7 +103,7 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(status.st_mode):
-        raise OSError(errno.EEXIST, "there is a file already, and it is not a socket")
+        raise OSError(errno.EEXIST, "the file exists and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
             probe.connect(path)
@@ -112,15 +112,15 @@ def _remove_stale(path: str) -> None:
             return
         except PermissionError:
             raise
-        except OSError:  # its queue is full, or it is not a stream: somebody is there
+        except OSError:  # its backlog is full, or it is not a stream: it is served
             pass
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def _locked(name: str) -> int:
-    """The lock file, made if need be, and locked; OSError EADDRINUSE if somebody is just taking the place.
+    """The lock file, created if needed, and locked; OSError EADDRINUSE if another process is just taking the path.
 
-    A file of its own, which nobody else can open: who may read a directory could hold a lock on that.
+    It is a separate file that nobody else can open: anybody who may read a directory could lock that.
     """
     while True:
         fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)

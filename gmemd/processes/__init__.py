@@ -1,1 +1,1 @@
-"""Other processes: who one is, who holds memory, when one ends."""
+"""Other processes: their identity, which of them hold memory, and when one ends."""

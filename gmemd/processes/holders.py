@@ -1,6 +1,6 @@
-"""Who has memory open or mapped, found in /proc by device and inode (proc(5)).
+"""The processes that have memory open or mapped, found in /proc by device and inode (proc(5)).
 
-A guest_memfd cannot be watched or revoked; looking is all there is.  What may not be looked at is left out.
+A guest_memfd cannot be watched or revoked; all one can do is look. Processes that may not be inspected are left out.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import NamedTuple
 
 from gmemd.processes.identity import PROC, cgroup_of, read
 
-_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # of what looking takes: nobody is overlooked for that
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # errors, or a holder could be missed
 
 
 File = tuple[int, int]  # st_dev and st_ino
 
 
 class Shown(NamedTuple):
-    """What lines of /proc/PID/maps have of a file, and which file they lead to where that is needed to know it by."""
+    """How a line of /proc/PID/maps shows a file, and which file it leads to where that does not identify it."""
 
     device: str
     inode: str
-    target: File | None = None  # by stat(2) of the entry in map_files; None: not needed, or not to be seen
+    target: File | None = None  # by stat(2) of the entry in map_files; None: not needed, or not visible
 
 
 class Memory(NamedTuple):
@@ -53,12 +53,12 @@ Found = dict[Memory, Holder]
 
 
 def shown_as(file: File) -> Shown:
-    """How a file is shown whose file system has one device, as those in memory; kernel.maps knows it of all."""
+    """How maps show a file whose file system has a single device, like those in memory; kernel.maps handles all."""
     return Shown(f"{os.major(file[0]):02x}:{os.minor(file[0]):02x}", str(file[1]))
 
 
 def target(place: str, addresses: str) -> File | None:
-    """The file of a mapping of the process at /proc/PID, named as in maps; None where that is not to be seen."""
+    """The file of a mapping of the process at /proc/PID, named as in maps; None where it is not visible."""
     start, end = (int(part, 16) for part in addresses.split("-"))
     try:
         status = os.stat(f"{place}/map_files/{start:x}-{end:x}")
@@ -68,11 +68,11 @@ def target(place: str, addresses: str) -> File | None:
 
 
 class _Sought:
-    """What is looked for: by file, and by how lines of /proc/PID/maps show it."""
+    """What to look for: by file, and by how lines of /proc/PID/maps show it."""
 
     def __init__(self, wanted: Collection[Memory], shown: Mapping[File, Shown]) -> None:
         self.parts: dict[File, list[Memory]] = {}
-        self.lines: dict[tuple[str, str], list[tuple[File, File | None]]] = {}  # files that are shown alike; targets
+        self.lines: dict[tuple[str, str], list[tuple[File, File | None]]] = {}  # files that look the same there
         for memory in wanted:
             if memory.file not in self.parts:
                 seen = shown.get(memory.file) or shown_as(memory.file)
@@ -81,9 +81,10 @@ class _Sought:
 
 
 def holders_of(wanted: Collection[Memory], shown: Mapping[File, Shown], proc: str = PROC) -> dict[Memory, list[Holder]]:
-    """The processes other than this one that hold each; what nobody holds is left out. Takes long; for a thread.
+    """The processes other than this one that hold each part; parts that nobody holds are left out.
 
-    shown: how maps show those files of which fstat does not tell. OSError: there is a shortage of what looking takes.
+    Takes long; for a thread. shown: how maps show the files for which fstat does not say.
+    OSError: looking failed, for example for lack of descriptors.
     """
     found: dict[Memory, list[Holder]] = {}
     sought = _Sought(wanted, shown)
@@ -95,7 +96,7 @@ def holders_of(wanted: Collection[Memory], shown: Mapping[File, Shown], proc: st
 
 
 def _look(place: str, pid: int, sought: _Sought) -> Found:
-    """How a process holds memory; nothing when it does not, has ended, or may not be looked at."""
+    """How a process holds memory; nothing when it does not, has ended, or may not be inspected."""
     found: Found = {}
 
     def holder(memory: Memory) -> Holder:
@@ -136,7 +137,7 @@ def _open_files(place: str, sought: _Sought) -> Iterator[tuple[File, bool]]:
 
 
 def _mappings(place: str, sought: _Sought) -> Iterator[tuple[File, int, int, str]]:
-    """Of each mapping of one of the files: which one, begin and end in the file, and permissions."""
+    """For each mapping of one of the files: which one, begin and end in the file, and permissions."""
     with open(f"{place}/maps", errors="replace") as maps:
         for line in maps:
             addresses, mode, offset, device, inode, *_ = line.split(None, 5)
@@ -149,7 +150,7 @@ def _mappings(place: str, sought: _Sought) -> Iterator[tuple[File, int, int, str
 
 
 def _those_meant(alike: list[tuple[File, File | None]], place: str, addresses: str) -> list[File]:
-    """Which of the files that maps show alike a mapping is of; all of them where that is not to be seen."""
+    """Which of the files that look the same in maps a mapping is of; all of them where that is not visible."""
     if all(known is None for _, known in alike):
         return [file for file, _ in alike]
     actual = target(place, addresses)
@@ -157,9 +158,9 @@ def _those_meant(alike: list[tuple[File, File | None]], place: str, addresses: s
 
 
 def is_mapped(pid: int, file: Shown, address: int, size: int) -> bool:
-    """Whether a process has mapped a file from its begin, shared and for at least so many bytes, at an address.
+    """Whether a process has mapped a file from its beginning, shared and at least `size` bytes, at an address.
 
-    False also where the process may not be looked at.
+    False also where the process may not be inspected.
     """
     reached = 0
     try:

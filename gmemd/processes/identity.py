@@ -1,4 +1,4 @@
-"""Who a process is: an id alone may be given again."""
+"""The identity of a process: an id alone may be reused."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _UNITS: Final = (".service", ".scope", ".socket", ".mount", ".swap")  # systemd.
 
 
 def start_time(pid: int, proc: str = PROC) -> int | None:
-    """When a process began, in clock ticks since boot; None when it has ended or cannot be seen from here.
+    """When a process started, in clock ticks since boot; None when it has ended or is not visible from here.
 
-    OSError when that cannot be told: whoever is short of descriptors must not take the living for dead.
+    OSError when that cannot be found out: for lack of descriptors a living process must not be taken for dead.
     """
     try:
         fields = read(f"{proc}/{pid}/stat").rpartition(")")[2].split()
@@ -23,7 +23,7 @@ def start_time(pid: int, proc: str = PROC) -> int | None:
 
 
 def command_name(pid: int) -> str:
-    """The name of a process for people; "?" when it cannot be read."""
+    """The name of a process, for messages; "?" when it cannot be read."""
     return describe(pid).get("comm", "?")
 
 
@@ -52,6 +52,6 @@ def cgroup_of(place: str) -> str | None:
 
 
 def read(path: str) -> str:
-    """A file of /proc, whatever bytes a process has put there."""
+    """The text of a file of /proc, whatever bytes a process has put there."""
     with open(path, errors="backslashreplace") as file:
         return file.read()

@@ -1,4 +1,4 @@
-"""Watching for the end of other processes, from the event loop, by pidfd."""
+"""Watching for the end of other processes through pidfds on the event loop."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from gmemd.processes.identity import start_time
 
 
 def watch(pid: int, start: int, ended: Callable[[], None]) -> Callable[[], None] | None:
-    """Call `ended` once when the process of that id and start time has ended; None: it has already.
+    """Call `ended` once when the process with that id and start time has ended; None: it already has.
 
-    What is returned ends the watch. It is called by itself before `ended`. OSError: it cannot be watched now.
+    Calling the returned function ends the watch; it is called automatically before `ended`. OSError: the process cannot
+    be watched now.
     """
     loop = asyncio.get_running_loop()
     try:
@@ -34,7 +35,7 @@ def watch(pid: int, start: int, ended: Callable[[], None]) -> Callable[[], None]
         ended()
 
     try:
-        if start_time(pid) != start:  # asked after opening: the pidfd cannot change hands
+        if start_time(pid) != start:  # checked after opening: the pidfd stays with its process
             close_fd(pidfd)
             return None
         loop.add_reader(pidfd, readable)

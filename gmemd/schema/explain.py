@@ -1,9 +1,8 @@
 """The slow path of validate.py: walk the arguments in QEMU's order and say what is wrong first.
 
-QEMU visits members in schema order, each with all that is in it, and what is unexpected after that, and stops
-at the first fault (reference qmp.md section 7). So does this walk; whether a value is right is judged by
-`jsonschema` with the value's own part of qom.json, and the keyword it names becomes QEMU's sentence
-(jsonschema-rs goes before it and may only accept).
+QEMU visits members in schema order, each with everything in it, then the unexpected members, and stops at the first
+fault (reference qmp.md section 7). So does this walk; `jsonschema` checks each value against its own part of qom.json,
+and the keyword that fails becomes QEMU's sentence (jsonschema-rs runs first and may only accept).
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from gmemd.schema.references import references
 
 _WRAP: Final = 1 << 64
 _WRAPPED: Final = ("size", "uint64")
-_KEYWORDS: Final = ("type", "enum", "minimum", "maximum", "anyOf")  # of a value, in the order of judging
-_PLAIN: Final = (str, bool, int)  # on these both validators are of one mind
-_ELEMENT: Final = "null"  # how QEMU calls an element where it has no path
+_KEYWORDS: Final = ("type", "enum", "minimum", "maximum", "anyOf")  # of a value, in the order of checking
+_PLAIN: Final = (str, bool, int)  # both validators agree on these
+_ELEMENT: Final = "null"  # QEMU's name for an element without a path
 
 Json = dict[str, Any]
 
 
 def _is_integer(checker: Any, instance: Any) -> bool:
-    return type(instance) is int  # to JSON Schema 1.0 is one too
+    return type(instance) is int  # in JSON Schema 1.0 is one too
 
 
 def _is_number(checker: Any, instance: Any) -> bool:
@@ -58,7 +57,7 @@ class Judge:
         self._made: dict[str, tuple[Any, Any]] = {}
 
     def prepare(self) -> None:
-        """Make what judges every value that there is, and use it once, so that no first use has to load anything."""
+        """Build the validators of all values and use each once, so that no first use has to load anything."""
         for definition in list(self._defs.values()):
             for schema in (definition, *definition.get("properties", {}).values()):
                 while schema is not None:
@@ -68,7 +67,7 @@ class Judge:
                     schema = schema.get("items")
 
     def check(self, key: str, arguments: Json) -> Json:
-        """Return the arguments completed as `key` of $defs says; raise QmpError."""
+        """Return the arguments completed according to `key` of $defs; raise QmpError."""
         return self._members(self._case(self._defs[key], key, arguments), arguments, "")
 
     def property(self, key: str, name: str, value: Any) -> Any:
@@ -76,7 +75,7 @@ class Judge:
         return self._value(self._defs[key]["properties"][name], value, name, name)
 
     def _case(self, schema: Json, key: str, value: Json) -> Json:
-        """Return the branch of a union that the tag chooses; if it chooses none, any: its tag will fail."""
+        """Return the branch of a union that the tag selects; if it selects none, any: its tag will fail."""
         tag = schema.get("x-tag")
         if tag is None:
             return schema
@@ -85,7 +84,7 @@ class Judge:
         return self._defs[f"{key}:{case if case in cases else cases[0]}"]
 
     def _members(self, schema: Json, given: Json, prefix: str) -> Json:
-        """Visit the members of an object whose path is `prefix` (with the dot behind it, or empty)."""
+        """Visit the members of an object whose path is `prefix` (with a trailing dot, or empty)."""
         properties: dict[str, Json] = schema["properties"]
         required = schema.get("required", ())
         completed = {}
@@ -107,7 +106,7 @@ class Judge:
         return completed
 
     def _value(self, schema: Json, value: Any, path: str, name: str) -> Any:
-        """Visit a value; `name` is what QEMU calls it in those sentences that do not show its path."""
+        """Visit a value; `name` is QEMU's name for it in those sentences that do not show its path."""
         if "$ref" in schema:
             key = schema["$ref"].rpartition("/")[2]
             schema = self._defs[key]
@@ -120,7 +119,7 @@ class Judge:
         return _normal(schema, value)
 
     def _judge(self, schema: Json, value: Any, path: str, name: str) -> None:
-        """Raise the sentence for a value that is wrong in itself."""
+        """Raise the error for a value that is wrong in itself."""
         compiled, judge = self._judges_for(schema)
         if type(value) in _PLAIN and _accepts(compiled, value):
             return
@@ -146,7 +145,7 @@ class Judge:
 
 
 def _unexpected(given: Json, declared: Json) -> str | None:
-    """Return the one that QEMU names of those members that are not declared."""
+    """Return which of the undeclared members QEMU would name."""
     left = [name for name in given if name not in declared]
     return left[0] if len(left) == 1 else first_unexpected(member_order(given), declared)
 
@@ -154,12 +153,12 @@ def _unexpected(given: Json, declared: Json) -> str | None:
 def _accepts(compiled: Any, value: Any) -> bool:
     try:
         return bool(compiled.is_valid(value))
-    except ValueError:  # bytes of a command line that are no Unicode
+    except ValueError:  # bytes of a command line that are not Unicode
         return False
 
 
 def _normal(schema: Json, value: Any) -> Any:
-    """Return a right value as it is stored: unsigned and negative wrapped, true and false as on and off."""
+    """Return a valid value as it is stored: negative unsigned wrapped, true and false as on and off."""
     if type(value) is int and value < 0 and schema.get("x-qapi") in _WRAPPED:
         return value % _WRAP
     if type(value) is bool and "x-accepts-bool" in schema:
@@ -180,7 +179,7 @@ def _sentence(schema: Json, keyword: str, value: Any, path: str, name: str) -> s
 
 
 def _integer_sentence(kind: str, value: Any, path: str, name: str) -> str:
-    """An integer is first read as one of 64 bits, then the range of a smaller type is looked at."""
+    """An integer is first read as 64 bits, then checked against the range of a smaller type."""
     signed = kind.startswith("int")
     fits = type(value) is int and -(1 << 63) <= value < 1 << (63 if signed else 64)
     if fits:

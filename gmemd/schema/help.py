@@ -1,4 +1,4 @@
-"""`--object help` and `--object TYPE,help`, laid out as QEMU lays them out."""
+"""`--object help` and `--object TYPE,help`, in QEMU's layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _HELP = ("help", "?")
 
 
 def object_help(spec: str, schema: Schema | None = None) -> str | None:
-    """Return the text that an --object asks for, None if it asks for none or is wrong."""
+    """Return the help that an --object asks for, None if it asks for none or is wrong."""
     if spec.startswith("{"):
         return None
     pairs = split(spec)

@@ -1,8 +1,8 @@
 """`--object`: QEMU's key=value syntax, or JSON → what Schema.check_object takes.
 
-key=value is read as QEMU's -object reads it (not as its QMP would): the first item may leave out `qom-type=`,
-a comma in a value is doubled, the last of several equal keys counts except where they make a list, a key
-alone means on and with `no` in front off. Members are checked in schema order, keys that are left over last.
+key=value is read as by QEMU's -object (not as by its QMP): the first item may omit `qom-type=`, a comma in a value is
+doubled, the last of several equal keys counts except where they form a list, a key alone means on, and with a leading
+`no` off. Members are checked in schema order, left-over keys last.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ Warn = Callable[[str], None]
 def parse_object(spec: str, schema: Schema | None = None, *, warn: Warn | None = None) -> dict[str, Any]:
     """Return the properties that an --object gives; raise QmpError in QEMU's words.
 
-    JSON is returned as it stands, for Schema.check_object to judge; key=value is checked here.
-    `warn` gets a line for each key without a value.
+    JSON is returned as it is, for Schema.check_object to check; key=value is checked here. `warn` gets a line for each
+    key without a value.
     """
     if spec.startswith("{"):
         return _parse_json(spec)
@@ -38,7 +38,7 @@ def parse_object(spec: str, schema: Schema | None = None, *, warn: Warn | None =
 
 
 def has_bad_id(pairs: list[tuple[str, str]]) -> bool:
-    """Whether the first id, the one that counts, is not well formed; QEMU looks at it before all else."""
+    """Whether the first id, the one that counts, is malformed; QEMU checks that before anything else."""
     first = next((value for key, value in pairs if key == "id"), None)
     return first is not None and not _IDENTIFIER.fullmatch(first)
 
@@ -46,7 +46,7 @@ def has_bad_id(pairs: list[tuple[str, str]]) -> bool:
 def split(spec: str, warn: Warn | None = None, *, implied: str = "qom-type") -> list[tuple[str, str]]:
     """Return the (key, value) pairs of a key=value string in the order of the text.
 
-    `implied` is the key that the first item may leave out; "": it may not.
+    `implied` is the key that the first item may omit; "": it may not.
     """
     pairs: list[tuple[str, str]] = []
     rest = spec
@@ -67,7 +67,7 @@ def split(spec: str, warn: Warn | None = None, *, implied: str = "qom-type") -> 
 
 
 def _key(rest: str, implied: str) -> tuple[str, str]:
-    """Cut off a key; the implied one if the first item has none, and then nothing is cut off."""
+    """Take a key off the front; if the first item has none, the implied one, and then nothing is taken."""
     end = re.match(r"[^=,]*", rest)
     assert end
     if implied and not rest.startswith("=", end.end()):
@@ -76,14 +76,14 @@ def _key(rest: str, implied: str) -> tuple[str, str]:
 
 
 def _value(rest: str) -> tuple[str, str]:
-    """Cut off a value; it ends before a single comma, of two commas it keeps one."""
+    """Take a value off the front; it ends before a single comma, and a double comma is one of the value."""
     value = re.match(r"(?:[^,]|,,)*", rest)
     assert value
     return value.group().replace(",,", ","), rest[value.end() :]
 
 
 def _parse_json(spec: str) -> dict[str, Any]:
-    """Read one JSON object as QEMU 11.1 reads a string: it ends where the text ends, with a NUL."""
+    """Read one JSON object as QEMU 11.1 reads a C string: a NUL ends it."""
     from gmemd.qmp.stream import NEED_DATA, Stream
 
     stream = Stream()
@@ -152,7 +152,7 @@ class _Visit:
         numbers = parse_range(text)
         if numbers is None:
             raise QmpError(f"Parameter '{name}' expects a uint64 value or range")
-        if len(numbers) > 1:  # which of them is told does not matter: only the first too large one has a say
+        if len(numbers) > 1:  # it does not matter which is reported: only the first that is too large decides
             self._schema.check_property(qom_type, name, [numbers[-1]])
         checked: list[Any] = self._schema.check_property(qom_type, name, [numbers[0]])
         return [*checked, *numbers[1:]]

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def references(schema: Any, definitions: dict[str, Any]) -> dict[str, Any]:
-    """The definitions that a schema refers to, by whatever way: a validator keeps a copy of all that it is given."""
+    """The definitions that a schema refers to, directly or not: a validator keeps a copy of all it is given."""
     found: dict[str, Any] = {}
     names = list(_referred_to(schema))
     while names:

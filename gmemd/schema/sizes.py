@@ -21,7 +21,7 @@ MAX_RANGE: Final = 65536  # elements
 
 
 def parse_size(text: str) -> int | None:
-    """Return the bytes that `text` means, None if it is no size (or more than 64 bits)."""
+    """Return the bytes that `text` means, None if it is not a size (or more than 64 bits)."""
     match = _HEX.fullmatch(text)
     if match and text.lstrip(_BLANKS).lstrip("+").lower().startswith("0x"):
         value = int(match.group(1), 16)
@@ -39,13 +39,13 @@ def parse_size(text: str) -> int | None:
     shift = 10 * _UNITS.index(unit or "b")
     if whole >= _LIMIT or (shift == 0 and part):
         return None
-    fixed = max(int(part * 2.0**64), 1) if part else 0  # 64 bits behind the point
+    fixed = max(int(part * 2.0**64), 1) if part else 0  # 64 bits after the point
     value = ((((whole << 64) + fixed) << shift) + (1 << 63)) >> 64  # 0.5 rounds up
     return value if value < _LIMIT else None
 
 
 def parse_uint(text: str) -> int | None:
-    """Return the C integer (decimal, 0x..., octal 0...) that `text` is, None if it is none of 64 bits."""
+    """Return the C integer (decimal, 0x..., octal 0...) that `text` is, None if it is not one of 64 bits."""
     match = _UINT.fullmatch(text)
     if match is None:
         return None
@@ -58,7 +58,7 @@ def parse_uint(text: str) -> int | None:
 
 
 def parse_range(text: str) -> range | None:
-    """Return the integers that N or N-M stand for, None if it is neither."""
+    """Return the integers that N or N-M stands for, None if `text` is neither."""
     first = parse_uint(text)
     if first is not None:
         return range(first, first + 1)

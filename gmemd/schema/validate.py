@@ -34,12 +34,12 @@ class Property(NamedTuple):
     required: bool
     features: tuple[str, ...]
     doc: str
-    qom_type: str  # as qom-list shows it: 'int', 'bool', 'string', 'HostMemPolicy', 'link<thread-context>', ...
-    description: str | None  # as qom-list-properties shows it
+    qom_type: str  # as shown by qom-list: 'int', 'bool', 'string', 'HostMemPolicy', 'link<thread-context>', ...
+    description: str | None  # as shown by qom-list-properties
 
 
 class Schema:
-    """Every command and object type there is; made by `load`."""
+    """All commands and object types; created by `load`."""
 
     def __init__(self, document: dict[str, Any], *, unstable_input: str = "accept", lab: bool = False) -> None:
         self.document = document  # qom.json as it is
@@ -63,8 +63,8 @@ class Schema:
     def load(cls, document: str = "qom.json", *, unstable_input: str = "accept", lab: bool = False) -> Schema:
         """Read a derived document, qom.json or the emulator's emulator.json.
 
-        With `unstable_input` "reject" members that are unstable are refused. Without `lab` there are no commands
-        of the fault lab.
+        With `unstable_input` "reject", unstable members are refused. Without `lab`, the fault lab's commands do not
+        exist.
         """
         if unstable_input not in ("accept", "reject"):
             raise ValueError(f"unstable_input must be accept or reject, not {unstable_input}")
@@ -72,7 +72,7 @@ class Schema:
             return cls(json.load(file), unstable_input=unstable_input, lab=lab)
 
     def check_object(self, properties: dict[str, Any]) -> dict[str, Any]:
-        """Check what object-add takes and return it completed; raise QmpError."""
+        """Check the arguments of object-add and return them completed; raise QmpError."""
         return self._object_add.check(properties)
 
     def check_property(self, qom_type: str, name: str, value: Any) -> Any:
@@ -83,7 +83,7 @@ class Schema:
         return self.judge.property(self._shape_of_type(qom_type).key, name, value)
 
     def properties(self, qom_type: str) -> Mapping[str, Property]:
-        """Return the declared members of an object type in schema order, qom-type and id among them."""
+        """Return the declared members of an object type in schema order, including qom-type and id."""
         found = self._properties.get(qom_type)
         if found is None:
             shape = self._shape_of_type(qom_type)
@@ -183,7 +183,7 @@ class Shape:
         self._is_valid: Callable[[dict[str, Any]], bool] = self._compile_first  # the validator, made at the first use
 
     def accepts(self, given: dict[str, Any]) -> bool:
-        """Whether `given` is surely right as it stands; False says only that explain.py must decide."""
+        """Whether `given` is certainly valid as it is; False only means that explain.py must decide."""
         if not given:
             return not self.required
         for value in given.values():
@@ -197,7 +197,7 @@ class Shape:
             return False
         try:
             return self._is_valid(given)
-        except ValueError:  # no Unicode string, or a number beyond its reach
+        except ValueError:  # not a Unicode string, or a number out of its range
             return False
 
     def compile(self) -> None:
@@ -229,12 +229,12 @@ class Command:
         self.allow_oob: bool = entry.get("allow-oob", False)
         self.reads_only: bool = entry.get("reads-only", False)
         self.features: tuple[str, ...] = tuple(entry.get("x-features", ()))
-        self.arguments: str = entry["arguments"]  # the name in $defs of what they must be
+        self.arguments: str = entry["arguments"]  # the name in $defs of their schema
         self._entry = entry
         self._schema = schema
         definition = schema.document["$defs"][self.arguments]
         self._tag: str | None = definition.get("x-tag")
-        self._takes_all: bool = definition.get("additionalProperties", False)  # and judges it itself ('gen': false)
+        self._takes_all: bool = definition.get("additionalProperties", False)  # and checks it itself ('gen': false)
         self._shape: Shape | None = None
 
     @property
@@ -256,7 +256,7 @@ class Command:
     def check(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments completed: defaults filled in, wrapped and normalized; raise QmpError.
 
-        The dict given is not changed. Members without a default that are absent stay absent.
+        The given dict is not changed. Absent members without a default stay absent.
         """
         shape = self._shape
         if shape is None:
@@ -268,13 +268,13 @@ class Command:
         return self._schema.judge.check(self.arguments, arguments)
 
     def cases(self) -> list[str]:
-        """The names in $defs of all that its arguments may be."""
+        """The names in $defs of all shapes its arguments may have."""
         if self._tag is None:
             return [self.arguments]
         return [key for key in self._schema.document["$defs"] if key.startswith(f"{self.arguments}:")]
 
     def _find_shape(self, arguments: dict[str, Any]) -> Shape | None:
-        """The shape to check against: the only one, or the one that the tag chooses; None: no such case."""
+        """The shape to check against: the only one, or the one that the tag selects; None: no such case."""
         if self._tag is None:
             self._shape = shape = self._schema.shape(self.arguments)
             return shape
