@@ -42,8 +42,7 @@ class CommandLine:
     daemonize: bool = False
     shutdown_action: str = "poweroff"
     reboot_action: str = "reset"
-    show: str = ""  # "help", "version" or "machine": print it and end
-    help_text: str = ""  # print this and end
+    show: str = ""  # print this and end; of "help", "version" and "machine" the text
 
 
 def parse(argv: Iterable[str], warn: Warn = lambda text: None) -> CommandLine:
@@ -58,7 +57,7 @@ def parse(argv: Iterable[str], warn: Warn = lambda text: None) -> CommandLine:
         read = _OPTIONS.get(name)
         if read is not None:
             read(reader, name, value)
-        if line.show or line.help_text:
+        if line.show:
             return line
     for monitor in line.monitors:
         if monitor.chardev not in line.chardevs:
@@ -107,7 +106,7 @@ class _Reader:
         """An object, or a monitor that is written as one (as libvirt 12 does)."""
         found = object_of(value, self._ids, self._warn, self._schema)
         if isinstance(found, str):
-            self.line.help_text = found
+            self.line.show = found
         elif found["qom-type"] == "monitor-qmp":
             self.line.monitors.append(
                 MonitorOption(str(found.get("chardev", "")), found.get("pretty") in (True, "on")))
@@ -117,7 +116,7 @@ class _Reader:
     def device(self, option: str, value: str) -> None:
         found = device_of(value, self._ids, self._warn)
         if isinstance(found, str):
-            self.line.help_text = found
+            self.line.show = found
         else:
             self.line.devices.append(found)
 

@@ -98,7 +98,7 @@ def shown(line: CommandLine) -> str | None:
 
         names = [name for kind in MACHINES for name in (kind.alias, kind.name) if name]
         return "Supported machines are:\n" + "\n".join(names)
-    return line.help_text or None
+    return line.show or None
 
 
 if __name__ == "__main__":

@@ -220,17 +220,16 @@ class Tree:
             return nodes[0]
         if listing and nodes:
             raise QmpError(f"Path '{path}' is ambiguous")
-        raise QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
+        raise _not_found(path)
 
     def find_context(self, path: str) -> str:
         """The whole path of the thread context that prealloc-context names."""
         nodes = self.matches(path)
-        if not nodes:
-            raise QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
         for node in nodes:
             if node.type_name == ThreadContext.qom_type:
                 return node.path
-        raise QmpError("Invalid parameter type for 'prealloc-context', expected: thread-context")
+        raise QmpError("Invalid parameter type for 'prealloc-context', expected: thread-context") if nodes \
+            else _not_found(path)
 
     def matches(self, path: str) -> list[Node]:
         """Every node that a path can mean; the empty one means any."""
@@ -252,6 +251,10 @@ def _walk(start: Node, parts: list[str]) -> Node | None:
             break
         node = node.child(part)
     return node
+
+
+def _not_found(path: str) -> QmpError:
+    return QmpError(f"Device '{path}' not found", DEVICE_NOT_FOUND)
 
 
 def _rows(kinds: Mapping[str, str]) -> list[dict[str, Any]]:
