@@ -10,7 +10,7 @@ from gmemd.kernel.hugepages import SYS
 
 
 def cpus_of(nodes: Iterable[int], sys: str = SYS) -> set[int]:
-    """Return the CPUs of these NUMA nodes; a kernel built without NUMA has node 0 alone."""
+    """The CPUs of these NUMA nodes; a kernel built without NUMA has node 0 alone."""
     if not os.path.isdir(f"{sys}/devices/system/node"):
         return os.sched_getaffinity(0) if 0 in nodes else set()
     cpus: set[int] = set()

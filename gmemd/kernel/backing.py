@@ -13,18 +13,18 @@ _ONLY_MEMORY = (*_GUEST_MEMFD, uapi.TMPFS_MAGIC, uapi.HUGETLBFS_MAGIC)
 
 
 def page_size(fd: int) -> int:
-    """Return the bytes of the pages behind a file: a huge page's on hugetlbfs, else the machine's."""
+    """The bytes of the pages behind a file: a huge page's on hugetlbfs, else the machine's."""
     magic, block_size = syscalls.filesystem(fd)
     return block_size if magic == uapi.HUGETLBFS_MAGIC else PAGE_SIZE
 
 
 def is_only_memory(fd: int) -> bool:
-    """Tell whether allocating the file's pages takes memory (a disk's file takes blocks of the disk)."""
+    """Whether allocating the file's pages takes memory (a disk's file takes blocks of the disk)."""
     return syscalls.filesystem(fd)[0] in _ONLY_MEMORY
 
 
 def contents(fd: int, offset: int, size: int) -> list[tuple[int, int]] | None:
-    """Return [(offset, bytes)] of what the range holds; None when that cannot be known exactly.
+    """[(offset, bytes)] of what the range holds; None when that cannot be known exactly.
 
     Only what is not listed here may be punched without losing data. So a disk's file, whose data need not be
     in memory, swapped pages of a memfd, one that cachestat may not count, and a partly filled file of huge pages
@@ -44,7 +44,7 @@ def contents(fd: int, offset: int, size: int) -> list[tuple[int, int]] | None:
 
 
 def missing(fd: int, offset: int, size: int) -> int:
-    """Return how many bytes of the range are not in memory yet; at least so many, where it is hard to say."""
+    """How many bytes of the range are not in memory yet; at least so many, where it is hard to say."""
     try:
         return size - residency.resident(fd, offset, size)
     except OSError as exc:

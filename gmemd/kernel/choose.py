@@ -8,7 +8,7 @@ from gmemd.kernel.linux import LinuxKernel, Unsupported
 
 
 def choose_kernel(name: str, *, device: str = "/dev/kvm") -> Kernel:
-    """Return the kernel for `auto`, `kvm` or `simulated[:PROFILE]`; `why` says why. Call it after any fork.
+    """The kernel for `auto`, `kvm` or `simulated[:PROFILE]`; `why` says why. Call it after any fork.
 
     `kvm` on a host that cannot: QmpError in QEMU's words, with the reason as its __cause__. `auto` then
     simulates.
@@ -27,7 +27,7 @@ def choose_kernel(name: str, *, device: str = "/dev/kvm") -> Kernel:
 
 
 def _simulated(profile: str | None, why: str) -> Kernel:
-    """Return the simulation of a profile, or of the usual one."""
+    """The simulation of a profile, or of the usual one."""
     from gmemd.kernel.profiles import DEFAULT, PROFILES  # only here: most hosts need no simulation
     from gmemd.kernel.simulated import SimulatedKernel
 

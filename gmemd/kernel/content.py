@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator
 
 WINDOW = 16 << 20  # bytes
 
 
 def copy_out(source: int, target: int, offset: int, size: int) -> None:
     """Copy a range of the guest_memfd `source` to the same place of the memfd `target`."""
-    for at in range(offset, offset + size, WINDOW):
-        count = min(WINDOW, offset + size - at)
-        with mmap.mmap(source, count, offset=at) as window, memoryview(window) as view:
-            done = 0
-            while done < count:
-                done += os.pwrite(target, view[done:], at + done)
+    for at, view in _windows(source, offset, size):
+        done = 0
+        while done < len(view):
+            done += os.pwrite(target, view[done:], at + done)
 
 
 def copy_in(source: int, target: int, offset: int, size: int) -> None:
     """Copy a range of the memfd `source` to the same place of the guest_memfd `target`."""
+    for at, view in _windows(target, offset, size):
+        done = 0
+        while done < len(view):
+            done += os.preadv(source, [view[done:]], at + done)
+
+
+def _windows(fd: int, offset: int, size: int) -> Iterator[tuple[int, memoryview]]:
+    """Map a range part by part; each with its offset in the file."""
     for at in range(offset, offset + size, WINDOW):
-        count = min(WINDOW, offset + size - at)
-        with mmap.mmap(target, count, offset=at) as window, memoryview(window) as view:
-            done = 0
-            while done < count:
-                done += os.preadv(source, [view[done:]], at + done)
+        with mmap.mmap(fd, min(WINDOW, offset + size - at), offset=at) as window, memoryview(window) as view:
+            yield at, view

@@ -46,12 +46,12 @@ class NoHeadroom(OSError):
 
 
 def with_overhead(size: int) -> int:
-    """Return the bytes that allocating size bytes takes, the kernel's own included."""
+    """The bytes that allocating size bytes takes, the kernel's own included."""
     return size + (size >> OVERHEAD_SHIFT)
 
 
 def pool_headroom(pool: HugePool) -> Headroom:
-    """Return what a pool of huge pages can still give, surplus pages included."""
+    """What a pool of huge pages can still give, surplus pages included."""
     surplus = max(0, pool.overcommit - pool.surplus)
     pages = max(0, pool.free - pool.reserved + surplus)
     limit = f"the pool of {pool.page_size >> 10} KiB pages"
@@ -86,11 +86,11 @@ class HeadroomReader:
         self._cgroups = find_cgroups(proc)
 
     def read(self) -> Headroom:
-        """Return the tightest head-room of all that apply."""
+        """The tightest head-room of all that apply."""
         return min(self.read_all(), key=lambda headroom: headroom.available)
 
     def read_all(self) -> list[Headroom]:
-        """Return the machine's head-room, then that of each cgroup that has a limit."""
+        """The machine's head-room, then that of each cgroup that has a limit."""
         found = [self._machine()]
         for cgroup in self._cgroups:
             headroom = cgroup.read()
@@ -113,7 +113,7 @@ class Cgroup:
         self._stat, self._prefix = f"{directory}/memory.stat", names[2]
 
     def read(self) -> Headroom | None:
-        """Return its head-room; None when it has no limit (or is gone: then it limits nothing)."""
+        """Its head-room; None when it has no limit (or is gone: then it limits nothing)."""
         try:
             limit = _read(self._limit).strip()
             if limit == "max" or int(limit) >= 1 << 62:  # v1 writes "none" as the last page below 2^63
@@ -124,7 +124,7 @@ class Cgroup:
         return Headroom(max(0, int(limit) - used), int(limit), f"the cgroup {self._path}")
 
     def _reclaimable(self) -> int:
-        """Return the bytes of clean file cache, which goes before anything is killed (no memfd is in it)."""
+        """The bytes of clean file cache, which goes before anything is killed (no memfd is in it)."""
         stat = _table(_read(self._stat))
         names = {"inactive_file": 1, "active_file": 1, self._dirty: -1, self._writeback: -1}
         return max(0, sum(sign * stat.get(self._prefix + name, 0) for name, sign in names.items()))
@@ -139,7 +139,7 @@ class Cgroup:
 
 
 def find_cgroups(proc: str) -> list[Cgroup]:
-    """Return the memory cgroups of this process, its own first, up to the highest that is mounted here."""
+    """The memory cgroups of this process, its own first, up to the highest that is mounted here."""
     found: list[Cgroup] = []
     with open(f"{proc}/self/mountinfo", errors="surrogateescape") as lines:
         mounts = _mounts(lines)
@@ -153,7 +153,7 @@ def find_cgroups(proc: str) -> list[Cgroup]:
 
 
 def _mounts(mountinfo: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return {"v1": (root, mount point), "v2": ...} of the memory hierarchies (proc(5), mountinfo)."""
+    """{"v1": (root, mount point), "v2": ...} of the memory hierarchies (proc(5), mountinfo)."""
     found: dict[str, tuple[str, str]] = {}
     for line in mountinfo:
         left, _, right = line.rstrip("\n").partition(" - ")
@@ -181,7 +181,7 @@ def _ancestry(mount: tuple[str, str] | None, path: str, names: tuple[str, str, s
 
 
 def _read(path: str) -> str:
-    """Return a small file of the kernel's; read before each step, so without the layers of open()."""
+    """A small file of the kernel's; read before each step, so without the layers of open()."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, 1 << 16).decode()
@@ -190,5 +190,5 @@ def _read(path: str) -> str:
 
 
 def _table(text: str) -> dict[str, int]:
-    """Return {first word: second word as a number} of each line."""
+    """{first word: second word as a number} of each line."""
     return {words[0]: int(words[1]) for words in map(str.split, text.splitlines()) if len(words) > 1}

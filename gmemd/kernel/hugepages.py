@@ -21,7 +21,7 @@ class HugePool(NamedTuple):
 
 
 def huge_pools(sys: str = SYS) -> list[HugePool]:
-    """Return every pool, by page size, the machine's before its nodes'; [] without huge pages."""
+    """Every pool, by page size, the machine's before its nodes'; [] without huge pages."""
     pools = [_pool(directory, None) for directory in _list(f"{sys}/kernel/mm/hugepages", "hugepages-")]
     for node in _list(f"{sys}/devices/system/node", "node"):
         number = int(os.path.basename(node).removeprefix("node"))
@@ -30,7 +30,7 @@ def huge_pools(sys: str = SYS) -> list[HugePool]:
 
 
 def _list(directory: str, prefix: str) -> list[str]:
-    """Return what is in a directory and begins so; [] where there is no such directory."""
+    """What is in a directory and begins so; [] where there is no such directory."""
     try:
         return [f"{directory}/{name}" for name in os.listdir(directory) if name.startswith(prefix)]
     except FileNotFoundError:

@@ -120,7 +120,7 @@ class LinuxKernel(Kernel):
 
 
 def why_not_opened(path: str, code: int) -> str:
-    """Return the reason for the errno of opening the device."""
+    """The reason for the errno of opening the device."""
     if code == errno.ENOENT:
         return f"no {path}"
     if code in (errno.ENXIO, errno.ENODEV):
@@ -131,7 +131,7 @@ def why_not_opened(path: str, code: int) -> str:
 
 
 def why_not_shared(capability: int, flags: int) -> str | None:
-    """Return why another process could not use a guest_memfd, by KVM_CAP_GUEST_MEMFD and _FLAGS; None: it can."""
+    """Why another process could not use a guest_memfd, by KVM_CAP_GUEST_MEMFD and _FLAGS; None: it can."""
     if not capability:
         return "kernel without guest_memfd (Linux 6.8 has it)"
     if not flags & uapi.GUEST_MEMFD_FLAG_MMAP:
@@ -142,7 +142,7 @@ def why_not_shared(capability: int, flags: int) -> str | None:
 
 
 def _open_vm(path: str) -> tuple[int, int]:
-    """Return (kvm fd, VM fd), both close-on-exec; the caller owns them."""
+    """(kvm fd, VM fd), both close-on-exec; the caller owns them."""
     try:
         kvm = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as exc:
@@ -171,14 +171,14 @@ def _create_vm(kvm: int) -> int:
 
 
 def _vm_type(kvm: int) -> int:
-    """Return the default type; on arm64 that is the number of address bits, 40 unless the host has fewer."""
+    """The default type; on arm64 that is the number of address bits, 40 unless the host has fewer."""
     if os.uname().machine != "aarch64":
         return 0
     return fcntl.ioctl(kvm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_ARM_VM_IPA_SIZE)
 
 
 def _legal_flags(vm: int) -> int:
-    """Return the mask of creation flags; both questions are for the VM, as the answers depend on its type."""
+    """The mask of creation flags; both questions are for the VM, as the answers depend on its type."""
     capability = fcntl.ioctl(vm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_GUEST_MEMFD)
     flags = fcntl.ioctl(vm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_GUEST_MEMFD_FLAGS)
     reason = why_not_shared(capability, flags)
@@ -188,7 +188,7 @@ def _legal_flags(vm: int) -> int:
 
 
 def _converts(fd: int) -> bool:
-    """Tell whether the proposed conversion ioctl exists; a request of zeros does nothing."""
+    """Whether the proposed conversion ioctl exists; a request of zeros does nothing."""
     return outcome(lambda: _convert_nothing(fd)) != "ENOTTY"
 
 

@@ -17,7 +17,7 @@ from gmemd.processes.holders import Shown, shown_as, target
 
 
 def shown(fds: Sequence[int]) -> list[Shown]:
-    """Return how each file is shown: by mapping a page of it, untouched; what cannot be mapped by fstat(2)."""
+    """How each file is shown: by mapping a page of it, untouched; what cannot be mapped by fstat(2)."""
     found = [shown_as((status.st_dev, status.st_ino)) for status in map(os.fstat, fds)]
     places: dict[int, int] = {}  # address: index
     try:

@@ -18,7 +18,7 @@ _MODES = {
 
 
 def _mode(policy: str, nodes: Sequence[int]) -> int:
-    """Return the kernel's number; several preferred nodes need the mode made for that (Linux 5.15)."""
+    """The kernel's number; several preferred nodes need the mode made for that (Linux 5.15)."""
     if any(node < 0 for node in nodes):
         raise refuse(errno.EINVAL)
     if policy == "preferred" and len(nodes) > 1:

@@ -85,7 +85,7 @@ def _give_back(fd: int, ranges: list[tuple[int, int]], reason: BaseException) ->
 
 
 def shared_among(size: int, threads: int, unit: int, cpus: int) -> tuple[int, int]:
-    """Return how many threads to use and the bytes of a step, a multiple of unit.
+    """How many threads to use and the bytes of a step, a multiple of unit.
 
     More threads than CPUs gain nothing, and a client may ask for 2^32 - 1.
     """
@@ -185,7 +185,7 @@ def _start(function: Callable[[Placed], None], placed: Placed) -> None:
 
 
 def without(ranges: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """Return [(offset, bytes)] of what is left of start..end when the ranges (ascending) are taken out."""
+    """[(offset, bytes)] of what is left of start..end when the ranges (ascending) are taken out."""
     left = []
     for offset, size in [*ranges, (end, 0)]:
         stop = min(offset, end)

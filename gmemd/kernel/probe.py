@@ -17,7 +17,7 @@ FLAGS = range(9)
 
 
 def outcome(call: Callable[[], Any]) -> str:
-    """Return "OK", or the name of the errno that the call raised, as the kernel's headers spell it."""
+    """How a call ends: "OK", or the name of the errno that it raises, as the kernel's headers spell it."""
     try:
         call()
     except OSError as exc:
@@ -27,7 +27,7 @@ def outcome(call: Callable[[], Any]) -> str:
 
 
 def attempt(kernel: Kernel) -> dict[str, str]:
-    """Return {item: outcome} of what goes through the kernel's own methods; every fd is closed again."""
+    """{item: outcome} of what goes through the kernel's own methods; every fd is closed again."""
     found = {f"create flags={flags}": outcome(partial(_make, kernel, PAGE_SIZE, flags)) for flags in FLAGS}
     legal = kernel.guest_memfd_flags or 0
     for name, size in SIZES.items():

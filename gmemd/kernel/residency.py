@@ -18,7 +18,7 @@ from gmemd.kernel.rules import PAGE_SIZE, check_range, refuse
 
 
 def resident(fd: int, offset: int = 0, size: int = 0) -> int:
-    """Return the resident bytes of an aligned range; size 0 is to the end.
+    """The resident bytes of an aligned range; size 0 is to the end.
 
     Where cachestat does not do, st_blocks counts the whole of an ordinary file; for a part of one that is
     neither empty nor full there is no answer then: EOPNOTSUPP.
@@ -38,7 +38,7 @@ def resident(fd: int, offset: int = 0, size: int = 0) -> int:
 
 @cache
 def can_count() -> bool:
-    """Tell whether this process may ask cachestat."""
+    """Whether this process may ask cachestat."""
     try:
         syscalls.cachestat(-1, 0, 0)
     except OSError as exc:
@@ -47,7 +47,7 @@ def can_count() -> bool:
 
 
 def by_blocks(fd: int, offset: int, size: int) -> int:
-    """Return the same from st_blocks, as far as that tells it."""
+    """The same from st_blocks, as far as that tells it."""
     stat = os.fstat(fd)
     blocks = stat.st_blocks * 512
     if blocks == 0 and _is_guest_memfd(fd):
@@ -61,7 +61,7 @@ def by_blocks(fd: int, offset: int, size: int) -> int:
 
 
 def touched_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
-    """Return [(offset, bytes)] of a guest_memfd's pages in a range that somebody has touched; size 0: to the end."""
+    """[(offset, bytes)] of a guest_memfd's pages in a range that somebody has touched; size 0: to the end."""
     length = os.fstat(fd).st_size
     end = min(length, offset + size) if size else length
     ranges: list[tuple[int, int]] = []
@@ -72,7 +72,7 @@ def touched_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
 
 
 def data_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
-    """Return [(offset, bytes)] of what may hold anything but zeros in a range, swapped pages included, ascending."""
+    """[(offset, bytes)] of what may hold anything but zeros in a range, swapped pages included, ascending."""
     if _is_guest_memfd(fd):  # it cannot seek
         return resident_ranges(fd, offset, size)
     found: list[tuple[int, int]] = []
@@ -91,7 +91,7 @@ def data_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
 
 
 def resident_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
-    """Return [(offset, bytes)] of the resident ranges in an aligned range, ascending, neighbours joined.
+    """[(offset, bytes)] of the resident ranges in an aligned range, ascending, neighbours joined.
 
     While others allocate or punch, the map is one that was true for each page at some time during the call.
     """

@@ -62,7 +62,7 @@ class SimulatedKernel(Kernel):
 
 
 def _strictest_memfd_flags() -> int:
-    """Return the flags of a stand-in: never executable where the kernel can say so (Linux 6.3)."""
+    """The flags of a stand-in: never executable where the kernel can say so (Linux 6.3)."""
     flags = uapi.MFD_CLOEXEC | uapi.MFD_NOEXEC_SEAL
     try:
         os.close(os.memfd_create("probe", flags))

@@ -19,7 +19,7 @@ _DELETED = " (deleted)"
 
 
 def create(size: int, flags: int, memfd_flags: int) -> int:
-    """Return the fd of a new stand-in, which the caller owns."""
+    """The fd of a new stand-in, which the caller owns."""
     fd = os.memfd_create(f"{_NAME}{flags}", memfd_flags)
     try:
         os.ftruncate(fd, size)
@@ -32,7 +32,7 @@ def create(size: int, flags: int, memfd_flags: int) -> int:
 
 
 def flags_of(fd: int) -> int | None:
-    """Return the creation flags that a stand-in was made with; None for any other file."""
+    """The creation flags that a stand-in was made with; None for any other file."""
     if os.fstat(fd).st_mode & 0o777 != MODE:
         return None
     link = os.readlink(f"/proc/self/fd/{fd}")

@@ -70,7 +70,7 @@ def fallocate(fd: int, mode: int, offset: int, size: int) -> None:
 
 
 def cachestat(fd: int, offset: int, size: int) -> int:
-    """Return the number of resident pages in the range; size 0 is to the end (Linux 6.5)."""
+    """The number of resident pages in the range; size 0 is to the end (Linux 6.5)."""
     stat = _Stat()
     if _syscall(uapi.SYS_CACHESTAT, fd, _Range(offset, size), stat, 0):
         raise _failure()
@@ -78,7 +78,7 @@ def cachestat(fd: int, offset: int, size: int) -> int:
 
 
 def filesystem(fd: int) -> tuple[int, int]:
-    """Return the magic number and the block size (bytes) of the file system that fd lives on (fstatfs(2))."""
+    """The magic number and the block size (bytes) of the file system that fd lives on (fstatfs(2))."""
     words = (ctypes.c_long * 15)()
     if _fstatfs(fd, words):
         raise _failure()
@@ -86,7 +86,7 @@ def filesystem(fd: int) -> tuple[int, int]:
 
 
 def mmap(size: int, protection: int, flags: int, fd: int, offset: int) -> int:
-    """Return the address of a new mapping; the caller unmaps it."""
+    """The address of a new mapping; the caller unmaps it."""
     address = _mmap(None, size, protection, flags, fd, offset)
     if address == _MAP_FAILED:
         raise _failure()
@@ -111,7 +111,7 @@ def mapped(size: int, protection: int, flags: int, fd: int, offset: int = 0) -> 
 
 
 def mincore(fd: int, offset: int, size: int) -> bytes:
-    """Return a byte for each page of a range, 1 where it is in memory and was touched; size is in whole pages."""
+    """A byte for each page of a range, 1 where it is in memory and was touched; size is in whole pages."""
     vector = ctypes.create_string_buffer(size // os.sysconf("SC_PAGESIZE"))
     with mapped(size, uapi.PROT_NONE, uapi.MAP_SHARED | uapi.MAP_NORESERVE, fd, offset) as address:
         while _mincore(address, size, vector):
@@ -133,7 +133,7 @@ def _mempolicy_number(index: int) -> int:
 
 
 def _node_mask(nodes: Sequence[int]) -> tuple[ctypes.Array[ctypes.c_ulong] | None, int]:
-    """Return the bit mask of nodes and the count of bits told to the kernel (one more than it reads)."""
+    """The bit mask of nodes and the count of bits told to the kernel (one more than it reads)."""
     if not nodes:
         return None, 0
     bits = ctypes.sizeof(ctypes.c_ulong) * 8
@@ -159,7 +159,7 @@ def set_mempolicy(mode: int, nodes: Sequence[int]) -> None:
 
 
 def get_mempolicy(address: int | None = None) -> tuple[int, list[int]]:
-    """Return mode (with its flags) and nodes of the calling thread, or of the mapping at an address."""
+    """Mode (with its flags) and nodes of the calling thread, or of the mapping at an address."""
     mode, bits = ctypes.c_int(), 1 << 15  # the most nodes the kernel accepts a mask for is a page of bits
     mask = (ctypes.c_ulong * (bits // 64))()
     where = (None, 0) if address is None else (ctypes.c_void_p(address), uapi.MPOL_F_ADDR)
@@ -171,7 +171,7 @@ def get_mempolicy(address: int | None = None) -> tuple[int, list[int]]:
 
 
 def seals(fd: int) -> int | None:
-    """Return the seals of shared memory; None for what cannot have any. Asks no file server."""
+    """The seals of shared memory; None for what cannot have any. Asks no file server."""
     try:
         return fcntl.fcntl(fd, uapi.F_GET_SEALS)
     except OSError as exc:

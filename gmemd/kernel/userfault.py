@@ -21,7 +21,7 @@ _pack_register = Struct("<QQQQ").pack  # start, bytes, mode, ioctls (out)
 
 
 def features(fd: int) -> int | None:
-    """Return the features that a userfaultfd was opened with; None for any other descriptor."""
+    """The features that a userfaultfd was opened with; None for any other descriptor."""
     if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[userfaultfd]":
         return None
     with open(f"/proc/self/fdinfo/{fd}") as info:
@@ -32,7 +32,7 @@ def features(fd: int) -> int | None:
 
 
 def can_miss(fd: int) -> bool:
-    """Tell whether missing pages of a file can be made to fault: those of a memfd, not of a guest_memfd (6.18)."""
+    """Whether missing pages of a file can be made to fault: those of a memfd, not of a guest_memfd (6.18)."""
     return syscalls.filesystem(fd)[0] in (uapi.TMPFS_MAGIC, uapi.HUGETLBFS_MAGIC)
 
 

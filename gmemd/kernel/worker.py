@@ -70,7 +70,7 @@ def _chunks(present: Ranges, offset: int, size: int, chunk: int) -> Iterator[tup
 
 
 def _present(fd: int, offset: int, size: int) -> Ranges:
-    """Return [(offset, bytes)] of what has any content in a range, swapped pages included, ascending."""
+    """[(offset, bytes)] of what has any content in a range, swapped pages included, ascending."""
     if backing.page_size(fd) != PAGE_SIZE:
         return _not_zero(fd, offset, size)
     return residency.data_ranges(fd, offset, size)

@@ -20,7 +20,7 @@ REFERENCE = HERE.parent.parent / "docs" / "reference.md"
 
 
 def derived() -> dict[Path, str]:
-    """Return what the derived files must contain, by path."""
+    """What the derived files must contain, by path."""
     entities = load(HERE / "qapi")
     files = {
         HERE / "qom.json": _document(entities, "A command gmemd understands"),
@@ -38,7 +38,7 @@ def _document(entities: Entities, title: str) -> str:
 
 
 def stale() -> list[Path]:
-    """Return the derived files that do not match the source."""
+    """The derived files that do not match the source."""
     return [path for path, text in derived().items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
 
 

@@ -49,7 +49,7 @@ _REPEATABLE = ("Note", "Notes", "Example", "Examples", "TODO")
 
 
 def parse_doc(lines: Sequence[Line]) -> Doc:
-    """Return the block made of these lines; raise DocError."""
+    """The block made of these lines; DocError where they are wrong."""
     if lines and lines[0][1].startswith("@"):
         return _Definition(lines).parse()
     for number, text in lines:
@@ -136,7 +136,7 @@ class _Definition:
         self._no_more_members = True
 
     def _indented(self, first: str) -> str:
-        """Return the rest of an entry or section: its first line, and the indented lines that follow."""
+        """The rest of an entry or section: its first line, and the indented lines that follow."""
         texts = [first]
         self._at += 1
         least = 0

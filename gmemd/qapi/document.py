@@ -49,12 +49,12 @@ _JSON_TYPES: Final = {"str": "string", "number": "number", "bool": "boolean", "n
 
 
 def json_schema(entities: Entities, *, title: str = "QMP command") -> dict[str, Any]:
-    """Return the document; it is plain JSON data."""
+    """The document; it is plain JSON data."""
     return _Writer(entities).document(title)
 
 
 def default_value(entities: Entities, reference: str, written: Any) -> Any:
-    """Return the JSON value of a default as written in the QAPI language, where numbers are strings."""
+    """The JSON value of a default as written in the QAPI language, where numbers are strings."""
     if reference in BUILTINS and BUILTINS[reference] == "int" and isinstance(written, str):
         return int(written, 0)
     if reference.startswith("[") and isinstance(written, list):
@@ -116,7 +116,7 @@ class _Writer:
         return entry | _features(event.features)
 
     def _arguments(self, owner: Command | Event) -> str:
-        """Return the name in $defs of what the arguments or data must be."""
+        """The name in $defs of what the arguments or data must be."""
         kind = self._entities.types[owner.arg or EMPTY]
         if not isinstance(kind, Object) or (not kind.tag and not self._entities.members(kind)):
             return NO_MEMBERS
@@ -131,7 +131,7 @@ class _Writer:
     # -- types
 
     def _reference(self, reference: str) -> dict[str, Any]:
-        """Return the schema of a reference; types with a name go to $defs."""
+        """The schema of a reference; types with a name go to $defs."""
         kind = self._entities.type(reference)
         if isinstance(kind, Builtin):
             return _builtin(kind.name)
@@ -172,7 +172,7 @@ class _Writer:
         }
 
     def _flat(self, kind: Object, branch: Branch | None, title: str) -> dict[str, Any]:
-        """Return the schema of an object with all its members, in the order in which they are checked."""
+        """The schema of an object with all its members, in the order in which they are checked."""
         members = list(self._entities.members(kind))
         overrides: dict[str, Any] = {}
         if branch is not None:

@@ -135,10 +135,7 @@ class Command(Definition):
     returns: str | None = None
     boxed: bool = False
     allow_oob: bool = False
-    allow_preconfig: bool = False
-    coroutine: bool = False
     gen: bool = True
-    success_response: bool = True
     reads_only: bool = False
 
 

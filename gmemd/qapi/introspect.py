@@ -41,7 +41,7 @@ def holds(condition: Any, config: Config) -> bool:
 
 
 def introspect(entities: Entities, *, config: Config | None = None, mask: bool = True) -> list[dict[str, Any]]:
-    """Return the SchemaInfo list; parts whose condition is false under `config` are left out (None: none are).
+    """The SchemaInfo list; parts whose condition is false under `config` are left out (None: none are).
 
     With `mask` false types keep their names. Numbers count conditional parts, as in QEMU.
     """

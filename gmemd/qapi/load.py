@@ -36,7 +36,7 @@ __all__ = ["QapiError", "load", "main_file"]
 
 
 def main_file(path: Path) -> Path:
-    """Return the file to begin with: `path` itself, or qapi-schema.json in it or in its directory qapi."""
+    """The file to begin with: `path` itself, or qapi-schema.json in it or in its directory qapi."""
     for candidate in (path, path / "qapi-schema.json", path / "qapi" / "qapi-schema.json"):
         if candidate.is_file():
             return candidate
@@ -136,10 +136,7 @@ class _Builder:
             returns=None if returns is None else _reference(returns),
             boxed=value.get("boxed", False),
             allow_oob=value.get("allow-oob", False),
-            allow_preconfig=value.get("allow-preconfig", False),
-            coroutine=value.get("coroutine", False),
             gen=value.get("gen", True),
-            success_response=value.get("success-response", True),
             reads_only=value.get("reads-only", False),
         )
 

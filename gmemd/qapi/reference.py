@@ -32,7 +32,7 @@ An argument without a default may be left out only where it is marked *optional*
 
 
 def reference(entities: Entities) -> str:
-    """Return the page as Markdown."""
+    """The page as Markdown."""
     return "\n".join(_Page(entities).lines()) + "\n"
 
 

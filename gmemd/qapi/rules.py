@@ -43,12 +43,12 @@ _CONDITION = re.compile(r"[A-Z][A-Z0-9_]*")
 
 
 def c_name(name: str) -> str:
-    """Return the name as a C identifier; two names with the same one collide."""
+    """The name as a C identifier; two names with the same one collide."""
     return re.sub(r"[^A-Za-z0-9_]", "_", name)
 
 
 def kind_of(expression: Expression) -> str:
-    """Return the one key that says what is defined."""
+    """The one key that says what is defined."""
     kinds = [kind for kind in KINDS if kind in expression.value]
     if len(kinds) != 1:
         raise QapiError(expression.where, "expression must have exactly one key of: " + ", ".join(KINDS))

@@ -9,6 +9,7 @@ With the pragma `gmemd-extensions` a string may also hold an escaped single quot
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,11 +113,7 @@ class _File:
     def _object(self) -> dict[str, Any]:
         tokens = self._tokens
         members: dict[str, Any] = {}
-        tokens.next()
-        if tokens.kind == "}":
-            tokens.next()
-            return members
-        while True:
+        for _ in self._each("}"):
             if tokens.kind != "'":
                 tokens.fail("expected string or '}'" if not members else "expected string")
             name = tokens.value
@@ -127,27 +124,25 @@ class _File:
             if name in members:
                 tokens.fail(f"duplicate key '{name}'")
             members[name] = self._value()
-            if tokens.kind == "}":
-                tokens.next()
-                return members
-            if tokens.kind != ",":
-                tokens.fail("expected ',' or '}'")
-            tokens.next()
+        return members
 
     def _list(self) -> list[Any]:
+        return [self._value() for _ in self._each("]")]
+
+    def _each(self, end: str) -> Iterator[None]:
+        """Stand at the begin of each item, in the end behind the bracket that closes them."""
         tokens = self._tokens
-        items: list[Any] = []
         tokens.next()
-        if tokens.kind == "]":
+        if tokens.kind == end:
             tokens.next()
-            return items
+            return
         while True:
-            items.append(self._value())
-            if tokens.kind == "]":
+            yield
+            if tokens.kind == end:
                 tokens.next()
-                return items
+                return
             if tokens.kind != ",":
-                tokens.fail("expected ',' or ']'")
+                tokens.fail(f"expected ',' or '{end}'")
             tokens.next()
 
     def _value(self) -> Any:

@@ -67,7 +67,7 @@ class Judge:
                     schema = schema.get("items")
 
     def check(self, key: str, arguments: Json) -> Json:
-        """Return the arguments completed according to `key` of $defs; raise QmpError."""
+        """The arguments completed according to `key` of $defs; raise QmpError."""
         return self._members(self._case(self._defs[key], key, arguments), arguments, "")
 
     def property(self, key: str, name: str, value: Any) -> Any:
@@ -75,7 +75,7 @@ class Judge:
         return self._value(self._defs[key]["properties"][name], value, name, name)
 
     def _case(self, schema: Json, key: str, value: Json) -> Json:
-        """Return the branch of a union that the tag selects; if it selects none, any: its tag will fail."""
+        """The branch of a union that the tag selects; if it selects none, any: its tag will fail."""
         tag = schema.get("x-tag")
         if tag is None:
             return schema
@@ -145,7 +145,7 @@ class Judge:
 
 
 def _unexpected(given: Json, declared: Json) -> str | None:
-    """Return which of the undeclared members QEMU would name."""
+    """Which of the undeclared members QEMU would name."""
     left = [name for name in given if name not in declared]
     return left[0] if len(left) == 1 else first_unexpected(member_order(given), declared)
 
@@ -158,7 +158,7 @@ def _accepts(compiled: Any, value: Any) -> bool:
 
 
 def _normal(schema: Json, value: Any) -> Any:
-    """Return a valid value as it is stored: negative unsigned wrapped, true and false as on and off."""
+    """A valid value as it is stored: negative unsigned wrapped, true and false as on and off."""
     if type(value) is int and value < 0 and schema.get("x-qapi") in _WRAPPED:
         return value % _WRAP
     if type(value) is bool and "x-accepts-bool" in schema:

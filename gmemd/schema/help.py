@@ -10,7 +10,7 @@ _HELP = ("help", "?")
 
 
 def object_help(spec: str, schema: Schema | None = None) -> str | None:
-    """Return the help that an --object asks for, None if it asks for none or is wrong."""
+    """The help that an --object asks for, None if it asks for none or is wrong."""
     if spec.startswith("{"):
         return None
     pairs = split(spec)
@@ -26,13 +26,13 @@ def object_help(spec: str, schema: Schema | None = None) -> str | None:
 
 
 def object_types_help(schema: Schema | None = None) -> str:
-    """Return the list of types, without a newline at the end."""
+    """The list of types, without a newline at the end."""
     types = sorted((schema or Schema.load()).object_types)
     return "\n".join(["List of user creatable objects:", *(f"  {name}" for name in types)])
 
 
 def object_properties_help(qom_type: str, schema: Schema | None = None) -> str:
-    """Return the list of a type's properties, without a newline at the end; KeyError if there is none."""
+    """The list of a type's properties, without a newline at the end; KeyError if there is none."""
     properties = (schema or Schema.load()).properties(qom_type)
     lines = []
     for member in properties.values():

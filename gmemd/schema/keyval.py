@@ -25,7 +25,7 @@ Warn = Callable[[str], None]
 
 
 def parse_object(spec: str, schema: Schema | None = None, *, warn: Warn | None = None) -> dict[str, Any]:
-    """Return the properties that an --object gives; raise QmpError in QEMU's words.
+    """The properties that an --object gives; QmpError in QEMU's words.
 
     JSON is returned as it is, for Schema.check_object to check; key=value is checked here. `warn` gets a line for each
     key without a value.
@@ -44,7 +44,7 @@ def has_bad_id(pairs: list[tuple[str, str]]) -> bool:
 
 
 def split(spec: str, warn: Warn | None = None, *, implied: str = "qom-type") -> list[tuple[str, str]]:
-    """Return the (key, value) pairs of a key=value string in the order of the text.
+    """The (key, value) pairs of a key=value string in the order of the text.
 
     `implied` is the key that the first item may omit; "": it may not.
     """

@@ -21,7 +21,7 @@ MAX_RANGE: Final = 65536  # elements
 
 
 def parse_size(text: str) -> int | None:
-    """Return the bytes that `text` means, None if it is not a size (or more than 64 bits)."""
+    """The bytes that `text` means, None if it is not a size (or more than 64 bits)."""
     match = _HEX.fullmatch(text)
     if match and text.lstrip(_BLANKS).lstrip("+").lower().startswith("0x"):
         value = int(match.group(1), 16)
@@ -45,7 +45,7 @@ def parse_size(text: str) -> int | None:
 
 
 def parse_uint(text: str) -> int | None:
-    """Return the C integer (decimal, 0x..., octal 0...) that `text` is, None if it is not one of 64 bits."""
+    """The C integer (decimal, 0x..., octal 0...) that `text` is, None if it is not one of 64 bits."""
     match = _UINT.fullmatch(text)
     if match is None:
         return None
@@ -58,7 +58,7 @@ def parse_uint(text: str) -> int | None:
 
 
 def parse_range(text: str) -> range | None:
-    """Return the integers that N or N-M stands for, None if `text` is neither."""
+    """The integers that N or N-M stands for, None if `text` is neither."""
     first = parse_uint(text)
     if first is not None:
         return range(first, first + 1)

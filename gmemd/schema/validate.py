@@ -83,7 +83,7 @@ class Schema:
         return self.judge.property(self._shape_of_type(qom_type).key, name, value)
 
     def properties(self, qom_type: str) -> Mapping[str, Property]:
-        """Return the declared members of an object type in schema order, including qom-type and id."""
+        """The declared members of an object type in schema order, including qom-type and id."""
         found = self._properties.get(qom_type)
         if found is None:
             shape = self._shape_of_type(qom_type)
@@ -99,7 +99,7 @@ class Schema:
                     definition["properties"][name]["default"] = defaults[name]
 
     def introspection(self) -> list[dict[str, Any]]:
-        """Return the answer of query-qmp-schema."""
+        """The answer of query-qmp-schema."""
         answer: list[dict[str, Any]] = self.document["x-introspection"]
         return [entity for entity in answer if entity["meta-type"] != "command" or entity["name"] in self.commands]
 
@@ -254,7 +254,7 @@ class Command:
             raise QmpError(f"Unstable command {self.name} disabled by policy", COMMAND_NOT_FOUND)
 
     def check(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments completed: defaults filled in, wrapped and normalized; raise QmpError.
+        """The arguments completed: defaults filled in, wrapped and normalized; raise QmpError.
 
         The given dict is not changed. Absent members without a default stay absent.
         """
