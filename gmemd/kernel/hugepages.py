@@ -43,12 +43,6 @@ def _pool(directory: str, node: int | None) -> HugePool:
             return int(file.read())
 
     kib = int(os.path.basename(directory).removeprefix("hugepages-").removesuffix("kB"))
-    return HugePool(
-        page_size=kib << 10,
-        node=node,
-        total=count("nr_hugepages"),
-        free=count("free_hugepages"),
-        surplus=count("surplus_hugepages"),
-        reserved=count("resv_hugepages") if node is None else 0,
-        overcommit=count("nr_overcommit_hugepages") if node is None else 0,
-    )
+    return HugePool(page_size=kib << 10, node=node, total=count("nr_hugepages"), free=count("free_hugepages"),
+                    surplus=count("surplus_hugepages"), reserved=count("resv_hugepages") if node is None else 0,
+                    overcommit=count("nr_overcommit_hugepages") if node is None else 0)

@@ -9,12 +9,8 @@ from contextlib import contextmanager
 from gmemd.kernel import syscalls, uapi
 from gmemd.kernel.rules import refuse
 
-_MODES = {
-    "default": uapi.MPOL_DEFAULT,
-    "preferred": uapi.MPOL_PREFERRED,
-    "bind": uapi.MPOL_BIND,
-    "interleave": uapi.MPOL_INTERLEAVE,
-}
+_MODES = {"default": uapi.MPOL_DEFAULT, "preferred": uapi.MPOL_PREFERRED, "bind": uapi.MPOL_BIND,
+          "interleave": uapi.MPOL_INTERLEAVE}
 
 
 def _mode(policy: str, nodes: Sequence[int]) -> int:

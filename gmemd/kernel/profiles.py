@@ -26,14 +26,8 @@ class Profile(NamedTuple):
     @property
     def capabilities(self) -> dict[str, int]:
         """KVM_CAP_*: what KVM_CHECK_EXTENSION answers on a VM of the default type."""
-        return {
-            "USER_MEMORY2": 1,
-            "MEMORY_ATTRIBUTES": 0,
-            "GUEST_MEMFD": int(self.guest_memfd_flags is not None),
-            "VM_TYPES": 1,
-            "PRE_FAULT_MEMORY": 0,
-            "GUEST_MEMFD_FLAGS": self.guest_memfd_flags or 0,
-        }
+        return {"USER_MEMORY2": 1, "MEMORY_ATTRIBUTES": 0, "GUEST_MEMFD": int(self.guest_memfd_flags is not None),
+                "VM_TYPES": 1, "PRE_FAULT_MEMORY": 0, "GUEST_MEMFD_FLAGS": self.guest_memfd_flags or 0}
 
 
 # From Linux 6.19 on guest_memfd has its own file system, and the file keeps its NUMA policy.

@@ -24,9 +24,7 @@ def derived() -> dict[Path, str]:
     entities = load(HERE / "qapi")
     files = {
         HERE / "qom.json": _document(entities, "A command gmemd understands"),
-        HERE / "emulator.json": _document(
-            load(HERE / "qapi" / "emulator.json"), "A command gmemd-emulator understands"
-        ),
+        HERE / "emulator.json": _document(load(HERE / "qapi/emulator.json"), "A command gmemd-emulator understands"),
     }
     if REFERENCE.parent.is_dir():  # in a clone, not in an installed package
         files[REFERENCE] = reference(entities)

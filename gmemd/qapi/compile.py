@@ -35,19 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     verb = verbs.add_parser("compile", help="print what a schema defines", description=__doc__)
     verb.add_argument("dir", metavar="DIR", type=Path, help="a qapi directory, a source tree or a file")
-    verb.add_argument(
-        "--introspect",
-        action="store_true",
-        help="print what query-qmp-schema answers instead of a JSON Schema",
-    )
+    verb.add_argument("--introspect", action="store_true",
+                      help="print what query-qmp-schema answers instead of a JSON Schema")
     verb.add_argument("--unmask", action="store_true", help="with --introspect: keep the names of types")
-    verb.add_argument(
-        "-D",
-        "--define",
-        metavar="SYMBOL",
-        action="append",
-        default=[],
-        help="with --introspect: leave out the parts whose 'if' does not hold when exactly "
-        "these symbols are defined (repeat; without it nothing is left out)",
-    )
+    verb.add_argument("-D", "--define", metavar="SYMBOL", action="append", default=[],
+                      help="with --introspect: leave out the parts whose 'if' does not hold when exactly "
+                           "these symbols are defined (repeat; without it nothing is left out)")
     return parser

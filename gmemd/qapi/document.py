@@ -70,20 +70,14 @@ class _Writer:
     def document(self, title: str) -> dict[str, Any]:
         commands = {name: self._command(command) for name, command in self._entities.commands.items()}
         events = {name: self._event(event) for name, event in self._entities.events.items()}
-        rules = [
-            self._command_rule(name, command["arguments"])
-            for name, command in commands.items()
-            if command["arguments"] != NO_MEMBERS
-        ]
+        rules = [self._command_rule(name, command["arguments"]) for name, command in commands.items()
+                 if command["arguments"] != NO_MEMBERS]
         return {
             "$schema": DIALECT,
             "title": title,
             "type": "object",
-            "properties": {
-                "execute": {"enum": list(commands)},
-                "arguments": {"type": "object"},
-                "id": {"description": "Returned with the answer."},
-            },
+            "properties": {"execute": {"enum": list(commands)}, "arguments": {"type": "object"},
+                           "id": {"description": "Returned with the answer."}},
             "required": ["execute"],
             "additionalProperties": False,
             "allOf": rules,
@@ -163,13 +157,8 @@ class _Writer:
             chosen = {"properties": {kind.tag: {"const": branch.name}}, "required": [kind.tag]}
             rules.append({"if": chosen, "then": {"$ref": f"#/$defs/{name}"}})
         tag = next(member for member in self._entities.members(kind) if member.name == kind.tag)
-        return {
-            "type": "object",
-            "properties": {kind.tag: self._member(tag, {})},
-            "required": [kind.tag],
-            "allOf": rules,
-            "x-tag": kind.tag,
-        }
+        return {"type": "object", "properties": {kind.tag: self._member(tag, {})}, "required": [kind.tag],
+                "allOf": rules, "x-tag": kind.tag}
 
     def _flat(self, kind: Object, branch: Branch | None, title: str) -> dict[str, Any]:
         """The schema of an object with all its members, in the order in which they are checked."""
@@ -220,11 +209,7 @@ def _builtin(name: str) -> dict[str, Any]:
 
 
 def _enum(kind: Enum) -> dict[str, Any]:
-    schema: dict[str, Any] = {
-        "type": "string",
-        "enum": [value.name for value in kind.values],
-        "x-qapi": kind.name,
-    }
+    schema: dict[str, Any] = {"type": "string", "enum": [value.name for value in kind.values], "x-qapi": kind.name}
     docs = {value.name: " ".join(value.doc.split()) for value in kind.values if value.doc}
     unstable = [v.name for v in kind.values if any(feature.name == "unstable" for feature in v.features)]
     if docs:

@@ -100,12 +100,8 @@ class _Introspection:
     # -- entries
 
     def _command(self, entity: Command) -> dict[str, Any]:
-        info: dict[str, Any] = {
-            "name": entity.name,
-            "meta-type": "command",
-            "arg-type": self._use(entity.arg or EMPTY),
-            "ret-type": self._use(entity.returns or EMPTY),
-        }
+        info: dict[str, Any] = {"name": entity.name, "meta-type": "command", "arg-type": self._use(entity.arg or EMPTY),
+                                "ret-type": self._use(entity.returns or EMPTY)}
         if entity.allow_oob:
             info["allow-oob"] = True
         return self._with_features(info, entity.features)
@@ -130,21 +126,15 @@ class _Introspection:
 
     def _enum(self, kind: Enum) -> dict[str, Any]:
         values = [value for value in kind.values if self._has(value.condition)]
-        info = {
-            "name": self._name(kind.name),
-            "meta-type": "enum",
-            "members": [self._with_features({"name": v.name}, v.features) for v in values],
-            "values": [value.name for value in values],
-        }
+        info = {"name": self._name(kind.name), "meta-type": "enum",
+                "members": [self._with_features({"name": v.name}, v.features) for v in values],
+                "values": [value.name for value in values]}
         return self._with_features(info, kind.features)
 
     def _object(self, kind: Object) -> dict[str, Any]:
         members = [(member, self._member(member)) for member in self._entities.members(kind)]  # used even if left out
-        info: dict[str, Any] = {
-            "name": self._name(kind.name),
-            "meta-type": "object",
-            "members": [entry for member, entry in members if self._has(member.condition)],
-        }
+        info: dict[str, Any] = {"name": self._name(kind.name), "meta-type": "object",
+                                "members": [entry for member, entry in members if self._has(member.condition)]}
         if kind.tag is not None:
             variants = [(b, {"case": b.name, "type": self._use(b.type)}) for b in self._entities.branches(kind)]
             info["tag"] = kind.tag

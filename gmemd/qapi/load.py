@@ -60,9 +60,8 @@ class _Builder:
     def __init__(self, source: Source) -> None:
         self._source = source
         builtin = Where("builtin", 1)
-        self._types: dict[str, Builtin | Enum | Object | Alternate] = {
-            name: Builtin(name, json_type) for name, json_type in BUILTINS.items()
-        }
+        self._types: dict[str, Builtin | Enum | Object | Alternate] = {name: Builtin(name, json_type)
+                                                                       for name, json_type in BUILTINS.items()}
         qtypes = ("none", "qnull", "qnum", "qstring", "qdict", "qlist", "qbool")
         self._types["QType"] = Enum("QType", builtin, "", values=tuple(map(EnumValue, qtypes)), prefix="QTYPE")
         self._types[EMPTY] = Object(EMPTY, builtin, "", implicit=True)
@@ -74,15 +73,10 @@ class _Builder:
             self._all.append(self._definition(expression))
         rank = {module: index for index, module in enumerate(self._source.modules)}
         visited = sorted(self._all, key=lambda entity: rank[entity.module])
-        return Entities(
-            self._source.pragma,
-            self._types,
-            {entity.name: entity for entity in visited if isinstance(entity, Command)},
-            {entity.name: entity for entity in visited if isinstance(entity, Event)},
-            visited,
-            self._source.free_docs,
-            self._source.modules,
-        )
+        return Entities(self._source.pragma, self._types,
+                        {entity.name: entity for entity in visited if isinstance(entity, Command)},
+                        {entity.name: entity for entity in visited if isinstance(entity, Event)}, visited,
+                        self._source.free_docs, self._source.modules)
 
     def _claim(self, name: str, where: Where) -> None:
         if name in self._defined:
@@ -94,14 +88,8 @@ class _Builder:
         value = expression.value
         name = value[kind]
         self._claim(name, expression.where)
-        common = {
-            "name": name,
-            "where": expression.where,
-            "module": expression.module,
-            "condition": value.get("if"),
-            "features": _features(value),
-            "doc": expression.doc,
-        }
+        common = {"name": name, "where": expression.where, "module": expression.module, "condition": value.get("if"),
+                  "features": _features(value), "doc": expression.doc}
         made: Definition = getattr(self, "_" + kind)(common, value, expression)
         if isinstance(made, Enum | Object | Alternate):
             self._types[name] = made
@@ -109,10 +97,8 @@ class _Builder:
 
     def _enum(self, common: dict[str, Any], value: dict[str, Any], expression: Expression) -> Enum:
         described = expression.doc.members if expression.doc else {}
-        values = tuple(
-            EnumValue(item["name"], item.get("if"), _features(item), described.get(item["name"]))
-            for item in value["data"]
-        )
+        values = tuple(EnumValue(item["name"], item.get("if"), _features(item), described.get(item["name"]))
+                       for item in value["data"])
         return Enum(**common, values=values, prefix=value.get("prefix"))
 
     def _struct(self, common: dict[str, Any], value: dict[str, Any], expression: Expression) -> Object:
@@ -130,15 +116,10 @@ class _Builder:
 
     def _command(self, common: dict[str, Any], value: dict[str, Any], expression: Expression) -> Command:
         returns = value.get("returns")
-        return Command(
-            **common,
-            arg=self._arg(expression, value, common),
-            returns=None if returns is None else _reference(returns),
-            boxed=value.get("boxed", False),
-            allow_oob=value.get("allow-oob", False),
-            gen=value.get("gen", True),
-            reads_only=value.get("reads-only", False),
-        )
+        return Command(**common, arg=self._arg(expression, value, common),
+                       returns=None if returns is None else _reference(returns), boxed=value.get("boxed", False),
+                       allow_oob=value.get("allow-oob", False), gen=value.get("gen", True),
+                       reads_only=value.get("reads-only", False))
 
     def _event(self, common: dict[str, Any], value: dict[str, Any], expression: Expression) -> Event:
         return Event(**common, arg=self._arg(expression, value, common), boxed=value.get("boxed", False))
@@ -172,22 +153,12 @@ def _members(data: dict[str, Any], expression: Expression) -> tuple[Member, ...]
 def _member(key: str, value: dict[str, Any], where: Where, described: dict[str, str]) -> Member:
     name = key.removeprefix("*")
     qom = value.get("qom", {})
-    return Member(
-        name,
-        _reference(value["type"]),
-        where,
-        optional=key != name,
-        condition=value.get("if"),
-        features=_features(value),
-        doc=described.get(name),
-        default=value.get("default", MISSING),
-        accepts_bool=value.get("accepts-bool", False),
-        qom_type=qom.get("type"),
-        qom_description=qom.get("description"),
-    )
+    return Member(name, _reference(value["type"]), where, optional=key != name, condition=value.get("if"),
+                  features=_features(value), doc=described.get(name), default=value.get("default", MISSING),
+                  accepts_bool=value.get("accepts-bool", False), qom_type=qom.get("type"),
+                  qom_description=qom.get("description"))
 
 
 def _branches(data: dict[str, Any]) -> tuple[Branch, ...]:
-    return tuple(
-        Branch(name, _reference(item["type"]), item.get("if"), item.get("defaults", {})) for name, item in data.items()
-    )
+    return tuple(Branch(name, _reference(item["type"]), item.get("if"), item.get("defaults", {}))
+                 for name, item in data.items())

@@ -67,7 +67,7 @@ class Judge:
                     schema = schema.get("items")
 
     def check(self, key: str, arguments: Json) -> Json:
-        """The arguments completed according to `key` of $defs; raise QmpError."""
+        """The arguments completed according to `key` of $defs; QmpError if they are wrong."""
         return self._members(self._case(self._defs[key], key, arguments), arguments, "")
 
     def property(self, key: str, name: str, value: Any) -> Any:

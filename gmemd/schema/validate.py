@@ -148,16 +148,10 @@ class Schema:
         kind = self._resolve(schema)
         qapi = schema.get("x-qapi") or kind["x-qapi"]
         qom = schema.get("x-qom", {})
-        return Property(
-            name,
-            qapi,
-            schema.get("default"),
-            name in shape.required,
-            tuple(schema.get("x-features", ())),
-            schema.get("description", ""),
-            qom.get("type") or (_QOM_TYPES.get(qapi, "int") if qapi in _SCALARS else qapi),
-            qom.get("description"),
-        )
+        return Property(name, qapi, schema.get("default"), name in shape.required, tuple(schema.get("x-features", ())),
+                        schema.get("description", ""),
+                        qom.get("type") or (_QOM_TYPES.get(qapi, "int") if qapi in _SCALARS else qapi),
+                        qom.get("description"))
 
 
 _QOM_TYPES: Final = {"str": "string", "bool": "bool"}  # the other scalars are int
@@ -254,7 +248,7 @@ class Command:
             raise QmpError(f"Unstable command {self.name} disabled by policy", COMMAND_NOT_FOUND)
 
     def check(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments completed: defaults filled in, wrapped and normalized; raise QmpError.
+        """The arguments completed: defaults filled in, wrapped and normalized; QmpError if they are wrong.
 
         The given dict is not changed. Absent members without a default stay absent.
         """
