@@ -364,34 +364,6 @@ async def test_gmemd_that_does_not_answer(start: Start, tmp_path: Path) -> None:
         assert await machine.run("query-memdev") == b"[]"
 
 
-def test_what_was_made_in_vain_is_deleted(tmp_path: Path) -> None:
-    """An object that is made, and then not handed out, does not stay at the daemon."""
-    asked: list[str] = []
-
-    def serve(listener: socket.socket) -> None:
-        connection, _ = listener.accept()
-        with connection, connection.makefile("rwb", buffering=0) as stream:
-            stream.write(b'{"QMP": {"version": {}, "capabilities": []}}\r\n')
-            while line := stream.readline():
-                request = json.loads(line)
-                asked.append(request["execute"])
-                refusals = {"qom-list-get": "DeviceNotFound", "memdev-get-fd": "GenericError"}
-                error = refusals.get(request["execute"])
-                answer = {"return": {}} if error is None else {"error": {"class": error, "desc": "no 'vm-n.x'"}}
-                stream.write(json.dumps({**answer, "id": request["id"]}).encode() + b"\r\n")
-
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(tmp_path / "q"))
-        listener.listen()
-        server = threading.Thread(target=serve, args=(listener,))
-        server.start()
-        domain = Domain(str(tmp_path / "q"), None, "n")
-        with pytest.raises(QmpError, match="no 'x'"):
-            domain.obtain({"qom-type": "memory-backend-ram", "id": "x", "prealloc": False})
-        server.join(PATIENCE)
-    assert asked == ["qmp_capabilities", "qom-list-get", "object-add", "memdev-get-fd", "object-del"]
-
-
 async def test_memory_let_go_is_freed_beside_the_loop(start: Start) -> None:
     """Whoever lets a virtio-mem device shrink waits for that, others do not; what is asked meanwhile comes after it."""
     machine = await start()
