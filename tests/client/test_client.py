@@ -416,7 +416,7 @@ def test_wait_tries_again(tmp_path: Path) -> None:
 def test_real_qemu(tmp_path: Path) -> None:
     """The client drives a real QEMU: version, an object, an fd, oob, an error, the event of quit."""
     command = ["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", "-S"]
-    with Server([*command, "-qmp-pretty", "unix:{sock},server=on,wait=off"]) as qemu:
+    with Server([*command, "-qmp-pretty", "{address},server=on,wait=off"]) as qemu:
         with Client(qemu.sock, timeout=PATIENCE, oob=True) as client:
             assert client.oob is True
             assert client.execute("query-version")["qemu"]["major"] >= 7
