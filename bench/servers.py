@@ -10,7 +10,7 @@ import shlex
 import shutil
 import socket
 import subprocess
-import tempfile
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +18,10 @@ from pathlib import Path
 from typing import Any, Self
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+
+from gmemd.client.running import PATIENCE, Running  # noqa: E402
+
 BINARIES = HERE / "bin"
 CLIENT_CPU, SERVER_CPU = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
 EVERY_CPU = frozenset(os.sched_getaffinity(0))
@@ -34,7 +38,6 @@ GMEMD_OPTIONS = {
     "gmemd-durable": "--persist on --keeper",
     "gmemd-http": "--persist off --http unix:{directory}/http",
 }
-_START_SECONDS = 20.0
 _RUNTIME = "/dev/shm"  # for sockets and gmemd's registry: a tmpfs, as /run is
 
 
@@ -90,43 +93,27 @@ def on_cpus(cpus: frozenset[int] | set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-class Server:
+class Server(Running):
     """One server process, fresh, on its CPU; `with` ends it.
 
     Its output (gmemd's log) goes to a file. `greeting_ms` is the time from its creation to its greeting.
     """
 
     def __init__(self, name: str, *, pinned: bool = True) -> None:
-        self.name = name
-        self._directory = tempfile.mkdtemp(prefix="bench", dir=_RUNTIME if os.path.isdir(_RUNTIME) else None)
-        self.socket = f"{self._directory}/qmp"
-        self.http = f"{self._directory}/http"
-        self._output = f"{self._directory}/output"
-        command = shlex.split(COMMANDS[name].format(socket=self.socket, directory=self._directory))
+        command = shlex.split(COMMANDS[name])
         if not shutil.which(command[0]):
             raise Unavailable(f"{command[0]} is not installed")
         start = time.monotonic()
-        with open(self._output, "wb") as output, on_cpus({SERVER_CPU} if pinned else EVERY_CPU):
-            self._process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
         try:
-            self._wait_greeting()
-        except BaseException:
-            self.stop()
-            raise
+            with on_cpus({SERVER_CPU} if pinned else EVERY_CPU):
+                super().__init__(command, parent=_RUNTIME if os.path.isdir(_RUNTIME) else None)
+        except ConnectionError as exc:
+            raise Unavailable(f"{name}: {str(exc).splitlines()[-1]}") from exc
         self.greeting_ms = (time.monotonic() - start) * 1000
+        self.name = name
+        self.http = f"{self.directory}/http"
         for task in self._tasks():
             go_first(task.name)
-
-    def _wait_greeting(self) -> None:
-        end = time.monotonic() + _START_SECONDS
-        while self._process.poll() is None and time.monotonic() < end:
-            with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
-                client.connect(self.socket)
-                if client.recv(1 << 16):
-                    return
-            time.sleep(0.0002)
-        words = Path(self._output).read_text(errors="replace").strip().splitlines()
-        raise Unavailable(f"{self.name} does not start: {words[-1] if words else 'it says nothing'}")
 
     def rss(self) -> int:
         """Resident memory in bytes, with its children's."""
@@ -139,27 +126,11 @@ class Server:
 
     def _tasks(self) -> Iterator[Path]:
         """The threads of the process and its children, as directories in /proc."""
-        waiting = [str(self._process.pid)]
+        waiting = [str(self.process.pid)]
         while waiting:
             for task in Path(f"/proc/{waiting.pop()}/task").iterdir():
                 yield task
                 waiting += (task / "children").read_text().split()
-
-    def stop(self) -> None:
-        """End it and remove its files."""
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
 
 
 class Client:
@@ -223,7 +194,7 @@ class Scraper(threading.Thread):
 
     def __exit__(self, *exc: object) -> None:
         self._ending = True
-        self.join(_START_SECONDS)
+        self.join(PATIENCE)
 
 
 def run_client(server: Server, flags: Sequence[str], lines: Sequence[str] = (), *,

@@ -56,7 +56,7 @@ def test_the_line_is_there_before_the_reply(tmp_path: Path) -> None:
     with Daemon("--audit", str(path), kernel="simulated") as daemon:
         with daemon.client() as client:
             client.execute("object-add", RAM)
-        daemon.kill()
+        daemon.stop(signal.SIGKILL)
         assert [line["command"] for line in lines(path)] == ["object-add"]
 
 
@@ -89,7 +89,7 @@ def test_standard_error_takes_it_too() -> None:
         with daemon.client() as client:
             client.execute("object-add", RAM)
         daemon.stop()
-        found = [json.loads(line) for line in daemon.log_text().splitlines() if '"audit"' in line]
+        found = [json.loads(line) for line in daemon.log().splitlines() if '"audit"' in line]
     assert [line["command"] for line in found] == ["object-add"]
 
 
@@ -105,7 +105,7 @@ def test_a_full_disk_does_not_stop_the_daemon() -> None:
         client.execute("object-add", RAM)
         client.execute("object-del", {"id": "m0"})
         daemon.stop()
-        found = [line for line in daemon.log_text().splitlines() if "audit not written" in line]
+        found = [line for line in daemon.log().splitlines() if "audit not written" in line]
     assert len(found) == 1
 
 
@@ -147,7 +147,7 @@ def test_every_command_is_logged() -> None:
             with pytest.raises(QmpError):
                 client.execute("object-del", {"id": "x"})
         daemon.stop()
-        found = [json.loads(line) for line in daemon.log_text().splitlines() if '"event": "command"' in line]
+        found = [json.loads(line) for line in daemon.log().splitlines() if '"event": "command"' in line]
     told = [(line["command"], line["id"], line["result"]) for line in found]
     assert told[0][0] == "qmp_capabilities"
     assert told[1] == ("query-name", 1.5, "ok")

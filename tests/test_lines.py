@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gmemd.client.client import Client
+from gmemd.client.running import RunningGmemd
 from gmemd.posix.lines import WAITING_MAX, Lines
 from tests.daemon import Daemon
 from tests.patience import PATIENCE
@@ -158,9 +158,9 @@ def test_an_audit_that_nobody_reads_says_so(tmp_path: Path) -> None:
         ram = {"qom-type": "memory-backend-ram", "id": "x" * 30_000, "size": 4096}
         for number in range(70):
             client.execute("object-add", {**ram, "id": f"{ram['id']}{number}"})
-        assert daemon.log_text().count("audit not written") == 1
+        assert daemon.log().count("audit not written") == 1
         data, end = b"", time.monotonic() + PATIENCE
-        while "audit goes on" not in daemon.log_text() or said not in data:
+        while "audit goes on" not in daemon.log() or said not in data:
             try:
                 data += os.read(reader, 1 << 20)
             except BlockingIOError:
@@ -169,27 +169,10 @@ def test_an_audit_that_nobody_reads_says_so(tmp_path: Path) -> None:
     assert b'"lost": %d' % (70 - data.count(b'"object-add"')) in data
 
 
-def test_a_keeper_restarts_though_nobody_reads(pipe: tuple[int, int], tmp_path: Path) -> None:
+def test_a_keeper_restarts_though_nobody_reads(pipe: tuple[int, int]) -> None:
     """The keeper's own lines wait for nobody either."""
     fill(pipe[1])
-    path = tmp_path / "s"
-    command = [sys.executable, "-m", "gmemd", "--keeper", "--restart-delay", "0.001", "--listen", f"qmp={path}", "--",
-               "--kernel", "simulated", "--persist", "on", "--state-dir", str(tmp_path / "state")]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=pipe[1]) as keeper:
-        try:
-            end = time.monotonic() + PATIENCE
-            while not path.exists():
-                assert time.monotonic() < end
-            pids = set()
-            for _ in range(3):
-                with Client(str(path), timeout=PATIENCE) as client:
-                    client.execute("query-status")
-                pid = int(Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text().split()[0])
-                pids.add(pid)
-                os.kill(pid, signal.SIGKILL)
-                while Path(f"/proc/{pid}").exists():
-                    assert time.monotonic() < end
-            assert len(pids) == 3
-        finally:
-            keeper.terminate()
-            assert keeper.wait(PATIENCE) == 0
+    with RunningGmemd(keep=True, stderr=pipe[1]) as gmemd:
+        for _ in range(3):
+            gmemd.crash()
+        assert gmemd.stop() == 0

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gmemd.client.client import Client
+from gmemd.client.running import children
 from tests.daemon import Daemon
 from tests.patience import PATIENCE
 from tests.programs import gmemctl
@@ -48,8 +49,7 @@ def test_servers(server: str, closing: str, tmp_path: Path) -> None:
             if server == "emulator, daemonized":
                 assert process.wait(PATIENCE) == 0
             else:
-                pids = [process.pid, *map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children")
-                                          .read_text().split())]
+                pids = [process.pid, *children(process.pid)]
                 assert len(pids) == 1 + (server == "keeper")
                 for pid in pids:
                     opened = streams(pid)

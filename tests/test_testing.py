@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
+
+import gmemd.testing
+from gmemd.client.running import RunningGmemd
+from tests.programs import output
 
 EXAMPLE = '''
     import mmap
@@ -47,3 +54,17 @@ def test_the_documented_example(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(EXAMPLE)
     result = pytester.runpytest_subprocess("-q", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=3)
+
+
+def test_a_start_of_pytest_loads_little() -> None:
+    """pytest loads the plugin wherever gmemd is installed: for a suite that does not use it nothing else is loaded."""
+    code = "import sys, pytest; before = set(sys.modules); import gmemd.testing; print(*set(sys.modules) - before)"
+    said = output([sys.executable, "-c", code], env={**os.environ, "COVERAGE_PROCESS_CONFIG": ""})
+    assert set(said.split()) == {"gmemd", "gmemd.testing"}
+
+
+def test_without_the_fixture() -> None:
+    """The class that the fixture gives can be had where the fixture is."""
+    assert gmemd.testing.RunningGmemd is RunningGmemd
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        gmemd.testing.Nothing  # noqa: B018

@@ -10,52 +10,31 @@ import argparse
 import hashlib
 import mmap
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from gmemd.client.client import Client
+from gmemd.client.running import PATIENCE, RunningGmemd
 from gmemd.demo import guest
-from gmemd.posix.sockets import written
 
 SIZE = 2 << 20  # bytes of the object; the guest lives in the first half
 HALF = SIZE // 2
 ROUNDS = 100  # how far each guest gets before we go on
-PATIENCE = 30.0  # seconds; a loaded machine
 
 
-class Story:
-    """The processes that take part; `end` ends those that are left."""
+class Story(RunningGmemd):
+    """gmemd under its keeper, and the process that runs a guest on its memory."""
 
-    def __init__(self, kernel: str) -> None:
-        """Start gmemd under its keeper."""
-        self.directory = Path(tempfile.mkdtemp(prefix="gmemd-"))
-        self.socket = self.directory / "qmp.sock"
-        with (self.directory / "log").open("wb") as log:
-            self.keeper = subprocess.Popen(
-                [sys.executable, "-m", "gmemd", "--keeper", "--qmp", written(str(self.socket)), "--kernel", kernel,
-                 "--persist", "on", "--state-dir", str(self.directory)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        self.vmm: subprocess.Popen[str] | None = None
+    vmm: subprocess.Popen[str] | None = None
 
     def connect(self) -> Client:
         """A client of the daemon, once there is one."""
-        try:
-            return Client(str(self.socket), wait=PATIENCE, timeout=PATIENCE)
-        except OSError as exc:
-            sys.exit(f"gmemd does not answer ({exc}):\n{(self.directory / 'log').read_text(errors='replace')}")
-
-    def daemon(self) -> int:
-        """The daemon's process id."""
-        pid = self.keeper.pid
-        return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        return self.client(wait=PATIENCE, timeout=PATIENCE)
 
     def start_vmm(self, fd: int) -> str:
         """Hand the memory to another process, which runs a guest on it; what that says of itself."""
@@ -86,30 +65,17 @@ class Story:
         self.vmm.communicate()
         return self.vmm.pid
 
-    def kill_daemon(self) -> int:
-        """End gmemd without any warning; its id."""
-        pid = self.daemon()
-        os.kill(pid, signal.SIGKILL)
-        with suppress(OSError):  # gone at once, or a zombie until the keeper has seen it
-            while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                time.sleep(0.001)
-        return pid
-
-    def end(self, *, stay: bool) -> None:
-        """End what runs; with `stay`, all but gmemd."""
+    def close(self) -> None:
+        """End what runs."""
         if self.vmm is not None and self.vmm.poll() is None:
             self.kill_vmm()
-        if not stay:
-            self.keeper.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self.keeper.wait(PATIENCE)
-            shutil.rmtree(self.directory, ignore_errors=True)
+        super().close()
 
 
 def tell(story: Story) -> None:
     """Tell it."""
     with story.connect() as client:
-        say(f"1. gmemd runs: process {story.daemon()}, under its keeper, process {story.keeper.pid}", "real")
+        say(f"1. gmemd runs: process {story.daemon()}, under its keeper, process {story.process.pid}", "real")
         client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "gm0", "size": SIZE, "share": True,
                                       "guest-memfd": "on"})
         memory, [fd] = client.execute_fds("memdev-get-fd", {"id": "gm0"})
@@ -125,7 +91,7 @@ def tell(story: Story) -> None:
     say(f"4. SIGKILL for that process, {killed}. Another one gets the same memory.\n   process {_pid(story)}: {line}\n"
         f"   the guest counts on: {story.watch(fd)}", "real: both processes and the kill")
 
-    killed = story.kill_daemon()
+    killed = story.kill()
     counted = story.watch(fd)
     os.close(fd)
     with story.connect() as client:
@@ -190,16 +156,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--kernel", default="auto", metavar="auto|kvm|simulated", help="as gmemd's own option")
     options = parser.parse_args(argv)
     began = time.monotonic()
-    story = Story(options.kernel)
-    told = False
-    try:
-        tell(story)
-        told = True
-    except KeyboardInterrupt:
-        print()
-        return 130
-    finally:
-        story.end(stay=told and options.stay)
+    with ExitStack() as at_end:
+        try:
+            story = at_end.enter_context(Story(kernel=options.kernel, keep=True, start_new_session=True))
+            tell(story)
+        except KeyboardInterrupt:
+            print()
+            return 130
+        except (ConnectionError, TimeoutError) as exc:
+            sys.exit(str(exc))
+        if options.stay:
+            story.kill_vmm()
+            at_end.pop_all()
     print(f"\nThat took {time.monotonic() - began:.1f} seconds.")
     if options.stay:
         _invite(story)
@@ -220,7 +188,7 @@ Three things to try:
     {gmemctl} exec gm0 -- {shown(sys.executable)} -m gmemd.demo.guest --rounds 1000 {{gm0}}
     echo '{{"execute":"qmp_capabilities"}} {{"execute":"query-memdev"}}' | socat -t 5 - UNIX-CONNECT:{story.socket}
 
-To end it: kill {story.keeper.pid}""")
+To end it: kill {story.process.pid}""")
 
 
 def shown(path: str | Path) -> str:

@@ -342,7 +342,7 @@ def test_reader_of_output_goes(shared: Daemon) -> None:
 def test_against_qemu(capfd: pytest.CaptureFixture[str]) -> None:
     """What needs no command of gmemd's own works with a real QEMU, hints included."""
     machine = ["-machine", "none", "-nodefaults", "-display", "none", "-S"]
-    with Server(["qemu-system-x86_64", *machine, "-qmp", "unix:{sock},server=on,wait=off"]) as qemu:
+    with Server(["qemu-system-x86_64", *machine, "-qmp", "{address},server=on,wait=off"]) as qemu:
         ctl = ["--socket", str(qemu.sock)]
         assert main([*ctl, "create", "memory-backend-ram,id=m0,size=1M"]) == 0
         assert main([*ctl, "call", "query-memdev", "-o", "json"]) == 0

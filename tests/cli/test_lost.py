@@ -14,6 +14,7 @@ import pytest
 
 from gmemd.cli.gmemctl import main
 from gmemd.client.client import Client
+from gmemd.client.running import children
 from tests.patience import PATIENCE
 
 
@@ -32,8 +33,7 @@ def sock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with Client(path, wait=PATIENCE, timeout=PATIENCE) as client:
         for name in ("b", "a"):
             client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": name, "size": 1 << 20})
-        pids = [int(pid) for pid in Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children").read_text().split()]
-        for pid in (keeper.pid, *pids):
+        for pid in (keeper.pid, *children(keeper.pid)):
             os.kill(pid, signal.SIGKILL)
         keeper.wait(PATIENCE)
     keeper = start(path)

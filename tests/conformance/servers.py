@@ -12,9 +12,9 @@ from tests.daemon import Daemon, Server
 NAMED = ("-name", "vmname", "-uuid", "11111111-2222-3333-4444-555555555555")
 QEMU = "qemu-system-x86_64"
 QEMU_SETUPS = {
-    "plain": ("-qmp", "unix:{sock},server=on,wait=off"),
-    "name": (*NAMED, "-qmp", "unix:{sock},server=on,wait=off"),
-    "pretty": ("-chardev", "socket,id=c0,path={sock},server=on,wait=off",
+    "plain": ("-qmp", "{address},server=on,wait=off"),
+    "name": (*NAMED, "-qmp", "{address},server=on,wait=off"),
+    "pretty": ("-chardev", "socket,id=c0,path={socket},server=on,wait=off",
                "-mon", "chardev=c0,mode=control,pretty=on"),
 }
 

@@ -47,7 +47,7 @@ def test_answers_as_recorded(case: Case, kernel: str, servers: dict[bool, Server
     try:
         before = server.open_fds()
         found = list(differences(case, Replay(server, case).run()))
-        assert not found, "\n".join([*found, server.log_text()[-2000:]])
+        assert not found, "\n".join([*found, server.log()[-2000:]])
         if case["server"] == "any":
             assert server.settled_fds(before) <= before
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from contextlib import closing
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gmemd.client.client import Client
+from gmemd.client.running import children
 from gmemd.errors import QmpError
 from tests.daemon import Daemon
 from tests.patience import wait_for
@@ -86,10 +86,7 @@ def test_a_lease_outlives_the_daemon(tmp_path: Path) -> None:
         assert receiver.stdin is not None
         try:
             assert receiver.stdout.readline() == b"leased\n"
-            [child] = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
-            os.kill(int(child), signal.SIGKILL)
-            wait_for(lambda: Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split() not in
-                     ([], [child]))
+            daemon.kill()
             with daemon.client() as client:
                 assert f"is leased to process {receiver.pid} " in refusal(client, "memdev-get-fd", {"id": "g"})
                 receiver.kill()
@@ -147,10 +144,7 @@ def test_what_changes_beside_its_custody(persist: bool) -> None:
             _, *said = in_one_message(
                 link, FAILING, ("memdev-persist", {"id": "g", "persist": persist}),
                 ("memdev-convert", {"id": "g", "offset": 0, "size": PAGE, "to": "private"}), ("object-add", other))
-        children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children")
-        [child] = children.read_text().split()
-        os.kill(int(child), signal.SIGKILL)
-        wait_for(lambda: children.read_text().split() not in ([], [child]))
+        daemon.kill()
         with daemon.client() as client:
             kept = [memdev["id"] for memdev in client.execute("query-memdev")]
             assert ("g" in kept) == (persist == (said[0] == ""))
@@ -198,8 +192,7 @@ def test_a_daemon_ends_while_a_job_runs() -> None:
         client.execute("object-add", {**MEMORY, "size": 64 << 20})
         client.execute("memdev-populate", {"id": "g"})
         client.execute("memdev-verify", {"id": "g", "job-id": "v", "chunk": PAGE})
-        children = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children")
-        wait_for(lambda: children.read_text().split())
-        [worker] = children.read_text().split()
+        wait_for(lambda: children(daemon.pid))
+        [worker] = children(daemon.pid)
         assert daemon.stop() == 0
         wait_for(lambda: not Path(f"/proc/{worker}").exists())

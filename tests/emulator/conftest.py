@@ -121,7 +121,7 @@ class Process(Server):
     """A gmemd-emulator of this tree, with a monitor on `sock`."""
 
     def __init__(self, *argv: str, env: dict[str, str] | None = None, pass_fds: Sequence[int] = ()) -> None:
-        super().__init__([sys.executable, "-m", "gmemd.emulator.main", "-qmp", "unix:{sock},server=on,wait=off",
+        super().__init__([sys.executable, "-m", "gmemd.emulator.main", "-qmp", "{address},server=on,wait=off",
                           *argv], env=env, pass_fds=pass_fds)
 
     def client(self) -> Client:
@@ -129,6 +129,6 @@ class Process(Server):
         return Client(str(self.sock), timeout=PATIENCE)
 
     def check_end(self, status: int) -> None:
-        log = self.log_text()
+        log = self.log()
         assert log == "", log
         assert status == 0

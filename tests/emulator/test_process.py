@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gmemd.client.client import Client
+from gmemd.client.running import state
 from tests.emulator.conftest import MIB, Process
 from tests.patience import PATIENCE, wait_for
 
@@ -20,11 +21,7 @@ PROBE = ["-S", "-no-user-config", "-nodefaults", "-nographic", "-machine", "none
 
 
 def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return state(pid) not in "ZX"
 
 
 def wait_gone(pid: int) -> None:

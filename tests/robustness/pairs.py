@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from zlib import crc32
 
 from gmemd.client.client import Client
+from gmemd.client.running import state
 from tests.daemon import Daemon
 from tests.patience import PATIENCE, wait_for
 from tests.robustness.world import Link, Request, World, Wrong, with_fd
@@ -143,7 +144,7 @@ class Kept:
         self.world = World()
 
     def pid(self) -> int:
-        return self.world.pid()
+        return self.world.daemon()
 
     def client(self) -> Client:
         return self.world.client()
@@ -224,18 +225,13 @@ def _send(place: Place, links: tuple[Link, Link], operations: tuple[Operation, O
     pid = place.pid()
     if not after:
         os.kill(pid, signal.SIGSTOP)
-        wait_for(lambda: _state(pid) == "T")
+        wait_for(lambda: state(pid) == "T")
     for link, operation in zip(links, operations, strict=True):
         link.send([operation.request], [memory] if operation.sends_fd else None)
         if after and link is links[0]:
             time.sleep(after)
     if not after:
         os.kill(pid, signal.SIGCONT)
-
-
-def _state(pid: int) -> str:
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0]
 
 
 def _concluded(client: Client) -> dict[str, str | None]:

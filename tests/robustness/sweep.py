@@ -153,7 +153,7 @@ class Sweep:
             raise Wrong(text)
         self.tally.count(outcome.hit, "wrong")
         self.tally.wrong.append(text)
-        if self.world.keeper.poll() is not None:
+        if self.world.process.poll() is not None:
             raise Wrong("the keeper has ended")
         return True
 

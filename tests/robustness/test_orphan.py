@@ -19,14 +19,14 @@ from tests.robustness.world import PATIENCE, World, look, write_pattern
 def orphan() -> Iterator[Client]:
     """A client of a daemon with the objects x and y, whose keeper has just been killed."""
     with World() as world:
-        daemon = os.pidfd_open(world.pid())
+        daemon = os.pidfd_open(world.daemon())
         with world.client() as client:
             for object_id in ("x", "y"):
                 client.execute(*add("memfd", object_id))
                 write_pattern(client, object_id)
             before = look(client)
-            world.keeper.kill()
-            world.keeper.wait()
+            world.process.kill()
+            world.process.wait()
             assert before == look(client)
             yield client
         signal.pidfd_send_signal(daemon, signal.SIGTERM)

@@ -23,6 +23,7 @@ import pytest
 
 from gmemd.cli.introspection import Introspection, Member
 from gmemd.client.client import Client
+from gmemd.client.running import children
 from gmemd.errors import QmpError
 from tests.patience import PATIENCE
 from tests.programs import ROOT
@@ -101,8 +102,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
 def wait_loaded(server: Running) -> None:
     """Wait until all that is loaded behind the start is there: its libraries, and no thread is left."""
     pid = server.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    daemon = children[0] if children else str(pid)
+    [daemon] = children(pid) or [pid]
     end = time.monotonic() + PATIENCE
     while "/rpds" not in Path(f"/proc/{daemon}/maps").read_text() or len(os.listdir(f"/proc/{daemon}/task")) > 1:
         assert time.monotonic() < end, server.log()

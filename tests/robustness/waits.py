@@ -437,7 +437,7 @@ ROWS: tuple[Callable[[Scene], None], ...] = (
 def measure(scale: Scale) -> tuple[list[Wait], set[str]]:
     """All rows, and the commands that they measured."""
     with World("--lab", "--log-level", "info", warm=False, keeper=("--fdstore-max", str(scale.many + 500))) as world:
-        scene = Scene(world.socket, world.pid(), world.directory, scale)
+        scene = Scene(world.socket, world.daemon(), world.directory, scale)
         with scene:
             for row in ROWS:
                 row(scene)

@@ -6,24 +6,21 @@ import array
 import json
 import mmap
 import os
-import shutil
 import signal
 import socket
 import stat
-import subprocess
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from gmemd.client.client import Client
-from tests.patience import PATIENCE
+from gmemd.client.running import Running, children, state
+from tests.patience import PATIENCE, wait_for
 from tests.robustness.tracer import Outcome, Tracer
 
 HOLD = "GMEMD_TEST_HOLD"  # names a file: while it is there a new warm daemon stops itself before it begins
@@ -112,62 +109,24 @@ class State:
         return self.objects[object_id], self.contents[object_id], self.ranges.get(object_id)
 
 
-class World:
+class World(Running):
     """A keeper, its daemon, and a directory of their own; ends with the `with` block."""
 
     def __init__(self, *arguments: str, warm: bool = True, kernel: str = "simulated", keeper: tuple[str, ...] = (),
                  persist: str = "on") -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="gmemd-robust-"))
-        self.socket = str(self.directory / "qmp.sock")
-        self.log_path = self.directory / "log"
+        words = ["-m", "tests.robustness.warm"] if warm else ["-m", "gmemd", "--keeper"]
+        options = ["--listen", "qmp={socket}", "--restart-delay", "0.001", *keeper]
+        daemon = ["--kernel", kernel, "--persist", persist, "--state-dir", "{directory}/state",
+                  "--log-level", "warning", *arguments]
+        super().__init__(["env", f"{HOLD}={{directory}}/hold", f"{NEXT}={{directory}}/next", sys.executable, *words,
+                          *options, *(["--exec", "gmemd", *daemon] if warm else ["--", *daemon])], cwd=ROOT)
         self.state_dir = self.directory / "state"
         self.hold = self.directory / "hold"
         self.next = self.directory / "next"
         self.files = self.directory / "files"  # of objects that are files
         self.files.mkdir()
-        words = ["-m", "tests.robustness.warm"] if warm else ["-m", "gmemd", "--keeper"]
-        options = ["--listen", f"qmp={self.socket}", "--restart-delay", "0.001", *keeper]
-        daemon = ["--kernel", kernel, "--persist", persist, "--state-dir", str(self.state_dir),
-                  "--log-level", "warning", *arguments]
-        command = [sys.executable, *words, *options, *(["--exec", "gmemd", *daemon] if warm else ["--", *daemon])]
-        with self.log_path.open("wb") as log:
-            self.keeper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
-                                           env={**os.environ, HOLD: str(self.hold), NEXT: str(self.next)})
-        try:
-            self.wait_listening()
-            with self.client():
-                pass
-        except BaseException:
-            self.close()
-            raise
 
     # -- processes -------------------------------------------------------------------------------------------
-
-    def wait_listening(self) -> None:
-        """Wait until the keeper listens; the daemon may still be on its way."""
-        end = time.monotonic() + PATIENCE
-        while not os.path.exists(self.socket):
-            if self.keeper.poll() is not None or time.monotonic() > end:
-                raise Wrong(f"no keeper: {self.log()}")
-            time.sleep(0.005)
-
-    def pid(self) -> int:
-        """The living daemon's process id."""
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end and self.keeper.poll() is None:
-            for child in Path(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children").read_text().split():
-                with suppress(OSError):
-                    if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
-                        return int(child)
-            time.sleep(0.001)
-        raise Wrong(f"no daemon: {self.log()}")
-
-    def kill(self, number: int = signal.SIGKILL) -> int:
-        """Send the daemon a signal, wait until that process is gone; its pid."""
-        pid = self.pid()
-        os.kill(pid, number)
-        self.wait_gone(pid)
-        return pid
 
     @contextmanager
     def held(self, number: int = signal.SIGKILL) -> Iterator[int]:
@@ -176,19 +135,12 @@ class World:
         self.kill(number)
         yield self.wait_held()
         self.hold.unlink()
-        os.kill(self.pid(), signal.SIGCONT)
+        os.kill(self.daemon(), signal.SIGCONT)
 
     def wait_held(self) -> int:
         """Wait until a new daemon has stopped itself; its pid."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            with suppress(OSError):
-                pid = self.pid()
-                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
-                    return pid
-            if time.monotonic() > end:
-                raise Wrong(f"no daemon is held: {self.log()}")
-            time.sleep(0.001)
+        wait_for(lambda: state(self.daemon()) == "T")
+        return self.daemon()
 
     def wait_log(self, words: str, count: int = 1) -> None:
         """Wait until keeper or daemon have said something so often."""
@@ -198,23 +150,9 @@ class World:
                 raise Wrong(f"not {count} times '{words}': {self.log()}")
             time.sleep(0.005)
 
-    def wait_gone(self, pid: int) -> None:
-        """Wait until the keeper has reaped a process."""
-        end = time.monotonic() + PATIENCE
-        while os.path.exists(f"/proc/{pid}"):
-            if time.monotonic() > end:
-                raise Wrong(f"process {pid} does not end: {self.log()}")
-            time.sleep(0.001)
-
     def client(self) -> Client:
         """A client; waits for a daemon that is being started."""
-        end = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return Client(self.socket, timeout=PATIENCE)
-            except (ConnectionError, FileNotFoundError):  # it went to a daemon that was about to die
-                if time.monotonic() > end or self.keeper.poll() is not None:
-                    raise Wrong(f"nobody answers: {self.log()}") from None
+        return super().client(timeout=PATIENCE, wait=PATIENCE)
 
     def trace(self, link: Link, requests: list[Request], fds: list[int] | None = None, *, at: int,
               error: int = 0, may: Callable[[str], bool] = lambda _: True) -> Outcome:
@@ -225,7 +163,7 @@ class World:
             link.poll()
             return link.closed or len(link.replies) - before == len(requests)
 
-        outcome = Tracer(self.pid(), at=at, error=error, may=may).run(lambda: link.send(requests, fds), ended)
+        outcome = Tracer(self.daemon(), at=at, error=error, may=may).run(lambda: link.send(requests, fds), ended)
         link.poll()
         return outcome
 
@@ -233,11 +171,11 @@ class World:
 
     def opened(self) -> int:
         """How many descriptors the daemon has open."""
-        return len(os.listdir(f"/proc/{self.pid()}/fd"))
+        return len(os.listdir(f"/proc/{self.daemon()}/fd"))
 
     def memory(self) -> tuple[list[str], list[str]]:
         """Inode and name of each descriptor of memory that the keeper has open, and that the daemon has."""
-        return self._memory(self.keeper.pid), self._memory(self.pid())
+        return self._memory(self.process.pid), self._memory(self.daemon())
 
     def _memory(self, pid: int) -> list[str]:
         found = []
@@ -252,36 +190,16 @@ class World:
         """Registries that were put aside."""
         return sorted(name for name in os.listdir(self.state_dir) if "damaged" in name)
 
-    def log(self) -> str:
-        return self.log_path.read_text(errors="replace")
-
     # -- end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """End keeper and daemon; the directory goes."""
-        if self.keeper.poll() is None:
-            with suppress(FileNotFoundError):
-                self.hold.unlink()
-            for child in Path(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children").read_text().split():
+        if self.process.poll() is None:
+            self.hold.unlink(missing_ok=True)
+            for child in children(self.process.pid):
                 with suppress(OSError):
-                    os.kill(int(child), signal.SIGCONT)
-            self.keeper.terminate()
-            try:
-                self.keeper.wait(20)
-            except subprocess.TimeoutExpired:
-                for child in Path(f"/proc/{self.keeper.pid}/task/{self.keeper.pid}/children").read_text().split():
-                    with suppress(OSError):
-                        os.kill(int(child), signal.SIGKILL)
-                self.keeper.kill()
-                self.keeper.wait()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self.close()
+                    os.kill(child, signal.SIGCONT)
+        super().close()
 
 
 def with_fd(client: Client, object_id: str) -> tuple[int, dict[str, Any]]:

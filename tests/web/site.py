@@ -34,14 +34,14 @@ class Site(Daemon):
     """A daemon that serves HTTP: on a unix socket, or by TCP on a port of the loopback interface."""
 
     def __init__(self, *arguments: str, tcp: bool = False, kernel: str = "simulated", **how: Any) -> None:
-        address = "tcp:127.0.0.1:0" if tcp else "unix:{dir}/http.sock"
+        address = "tcp:127.0.0.1:0" if tcp else "unix:{directory}/http.sock"
         super().__init__(*arguments, "--http", address, kernel=kernel, **how)
         self.tcp = tcp
 
     @property
     def url(self) -> str:
         """The address of the status page."""
-        while not (found := re.search(r'"url": "([^"]+)"', self.log_text())):
+        while not (found := re.search(r'"url": "([^"]+)"', self.log())):
             assert self.process.poll() is None
         return found[1]
 

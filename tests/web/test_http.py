@@ -278,7 +278,7 @@ def test_addresses() -> None:
 def test_a_port_in_use() -> None:
     """The daemon says so and does not start."""
     with (socket.create_server(("127.0.0.1", 0)) as taken,
-          pytest.raises(AssertionError, match="Address already in use") as caught):
+          pytest.raises(ConnectionError, match="Address already in use") as caught):
         Daemon("--http", f"tcp:127.0.0.1:{taken.getsockname()[1]}")
     assert "Traceback" not in str(caught.value)
 

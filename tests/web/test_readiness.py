@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -35,7 +32,7 @@ async def test_not_before_it_serves() -> None:
 def test_a_registry_that_cannot_be_written() -> None:
     """503 with the reason while objects cannot be recorded, in the metrics too; 200 when they can again."""
     with Site("--keeper", persist="on") as site, site.client() as client:
-        pid = _daemon_of(site.pid)
+        pid = site.daemon()
         assert site.get("/readyz").status == 200
         before = resource.prlimit(pid, resource.RLIMIT_FSIZE, (16384, resource.RLIM_INFINITY))
         with pytest.raises(QmpError, match="cannot be written"):
@@ -54,9 +51,8 @@ def test_what_came_back_is_counted() -> None:
     with Site("--keeper", persist="on") as site:
         with site.client() as client:
             client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "ram0", "size": 4096})
-        pid = _daemon_of(site.pid)
-        os.kill(pid, signal.SIGKILL)
-        wait_for(lambda: _daemon_of(site.pid) not in (0, pid) and _serves(site))
+        site.kill()
+        wait_for(lambda: _serves(site))
         text = site.get("/metrics").text
         assert "gmemd_restored_objects_total 1.0" in text
         assert "gmemd_fdstore_entries 1.0" in text
@@ -92,12 +88,6 @@ def test_no_more_viewers_than_there_is_room_for() -> None:
 def _add_many(client: Client, number: int) -> None:
     for found in range(number):
         client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": f"o{found}", "size": 4096})
-
-
-def _daemon_of(keeper: int) -> int:
-    """The process id of the daemon that a keeper has started; 0: none."""
-    children = Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split()
-    return int(children[0]) if children else 0
 
 
 def _serves(site: Site) -> bool:
