@@ -29,9 +29,7 @@ from gmemd.persist.notify import Notifier
 from gmemd.persist.record import Record
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.restore import Identify, Restored, name_prefix, sequence, sort_out
-from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
-
-__all__ = ["BARRIER_TIMEOUT", "Custody", "Flush", "NotKept", "Wait", "wait_for"]
+from gmemd.persist.waits import Flush, NotKept, wait_for
 
 Again = Callable[[int], int]  # another open file of the same file, as fdstore.opened_again
 

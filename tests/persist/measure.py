@@ -15,11 +15,12 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from gmemd.persist.custody import Custody, Wait, wait_for
+from gmemd.persist.custody import Custody
 from gmemd.persist.fdstore import FdStore
 from gmemd.persist.notify import Notifier, listen_fds, store_limit
 from gmemd.persist.record import Record
 from gmemd.persist.registry import Registry
+from gmemd.persist.waits import Wait, wait_for
 
 ARGUMENTS = {
     "qom-type": "memory-backend-memfd", "id": "ram0", "size": 1 << 30, "share": True, "prealloc": False, "dump": True,

@@ -13,9 +13,9 @@ import pytest
 
 from gmemd.errors import QmpError
 from gmemd.persist.batch import Operation
-from gmemd.persist.custody import NotKept
 from gmemd.persist.fdstore import opened_again
 from gmemd.persist.registry import NotWritten
+from gmemd.persist.waits import NotKept
 from tests.persist.manager import StandIn
 from tests.persist.world import World, full_disk, ignore, rows
 

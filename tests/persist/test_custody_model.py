@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gmemd.errors import QmpError
 from gmemd.persist.batch import Operation
-from gmemd.persist.custody import NotKept
 from gmemd.persist.record import Record
 from gmemd.persist.registry import NotWritten
+from gmemd.persist.waits import NotKept
 from tests.persist.world import World
 
 IDS = st.sampled_from("abcde")

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from gmemd.persist.batch import Operation
-from gmemd.persist.custody import Custody, Flush, Wait, wait_for
+from gmemd.persist.custody import Custody
 from gmemd.persist.fdstore import FdStore
 from gmemd.persist.notify import Notifier
 from gmemd.persist.record import Record, Row
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.restore import Restored
+from gmemd.persist.waits import Flush, Wait, wait_for
 from tests.persist.manager import StandIn
 
 Hook = Callable[[str], None]

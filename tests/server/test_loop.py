@@ -131,7 +131,8 @@ def test_run() -> None:
 
 def test_tls_is_not_loaded_and_can_be() -> None:
     """The daemon's loop does without ssl; who needs it afterwards gets it."""
-    code = "import sys, gmemd.loop, asyncio; print('_ssl' in sys.modules); import ssl; print(ssl.CERT_NONE.value)"
+    code = ("import sys, gmemd.server.loop, asyncio; print('_ssl' in sys.modules); "
+            "import ssl; print(ssl.CERT_NONE.value)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "0"]
 

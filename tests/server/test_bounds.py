@@ -17,7 +17,7 @@ from gmemd.qmp.session import Session
 from gmemd.server.outgoing import FD_WEIGHT, HIGH_WATER, PIECE, Outgoing
 from gmemd.server.room import LARGE, LONGEST_SECONDS, SILENT_SECONDS, Room
 from tests.lingering import Lingering
-from tests.qmp.clients import Client, Hub
+from tests.server.clients import Client, Hub
 
 pytestmark = pytest.mark.asyncio
 

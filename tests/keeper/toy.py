@@ -17,10 +17,11 @@ from typing import Any
 
 from gmemd.errors import QmpError
 from gmemd.persist import notify
-from gmemd.persist.custody import Custody, NotKept
+from gmemd.persist.custody import Custody
 from gmemd.persist.fdstore import FdStore
 from gmemd.persist.record import Record
 from gmemd.persist.registry import Registry
+from gmemd.persist.waits import NotKept
 
 WAITED_FOR = {signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 
