@@ -15,12 +15,12 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import SHORT, in_turns
 from gmemd.commands.measure import kind_of, measured
 from gmemd.errors import os_errors
+from gmemd.kernel.affinity import online_nodes
 from gmemd.kernel.hugepages import HugePool
 from gmemd.kernel.kernel import Kernel
 from gmemd.memory.usage import Entry, Ledger, Usage, total
 
 PROC = "/proc"
-SYS = "/sys"
 
 
 class _Row(NamedTuple):
@@ -129,20 +129,6 @@ def comparisons(by_kind: Mapping[str, Usage], guest_counter: str, figures: Mappi
 
 def _compared(what: str, ours: int, kernel: int) -> dict[str, Any]:
     return {"what": what, "objects": ours, "kernel": kernel, "drift": max(0, ours - kernel)}
-
-
-def online_nodes(sys: str = SYS) -> list[int]:
-    """The NUMA nodes that are online; [0] on a kernel that knows none."""
-    try:
-        with open(f"{sys}/devices/system/node/online") as file:
-            text = file.read().strip()
-    except OSError:
-        return [0]
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found
 
 
 def placement(policy: str, nodes: list[int], online: list[int]) -> int | None:

@@ -1,4 +1,4 @@
-"""On which CPUs threads run: what the kernel makes of a list of them, and the CPUs of NUMA nodes."""
+"""NUMA nodes and their CPUs, and on which of them threads run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from gmemd.kernel.hugepages import SYS
+
+
+def online_nodes(sys: str = SYS) -> list[int]:
+    """The NUMA nodes that are online; [0] on a kernel that knows none."""
+    try:
+        with open(f"{sys}/devices/system/node/online") as file:
+            return sorted(_list(file.read()))
+    except OSError:
+        return [0]
 
 
 def cpus_of(nodes: Iterable[int], sys: str = SYS) -> set[int]:
@@ -23,7 +32,7 @@ def cpus_of(nodes: Iterable[int], sys: str = SYS) -> set[int]:
 def _list(text: str) -> set[int]:
     """Read the kernel's form of a list, "0-3,8"."""
     ends = [part.split("-") for part in text.strip().split(",") if part]
-    return {cpu for part in ends for cpu in range(int(part[0]), int(part[-1]) + 1)}
+    return {number for part in ends for number in range(int(part[0]), int(part[-1]) + 1)}
 
 
 def bind(cpus: Iterable[int] | None) -> list[int]:

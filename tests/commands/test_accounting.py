@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from gmemd.commands.accounting import comparisons, machine, online_nodes, placement
+from gmemd.commands.accounting import comparisons, machine, placement
+from gmemd.kernel.affinity import online_nodes
 from gmemd.kernel.hugepages import HugePool
 from gmemd.memory.usage import Usage
 from gmemd.qmp.encode import encode
