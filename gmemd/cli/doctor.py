@@ -35,17 +35,9 @@ class Finding(NamedTuple):
     follows: str = ""
 
 
-def doctor(*, json: bool) -> int:
-    """Print all findings; exit status 1 if one is bad."""
-    from gmemd.cli import render
-
-    findings = [finding for check in CHECKS for finding in check()]
-    if json:
-        print(render.as_json([finding._asdict() for finding in findings]))
-    else:
-        rows = [tuple(finding) for finding in findings if not finding.item.startswith(PROBE)]
-        render.show(render.table(("ITEM", "FOUND", "VERDICT", "WHAT FOLLOWS"), rows))
-    return 1 if any(finding.verdict == BAD for finding in findings) else 0
+def findings() -> list[Finding]:
+    """All that was looked at."""
+    return [finding for check in CHECKS for finding in check()]
 
 
 def _kernel() -> Iterator[Finding]:

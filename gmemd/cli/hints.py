@@ -1,7 +1,7 @@
 """What to do about a refusal: a line or more below QEMU's sentence.
 
 Names, values and types come from the server's own introspection and from what exists there; a rule here knows
-only the form of a sentence.
+only the form of a sentence. What one verb alone can be refused for is declared with that verb.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from gmemd.cli.call_syntax import parse_integer
 from gmemd.cli.introspection import Introspection
-from gmemd.cli.words import parse_integer
 from gmemd.errors import QmpError
 
-_MOST = 20  # names listed in a hint
+_MOST = 20  # names listed in a hint, of those that a server has
+_FEW = 5  # of those that its users made: there may be any number
+
+Rule = Callable[..., Iterable[str]]  # (refusal, what the pattern's groups matched) -> lines
+Hint = tuple[str, str | Rule]  # a pattern of QEMU's sentence; a line with the groups as {}, {command}; or a rule
 
 
 class Refusal:
@@ -36,11 +40,13 @@ class Refusal:
         return [entry["name"] for entry in entries if entry["type"].startswith("child<")]
 
 
-def hints(refusal: Refusal) -> list[str]:
+def hints(refusal: Refusal, of_verbs: Iterable[Hint] = ()) -> list[str]:
     """Return what helps, one line each, [] if nothing is known; never raises for what the server answers."""
-    for pattern, rule in _RULES:
-        found = pattern.search(refusal.error.desc)
-        if found:
+    for pattern, rule in (*of_verbs, *HINTS):
+        found = re.search(pattern, refusal.error.desc)
+        if found and isinstance(rule, str):
+            return [rule.format(*found.groups(), command=refusal.command)]
+        if found and not isinstance(rule, str):
             try:
                 return [line for line in rule(refusal, *found.groups()) if line]
             except (QmpError, OSError, LookupError, TypeError):
@@ -59,13 +65,19 @@ def nearest(word: str, names: Iterable[str]) -> str:
     return f"did you mean '{similar[0]}'?" if similar else ""
 
 
-def _listed(intro: str, names: Iterable[str]) -> str:
+def few(names: Iterable[str], most: int = _FEW) -> str:
+    """Return names for a sentence: a few of them, and how many more there are."""
     names = list(names)
-    more = f", and {len(names) - _MOST} more" if len(names) > _MOST else ""
-    return f"{intro}: {', '.join(names[:_MOST])}{more}" if names else ""
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
-# -- the rules: (refusal, what the pattern's groups matched) -> lines
+def listed(intro: str, names: Iterable[str], most: int = _FEW) -> str:
+    """Return a sentence with a few of the names, "" if there are none."""
+    return f"{intro}: {few(names, most)}" if (names := list(names)) else ""
+
+
+# -- the rules for what any command may be refused for
 
 
 def _command_not_found(refusal: Refusal, name: str) -> Iterable[str]:
@@ -86,7 +98,7 @@ def _unexpected(refusal: Refusal, name: str) -> Iterable[str]:
     known = refusal.introspection()
     names = [member.name for member in known.members(refusal.command, refusal.arguments)]
     yield nearest(name, (other for other in names if other not in refusal.arguments))
-    yield _listed(f"'{name}' belongs to", known.cases_with(refusal.command, name))
+    yield listed(f"'{name}' belongs to", known.cases_with(refusal.command, name), _MOST)
     yield _takes(known, refusal)
 
 
@@ -100,7 +112,7 @@ def _bad_value(refusal: Refusal, name: str, value: str) -> Iterable[str]:
     ]
     for member in members:
         yield nearest(value, known.values(member.type))
-        yield _listed(f"'{member.name}' takes one of", known.values(member.type))
+        yield listed(f"'{member.name}' takes one of", known.values(member.type), _MOST)
 
 
 def _bad_type(refusal: Refusal, name: str, expected: str) -> Iterable[str]:
@@ -122,17 +134,19 @@ def _bad_integer(refusal: Refusal, name: str, bits: str) -> Iterable[str]:
         yield f"in JSON without quotes or suffix: {number}"
 
 
-def _bad_size(refusal: Refusal) -> Iterable[str]:
-    yield "bytes, or a number with a suffix: 65536, 64K, 512M, 1.5G, 2T"
-
-
 def _object_not_found(refusal: Refusal, name: str) -> Iterable[str]:
     if lost := _lost(refusal, name.removeprefix("/objects/")):
         yield from lost
         return
-    ids = refusal.ids()
-    yield nearest(name.removeprefix("/objects/"), ids)
-    yield _listed("the objects here", ids) or "there are no objects; 'gmemctl create' makes one"
+    ids = sorted(refusal.ids())
+    name = name.removeprefix("/objects/")
+    longer = [other for other in ids if other.startswith(name)]
+    yield f"did you mean {few(longer)}? '{name}*' means all of them" if len(longer) > 1 else nearest(name, ids)
+    yield listed("the objects here", ids) or "there are no objects; 'gmemctl create' makes one"
+
+
+def _no_match(refusal: Refusal) -> Iterable[str]:
+    yield listed("the objects here", sorted(refusal.ids())) or "there are no objects; 'gmemctl create' makes one"
 
 
 def _lost(refusal: Refusal, name: str) -> list[str]:
@@ -157,20 +171,16 @@ def _duplicate(refusal: Refusal, name: str) -> Iterable[str]:
         yield f"'{name}' is taken by the server itself; choose another id"
 
 
-def _bad_id(refusal: Refusal) -> Iterable[str]:
-    yield "a letter, then letters, digits, '-', '.', '_'"
-
-
 def _property_not_found(refusal: Refusal, qom_type: str, name: str) -> Iterable[str]:
     names = [entry["name"] for entry in refusal.ask("qom-list-properties", {"typename": qom_type})]
     yield nearest(name, names)
-    yield _listed(f"{qom_type} has", names)
+    yield listed(f"{qom_type} has", names, _MOST)
 
 
 def _class_not_found(refusal: Refusal, name: str) -> Iterable[str]:
     names = [entry["name"] for entry in refusal.ask("qom-list-types")]
     yield nearest(name, names)
-    yield _listed("there are", names)
+    yield listed("there are", names, _MOST)
 
 
 def _too_small(refusal: Refusal, given: str, wanted: str) -> Iterable[str]:
@@ -191,89 +201,37 @@ def _no_guest_memfd(refusal: Refusal) -> Iterable[str]:
     yield "guest_memfd needs /dev/kvm and Linux 6.18; 'gmemd --kernel simulated' simulates it"
 
 
-def _no_backing_file(refusal: Refusal) -> Iterable[str]:
-    yield "the path is the daemon's: as its user, in its mount namespace, from its working directory"
-
-
-def _disabled(refusal: Refusal) -> Iterable[str]:
-    yield "the daemon runs with --compat unstable-input=reject"
-
-
-def _no_fd(refusal: Refusal) -> Iterable[str]:
-    yield f"send one: gmemctl call --fd 3 {refusal.command} ... 3<FILE"
-
-
-def _job_not_found(refusal: Refusal) -> Iterable[str]:
-    jobs = [job["id"] for job in refusal.ask("query-jobs")]
-    yield _listed("the jobs here", jobs) or "there are no jobs"
-
-
-def _job_state(refusal: Refusal, name: str, state: str) -> Iterable[str]:
-    ended = state == "concluded"
-    yield f"'gmemctl jobs --dismiss {name}' forgets it" if ended else "'gmemctl jobs -f' waits for its end"
-
-
-def _job_exists(refusal: Refusal, name: str) -> Iterable[str]:
-    yield f"'gmemctl jobs' shows it; once it has ended, 'gmemctl jobs --dismiss {name}' forgets it"
-
-
-def _no_conversion(refusal: Refusal, name: str) -> Iterable[str]:
-    yield "only a guest_memfd has private parts: memory-backend-memfd with guest-memfd=on makes one"
-
-
-def _busy(refusal: Refusal) -> Iterable[str]:
-    yield "'gmemctl jobs -f' shows the progress and waits for the end"
-
-
-def _leased(refusal: Refusal) -> Iterable[str]:
-    yield "that process gives it back by memdev-release, or by ending; see 'gmemctl call query-memdev-leases'"
-
-
-def _nobody_keeps(refusal: Refusal) -> Iterable[str]:
-    yield "'gmemctl survive' says what to change"
-
-
 def _takes(known: Introspection, refusal: Refusal) -> str:
     members = known.members(refusal.command, refusal.arguments)
     names = [f"[{member.name}]" if member.optional else member.name for member in members]
-    return _listed(f"{refusal.command} takes", names) or f"{refusal.command} takes no arguments"
+    return listed(f"{refusal.command} takes", names, _MOST) or f"{refusal.command} takes no arguments"
 
 
 def _placeholder(known: Introspection, type_name: str) -> str:
     return {"int": "NUMBER", "str": "TEXT", "bool": "on|off"}.get(type_name) or known.describe(type_name)
 
 
-_RULES: list[tuple[re.Pattern[str], Callable[..., Iterable[str]]]] = [
-    (re.compile(pattern), rule)
-    for pattern, rule in (
-        (r"^The command (.*) has not been found$", _command_not_found),
-        (r"^Parameter '(.*)' is missing$", _missing),
-        (r"^Parameter '(.*)' is unexpected$", _unexpected),
-        (r"^Invalid parameter '(.*)'$", _unexpected),
-        (r"^Parameter '.*' expects a size value$", _bad_size),
-        (r"^Parameter '(.*)' does not accept value '(.*)'$", _bad_value),
-        (r"^Invalid parameter type for '(.*)', expected: (\w+)$", _bad_type),
-        (r"^Parameter '(.*)' expects uint(\d+)(?:_t)?$", _bad_integer),
-        (r"^Parameter 'id' expects an identifier$", _bad_id),
-        (r"^object '(.*)' is lost\b", _lost),
-        (r"^object '(.*)' not found$", _object_not_found),
-        (r"^Device '(.*)' not found$", _object_not_found),
-        (r"^attempt to add duplicate property '(.*)' to object \(type 'container'\)$", _duplicate),
-        (r"^Property '(.*)\.(.*)' not found$", _property_not_found),
-        (r"^Class '(.*)' not found$", _class_not_found),
-        (r"backing store size (0x\w+) is too small for 'size' option (0x\w+) ", _too_small),
-        (r"^KVM does not support guest_memfd$|^guest-memfd requires KVM accelerator$", _no_guest_memfd),
-        (r"^can't open backing store ", _no_backing_file),
-        (r"^Job not found$", _job_not_found),
-        (r"^Job '(.*)' in state '(.*)' cannot accept", _job_state),
-        (r"^Job ID '(.*)' already in use$", _job_exists),
-        (r"^Invalid job ID ", _bad_id),
-        (r"^object '(.*)' is no guest_memfd$", _no_conversion),
-        (r"^object '.*' is busy: ", _busy),
-        (r"^object '.*' is leased to process ", _leased),
-        (r"^nobody keeps objects here", _nobody_keeps),
-        (r"^Unstable (?:parameter|command) .* disabled by policy$", _disabled),
-        (r"^No file descriptor supplied via SCM_RIGHTS$", _no_fd),
-        (r": Cannot allocate memory$|: No space left on device$", _no_memory),
-    )
-]
+_AN_ID = "a letter, then letters, digits, '-', '.', '_'"
+
+HINTS: tuple[Hint, ...] = (
+    (r"^The command (.*) has not been found$", _command_not_found),
+    (r"^Parameter '(.*)' is missing$", _missing),
+    (r"^Parameter '(.*)' is unexpected$", _unexpected),
+    (r"^Invalid parameter '(.*)'$", _unexpected),
+    (r"^Parameter '.*' expects a size value$", "bytes, or a number with a suffix: 65536, 64K, 512M, 1.5G, 2T"),
+    (r"^Parameter '(.*)' does not accept value '(.*)'$", _bad_value),
+    (r"^Invalid parameter type for '(.*)', expected: (\w+)$", _bad_type),
+    (r"^Parameter '(.*)' expects uint(\d+)(?:_t)?$", _bad_integer),
+    (r"^Parameter 'id' expects an identifier$", _AN_ID),
+    (r"^Invalid job ID ", _AN_ID),
+    (r"^object '(.*)' is lost\b", _lost),
+    (r"^(?:object|Device) '(.*)' not found$", _object_not_found),
+    (r"^no object matches ", _no_match),
+    (r"^attempt to add duplicate property '(.*)' to object \(type 'container'\)$", _duplicate),
+    (r"^Property '(.*)\.(.*)' not found$", _property_not_found),
+    (r"^Class '(.*)' not found$", _class_not_found),
+    (r"backing store size (0x\w+) is too small for 'size' option (0x\w+) ", _too_small),
+    (r"^KVM does not support guest_memfd$|^guest-memfd requires KVM accelerator$", _no_guest_memfd),
+    (r"^Unstable (?:parameter|command) .* disabled by policy$", "the daemon runs with --compat unstable-input=reject"),
+    (r": Cannot allocate memory$|: No space left on device$", _no_memory),
+)

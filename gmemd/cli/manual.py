@@ -1,4 +1,4 @@
-"""`python -m gmemd.cli.manual`: derive the manual pages in docs/man from the parsers.
+"""`python -m gmemd.cli.manual`: derive docs/man, and the verbs in docs/gmemctl.md, from the parsers.
 
 `--write` writes them, `--check` says which is stale and exits with 1.
 """
@@ -6,23 +6,34 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from gmemd.cli import gmemctl, gmemd
-from gmemd.cli.completions import options_of, verbs_of
+from gmemd.cli.parser import make_parser, options_of, usage_of, verbs_of
 
-MAN = Path(__file__).parents[2] / "docs" / "man"
+DOCS = Path(__file__).parents[2] / "docs"
+MAN = DOCS / "man"
 _GMEMCTL_FILES = (("GMEMD_SOCKET", "the server's socket, where --socket is not given"),)
 _GMEMD_FILES = (("/run/gmemd/qmp.sock", "the socket, as root"),
                 ("$XDG_RUNTIME_DIR/gmemd/qmp.sock", "the socket, otherwise"))
 
 
 def pages() -> dict[Path, str]:
-    """What the manual pages must contain, by path."""
-    return {MAN / "gmemctl.1": _page(gmemctl.make_parser(), 1, "drive gmemd, or any QMP server", _GMEMCTL_FILES),
-            MAN / "gmemd.8": _page(gmemd.make_parser(), 8, "own guest memory and speak QMP", _GMEMD_FILES)}
+    """What the pages must contain, by path."""
+    parser = make_parser(gmemctl.VERBS)
+    return {MAN / "gmemctl.1": _page(parser, 1, "drive gmemd, or any QMP server", _GMEMCTL_FILES),
+            MAN / "gmemd.8": _page(gmemd.make_parser(), 8, "own guest memory and speak QMP", _GMEMD_FILES),
+            DOCS / "gmemctl.md": _with_verbs((DOCS / "gmemctl.md").read_text(), parser)}
+
+
+def _with_verbs(page: str, parser: argparse.ArgumentParser) -> str:
+    """The page with its first table, that of the verbs, made new."""
+    rows = "".join(f"| `{usage_of(name, sub).replace('|', ' or ')}` | {text} |\n"
+                   for name, (text, sub) in verbs_of(parser).items())
+    return re.sub(r"(?<=\n\|---\|---\|\n)(\|.*\n)*", lambda _: rows, page, count=1)
 
 
 def _page(parser: argparse.ArgumentParser, section: int, purpose: str, files: tuple[tuple[str, str], ...]) -> str:
@@ -34,8 +45,10 @@ def _page(parser: argparse.ArgumentParser, section: int, purpose: str, files: tu
     if name == "gmemctl":
         lines.append(".SH VERBS")
         for verb, (text, sub) in verbs_of(parser).items():
-            lines += [f".SS {_text(_usage(verb, sub))}", _text(text) + "."]
+            lines += [f".SS {_text(usage_of(verb, sub))}", _text(text) + "."]
             lines += _options(sub, leave=options_of(parser))
+            lines += [".PP", ".nf", *(f"\\fBgmemctl {_text(example)}\\fR" for example in gmemctl.VERBS[verb].examples),
+                      ".fi"]
         lines += [".SH ENVIRONMENT"]
     else:
         lines += [".SH FILES"]
@@ -43,15 +56,6 @@ def _page(parser: argparse.ArgumentParser, section: int, purpose: str, files: tu
         lines += [".TP", f".B {_text(what)}", _text(text)]
     lines += [".SH NOTES", _text(parser.epilog), ".SH SEE ALSO", f".BR {other[0]} ({other[1]})"]
     return "\n".join(lines) + "\n"
-
-
-def _usage(verb: str, sub: argparse.ArgumentParser) -> str:
-    words = [verb]
-    for action in sub._actions:
-        if not action.option_strings:
-            word = str(action.metavar) if action.metavar else "|".join(map(str, action.choices or [action.dest]))
-            words.append({"?": f"[{word}]", "*": f"[{word}...]", "+": f"{word}..."}.get(str(action.nargs), word))
-    return " ".join(words)
 
 
 def _options(parser: argparse.ArgumentParser, leave: list[argparse.Action] | None = None) -> Iterator[str]:

@@ -6,7 +6,9 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
+
+from gmemd.cli.tables import Table, fields, table
 
 # Members that count bytes: in query-qmp-schema a size is an int like any other.
 BYTES = frozenset(("size", "resident", "hugetlbsize", "align", "offset", "base-memory", "plugged-memory"))
@@ -63,37 +65,6 @@ def user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
-
-
-class Table(NamedTuple):
-    """Rows of cells; the columns named in `numbers` stand to the right. Without a header each row is a member."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numbers: Sequence[str] = ()
-
-    def __str__(self) -> str:
-        """Return lines of columns two blanks apart."""
-        lines = [self.header, *self.rows] if self.header else self.rows
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        right = [name in self.numbers for name in self.header] or [False] * len(widths)
-        return "\n".join(
-            "  ".join(
-                cell.rjust(width) if to_right else cell.ljust(width)
-                for cell, width, to_right in zip(line, widths, right, strict=True)
-            ).rstrip()
-            for line in lines
-        )
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[str] = ()) -> Table:
-    """Return a table."""
-    return Table(header, list(rows), numbers)
-
-
-def fields(pairs: Iterable[tuple[str, str]]) -> Table:
-    """Return a table without header: one line for each name and text."""
-    return Table((), list(pairs))
 
 
 def show(what: Table | str) -> None:

@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from gmemd.cli.render import Table
+from gmemd.cli.tables import Table
 
 STYLES: Final = {"NO": "bold red", "BAD": "bold red", "note": "yellow", "yes": "green", "ok": "green"}  # by cell
 _BAR_WIDTH: Final = 20

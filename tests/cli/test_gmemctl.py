@@ -321,7 +321,11 @@ def test_no_answer_in_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
     assert capfd.readouterr().err == "gmemctl: no answer in time\n"
 
 
-@pytest.mark.parametrize("words", [[], ["bogus"], ["ls", "x"], ["rm"], ["ls", "-o", "xml"], ["call", "x", "-z"]])
+@pytest.mark.parametrize("words", [
+    [], ["bogus"], ["doctor", "x"], ["rm"], ["rm", "x", "--all"], ["help", "x"], ["ls", "-o", "xml"],
+    ["call", "x", "-z"], ["convert", "m0"], ["convert", "m0", "hidden"], ["convert", "private"],
+    ["create", "-o", "name"],
+])
 def test_usage(gmemctl: Gmemctl, words: list[str]) -> None:
     """A wrong command line is 2, and nothing is sent."""
     assert gmemctl(*words).status == 2

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.cli.completion import Completion
+from gmemd.cli.connection import Connection
 from gmemd.cli.gmemctl import VERBS
-from gmemd.cli.shell import history_path
-from gmemd.cli.verbs import Connection
+from gmemd.cli.tab import Completion
+from gmemd.cli.verbs.shell import history_path
 from gmemd.client.client import Client
 from tests.daemon import Daemon
 from tests.patience import PATIENCE
@@ -90,7 +90,7 @@ def test_server_ends() -> None:
 @pytest.fixture
 def completion(client: Client) -> Completion:
     client.execute("object-add", {"qom-type": "memory-backend-ram", "id": "ram0", "size": 4096})
-    return Completion(Connection(client, json=False), VERBS)
+    return Completion(Connection(lambda: client, VERBS))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,8 @@ def completion(client: Client) -> Completion:
         ("sho", ["show "]),
         ("show ", ["ram0 "]),
         ("show x", []),
-        ("ls ", []),
+        ("ls ", ["ram0 "]),
+        ("doctor ", []),
         ("call query-k", ["query-kvm "]),
         ("object-del ", ["id="]),
         ("object-del id=", ["id=ram0 "]),
@@ -130,7 +131,7 @@ def test_completion_as_readline_asks(completion: Completion) -> None:
 def test_completion_without_server() -> None:
     """A server that has gone completes nothing and breaks nothing."""
     with Daemon(kernel="simulated") as daemon, daemon.client() as client:
-        completion = Completion(Connection(client, json=False), VERBS)
+        completion = Completion(Connection(lambda: client, VERBS))
         daemon.stop()
         assert completion.candidate("query-", 0) is None
 

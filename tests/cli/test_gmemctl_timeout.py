@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import socket
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.cli.completion import Completion
-from gmemd.cli.completions import verbs_of
-from gmemd.cli.gmemctl import VERBS, main, make_parser
-from gmemd.cli.verbs import Connection
+from gmemd.cli.connection import Connection
+from gmemd.cli.gmemctl import VERBS, main
+from gmemd.cli.parser import make_parser, verbs_of
+from gmemd.cli.tab import Completion
 from gmemd.client.client import Client
 from gmemd.posix.sockets import bind_unix
 from tests.patience import PATIENCE
@@ -128,17 +127,17 @@ def test_a_place_that_becomes_free_is_taken(tmp_path: Path) -> None:
 
 def words_of(verb: str) -> list[str]:
     """A right command line of a verb."""
-    _, parser = verbs_of(make_parser())[verb]
+    _, parser = verbs_of(make_parser(VERBS))[verb]
     given = []
     for action in parser._actions:
-        if not action.option_strings and action.nargs != "*" and not isinstance(action, argparse._HelpAction):
+        if not action.option_strings and (action.nargs != "*" or action.dest == "id"):
             given.append(str(next(iter(action.choices))) if action.choices else "x")
     extra = {"create": ["memory-backend-ram,id=x,size=4096"], "exec": ["x", "--", "true"], "completion": ["ids"],
              "events": ["--for", str(SECONDS)], "qmp": ['{"execute": "query-version"}'], "call": ["query-version"]}
     return [verb, *extra.get(verb, given)]
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "doctor"])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("doctor", "help")])
 def test_every_verb_ends(verb: str, full: str, serve: Callable[[Say], str], capfd: pytest.CaptureFixture[str],
                          monkeypatch: pytest.MonkeyPatch) -> None:
     """No verb waits longer than it is told, for the connection or for an answer."""
@@ -158,7 +157,7 @@ def test_completion_has_a_limit_of_its_own(serve: Callable[[Say], str]) -> None:
     assert main(["--socket", path, "completion", "ids"]) == 4
     with Client(path, timeout=PATIENCE) as client:
         client.timeout = None
-        completion = Completion(Connection(client, json=False), VERBS)
+        completion = Completion(Connection(lambda: client, VERBS))
         assert completion.candidate("show ", 0) is None
         assert client.timeout is None
 

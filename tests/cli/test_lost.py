@@ -76,7 +76,7 @@ def test_whoever_names_one_is_told(words: list[str], sock: str, capsys: pytest.C
 def test_the_way_out(sock: str, capsys: pytest.CaptureFixture[str]) -> None:
     """rm frees the id, which completion offers, for a new object."""
     assert main(["--socket", sock, "completion", "ids"]) == 0
-    assert capsys.readouterr().out.split() == ["c", "b", "a"]
+    assert capsys.readouterr().out.split() == ["a", "b", "c"]
     assert main(["--socket", sock, "rm", "b"]) == 0
     assert main(["--socket", sock, "create", "memory-backend-memfd,id=b,size=4096"]) == 0
     assert main(["--socket", sock, "ls"]) == 0

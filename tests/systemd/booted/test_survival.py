@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from gmemd.cli.doctor import doctor
+from gmemd.cli.doctor import findings
 from tests.patience import wait_for
 from tests.systemd.booted.service import (
     SIZE,
@@ -206,12 +206,11 @@ def test_many(record_property: Callable[[str, object], None]) -> None:
     record_property("figure", f"systemd {systemd_version()}, {MANY} objects: {', '.join(figures)}")
 
 
-def test_store_is_full(capsys: pytest.CaptureFixture[str]) -> None:
+def test_store_is_full() -> None:
     """An object that the store could not keep is refused with the setting to raise; the others stay."""
     start_with("[Service]\nFileDescriptorStoreMax=4\nEnvironment=GMEMD_FDSTORE=4\n")
-    doctor(json=True)
-    [finding] = [found for found in json.loads(capsys.readouterr().out) if found["item"] == "FileDescriptorStoreMax="]
-    assert (finding["found"], finding["verdict"]) == ("4", "ok")
+    [finding] = [found for found in findings() if found.item == "FileDescriptorStoreMax="]
+    assert (finding.found, finding.verdict) == ("4", "ok")
     with Memory() as memory:
         for number in range(4):
             memory.add(f"ram{number}")

@@ -16,20 +16,36 @@ from argparse import Namespace
 from collections.abc import Container, Iterable, Mapping
 from typing import Any, NoReturn
 
-from gmemd.cli.verbs import Connection, note
-from gmemd.cli.words import UsageError
+from gmemd.cli.call_syntax import UsageError
+from gmemd.cli.chosen import choose
+from gmemd.cli.connection import Connection, note
+from gmemd.cli.parser import ALL, Verbs, argument
 
 # as env(1), and every shell
 CANNOT_RUN, NOT_FOUND = 126, 127
 
 
+VERBS = Verbs()
+
+
+@VERBS.add(
+    "run a command in our place, with objects' descriptors",
+    argument("id", metavar="ID[=N]", nargs="*", completes="ids",
+             help="in COMMAND {ID} becomes /proc/self/fd/N, {ID.fd} N, {ID.size} the bytes, {ID.offset} "
+                  "where they begin; or a pattern"),
+    ALL, argument("exec_command", metavar="-- COMMAND", nargs="?", default=()),
+    examples=("exec ram0 -- head -c 5 {ram0}", "exec ram0=9 -- sh -c 'ls -l /proc/self/fd/9'"))
 def exec_(connection: Connection, options: Namespace) -> int:
     """Replace this process by the command; return only when that fails."""
     if not options.exec_command:
         raise UsageError("exec needs a command: gmemctl exec ID -- COMMAND")
-    wanted = dict(_wanted(text) for text in options.id)
+    wanted = dict(map(_wanted, options.id))
     if len(wanted) < len(options.id):
         raise UsageError("exec: an object is named twice")
+    ids, unmatched = choose(connection, options, connection.memory)
+    if unmatched:
+        raise unmatched[0]
+    wanted = {name: wanted.get(name) for name, _ in map(_wanted, ids)}
     numbers = [number for number in wanted.values() if number is not None]
     if len(set(numbers)) < len(numbers):
         raise UsageError("exec: two objects cannot have one descriptor number")

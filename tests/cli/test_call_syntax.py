@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from gmemd.cli.call_syntax import UsageError, arguments_of, parse_integer
 from gmemd.cli.introspection import Introspection
-from gmemd.cli.words import UsageError, arguments_of, parse_integer
 
 # A schema as on the wire: names of types are numbers, and mean nothing.
 SCHEMA: list[dict[str, Any]] = [

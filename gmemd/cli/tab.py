@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from functools import cached_property
 
-from gmemd.cli.completions import options_of, values_of, verbs_of, words_of
-from gmemd.cli.gmemctl import make_parser
-from gmemd.cli.verbs import Connection
+from gmemd.cli.connection import Connection
+from gmemd.cli.parser import options_of, values_of, verbs_of, words_of
 from gmemd.errors import QmpError
 
 _PATIENCE = 2.0  # seconds; a person waits at a command line
@@ -17,9 +14,8 @@ _PATIENCE = 2.0  # seconds; a person waits at a command line
 class Completion:
     """Completion for one connection."""
 
-    def __init__(self, connection: Connection, verbs: Sequence[str]) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._verbs = verbs
         self._found: list[str] = []
 
     def candidate(self, line: str, state: int) -> str | None:
@@ -44,8 +40,8 @@ class Completion:
             before = before[1:]
             return self._of_command(before, word) if before else _starting(word, self._connection.names("commands"))
         if not before:
-            return _starting(word, [*self._verbs, "help", "exit", *self._connection.names("commands")])
-        if before[0] in self._verbs:
+            return _starting(word, [*self._connection.verbs, "exit", *self._connection.names("commands")])
+        if before[0] in self._connection.verbs:
             return _starting(word, self._of_verb(before, word))
         return self._of_command(before, word)
 
@@ -72,7 +68,7 @@ class Completion:
 
     def _of_verb(self, before: list[str], word: str) -> list[str]:
         """Complete an option of a verb, an option's value, or what the verb works on."""
-        parser = self._parsers[before[0]][1]
+        parser = verbs_of(self._connection.parser)[before[0]].parser
         options = {flag: action for action in options_of(parser) for flag in action.option_strings}
         if word.startswith("-"):
             return list(options)
@@ -80,10 +76,6 @@ class Completion:
         takes = values_of(option) if option is not None and option.nargs != 0 else words_of(parser)
         return [name for known in takes
                 for name in (self._connection.names(known[1:-1]) if known.startswith("<") else [known])]
-
-    @cached_property
-    def _parsers(self) -> dict[str, tuple[str, argparse.ArgumentParser]]:
-        return verbs_of(make_parser())
 
 
 def _starting(word: str, candidates: Sequence[str]) -> list[str]:

@@ -7,29 +7,27 @@ QMP, which may go over several lines.
 from __future__ import annotations
 
 import os
-import shlex
-import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from gmemd.cli import render
-from gmemd.cli.completion import Completion
-from gmemd.cli.gmemctl import VERBS, parse
-from gmemd.cli.rawqmp import whole_messages
-from gmemd.cli.verbs import DONE, REFUSED, Connection, call, event_line, explain, note, qmp
-from gmemd.cli.words import UsageError
+from gmemd.cli.call_syntax import UsageError
+from gmemd.cli.connection import DONE, REFUSED, Connection, note
+from gmemd.cli.parser import Verbs, parse
+from gmemd.cli.verbs.server import call, print_event, qmp
 from gmemd.errors import QmpError
 
+VERBS = Verbs()
 HELP = """\
-VERB ...               a verb of gmemctl: {verbs}
+VERB ...               a verb of gmemctl; 'help VERB' says more: {verbs}
 COMMAND key=value ...  a command of the server; 'COMMAND help' lists the keys, 'call' all commands
 {{"execute": ...}}       raw QMP, over several lines if need be
 exit (or Ctrl-D)       leave; the server's own 'quit' ends the server and must be written 'call quit'
 """
 
 
+@VERBS.add("read commands from a terminal or a script", examples=("shell",))
 def shell(connection: Connection, options: Namespace) -> int:
     """Run lines to the end of the input; the status of the last one that went wrong, else 0."""
     status = DONE
@@ -53,7 +51,7 @@ def run_line(connection: Connection, options: Namespace, line: str, read: Callab
     try:
         return _run(connection, options, line, read)
     except QmpError as error:
-        explain(connection, error)
+        connection.explain(error)
     except (UsageError, ValueError) as error:
         note(str(error))
     except TimeoutError:
@@ -66,44 +64,44 @@ def run_line(connection: Connection, options: Namespace, line: str, read: Callab
 def _run(connection: Connection, options: Namespace, line: str, read: Callable[[str], str]) -> int:
     if line.lstrip().startswith("{"):
         return qmp(connection, Namespace(text=_whole(line, read), fd=[]))
+    import shlex
+
     words = shlex.split(line, comments=True)
     if not words:
         return DONE
-    if words[0] == "help":
-        print(HELP.format(verbs=" ".join(VERBS)), end="")
+    if words == ["help"]:
+        print(HELP.format(verbs=" ".join(connection.verbs)), end="")
         return DONE
     if words == ["quit"]:
         raise UsageError("'quit' would end the server: 'call quit' does that, 'exit' leaves this shell")
     if words[0] in ("exec", "shell"):
         return _run_child(options, words)
-    if words[0] not in VERBS:
+    if words[0] not in connection.verbs:
         return call(connection, Namespace(command=words[0], words=words[1:], fd=[]))
     return _run_verb(connection, words)
 
 
 def _run_verb(connection: Connection, words: list[str]) -> int:
-    from gmemd.cli.gmemctl import find_verb
-
-    client = connection.client
-    given = parse(words, Namespace(output="json" if connection.json else "table", timeout=client.timeout))
+    preset = Namespace(output=connection.output, timeout=connection.client.timeout)
+    given = parse(connection.parser, words, preset)
     if given.socket is not None:
         raise UsageError("the shell stays at its server; leave it to use --socket")
-    usual = connection.json, client.timeout
-    connection.json, client.timeout = given.output == "json", given.timeout
-    try:
-        return find_verb(given.verb)(connection, given)
-    finally:
-        connection.json, client.timeout = usual
+    with connection.lent(given):
+        return connection.verbs[given.verb].function(connection, given)
 
 
 def _run_child(options: Namespace, words: list[str]) -> int:
     """exec replaces its process, so it gets one of its own."""
+    import subprocess
+
     given = {"--socket": options.socket, "--timeout": options.timeout, "--wait": options.wait, "-o": options.output}
     common = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
     return subprocess.call([sys.executable, "-m", "gmemd.cli.gmemctl", *common, *words])
 
 
 def _whole(line: str, read: Callable[[str], str]) -> str:
+    from gmemd.cli.rawqmp import whole_messages
+
     while whole_messages(line.encode("utf-8", "surrogateescape") + b" ") is None:
         line += "\n" + read("...> ")
     return line
@@ -111,7 +109,7 @@ def _whole(line: str, read: Callable[[str], str]) -> str:
 
 def _print_events(connection: Connection) -> None:
     for event in connection.client.take_events():
-        print(render.as_line(event) if connection.json else event_line(event))
+        print_event(connection, event)
 
 
 # -- reading lines
@@ -125,7 +123,9 @@ def _reader(connection: Connection) -> Iterator[Callable[[str], str]]:
         return
     import readline
 
-    completion = Completion(connection, VERBS)
+    from gmemd.cli.tab import Completion
+
+    completion = Completion(connection)
     readline.set_completer_delims(" \t\n")
     readline.set_completer(
         lambda text, state: completion.candidate(readline.get_line_buffer()[: readline.get_endidx()], state)

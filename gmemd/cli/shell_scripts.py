@@ -5,28 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Iterator
 
-from gmemd.cli.gmemctl import make_parser
-
-SHELLS = ("bash", "zsh", "fish")
-# Which words the server knows, by what they are called in the help.
-KNOWN = {"ID": "ids", "ID[=N]": "ids", "COMMAND": "commands", "JOB": "jobs", "NAME": "events"}
+from gmemd.cli.parser import options_of, values_of, verbs_of, words_of
 
 
-def completion(shell: str) -> str:
+def script(shell: str, parser: argparse.ArgumentParser) -> str:
     """The script for a shell, to be sourced."""
-    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](make_parser())
-
-
-def verbs_of(parser: argparse.ArgumentParser) -> dict[str, tuple[str, argparse.ArgumentParser]]:
-    """What the parser's verbs are for, and their parsers, by name."""
-    [action] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
-    return {name: (helps[name], sub) for name, sub in action.choices.items()}
-
-
-def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
-    """The options of a parser, in the order of its help."""
-    return [action for action in parser._actions if action.option_strings]
+    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](parser)
 
 
 def _flags(parser: argparse.ArgumentParser) -> str:
@@ -38,21 +22,6 @@ def _with_value(parser: argparse.ArgumentParser) -> str:
     parsers = [parser, *(sub for _, sub in verbs_of(parser).values())]
     return "|".join(dict.fromkeys(flag for one in parsers for action in options_of(one) if action.nargs != 0
                                   for flag in action.option_strings))
-
-
-def words_of(sub: argparse.ArgumentParser) -> Iterator[str]:
-    """What may follow a verb: choices as they are, and what the server knows in angle brackets, as <ids>."""
-    for action in sub._actions:
-        if not action.option_strings:
-            yield from values_of(action)
-
-
-def values_of(action: argparse.Action) -> Iterator[str]:
-    """The same for one argument, or for the value of one option."""
-    if action.choices:
-        yield from map(str, action.choices)
-    elif str(action.metavar) in KNOWN:
-        yield f"<{KNOWN[str(action.metavar)]}>"
 
 
 def _asked(words: Iterable[str]) -> str:

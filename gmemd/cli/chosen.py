@@ -1,0 +1,137 @@
+"""Which objects a command line means: ids as they are, patterns with * ? [ ], or --all.
+
+No id holds these characters, so a word is either an id or a pattern.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from gmemd.cli import render
+from gmemd.cli.call_syntax import UsageError
+from gmemd.cli.connection import DONE, REFUSED, Connection, note
+from gmemd.cli.hints import few
+from gmemd.cli.tables import table
+from gmemd.errors import QmpError
+
+
+def is_pattern(word: str) -> bool:
+    return not set("*?[]").isdisjoint(word)
+
+
+def are_several(options: Namespace) -> bool:
+    """Whether more than one object may be meant: programs then get a list, be it of one."""
+    return len(options.id) != 1 or is_pattern(options.id[0])
+
+
+def for_each(connection: Connection, options: Namespace, do: Callable[[str], object], *, changes: str = "",
+             among: Callable[[], Iterable[str]] | None = None) -> int:
+    """Do something with each object that is meant; what is refused is explained, and does not keep the others.
+
+    `changes`: what is done to them, as "remove"; it needs a yes where nobody named the objects one by one.
+    `among`: gives the ids that a pattern may match; by default all memory backends.
+    """
+    ids, unmatched = choose(connection, options, among or connection.memory)
+    for error in unmatched:
+        connection.explain(error)
+    by_name = not (options.all or any(map(is_pattern, options.id)))
+    if changes and ids and not (by_name or connection.dry_run or options.yes or _is_sure(changes, ids)):
+        note("nothing was changed")
+        return REFUSED
+    status = REFUSED if unmatched else DONE
+    for name in ids:
+        try:
+            do(name)
+        except QmpError as error:
+            connection.explain(error)
+            status = REFUSED
+    return status
+
+
+def gather(connection: Connection, options: Namespace, ask: Callable[[str], Any], **settings: Any
+           ) -> tuple[int, dict[str, Any]]:
+    """The same for what answers: the exit status, and the answers by id; one that is None is none."""
+    found: dict[str, Any] = {}
+    status = for_each(connection, options, lambda name: found.update({name: ask(name)}), **settings)
+    return status, {name: value for name, value in found.items() if value is not None}
+
+
+def report(connection: Connection, options: Namespace, ask: Callable[[str], Any], tell: Callable[[str, Any], None],
+           **settings: Any) -> int:
+    """Ask about each object that is meant, and print the answers one after the other; for people by `tell`."""
+    status, found = gather(connection, options, ask, **settings)
+    if not connection.for_people:
+        show_all(connection, options, found)
+        return status
+    for number, (name, value) in enumerate(found.items()):
+        print("\n" if number and isinstance(value, dict) else "", end="")
+        tell(name, value)
+    return status
+
+
+def report_table(connection: Connection, options: Namespace, ask: Callable[[str], Any], header: tuple[str, ...],
+                 rows: Callable[[Any], Iterable[tuple[str, ...]]], numbers: tuple[str, ...]) -> int:
+    """The same in one table, for people: an answer becomes rows, with the id where there are several."""
+    status, found = gather(connection, options, ask)
+    if connection.for_people:
+        several = are_several(options)
+        lines = [(*[name] * several, *row) for name, value in found.items() for row in rows(value)]
+        if found or several:
+            render.show(table((*["ID"] * several, *header), lines, numbers))
+    else:
+        show_all(connection, options, found)
+    return status
+
+
+def show_all(connection: Connection, options: Namespace, found: dict[str, Any], command: str = "") -> None:
+    """Print an answer as it is; those of several objects as one list, the id in each."""
+    if are_several(options):
+        connection.show([{"id": name, **part} for name, value in found.items()
+                         for part in (value if isinstance(value, list) else [value])], command)
+    else:
+        for value in found.values():
+            connection.show(value, command)
+
+
+def statuses(connection: Connection, options: Namespace) -> tuple[int, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the exit status, the status of each object that is meant, by default all, and the lost ones of them."""
+    if not options.id:
+        found, lost = connection.execute("query-memdev-status"), connection.lost_objects()
+        return DONE, sorted(found, key=lambda one: str(one["id"])), lost
+    lost = [one for one in connection.lost_objects() if one["id"] not in options.id]  # by its name it is refused
+    gone = [one["id"] for one in lost]
+    status, answers = gather(connection, options, lambda name: [] if name in gone else
+                             connection.execute("query-memdev-status", {"id": name}))
+    return status, [one for answer in answers.values() for one in answer], [one for one in lost if one["id"] in answers]
+
+
+def choose(connection: Connection, options: Namespace, among: Callable[[], Iterable[str]]
+           ) -> tuple[list[str], list[QmpError]]:
+    """Return the ids that are meant, once each, and what to say of patterns that match nothing."""
+    if bool(options.id) == options.all:
+        raise UsageError(f"{options.verb}: " + ("ids or --all, not both" if options.all else
+                                                "which objects? ids, a quoted pattern such as 'vm*', or --all"))
+    here = list(among()) if options.all or any(map(is_pattern, options.id)) else []
+    if options.all and not here:
+        note("there are no objects")
+    found = here if options.all else []
+    unmatched = []
+    for word in options.id:
+        matching = [name for name in here if fnmatchcase(name, word)] if is_pattern(word) else [word]
+        if not matching:
+            unmatched.append(QmpError(f"no object matches '{word}'"))
+        found += matching
+    return list(dict.fromkeys(found)), unmatched
+
+
+def _is_sure(changes: str, ids: list[str]) -> bool:
+    """Ask at the terminal; UsageError where there is none."""
+    what = f"{changes} {len(ids)} {'objects' if len(ids) > 1 else 'object'}: {few(ids)}"
+    if not sys.stdin.isatty():
+        raise UsageError(f"this would {what}; add --yes if that is right")
+    print(f"{what[0].upper()}{what[1:]}? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,0 +1,193 @@
+"""What a verb works with: the server, what it says of itself, and how to print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from gmemd.cli import render
+from gmemd.cli.call_syntax import UsageError
+from gmemd.cli.introspection import Introspection
+from gmemd.cli.parser import Verb, make_parser
+from gmemd.errors import QmpError
+
+if TYPE_CHECKING:
+    from gmemd.client.client import Client
+
+DONE, REFUSED = 0, 1
+_HINT_SECONDS = 2.0  # a hint is not worth a longer wait
+
+
+class Connection:
+    """The client, what was last asked of the server, and how to print."""
+
+    def __init__(self, connect: Callable[[], Client], verbs: Mapping[str, Verb], *, output: str = "table",
+                 dry_run: bool = False) -> None:
+        """`connect` is called when a verb first needs the server."""
+        self.verbs = verbs
+        self.output = output
+        self.dry_run = dry_run  # changes are only judged
+        self.asked: tuple[str, dict[str, Any]] = ("", {})
+        self._connect = connect
+
+    @cached_property
+    def client(self) -> Client:
+        return self._connect()
+
+    def close(self) -> None:
+        if "client" in vars(self):
+            self.client.close()
+
+    @property
+    def for_people(self) -> bool:
+        return self.output in ("table", "wide")
+
+    @contextmanager
+    def lent(self, options: Namespace) -> Iterator[None]:
+        """Go by other options for a while."""
+        client = self.client
+        usual = self.output, self.dry_run, client.timeout
+        self.output, self.dry_run, client.timeout = options.output, getattr(options, "dry_run", False), options.timeout
+        try:
+            yield
+        finally:
+            self.output, self.dry_run, client.timeout = usual
+
+    # -- asking
+
+    def execute(self, command: str, arguments: dict[str, Any] | None = None, fds: Sequence[int] = ()) -> Any:
+        """Run a command and return its value; fds that come with it are closed, with a note."""
+        self.asked = (command, arguments or {})
+        value, received = self.client.execute_fds(command, arguments, fds=fds)
+        for fd in received:
+            note(f"received a descriptor of {os.readlink(f'/proc/self/fd/{fd}')}; 'gmemctl exec' can use one")
+            os.close(fd)
+        return value
+
+    def execute_fds(self, command: str, arguments: dict[str, Any]) -> tuple[Any, list[int]]:
+        """Run a command and return its value and fds, now the caller's."""
+        self.asked = (command, arguments)
+        return self.client.execute_fds(command, arguments)
+
+    def change(self, command: str, arguments: dict[str, Any]) -> Any:
+        """Run a command that changes something; with --dry-run say what it would do, and return None."""
+        if not self.dry_run:
+            return self.execute(command, arguments)
+        self.asked = (command, arguments)
+        try:
+            found = self.client.execute("query-command-effect", {"command": command, "arguments": arguments})
+        except QmpError as error:
+            if "query-command-effect" not in error.desc:
+                raise
+            raise UsageError("this server cannot judge commands without running them") from None
+        if self.for_people:
+            print(f"{command} {found['effect']}" + ("" if found["complete"] else " (if the kernel lets it)"))
+        else:
+            self.show({"command": command, **found})
+        return None
+
+    @cached_property
+    def introspection(self) -> Introspection:
+        """What the server says of its commands; asked once."""
+        return Introspection(self.client.execute("query-qmp-schema"))
+
+    @cached_property
+    def parser(self) -> ArgumentParser:
+        return make_parser(self.verbs)
+
+    def names(self, kind: str) -> list[str]:
+        """Return what there is of a kind: "verbs", "commands", "events", "types", "jobs", "ids" (memory first)."""
+        if kind == "verbs":
+            return list(self.verbs)
+        if kind in ("commands", "events"):
+            return self.introspection.names(kind.removesuffix("s"))
+        if kind == "jobs":
+            return [job["id"] for job in self.client.execute("query-jobs")]
+        if kind == "types":
+            found = self.client.execute("qom-list-types", {"implements": "memory-backend"})
+            return sorted(short_type(entry["name"]) for entry in found)
+        return self.memory() + [name for is_memory, name in self.objects() if not is_memory]
+
+    def memory(self) -> list[str]:
+        """Return the ids of all memory backends, lost ones too, sorted."""
+        return sorted([*(name for is_memory, name in self.objects() if is_memory),
+                       *(record["id"] for record in self.lost_objects())])
+
+    def objects(self) -> list[tuple[bool, str]]:
+        """Return whether it is memory, and the id, of each object, sorted."""
+        listed = self.client.execute("qom-list", {"path": "/objects"})
+        return sorted((entry["type"].startswith("child<memory-backend-"), entry["name"]) for entry in listed
+                      if entry["type"].startswith("child<"))
+
+    def lost_objects(self) -> list[dict[str, Any]]:
+        """Return the objects whose memory did not come back with the daemon; none where nobody can tell."""
+        try:
+            return sorted(self.client.execute("query-memdev-lost"), key=lambda record: str(record["id"]))
+        except QmpError:
+            return []
+
+    # -- telling
+
+    def show(self, value: Any, command: str = "") -> None:
+        """Print a result, in short what `command` returned; people need not see that it is nothing."""
+        if self.output == "json":
+            print(render.as_json(value))
+        elif self.output == "yaml":
+            from gmemd.cli.block_yaml import as_yaml
+
+            print(as_yaml(value))
+        elif self.output == "name":
+            _print_names(value)
+        elif value not in ({}, []):
+            has_members = isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict))
+            order = self.introspection.result_members(command) if has_members and command else ()
+            render.show(render.value(value, order))
+
+    def show_message(self, message: dict[str, Any]) -> None:
+        """Print a message for programs: one of many."""
+        if self.output == "yaml":
+            print("---")
+            self.show(message)
+        else:
+            print(render.as_line(message), flush=True)
+
+    def explain(self, error: QmpError) -> None:
+        """Print QEMU's sentence, and below it what may help."""
+        from gmemd.cli.hints import Refusal, hints
+
+        note(error.desc)
+        client = self.client
+        ask = partial(client.execute, timeout=min(client.timeout or _HINT_SECONDS, _HINT_SECONDS))
+        of_verbs = [hint for verb in self.verbs.values() for hint in verb.hints]
+        for line in hints(Refusal(error, *self.asked, ask), of_verbs):
+            print(f"  hint: {line}", file=sys.stderr)
+
+
+def _print_names(value: Any) -> None:
+    found = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, dict) and "id" in part for part in found):
+        raise UsageError("-o name: this has no ids; use -o table, json or yaml")
+    render.show("".join(f"{name}\n" for name in dict.fromkeys(part["id"] for part in found)).rstrip("\n"))
+
+
+def note(text: str) -> None:
+    """Tell the user something that is not the result."""
+    print(f"gmemctl: {text}", file=sys.stderr)
+
+
+def short_type(qom_type: str) -> str:
+    """Return the name of a type of memory as people say it."""
+    return qom_type.removeprefix("memory-backend-")
+
+
+def note_lost(lost: Sequence[dict[str, Any]]) -> None:
+    """Tell of lost objects, and how their ids become free."""
+    if lost:
+        ids = " ".join(record["id"] for record in lost)
+        note(f"the memory of {len(lost)} {'objects' if len(lost) > 1 else 'object'} is lost; "
+             f"to forget about it and free the id: gmemctl rm {ids}")

@@ -1,0 +1,186 @@
+"""The command line: what a verb is, and the parser that follows from the verbs.
+
+A verb is declared where its function is, with all that belongs to it: arguments and how they are completed,
+examples, and the hints below a refusal. Parser, help, completion, manual and docs/gmemctl.md follow from that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from gmemd.cli.connection import Connection
+    from gmemd.cli.hints import Hint
+
+_LONGEST = 1e9  # seconds; what the system's calls can take
+OUTPUTS = ("table", "wide", "name", "json", "yaml")
+
+Function = Callable[["Connection", argparse.Namespace], int]
+
+
+class Argument(NamedTuple):
+    """One argument of a verb, as argparse takes it."""
+
+    flags: tuple[str, ...]
+    settings: dict[str, Any]
+    completes: str  # what the server is asked for: a kind of Connection.names
+
+
+def argument(*flags: str, completes: str = "", **settings: Any) -> Argument:
+    """Return an argument."""
+    return Argument(flags, settings, completes)
+
+
+class Verb(NamedTuple):
+    """A verb and all that belongs to it."""
+
+    function: Function
+    help: str
+    arguments: tuple[Argument, ...]
+    examples: tuple[str, ...]  # without "gmemctl"
+    hints: tuple[Hint, ...]
+
+
+class Verbs(dict[str, Verb]):
+    """Verbs by name, in the order of their declaration."""
+
+    def add(self, help: str, *arguments: Argument, examples: tuple[str, ...] = (),
+            hints: tuple[Hint, ...] = ()) -> Callable[[Function], Function]:
+        """Declare the verb that the decorated function carries out, and is called like."""
+
+        def declare(function: Function) -> Function:
+            name = function.__name__.rstrip("_").replace("_", "-")
+            self[name] = Verb(function, help, arguments, examples, hints)
+            return function
+
+        return declare
+
+
+def seconds(text: str) -> float:
+    """A time that can be waited."""
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= _LONGEST:
+            return value
+    raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds")
+
+
+ALL = argument("--all", action="store_true", help="all objects")
+IDS = (argument("id", metavar="ID", nargs="*", completes="ids", help="or a pattern with * ? [ ], quoted"), ALL)
+YES = argument("-y", "--yes", action="store_true", help="do not ask where a pattern or --all names the objects")
+FD = argument("--fd", type=int, action="append", default=[], metavar="N", help="send our descriptor N with it")
+DRY_RUN = argument("--dry-run", action="store_true", help="say what would happen; change nothing")
+
+_COMMON = (  # before or behind the verb, with their defaults
+    (argument("-o", "--output", choices=OUTPUTS,
+              help="tables for people (default; wide: more of them), ids, or all there is for programs"), "table"),
+    (argument("--socket", metavar="PATH",
+              help="the server's socket (GMEMD_SOCKET), also as unix:PATH with commas doubled"), None),
+    (argument("--timeout", metavar="SECONDS", type=seconds,
+              help="for connecting, and for each answer; default none"), None),
+    (argument("--wait", metavar="SECONDS", type=seconds, help="for a server that is not up yet"), 0.0),
+)
+
+
+def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="gmemctl", description="Drive gmemd, or any QMP server.", allow_abbrev=False, formatter_class=_formatter,
+        epilog="Exit status: 0 done, 1 refused, 2 wrong command line, 3 no connection, 4 no answer in time.")
+    subs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="gmemctl")
+    for name, verb in verbs.items():
+        examples = "".join(f"\n  gmemctl {example}" for example in verb.examples)
+        sub = subs.add_parser(name, help=verb.help, description=verb.help, allow_abbrev=False,
+                              formatter_class=_formatter, epilog=f"examples:{examples}" if examples else None)
+        for given in verb.arguments:
+            _add(sub, given)
+        for common, _ in _COMMON:
+            _add(sub, common, default=argparse.SUPPRESS)
+    for common, default in _COMMON:
+        _add(parser, common, default=default)
+    return parser
+
+
+def _add(parser: argparse.ArgumentParser, given: Argument, **more: Any) -> None:
+    action = parser.add_argument(*given.flags, **given.settings, **more)
+    vars(action)["completes"] = given.completes
+
+
+def _formatter(prog: str) -> argparse.HelpFormatter:
+    """With a width given, argparse need not import shutil, which it does for every argument, help or not."""
+    try:
+        width = os.get_terminal_size().columns - 2
+    except OSError:
+        width = 78
+    return argparse.RawDescriptionHelpFormatter(prog, width=max(width, 40))
+
+
+def parse(parser: argparse.ArgumentParser, words: list[str],
+          preset: argparse.Namespace | None = None) -> argparse.Namespace:
+    """Return the options of a command line, `preset` the defaults; wrong ones: SystemExit, status 2."""
+    end = words.index("--") if "--" in words and "exec" in words else len(words)
+    options, more = parser.parse_known_args(words[:end], preset)
+    if end < len(words) and options.verb != "exec":
+        options, more = parser.parse_known_args(words, preset)
+    elif end < len(words):
+        options.exec_command = words[end + 1 :]
+    # argparse takes positional words in one place only: call COMMAND --fd 3 key=value, rm m0 --dry-run m1
+    many = [action.dest for action in verbs_of(parser)[options.verb].parser._actions
+            if not action.option_strings and action.nargs in ("*", "+")]
+    if more and (not many or any(word.startswith("-") for word in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        setattr(options, many[0], [*getattr(options, many[0]), *more])
+    return options
+
+
+# -- what a parser takes
+
+
+class Described(NamedTuple):
+    """A verb in a parser."""
+
+    help: str
+    parser: argparse.ArgumentParser
+
+
+def verbs_of(parser: argparse.ArgumentParser) -> dict[str, Described]:
+    """The parser's verbs by name; none in a parser without."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            return {name: Described(helps[name], sub) for name, sub in action.choices.items()}
+    return {}
+
+
+def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The options of a parser, in the order of its help."""
+    return [action for action in parser._actions if action.option_strings]
+
+
+def usage_of(verb: str, parser: argparse.ArgumentParser) -> str:
+    """A verb and its words, without options."""
+    words = [verb]
+    for action in parser._actions:
+        if not action.option_strings:
+            word = str(action.metavar) if action.metavar else "|".join(map(str, action.choices or [action.dest]))
+            words.append({"?": f"[{word}]", "*": f"[{word}...]", "+": f"{word}..."}.get(str(action.nargs), word))
+    return " ".join(words)
+
+
+def words_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """What may follow a verb: choices as they are, and what the server knows in angle brackets, as <ids>."""
+    for action in parser._actions:
+        if not action.option_strings:
+            yield from values_of(action)
+
+
+def values_of(action: argparse.Action) -> Iterator[str]:
+    """The same for one argument, or for the value of one option."""
+    if action.choices:
+        yield from map(str, action.choices)
+    elif getattr(action, "completes", ""):
+        yield f"<{vars(action)['completes']}>"

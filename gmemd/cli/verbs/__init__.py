@@ -1,0 +1,1 @@
+"""What gmemctl does: a module for each family of verbs."""

@@ -1,0 +1,99 @@
+"""The verbs about work that takes long: verify, jobs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from gmemd.cli.chosen import gather, show_all
+from gmemd.cli.connection import DONE, Connection, note
+from gmemd.cli.hints import Refusal, listed
+from gmemd.cli.parser import DRY_RUN, IDS, Verbs, argument
+from gmemd.errors import QmpError
+
+if TYPE_CHECKING:
+    from gmemd.cli.terminal import Bars
+
+VERBS = Verbs()
+_POLL_SECONDS = 0.1
+
+
+def _jobs_here(refusal: Refusal) -> Iterable[str]:
+    yield listed("the jobs here", [job["id"] for job in refusal.ask("query-jobs")]) or "there are no jobs"
+
+
+@VERBS.add("read objects' memory in a job and show its digests", *IDS, examples=("verify ram0",))
+def verify(connection: Connection, options: Namespace) -> int:
+    """Read all that is in memory of an object, in a job, and show its progress."""
+
+    def ask(name: str) -> list[dict[str, Any]]:
+        job = f"verify-{name}-{time.time_ns():x}"
+        connection.execute("memdev-verify", {"id": name, "job-id": job})
+        [state] = _follow(connection, job)
+        digests: list[dict[str, Any]] = []
+        if not state.get("error"):
+            digests = connection.execute("query-memdev-digests", {"job-id": job})
+        connection.execute("job-dismiss", {"id": job})
+        if state.get("error"):
+            raise QmpError(state["error"])
+        if not digests:
+            note(f"nothing of '{name}' is in memory")
+        return digests
+
+    status, found = gather(connection, options, ask)
+    show_all(connection, options, found, "query-memdev-digests")
+    return status
+
+
+@VERBS.add(
+    "list jobs",
+    argument("--cancel", metavar="JOB", completes="jobs", help="cancel this one"),
+    argument("--dismiss", metavar="JOB", completes="jobs", help="forget this one, which has ended"),
+    argument("-f", "--follow", action="store_true", help="show their progress until all have ended"), DRY_RUN,
+    examples=("jobs", "jobs -f"),
+    hints=(
+        (r"^Job not found$", _jobs_here),
+        (r"^Job '(.*)' in state 'concluded' cannot accept", "'gmemctl jobs --dismiss {}' forgets it"),
+        (r"^Job '.*' in state '.*' cannot accept", "'gmemctl jobs -f' waits for its end"),
+        (r"^Job ID '(.*)' already in use$",
+         "'gmemctl jobs' shows it; once it has ended, 'gmemctl jobs --dismiss {}' forgets it"),
+        (r"^object '.*' is busy: ", "'gmemctl jobs -f' shows the progress and waits for the end"),
+    ))
+def jobs(connection: Connection, options: Namespace) -> int:
+    """The jobs there are; with --cancel or --dismiss, do that to one."""
+    for verb in ("cancel", "dismiss"):
+        if getattr(options, verb):
+            connection.change(f"job-{verb}", {"id": getattr(options, verb)})
+            return DONE
+    found = _follow(connection) if options.follow else connection.execute("query-jobs")
+    if sys.stdout.isatty() and found and connection.for_people:
+        from gmemd.cli.terminal import print_jobs
+
+        print_jobs(found)
+    else:
+        connection.show(found, "query-jobs")
+    return DONE
+
+
+def _follow(connection: Connection, job: str = "") -> list[dict[str, Any]]:
+    """Wait until a job (all jobs) has ended, with bars at a terminal; what query-jobs says of it (them) then."""
+    with _bars() as bars:
+        while True:
+            found = [state for state in connection.execute("query-jobs") if job in ("", state["id"])]
+            if bars is not None:
+                bars.show(found)
+            if all(state["status"] == "concluded" for state in found):
+                return found
+            time.sleep(_POLL_SECONDS)
+
+
+def _bars() -> AbstractContextManager[Bars | None]:
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from gmemd.cli.terminal import Bars
+
+    return Bars()

@@ -1,0 +1,65 @@
+"""The verbs that need no server: doctor, completion, help."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from gmemd.cli import render
+from gmemd.cli.call_syntax import UsageError
+from gmemd.cli.connection import DONE, REFUSED, Connection
+from gmemd.cli.parser import Verbs, argument, verbs_of
+from gmemd.cli.tables import table
+
+VERBS = Verbs()
+SHELLS = ("bash", "zsh", "fish")
+_PATIENCE = 2.0  # seconds; a person waits at a command line
+
+
+@VERBS.add("check this host: kernel, KVM, huge pages, limits, systemd", examples=("doctor",))
+def doctor(connection: Connection, options: Namespace) -> int:
+    """Print all findings; exit status 1 if one is bad."""
+    from gmemd.cli.doctor import BAD, PROBE, findings
+
+    found = findings()
+    if connection.for_people:
+        rows = [tuple(finding) for finding in found if not finding.item.startswith(PROBE)]
+        render.show(table(("ITEM", "FOUND", "VERDICT", "WHAT FOLLOWS"), rows))
+    else:
+        connection.show([finding._asdict() for finding in found])
+    return REFUSED if any(finding.verdict == BAD for finding in found) else DONE
+
+
+@VERBS.add(
+    "print a shell's completion script",
+    argument("what", metavar="SHELL", choices=(*SHELLS, "ids", "commands", "jobs", "events", "types", "verbs"),
+             help="bash, zsh or fish; ids, commands, jobs, events, types, verbs: what the script asks"),
+    examples=("completion bash",))
+def completion(connection: Connection, options: Namespace) -> int:
+    """Print a script, or what it asks for, one a line."""
+    if options.what in SHELLS:
+        from gmemd.cli.shell_scripts import script
+
+        print(script(options.what, connection.parser), end="")
+        return DONE
+    if options.timeout is None:
+        options.timeout = _PATIENCE  # we are not connected yet
+    names = connection.names(options.what)
+    if names:
+        print("\n".join(names))
+    return DONE
+
+
+@VERBS.add("show what there is, or how a verb is used",
+           argument("about", metavar="VERB", nargs="?", completes="verbs"), examples=("help", "help rm"))
+def help_(connection: Connection, options: Namespace) -> int:
+    if options.about is None:
+        connection.parser.print_help()
+    elif options.about in connection.verbs:
+        verbs_of(connection.parser)[options.about].parser.print_help()
+    else:
+        from gmemd.cli.hints import nearest
+
+        hints = [nearest(options.about, connection.verbs),
+                 f"'gmemctl call {options.about} help' describes a command of the server"]
+        raise UsageError("\n  hint: ".join([f"there is no verb '{options.about}'", *filter(None, hints)]))
+    return DONE
