@@ -1,24 +1,22 @@
-"""`gmemd --keeper`: a small parent process that plays the service manager where there is none.
+"""`gmemd --keeper`: a small parent process that acts as the service manager where there is none.
 
-It holds the fds, makes the listening sockets, starts the daemon and starts it again whenever it ends, by
-the very protocol of systemd (sd_notify(3), sd_listen_fds(3)): the daemon cannot tell the difference. What
-corresponds:
+It holds the fds, creates the listening sockets, starts the daemon and restarts it whenever it ends, using systemd's own
+protocol (sd_notify(3), sd_listen_fds(3)): the daemon cannot tell the difference. It does what these settings do:
 
   Type=notify, NotifyAccess=main, Restart=always, StartLimitIntervalSec=0, WatchdogSec=,
   FileDescriptorStoreMax=
 
-Better than there, a barrier says how it went: a byte before its end, where all that was sent is held.
+In addition, a barrier reports success: it delivers a byte before its end if everything sent is held.
 
-So a daemon that ends by `quit` is started again with its memory, and what a dead one leaves running is
-killed. SIGTERM or SIGINT to the keeper ends daemon and keeper, and with them the memory, as does the
-keeper's own death: it is the memory's anchor. SIGHUP, SIGQUIT, SIGUSR1 and SIGUSR2 are passed on. One thing
-differs from systemd: a daemon that exits before it was ever ready, with nothing held, ends the keeper with
-its status, so that a wrong option is seen at once.
+A daemon that ends by `quit` is thus restarted with its memory, and processes that a dead one leaves are killed. SIGTERM
+or SIGINT to the keeper ends daemon and keeper, and with them the memory, as does the keeper's own death. SIGHUP,
+SIGQUIT, SIGUSR1 and SIGUSR2 are passed on. One thing differs from systemd: if a daemon exits before it was ever ready,
+with nothing held, the keeper exits with its status, so that a wrong option shows at once.
 
 The command line is in options.py.
 
-Imports little on purpose (no dataclasses, no typing): its memory is paid per container, and what it does
-not import cannot fail in it.
+Imports little on purpose (no dataclasses, no typing): every container pays for its memory, and what it does not import
+cannot fail.
 """
 
 from __future__ import annotations
@@ -49,27 +47,27 @@ _ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Keeper:
-    """One daemon, its sockets and its fds. `run` is the whole life."""
+    """One daemon, its sockets and its fds; `run` is its whole life."""
 
     def __init__(self, options: Options) -> None:
-        """Make the sockets. OSError when that fails, nothing is left then."""
+        """Create the sockets. OSError when that fails; nothing is left then."""
         self._options = options
         self.kept = KeptFds(fit_limit(options.fdstore_max))
         self._listening = Listening(options.listen, options.listen_mode, options.listen_group)
         try:
-            # beside the first socket, because that directory can be written
+            # next to the first socket, because that directory is writable
             self.mailbox = Mailbox(f"{options.listen[0][1]}.notify" if options.listen else "")
         except BaseException:
             self._listening.close()
             raise
-        self.pid = 0  # of the daemon, 0: none runs
+        self.pid = 0  # of the daemon; 0: none runs
         self.was_ready = self._ever_ready = False
         self._started = 0.0  # monotonic seconds
-        self._failures = 0  # starts in a row that did not get ready
+        self._failures = 0  # consecutive starts that did not get ready
         self._ending = False
         self._status = 0  # to exit with
         self._watchdog = options.watchdog  # seconds; the daemon may change it
-        self._due: dict[str, float] = {}  # what happens when, monotonic seconds
+        self._due: dict[str, float] = {}  # what is due when, monotonic seconds
 
     def run(self) -> int:
         """Keep the daemon until told to end; the exit status."""
@@ -84,19 +82,19 @@ class Keeper:
                 except (OSError, MemoryError) as exc:  # the machine is short of something; the memory is held
                     log(f"{exc}")
                     time.sleep(RESTART_DELAY)
-                    signal.raise_signal(signal.SIGCHLD)  # a death may have been left lying
+                    signal.raise_signal(signal.SIGCHLD)  # a dead daemon may not have been reaped
         return self._status
 
     def _turn(self, poll: select.poll, woken: int) -> None:
         """Wait for the next thing to do, and do it."""
         events = poll.poll(self._patience())
-        self.receive()  # before the reaping: the last words of a dead daemon count
+        self.receive()  # before reaping: the last messages of a dead daemon count
         if any(fd == woken for fd, _ in events):
             self._signals(os.read(woken, 4096))
         self._deadlines()
 
     def close(self) -> None:
-        """Take the sockets away and let the memory go."""
+        """Remove the sockets and free the memory."""
         self.kept.close()
         self._listening.close()
         self.mailbox.close()
@@ -106,10 +104,10 @@ class Keeper:
         self.was_ready = self.kept.lost = False
         self._started = monotonic()
         self._watchdog = self._options.watchdog
-        self._due = {"restart": self._started + RESTART_DELAY_MAX}  # should anything fail here
+        self._due = {"restart": self._started + RESTART_DELAY_MAX}  # in case anything fails here
         fds = self._listening.fds() + self.kept.newest_first()
         environ = self._environ([name for name, _ in fds])
-        # a signal that comes between fork and exec must not be swallowed by our handler in the child
+        # our handler must not swallow a signal in the child between fork and exec
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self.pid = os.fork()
@@ -135,7 +133,7 @@ class Keeper:
         self.pid, self._due = 0, {}
         if self._ending:
             if status not in (0, -signal.SIGTERM, -signal.SIGINT):
-                self._status = 128 - status if status < 0 else status  # as a shell gives it on
+                self._status = 128 - status if status < 0 else status  # as a shell passes it on
             return
         if not self._ever_ready and not len(self.kept) and status >= 0:
             log(f"the daemon ended with status {status} before it was ready")
@@ -146,7 +144,7 @@ class Keeper:
         self._due = {"restart": monotonic() + delay}
 
     def delay(self, lived: float) -> float:
-        """Seconds until the next start: at once after steady service, ever later after failures."""
+        """Seconds until the next start: 0 after steady service, longer after each failure."""
         if self.was_ready:
             self._failures = 0
             return 0.0 if lived >= STEADY else self._options.restart_delay
@@ -162,7 +160,7 @@ class Keeper:
         self._reap()
 
     def _reap(self) -> None:
-        """Collect the dead; as pid 1 also those of others."""
+        """Reap dead children; as pid 1 also those of other processes."""
         while True:
             try:
                 dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -172,8 +170,8 @@ class Keeper:
                 return
             is_daemon = dead.si_pid == self.pid
             if is_daemon:
-                kill_group(self.pid)  # while its number cannot be another's
-                while self.receive():  # all its last words
+                kill_group(self.pid)  # while its pid cannot be reused
+                while self.receive():  # all its last messages
                     pass
             _, status = os.waitpid(dead.si_pid, 0)
             if is_daemon:
@@ -191,7 +189,7 @@ class Keeper:
 
     # -- time ------------------------------------------------------------------------------------------------
     def _patience(self) -> float | None:
-        """Milliseconds until something is due, at most an hour: poll(2) takes no longer time."""
+        """Milliseconds until something is due, at most an hour: poll(2) accepts no more."""
         if not self._due:
             return None
         return min(max(0.0, min(self._due.values()) - monotonic()), 3600.0) * 1000 + 1
@@ -203,7 +201,7 @@ class Keeper:
             if what == "restart":
                 self._start()
             elif what == "kill":
-                log("the daemon does not end, killed")
+                log("the daemon does not end: killed")
                 self._kill(signal.SIGKILL)
             else:
                 limit = self._watchdog if what == "watchdog" else self._options.start_timeout
@@ -216,14 +214,14 @@ class Keeper:
 
     # -- messages --------------------------------------------------------------------------------------------
     def receive(self) -> bool:
-        """Work through the messages in the queue; True: there may be more."""
+        """Process the queued messages; True: there may be more."""
         return self.mailbox.receive(self._message)
 
     def _message(self, pid: int, data: bytes, fds: array[int], whole: bool) -> None:
         """Act on one message of the daemon; fds that are kept are taken out of `fds`."""
         if pid == 0 or pid != self.pid:
             if data != b"BARRIER=1":
-                log(f"a message of process {pid}, which is not the daemon, is ignored")
+                log(f"a message from process {pid}, which is not the daemon, is ignored")
             return
         if data == b"BARRIER=1":
             return self.kept.answer(fds)
@@ -267,15 +265,15 @@ class Keeper:
             self._feed()
 
     def _main_pid(self, value: bytes) -> None:
-        """The daemon names its successor; only a child of ours will do, else its end would pass unseen."""
+        """The daemon names its successor; it must be a child of ours, or its end would go unnoticed."""
         if value.isdigit() and len(value) < 10 and parent(int(value)) == os.getpid():
             self.pid = int(value)
         else:
-            log(f"MAINPID={value[:20]!r} is no child of the keeper, ignored")
+            log(f"MAINPID={value[:20]!r} is not a child of the keeper: ignored")
 
 
 def run_keeper(argv: list[str]) -> int:
-    """The keeper's main, argv without "--keeper"; 0: ended as asked, 1: not started, or the daemon's."""
+    """The keeper's main, argv without "--keeper"; 0: ended as asked, 1: not started; or the daemon's."""
     open_standard_streams()
     try:
         keeper = Keeper(parse(argv))

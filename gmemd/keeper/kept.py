@@ -1,8 +1,8 @@
 """The keeper's fd store: fds by name, with the rules of systemd's.
 
-One open file has one entry and keeps its first name; names may repeat; over the limit nothing is taken and
-nobody is told; removal takes all of a name; the order is newest first. Unlike systemd nothing is compared
-with everything: files are found by inode, so the cost does not grow with the number of fds.
+One open file has one entry and keeps its first name; names may repeat; fds over the limit are silently dropped; removal
+takes all entries of a name; the order is newest first. Unlike in systemd, a new fd is not compared with all others:
+files are found by inode, so the cost does not grow with their number.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ File = tuple[int, int]  # st_dev, st_ino
 
 
 class KeptFds:
-    """Owns the fds it took."""
+    """Owns the fds it has taken."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.lost = False  # something that was to be kept since the last barrier is not
+        self.lost = False  # something that was to be kept since the last barrier was not
         self._entries: dict[int, tuple[str, File]] = {}  # by fd, oldest first
         self._by_name: dict[str, list[int]] = {}
         self._by_file: dict[File, list[int]] = {}
@@ -34,7 +34,7 @@ class KeptFds:
         return len(self._entries)
 
     def store(self, name: str, fds: array[int]) -> None:
-        """Take these fds, out of `fds`; what is not kept is said, and the next barrier's answer will be."""
+        """Take these fds out of `fds`; what is not kept is reported, and makes the next barrier report failure."""
         for fd in fds.tolist():
             try:
                 kept = self.take(name, fd)
@@ -47,10 +47,10 @@ class KeptFds:
                 continue
             self.lost = True
             log(f"the store is full with {self.limit} fds, '{name}' is not kept" if len(self) >= self.limit else
-                f"'{name}' is not kept: the same open file is kept under the name it came with first")
+                f"'{name}' is not kept: the same open file is already kept under its first name")
 
     def answer(self, barrier: array[int]) -> None:
-        """Tell that all that came since the last barrier is held; where not, the daemon only sees the fd closed."""
+        """Report that everything since the last barrier is held; otherwise the daemon only sees the fd closed."""
         if barrier and not self.lost:
             with contextlib.suppress(OSError):
                 os.set_blocking(barrier[0], False)
@@ -85,7 +85,7 @@ class KeptFds:
             others.remove(fd)
             if not others:
                 del self._by_file[file]
-            with contextlib.suppress(OSError):  # of the file system behind it; closed it is all the same
+            with contextlib.suppress(OSError):  # of its file system; the fd is closed all the same
                 os.close(fd)
 
     def close(self) -> None:
@@ -94,7 +94,7 @@ class KeptFds:
             self.drop(name)
 
     def newest_first(self) -> list[tuple[str, int]]:
-        """(name, fd) as they are handed to a new daemon."""
+        """(name, fd) as they are passed to a new daemon."""
         return [(name, fd) for fd, (name, _) in reversed(self._entries.items())]
 
 
@@ -108,10 +108,10 @@ def valid_name(name: bytes) -> str:
 
 
 def same_open_file(a: int, b: int, mode: int) -> bool:
-    """Are two fds of one inode the same open file (dup, SCM_RIGHTS), as kcmp(2) would tell?
+    """Are two fds of one inode the same open file (dup, SCM_RIGHTS), as kcmp(2) would say?
 
-    A socket cannot be opened twice. Of other files the status flags tell: O_NONBLOCK belongs to the open
-    file, and means nothing to memory and disk files; it is turned and turned back.
+    A socket cannot be opened twice. For other files the status flags show it: O_NONBLOCK belongs to the open file, and
+    means nothing to memory and disk files; it is flipped and flipped back.
     """
     if stat.S_ISSOCK(mode):
         return True

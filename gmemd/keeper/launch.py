@@ -1,4 +1,4 @@
-"""What the keeper does at the borders of a process: its words, fork to exec, limits."""
+"""The keeper's dealings with processes: its messages, fork to exec, limits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 
 from gmemd.posix.lines import Lines
 
-TYPE_CHECKING = False  # typing is not imported: the keeper is to be small
+TYPE_CHECKING = False  # typing is not imported: the keeper should be small
 if TYPE_CHECKING:
     from typing import NoReturn
 
@@ -27,19 +27,19 @@ _log = _lines()
 
 
 def log(text: str) -> None:
-    """Say something to the operator, on standard error, without waiting for whoever reads it."""
+    """Write a message for the operator to standard error, without waiting for its reader."""
     _log.write(f"gmemd-keeper: {text}\n".encode("utf-8", "backslashreplace"))
 
 
 def wait_logged(seconds: float = 1.0) -> None:
-    """Wait until what was said is written, before the process ends; not for ever."""
+    """Wait until the messages are written before the process ends, but not indefinitely."""
     _log.wait(seconds)
 
 
 def become(command: list[str], environ: dict[str, str], fds: list[int], mask: set[int]) -> NoReturn:
-    """In the child: turn into the daemon, with `fds` at 3, 4, ..., all else closed and this signal mask."""
+    """In the child: become the daemon, with `fds` at 3, 4, ..., all others closed and this signal mask."""
     try:
-        os.setsid()  # a terminal's ^C is for the keeper, which passes it on once
+        os.setsid()  # a terminal's ^C goes to the keeper, which passes it on once
         for handled in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             with contextlib.suppress(OSError):
                 signal.signal(handled, signal.SIG_DFL)
@@ -47,7 +47,7 @@ def become(command: list[str], environ: dict[str, str], fds: list[int], mask: se
         environ["LISTEN_PID"] = str(os.getpid())
         if "WATCHDOG_USEC" in environ:
             environ["WATCHDOG_PID"] = environ["LISTEN_PID"]
-        # out of the way first, then to their places; only what dup2 puts there is inheritable
+        # first out of the way, then to their places; only what dup2 puts there is inheritable
         above = max([*fds, FIRST_FD + len(fds)]) + 1
         for number, fd in enumerate(fds):
             os.dup2(fd, above + number, inheritable=False)
@@ -56,14 +56,14 @@ def become(command: list[str], environ: dict[str, str], fds: list[int], mask: se
         os.execvpe(command[0], command, environ)
     except BaseException as exc:
         # E2BIG here is $LISTEN_FDNAMES over 128 KiB
-        lines = _lines()  # the parent's thread is not in this process
+        lines = _lines()  # the parent's thread does not exist in this process
         lines.write(f"gmemd-keeper: cannot start {command[0]}: {exc}\n".encode("utf-8", "backslashreplace"))
         lines.wait(1.0)
     os._exit(EXIT_EXEC)
 
 
 def kill_group(pid: int) -> None:
-    """Kill what a dead daemon has left running, as systemd's KillMode=control-group would."""
+    """Kill the processes that a dead daemon has left, as systemd's KillMode=control-group would."""
     with contextlib.suppress(OSError):
         group = os.getpgid(pid)
         if group != os.getpgid(0):
@@ -80,9 +80,9 @@ def parent(pid: int) -> int:
 
 
 def fit_limit(wanted: int) -> int:
-    """Raise the limit of open files; how many of `wanted` fds can then be held and handed down at once.
+    """Raise the limit of open files; how many of `wanted` fds can then be held and passed on at once.
 
-    OSError where none can: a daemon that is told so keeps nothing, and would not say it of each object.
+    OSError where none can: a daemon told so would keep nothing, and not report it for each object.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

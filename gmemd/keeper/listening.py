@@ -1,4 +1,4 @@
-"""The listening sockets that the keeper makes, and hands down to each daemon."""
+"""The listening sockets that the keeper creates and passes to each daemon."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Listening:
     """All of them, by name."""
 
     def __init__(self, places: list[tuple[str, str]], mode: int, group: str) -> None:
-        """Make one for each (name, path). OSError when that fails, nothing is left then."""
+        """Create one for each (name, path). OSError when that fails; nothing is left then."""
         self._made: list[tuple[str, socket.socket, str, Identity | None]] = []
         try:
             for name, path in places:
@@ -26,11 +26,11 @@ class Listening:
             raise
 
     def fds(self) -> list[tuple[str, int]]:
-        """(name, fd) as they are handed to a daemon."""
+        """(name, fd) as they are passed to a daemon."""
         return [(name, listener.fileno()) for name, listener, _, _ in self._made]
 
     def close(self) -> None:
-        """Take them away, and their files."""
+        """Close them, and remove their files."""
         for _, listener, path, own in self._made:
             remove_own(path, own)
             listener.close()
@@ -58,10 +58,10 @@ def listen_on(path: str, mode: int, group: str) -> socket.socket:
 
 
 def _check_place(path: str) -> None:
-    """Raise OSError for a socket whose directory is open to others: who replaced it would be sent the memory."""
+    """Raise OSError for a socket whose directory others can write: whoever replaced it would be sent the memory."""
     place = exposed(os.path.dirname(path))
     if place:
         raise OSError(
-            f"'{place}' can be written by others, who could put a socket of theirs in the place of '{path}': "
-            f"take the right away from them (chmod go-w), or let it listen elsewhere"
+            f"'{place}' can be written by others, who could replace '{path}' by a socket of their own: "
+            f"remove that permission (chmod go-w), or let it listen elsewhere"
         )

@@ -13,8 +13,8 @@ from gmemd.keeper.launch import log
 from gmemd.posix.sockets import Identity, identity, remove_own, taking
 
 MESSAGE_MAX = 4096  # bytes, as systemd's NOTIFY_BUFFER_MAX: a longer one is ignored with its fds
-RIGHTS_MAX = 253  # fds a message, the kernel's SCM_MAX_FD
-ROUND = 1000  # messages; a daemon gone mad must not keep the keeper from its signals
+RIGHTS_MAX = 253  # fds per message, the kernel's SCM_MAX_FD
+ROUND = 1000  # messages; a runaway daemon must not keep the keeper from its signals
 
 _RECEIVE_BUFFER = 8 << 20  # bytes
 _ANCILLARY = socket.CMSG_SPACE(RIGHTS_MAX * 4) + socket.CMSG_SPACE(12)
@@ -27,10 +27,10 @@ Act = Callable[[int, bytes, "array[int]", bool], None]
 
 
 class Mailbox:
-    """A datagram socket that tells the sender's pid."""
+    """A datagram socket that reports the sender's pid."""
 
     def __init__(self, path: str = "") -> None:
-        """Bind to a path that only this user may write to; "": to an abstract name that the kernel chooses."""
+        """Bind to a path that only this user can write; "": to an abstract name that the kernel chooses."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._path = path
         self._own: Identity | None = None
@@ -55,8 +55,8 @@ class Mailbox:
     def receive(self, act: Act) -> bool:
         """Work through the messages in the queue; True: there may be more.
 
-        `act` gets the sender's pid, the text, the fds, and whether all of it arrived. It takes out of the fds
-        what it keeps; the rest is closed, which is a barrier's answer, anyone's.
+        `act` gets the sender's pid, the text, the fds, and whether all of it arrived. It takes out of the fds what it
+        keeps; the rest is closed, which answers a barrier, whoever sent it.
         """
         for _ in range(ROUND):
             try:
@@ -73,7 +73,7 @@ class Mailbox:
                 act(pid, data, fds, flags == _FLAGS or _whole(flags))
             finally:
                 for fd in fds:
-                    with contextlib.suppress(OSError):  # of the file system behind it
+                    with contextlib.suppress(OSError):  # of its file system
                         os.close(fd)
         return True
 
@@ -83,7 +83,7 @@ class Mailbox:
 
 
 def fields_of(lines: list[bytes]) -> dict[bytes, bytes]:
-    """The assignments of a message; of a key given twice the first counts."""
+    """The assignments of a message; the first of a repeated key counts."""
     fields: dict[bytes, bytes] = {}
     for line in lines:
         key, equals, value = line.partition(b"=")
@@ -93,7 +93,7 @@ def fields_of(lines: list[bytes]) -> dict[bytes, bytes]:
 
 
 def _whole(flags: int) -> bool:
-    """Did all of a message with these flags arrive? Says what did not."""
+    """Did all of a message with these flags arrive? Reports what did not."""
     if flags & socket.MSG_TRUNC:
         log(f"a message of more than {MESSAGE_MAX} bytes is ignored")
         return False

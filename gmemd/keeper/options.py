@@ -1,4 +1,4 @@
-"""The keeper's command line, without argparse: its memory would be the keeper's for ever.
+"""The keeper's command line, without argparse, whose memory the keeper would occupy forever.
 
 gmemd --keeper [--listen [NAME=]PATH]... [--listen-mode OCTAL] [--listen-group GROUP] [--fdstore-max N]
                [--watchdog SECONDS] [--restart-delay SECONDS] [--start-timeout SECONDS]
@@ -17,7 +17,7 @@ RESTART_DELAY = 0.1  # seconds, RestartSec= of the shipped unit
 
 
 class Options:
-    """How the keeper was asked to work. Times are in seconds."""
+    """The keeper's settings. Times are in seconds."""
 
     def __init__(self, command: list[str], *, fdstore_max: int = FDSTORE_MAX) -> None:
         self.command = command
@@ -33,7 +33,7 @@ class Options:
 
 
 def parse(argv: list[str]) -> Options:
-    """The keeper's own options from the front of argv; the first other word begins the daemon's arguments."""
+    """The keeper's own options from the front of argv; the first other word starts the daemon's arguments."""
     options = Options([])
     rest = list(argv)
     while rest:
@@ -74,4 +74,4 @@ def _set(options: Options, option: str, text: str) -> None:
     try:
         setattr(options, option[2:].replace("-", "_"), _OPTIONS[option](text))
     except ValueError:
-        raise ValueError(f"{option}: '{text}' is no number") from None
+        raise ValueError(f"{option}: '{text}' is not a number") from None

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def noted(numbers: tuple[int, ...]) -> Iterator[int]:
-    """Handle these signals, inside `with`, by writing their numbers: gives the fd to read them from."""
+    """Inside `with`, turn these signals into bytes with their numbers; yields the fd to read them from."""
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     old_waker = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
@@ -26,4 +26,4 @@ def noted(numbers: tuple[int, ...]) -> Iterator[int]:
 
 
 def _nothing(number: int, frame: object) -> None:
-    """A handler must be there for the number to be written."""
+    """Do nothing: a handler must exist for the number to be written."""

@@ -1,4 +1,4 @@
-"""What one flush carries: the operations noted since the last one, and how far they have come."""
+"""What one flush carries: the operations noted since the last one, and their progress."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gmemd.persist.record import Record
 
 
 class Operation:
-    """One change on its way. `fd` is borrowed until the flush that carries it has ended, or else its own."""
+    """One pending change. `fd` is borrowed until the flush that carries it has ended, or is its own."""
 
     __slots__ = ("_close", "fd", "kind", "late", "record")
 
@@ -25,22 +25,22 @@ class Operation:
         self.kind = kind
         self.record = record
         self.fd = fd  # of an add; -1: the object has none
-        self.late = late  # what leaves must be gone before it comes: the same open file under another name
-        self._close = close  # of an fd of its own
+        self.late = late  # the removes must be done before it: the same open file is leaving under another name
+        self._close = close  # closes an fd of its own
 
     def close(self) -> None:
-        """Close the fd if it is its own: it is sent, or will not be."""
+        """Close the fd if it is its own: it has been sent, or will not be."""
         close, self._close = self._close, None
         if close is not None:
             close(self.fd)
 
 
 class Pending:
-    """Operations that no flush has taken yet. What is added and removed again here never happened."""
+    """Operations that no flush has taken yet. An add that is removed again in here never happened."""
 
     def __init__(self) -> None:
         self._operations: dict[int, Operation] = {}  # by id(), in their order
-        self._fresh: dict[str, list[Operation]] = {}  # object id: its add here, and what followed on it
+        self._fresh: dict[str, list[Operation]] = {}  # object id: its add here, and the operations after it
 
     def __len__(self) -> int:
         return len(self._operations)
@@ -61,7 +61,7 @@ class Pending:
         return None
 
     def take(self) -> Batch:
-        """All that was noted; nothing is pending then."""
+        """All noted operations; nothing is pending afterwards."""
         batch = Batch(list(self._operations.values()))
         self._operations = {}
         self._fresh = {}
@@ -69,7 +69,7 @@ class Pending:
 
 
 class Batch:
-    """Decides what is written and, after a failure, what does not stand; knows no file and no socket."""
+    """Decides what is written and, after a failure, what does not stand; knows neither files nor sockets."""
 
     def __init__(self, operations: list[Operation]) -> None:
         self.operations = operations
@@ -85,9 +85,9 @@ class Batch:
                     self.adds.append(operation)
                 records[operation.record.id] = operation.record
         self.records = list(records.values())  # the last version of each object; to be written after the deletions
-        self.last_seq = self.adds[-1].record.seq if self.adds else 0  # they rise
+        self.last_seq = self.adds[-1].record.seq if self.adds else 0  # ascending
         self.unsent = [operation for operation in reversed(self.adds) if operation.fd >= 0]
-        self.sent: list[str] = []  # names whose FDSTORE is on its way
+        self.sent: list[str] = []  # names whose FDSTORE was sent
         self.removed = False  # the removes are committed
         self.writing = False  # the transaction last tried was that of everything
         self.committed = False  # everything is

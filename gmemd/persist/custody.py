@@ -1,17 +1,14 @@
-"""Keep objects beyond the process: fd in the service manager's store and record in the registry, or
-neither.
+"""Keep objects beyond the process: fd in the service manager's store and record in the registry, or neither.
 
-What is promised: an operation whose flush has ended is durable, whatever kills the process afterwards; one
-whose flush has not ended is, after a crash, there whole or not at all. One flush carries all operations
-gathered since the last one: one transaction and one barrier for the whole batch (delivery.py has the
-order).
+The promise: an operation whose flush has ended is durable, whatever kills the process afterwards; one whose flush has
+not ended is, after a crash, complete or absent. One flush carries all operations gathered since the last one: one
+transaction and one barrier for the whole batch (delivery.py has the order).
 
-A flush that fails before its commit undoes everything; after it removes and updates stand, and adds are
+A flush that fails before its commit undoes everything; if it fails later, removes and updates stand, and adds are
 undone by a second transaction.
 
-A fd is dropped only on the word of a whole registry: by its own names (they carry its generation), not by
-their absence from a new or damaged one. A record without its fd is reported lost and kept until the object
-is deleted.
+An fd is dropped only if an intact registry says so: by its own names (they carry its generation), not by their absence
+from a new or damaged one. A record without its fd is reported lost and kept until the object is deleted.
 """
 
 from __future__ import annotations
@@ -31,9 +28,9 @@ from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.restore import Identify, Restored, name_prefix, sequence, sort_out
 from gmemd.persist.waits import Flush, NotKept, wait_for
 
-Again = Callable[[int], int]  # another open file of the same file, as fdstore.opened_again
+Again = Callable[[int], int]  # another open file of the same file, like fdstore.opened_again
 
-BARRIER_TIMEOUT = 30.0  # seconds; systemd's daemon-reload with 4,000 fds in the store was seen to take 7
+BARRIER_TIMEOUT = 30.0  # seconds; systemd's daemon-reload with 4,000 fds in the store took 7
 
 
 class Custody:
@@ -51,19 +48,19 @@ class Custody:
         barrier_timeout: float = BARRIER_TIMEOUT,  # seconds
         close: Callable[[int], None] = close_fd,
     ) -> None:
-        """`close` closes a descriptor of custody's own, of a file that somebody else has open, too."""
+        """`close` closes a descriptor of custody's own, for a file that others have open too."""
         self._registry = registry
         self._store = store
         self._timeout = barrier_timeout
         self._close = close
         self._seq = registry.state.last_seq
         self._prefix = name_prefix(registry.state)
-        self._reservation = self._prefix + "9" * 12  # a name as long as any
+        self._reservation = self._prefix + "9" * 12  # as long as any name
         self._pending = Pending()
         self._delivery = Delivery(registry, notifier, store, reservation=self._reservation, timeout=barrier_timeout)
         self._flushing = False
         self._again: Callable[[], Flush] | None = None
-        self._due = False  # something is owed that no later operation need wait for
+        self._due = False  # something is owed, and no later operation needs to wait for it
         self.trouble = ""  # why the last flush failed or left something owed; "" when all is well
 
     # -- decide ----------------------------------------------------------------------------------------------
@@ -79,18 +76,18 @@ class Custody:
 
     @property
     def steady(self) -> tuple[int, ...]:
-        """Something that is the same as long as the manager is to hold the same; (): that is changing just now."""
+        """A value that stays equal as long as the manager is to hold the same; (): that is changing just now."""
         state = self._registry.state
         return () if self._flushing or self.dirty else (state.commits, state.last_seq, len(self._store))
 
     def allow(self, limit: int, handed_down: int) -> None:
-        """Count on another limit from now on, of the manager's store and of what the next start can be given."""
+        """Use other limits from now on: the manager's store, and what the next start can be given."""
         self._store.limit, self._store.handed_down = limit, handed_down
 
     def give_again(self, entries: Callable[[], Iterable[tuple[str, int]]], *, wholly: bool) -> None:
-        """Have the next flush send what the manager has let go of; `entries` gives all (name, fd) then, borrowed.
+        """Have the next flush send again what the manager has dropped; `entries` then gives all (name, fd), borrowed.
 
-        wholly: it has nothing left. Only then can what is kept under two names be sent twice, as two open files.
+        wholly: it has nothing left. Only then can a file kept under two names be sent twice, as two open files.
         """
         self._again = partial(self._delivery.send_again, entries, wholly=wholly)
 
@@ -100,12 +97,12 @@ class Custody:
         return bool(self._pending) or self._due or self._again is not None
 
     def reserve(self) -> None:
-        """Hold room for one object between the decision and add(), which uses it up. QmpError: no room."""
+        """Reserve room for one object until add(), which uses it up. QmpError: no room."""
         self.check_writable()
         self._store.reserve(self._reservation)
 
     def release(self) -> None:
-        """Give a reservation back: the object could not be made."""
+        """Cancel a reservation: the object could not be created."""
         self._store.release(self._reservation)
 
     def check_writable(self) -> None:
@@ -116,11 +113,11 @@ class Custody:
     # -- note ------------------------------------------------------------------------------------------------
     def add(self, record: Record, fd: int = -1, *, again: Again | None = None,
             status: os.stat_result | None = None) -> Operation:
-        """Take an object into custody. The fd is borrowed until the flush has ended; -1: the object has
-        none. The record, now the caller's no more, is written by the flush.
+        """Take an object into custody. The fd is borrowed until the flush has ended; -1: the object has none.
 
-        `again`: opens it once more, for the same open file may be in custody already, under another name;
-        QmpError if it cannot be kept under two. `status`: of the fd, where asking for it here could take long.
+        The record now belongs to the flush, which writes it. `again`: opens it once more, because the same open file
+        may be in custody already, under another name; QmpError if it cannot be kept under two. `status`: of the fd,
+        where asking for it here could take long.
 
         Every add of an fd uses up one reservation. Fills in the second group of the record's members.
         """
@@ -141,10 +138,10 @@ class Custody:
         return self._note(Operation("add", record, stored, close=None if stored == fd else self._close, late=late))
 
     def _to_store(self, fd: int, file: File, again: Again) -> tuple[int, bool]:
-        """What is to be stored of an fd, and whether what leaves must leave before.
+        """The fd to store, and whether the removes must be done before.
 
-        The manager keeps an open file once, under its first name; so what it may have is opened once more. A
-        guest_memfd cannot be; it waits for its earlier name to leave, or is refused.
+        The manager keeps an open file once, under its first name, so a file that it may have is opened once more. That
+        is impossible for a guest_memfd, which waits for its earlier name to leave, or is refused.
         """
         names = self._store.names_of(file)
         if not names:
@@ -160,7 +157,7 @@ class Custody:
             ) from exc
 
     def remove(self, record: Record) -> Operation:
-        """Give an object up. Keep its fd open until the flush has ended: an undo needs it."""
+        """Remove an object. Keep its fd open until the flush has ended: an undo needs it."""
         self.check_writable()
         operation = Operation("remove", record)
         cancelled = self._pending.note(operation)
@@ -171,12 +168,12 @@ class Custody:
         return operation
 
     def update(self, record: Record) -> Operation:
-        """Write a changed record; the second group of its members stays what add() made it."""
+        """Write a changed record; the second group of its members stays as add() set it."""
         self.check_writable()
         return self._note(Operation("update", record))
 
     def give_up(self, name: str) -> Operation:
-        """Let an unclaimed fd go, with all others of this name; they leave with the flush."""
+        """Remove an unclaimed fd from the store with the next flush, and all others of this name."""
         return self.remove(Record("", "", {}, "", 0, fd_name=name))
 
     def discard(self, name: str) -> None:
@@ -185,7 +182,7 @@ class Custody:
         self._due = True
 
     def retry(self) -> None:
-        """Let the next flush ask again for what is owed, though nothing else is to be done; call it now and then."""
+        """Let the next flush try what is owed, even if nothing else is to be done; call it now and then."""
         self._due = bool(self._delivery.owed or self._delivery.owed_rows)
 
     def _note(self, operation: Operation) -> Operation:
@@ -196,8 +193,8 @@ class Custody:
     def flush(self) -> Flush:
         """Make everything noted so far durable; yields what to wait for. Raises NotKept.
 
-        A driver that cannot wait throws its OSError in. One that is closed leaves all as a crash would.
-        One flush at a time; what is noted meanwhile belongs to the next one, or is undone with this one.
+        A driver that cannot wait throws its OSError in. Closing the generator leaves everything as a crash would. One
+        flush at a time; what is noted meanwhile belongs to the next one, or is undone with this one.
         """
         assert not self._flushing, "a flush is under way"
         batch = self._pending.take()
@@ -232,7 +229,7 @@ class Custody:
                 continue
 
     def _fail(self, batch: Batch, exc: OSError | NotWritten) -> None:
-        """Take the batch back as far as it does not stand, and all noted after it; raises NotKept."""
+        """Undo the batch as far as it does not stand, and everything noted after it; raises NotKept."""
         desc = self._describe(exc)
         self.trouble = self._delivery.take_back(batch, exc) or desc
         later = self._pending.take()
@@ -240,7 +237,7 @@ class Custody:
         undone = [*later.undone(), *batch.undone()]
         owed = self._delivery.owed
         self._store.leaving -= {op.record.fd_name for op in undone if op.kind == "remove"} - owed
-        self._due = bool(batch.operations and owed)  # a flush of nothing else is not tried again at once
+        self._due = bool(batch.operations and owed)  # a flush of only that is not retried at once
         if undone:
             raise NotKept(desc, undone) from exc
 
@@ -255,9 +252,8 @@ class Custody:
     def restore(self, fds: Iterable[tuple[str, int]], identify: Identify | None = None) -> Restored:
         """Take over what a predecessor left, once, before anything else; `fds` as from listen_fds().
 
-        The fds in the answer are the caller's. What is to be dropped is closed here and leaves the store
-        with the first flush: `dirty` is true then. With `identify` (Kernel.identify) each fd's kind is
-        checked, too.
+        The fds in the answer are the caller's. What is to be dropped is closed here and leaves the store with the first
+        flush: `dirty` is true then. With `identify` (Kernel.identify) each fd's kind is checked too.
         """
         fds = list(fds)
         registry = self._registry
@@ -266,7 +262,7 @@ class Custody:
         result.words[:0] = [words for words in (registry.damage, registry.tightened, self._read_only_words()) if words]
         for name, fd in fds:
             self._account(name, fd)
-        # a name is never given twice, also not one that may still be on its way out
+        # a name is never reused, not even one that may still be leaving
         used = [*(name for name, _ in fds), *registry.state.removing]
         self._seq = max([registry.state.last_seq, *(sequence(name, registry.state) for name in used)])
         for name, fd in result.dropped:

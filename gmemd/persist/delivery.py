@@ -1,6 +1,6 @@
-"""Bring one batch to the service manager and into the registry, or take it back.
+"""Bring one batch to the service manager and into the registry, or undo it.
 
-The order, and what a restart makes of a crash after each step:
+The order, and what a restart does about a crash after each step:
 
   adds     FDSTORE sent            an fd above last_seq without record: never acknowledged, it is dropped
            transaction committed   fd and record: the object is there
@@ -8,10 +8,9 @@ The order, and what a restart makes of a crash after each step:
            FDSTOREREMOVE sent
            barrier passed          replies leave; the name leaves state.removing with a later transaction
 
-A batch without removes sends its barrier before the transaction: the two do not depend on each other, and
-by the time the one is written the other has mostly passed. A store too full for the adds, or that has an open
-file of theirs under a name that leaves, lets the removes go first. What cannot be removed or undone at once is
-owed, and done with the next batch.
+A batch without removes sends its barrier before the transaction: they are independent, and by the time the transaction
+is written the barrier has mostly passed. If the store is too full for the adds, or has one of their open files under a
+leaving name, the removes go first. What cannot be removed or undone at once is owed, and done with the next batch.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from gmemd.persist.waits import Flush, Wait
 
 
 class Delivery:
-    """The way of each batch, one after the other, and what is owed between them."""
+    """Delivers one batch after the other, and remembers what is owed between them."""
 
     def __init__(
         self, registry: Registry, notifier: Notifier, store: FdStore, *, reservation: str, timeout: float
@@ -70,7 +69,7 @@ class Delivery:
                 self._store.forget(name)
 
     def send_again(self, entries: Callable[[], Iterable[tuple[str, int]]], *, wholly: bool) -> Flush:
-        """Send what is to be held once more; what the manager has it leaves as it is."""
+        """Send again everything to be held; the manager ignores what it already has."""
         sent: set[File] = set()
         for name, fd in entries():
             file = file_of(fd)
@@ -95,12 +94,12 @@ class Delivery:
                 os.close(other)
 
     def take_back(self, batch: Batch, exc: OSError | NotWritten) -> str:
-        """Undo what of a failed batch does not stand, as batch.undone() says then; what remains is owed.
+        """Undo the part of a failed batch that does not stand (batch.undone() has it afterwards); the rest is owed.
 
         The answer says what could not be undone; "": nothing.
         """
         if isinstance(exc, NotWritten) and self._registry.recover():
-            # an error hid that the transaction did happen
+            # the transaction happened although it reported an error
             batch.removed, batch.committed = True, batch.writing or not batch.records
             self.owe(self._registry.state.removing)
         self.release(batch.unsent)
@@ -116,20 +115,20 @@ class Delivery:
         return ""
 
     def end(self, batch: Batch) -> None:
-        """Close what a batch has open."""
+        """Close what a batch has opened."""
         if batch.barrier >= 0:
             with contextlib.suppress(OSError):
                 os.close(batch.barrier)
 
     def owe(self, names: Iterable[str]) -> None:
-        """Let these leave the store with the next batch."""
+        """Have these leave the store with the next batch."""
         for name in names:
             self.owed.add(name)
             if name in self._store:
                 self._store.leaving.add(name)
 
     def release(self, operations: Iterable[Operation]) -> None:
-        """Give back the room that adds not sent hold."""
+        """Release the room reserved for adds that were not sent."""
         for operation in operations:
             if operation.fd >= 0:
                 self._store.release(self._reservation)
@@ -190,7 +189,7 @@ class Delivery:
 
 
 def file_of(fd: int) -> File:
-    """Which file a descriptor is of."""
+    """The file of a descriptor."""
     status = os.fstat(fd)
     return status.st_dev, status.st_ino
 

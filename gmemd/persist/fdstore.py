@@ -1,8 +1,8 @@
-"""Count what the service manager holds for us, since it says nothing when it drops.
+"""Count what the service manager holds for us, because it does not report what it drops.
 
 Measured on systemd 252, 257, 262 (systemd.exec(5)):
-- it drops silently what is over FileDescriptorStoreMax=: FdStore counts and refuses before;
-- an open file is kept once, under its first name: the same under another name is ignored without a word;
+- it silently drops what exceeds FileDescriptorStoreMax=: FdStore counts and refuses before that;
+- an open file is kept once, under its first name: the same under another name is silently ignored;
 - all names come back in one environment string of at most 128 KiB; one byte more and no daemon ever starts again.
 """
 
@@ -22,7 +22,7 @@ File = tuple[int, int]  # device and inode
 
 
 def opened_again(fd: int) -> int:
-    """Another open file of the same file, open for the same; OSError where there cannot be one."""
+    """Another open file of the same file with the same access mode; OSError where that is impossible."""
     mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     return os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC | os.O_NONBLOCK)
 
@@ -34,15 +34,15 @@ def is_socket(fd: int) -> bool:
 class FdStore:
     """The names that the manager holds.
 
-    `held` are the names that may be in the store, `leaving` those of them whose removal is on its way: they
-    stop counting for new objects, and `crowded` says when they must really go first.
+    `held` are the names that may be in the store, `leaving` those of them that are being removed: they do not count
+    against new objects, and `crowded` says when they must really be gone first.
     """
 
     def __init__(self, limit: int, handed_down: int = UNLIMITED) -> None:
         """`limit`: of the manager's store. `handed_down`: how many descriptors the next start may have."""
         self.limit = limit
         self.handed_down = handed_down
-        self._sockets = 0  # of socket activation, which are handed down as well
+        self._sockets = 0  # of socket activation, which are passed on as well
         self.leaving: set[str] = set()
         self._held: dict[str, int] = {}  # name: number of fds
         self._count = 0
@@ -50,7 +50,7 @@ class FdStore:
         self._reserved = 0
         self._reserved_bytes = 0
         self._files: dict[str, File] = {}  # of the names held or on their way there
-        self._names: dict[File, set[str]] = {}  # the same the other way round
+        self._names: dict[File, set[str]] = {}  # the inverse
 
     def __contains__(self, name: str) -> bool:
         return name in self._held
@@ -61,11 +61,11 @@ class FdStore:
 
     @property
     def room(self) -> int:
-        """How many entries can be kept and come back."""
+        """How many entries can be kept so that they come back."""
         return max(0, min(self.limit, self.handed_down - SPARED - self._sockets))
 
     def account_socket(self, name: str) -> None:
-        """Count a socket of socket activation: it takes room where all are handed down, not in the store."""
+        """Count a socket of socket activation: it takes room among the fds passed on, not in the store."""
         self._sockets += 1
         self._bytes += len(name) + 1
 
@@ -76,7 +76,7 @@ class FdStore:
         self._bytes += len(name) + 1
 
     def forget(self, name: str) -> None:
-        """Count out all entries of this name."""
+        """Stop counting all entries of this name."""
         number = self._held.pop(name, 0)
         self._count -= number
         self._bytes -= number * (len(name) + 1)
@@ -84,12 +84,12 @@ class FdStore:
         self.drop_file(name)
 
     def add_file(self, name: str, file: File) -> None:
-        """Note of which file a name is, or will be."""
+        """Note which file a name is, or will be, for."""
         self._files[name] = file
         self._names.setdefault(file, set()).add(name)
 
     def drop_file(self, name: str) -> None:
-        """Forget it: the name has left, or does not come."""
+        """Forget it: the name has left, or will not come."""
         file = self._files.pop(name, None)
         if file is not None:
             names = self._names[file]
@@ -116,18 +116,18 @@ class FdStore:
             raise QmpError("the names of the stored file descriptors would exceed 128 KiB: delete objects")
 
     def reserve(self, name: str) -> None:
-        """Hold room for an entry of a name as long as this one, between the decision and the act."""
+        """Reserve room for an entry with a name as long as this one."""
         self.check_room(name)
         self._reserved += 1
         self._reserved_bytes += len(name) + 1
 
     def release(self, name: str) -> None:
-        """Give a reservation back."""
+        """Cancel a reservation."""
         self._reserved -= 1
         self._reserved_bytes -= len(name) + 1
 
     def crowded(self, names: Iterable[str]) -> bool:
-        """Must the leaving entries be gone before these come, lest the manager drops them?"""
+        """Must the leaving entries be gone before these are sent, or would the manager drop them?"""
         names = list(names)
         too_many = self._count + len(names) > self.room
         return too_many or self._bytes + sum(len(name) + 1 for name in names) > NAME_BUDGET

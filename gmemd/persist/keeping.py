@@ -1,4 +1,4 @@
-"""Who keeps the descriptors, and what is known of it."""
+"""Who keeps the descriptors, and what is known about it."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import os
 from typing import Final, NamedTuple
 
 UNLIMITED: Final = 1 << 30  # descriptors
-SPARED: Final = 64  # descriptors that a start needs for itself, beside those that it is given
+SPARED: Final = 64  # descriptors that a start needs for itself, besides those that it is given
 
 
 class Unit(NamedTuple):
-    """What systemd says of the service, in the names of its properties."""
+    """What systemd reports for the service, by its properties."""
 
     name: str = "gmemd.service"
-    loaded: bool = True  # LoadState: there is a unit file
+    loaded: bool = True  # LoadState: the unit file exists
     preserve: str = "yes"  # FileDescriptorStorePreserve; "": systemd before 254, which does not know it
     limit: int = 1024  # FileDescriptorStoreMax
     stored: int = 0  # NFileDescriptorStore
     nofile: int = 16384  # LimitNOFILESoft, of the next start
     restart: str = "always"  # Restart
-    referred: bool = True  # it stays loaded when it is stopped
+    referred: bool = True  # it stays loaded when stopped
 
 
 class Keeping(NamedTuple):
     """Who keeps descriptors for this daemon."""
 
     manager: str = "none"  # "none", "keeper" or "systemd"
-    unit: Unit | None = None  # what systemd says of the service; None: it cannot be asked
+    unit: Unit | None = None  # what systemd reports for the service; None: it cannot be asked
     name: str = "gmemd.service"  # of the service, as far as known
     old: bool = False  # systemd before 254
     user: bool = False  # systemd of a user, which ends with a soft-reboot
-    live_update: bool = False  # /dev/liveupdate is there
+    live_update: bool = False  # /dev/liveupdate exists
     held: int = 0  # descriptors that it is to hold
-    missing: int = 0  # of them those that it does not hold
+    missing: int = 0  # how many of them it does not hold
     pid: int = 0  # the keeper's, the parent of this process; 0: a manager that is not watched
 
     def is_there(self) -> bool:
-        """Tell whether the keeper still runs: an orphan has another parent."""
+        """Whether the keeper still runs: an orphan has another parent."""
         return self.pid in (0, os.getppid())

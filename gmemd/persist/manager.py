@@ -1,7 +1,6 @@
 """The service manager as the daemon sees it: systemd, the keeper, or nobody.
 
-Everything it says comes by the environment and is taken from there once, so that no child inherits the
-claim.
+Everything it says comes in the environment and is removed from there, so that no child inherits it.
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ if TYPE_CHECKING:
 
 REGISTRY = "registry.sqlite"
 SYSTEMD = "/run/systemd/notify"  # the notify socket of the system's systemd, not of a user's
-NO_STATE = State(0, "", 0, 0, 0, ())  # of a registry that is not there
-_STATUS_DELAY = 1.0  # seconds between two STATUS= lines at least
+NO_STATE = State(0, "", 0, 0, 0, ())  # of a registry that does not exist
+_STATUS_DELAY = 1.0  # seconds between two STATUS= lines, at least
 
 
 class Manager:
-    """What was passed on at start, and the notifications that go the other way."""
+    """What was passed at start, and the notifications in the other direction."""
 
     def __init__(
         self,
@@ -53,7 +52,7 @@ class Manager:
     ) -> None:
         self.keeping = keeping
         self._given = given  # descriptors that this start could be given
-        self._runner = runner  # those that what runs a container can hand down
+        self._runner = runner  # descriptors that the container runtime can pass on
         self._notifier = notifier
         self._fds = fds
         self._limit = limit  # entries of the fd store
@@ -64,7 +63,7 @@ class Manager:
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Manager:
-        """Take what the environment says."""
+        """Take everything from the environment."""
         keeping = _keeping(environ)
         if keeping.old and "GMEMD_FDSTORE" not in environ:
             keeping = keeping._replace(unit=ask(keeping.name, user=keeping.user))
@@ -74,7 +73,7 @@ class Manager:
         return cls(notifier, fds, limit, watchdog, keeping, given, runner)
 
     def ask(self) -> Unit | None:
-        """What systemd says of this service now; None where it does not answer. Blocks."""
+        """What systemd reports for this service now; None where it does not answer. Blocks."""
         unit = ask(self.keeping.name, user=self.keeping.user)
         return None if unit is None else unit._replace(nofile=min(unit.nofile, self._runner))
 
@@ -84,17 +83,17 @@ class Manager:
             self._notifier = wrap(self._notifier)
 
     def custody(self, persist: str, directory: str, close: Callable[[int], None] = close_fd) -> Custody | None:
-        """Open the registry in `directory`; None when objects are not to be kept, or (auto) nobody could keep them.
+        """Open the registry in `directory`; None when objects are not to be kept, or (auto) there is no manager to keep
+        them.
 
-        `close`: as of Custody.
+        `close`: as for Custody.
         """
         if persist == "off" or (persist == "auto" and (self._notifier is None or self._limit == 0)):
             return None
         if self._notifier is None:
-            raise QmpError(
-                "nobody keeps file descriptors here: start gmemd by systemd or with --keeper, or use --persist off"
-            )
-        from gmemd.persist.custody import Custody  # only here, for SQLite takes its time
+            raise QmpError("no service manager keeps file descriptors here: "
+                           "start gmemd under systemd or --keeper, or use --persist off")
+        from gmemd.persist.custody import Custody  # imported only here because SQLite takes long
         from gmemd.persist.registry import Registry
 
         _make_directory(directory)
@@ -102,7 +101,7 @@ class Manager:
                        FdStore(self._limit, min(self._given, self._runner)), close=close)
 
     def restore(self, custody: Custody | None, identify: Identify) -> Restored:
-        """What a predecessor left, sockets among it."""
+        """What a predecessor left, including sockets."""
         if custody is not None:
             return custody.restore(self._fds, identify)
         return sort_out(self._fds, [], NO_STATE, trusted=False)
@@ -115,7 +114,7 @@ class Manager:
             self._feed()
 
     def status_changed(self) -> None:
-        """Show soon what is held now."""
+        """Update the status soon."""
         if self._notifier is not None and self._loop is not None and not self._status_due:
             self._status_due = True
             self._loop.call_later(_STATUS_DELAY, self._show)
@@ -145,7 +144,7 @@ class Manager:
 
 
 def _make_directory(directory: str) -> None:
-    """Make the registry's directory, or see that the one that is there is safe."""
+    """Create the registry's directory, or make sure that the existing one is safe."""
     umask = os.umask(0o077)
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
@@ -154,11 +153,11 @@ def _make_directory(directory: str) -> None:
     place = exposed(directory)
     if place:
         raise QmpError(f"'{place}' can be written by others, who could replace the registry in '{directory}': "
-                       f"take the right away from them (chmod go-w), or name another --state-dir")
+                       f"remove that permission (chmod go-w), or choose another --state-dir")
 
 
 def _keeping(environ: MutableMapping[str, str]) -> Keeping:
-    """Who keeps descriptors, by the environment that the manager has set."""
+    """Which manager keeps descriptors, by the environment that it has set."""
     notify = environ.get("NOTIFY_SOCKET", "")
     if not notify:
         return Keeping()

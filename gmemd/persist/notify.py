@@ -1,8 +1,8 @@
-"""Speak the service manager's protocol: readiness, what is to be stored, what was handed down at start.
+"""Speak the service manager's protocol: readiness, what is to be stored, what was passed at start.
 
-sd_notify(3), sd_listen_fds(3): one datagram a message, "KEY=VALUE" lines, fds by SCM_RIGHTS.
-systemd and `gmemd --keeper` speak the same; nothing here knows which of them listens.
-BARRIER=1 says that everything sent before was looked at, not that it succeeded: fdstore.py counts.
+sd_notify(3), sd_listen_fds(3): one datagram per message, "KEY=VALUE" lines, fds by SCM_RIGHTS. systemd and `gmemd
+--keeper` speak the same protocol; nothing here knows which of them listens. BARRIER=1 says that everything sent before
+was processed, not that it succeeded: fdstore.py counts.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from gmemd.keeper import BARRIER_ANSWERS
 from gmemd.persist.keeping import UNLIMITED
 
 DEFAULT_LIMIT = 1024  # FileDescriptorStoreMax= of the shipped unit; systemd < 254 does not announce it
-MESSAGE_MAX = 4096  # bytes; a longer message is dropped by the manager without a word
+MESSAGE_MAX = 4096  # bytes; the manager silently drops a longer message
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 
 _SEND_BUFFER = 8 << 20  # bytes; so that the manager's queue length is the only limit
-_GONE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN)  # the last: it was refused before
+_GONE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN)  # the last: refused before
 _NOWAIT = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 
@@ -33,9 +33,9 @@ class Notifier:
     """A connection to the manager's notify socket. Nothing here waits."""
 
     def __init__(self, path: str, *, answers: bool = False) -> None:
-        """Connect to `path` ("@name" is an abstract socket). OSError when nobody listens there.
+        """Connect to `path` ("@name" is an abstract socket).
 
-        `answers`: this manager tells by a barrier how it went.
+        OSError when nobody listens there. `answers`: this manager's barriers report success.
         """
         if not path.startswith(("/", "@")):
             raise QmpError(f"NOTIFY_SOCKET '{path}' is neither a path nor an abstract socket")
@@ -46,7 +46,7 @@ class Notifier:
 
     @classmethod
     def from_environ(cls, environ: MutableMapping[str, str]) -> Notifier | None:
-        """The manager named by $NOTIFY_SOCKET, or None; the variable is removed, children must not use it."""
+        """The manager named by $NOTIFY_SOCKET, or None; the variable is removed, because children must not use it."""
         path, answers = environ.pop("NOTIFY_SOCKET", ""), environ.pop(BARRIER_ANSWERS, "")
         return cls(path, answers=answers == "1") if path else None
 
@@ -57,8 +57,8 @@ class Notifier:
     def notify(self, text: str, fds: Iterable[int] = ()) -> None:
         """Send one message with (borrowed) fds. BlockingIOError: the queue is full, wait for writability.
 
-        A manager that was started anew has a new socket: it is looked up once again, unless its name is an abstract
-        one, which anybody may have taken meanwhile. Other OSErrors pass.
+        A restarted manager has a new socket: its path is looked up once more, unless it is an abstract name, which
+        anybody may have taken meanwhile. Other OSErrors are raised.
         """
         if self._feed_due:
             self._feed_due = False
@@ -81,11 +81,11 @@ class Notifier:
         self.notify(f"FDSTORE=1\nFDNAME={name}", (fd,))
 
     def remove(self, name: str) -> None:
-        """Ask the manager to close all it keeps under `name`."""
+        """Ask the manager to close everything it keeps under `name`."""
         self.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def barrier(self) -> int:
-        """Ask for a sign that all sent so far was looked at: the returned fd (the caller's) reads EOF."""
+        """Ask for a sign that everything sent so far was processed: the returned fd (the caller's) reads EOF."""
         reader, writer = os.pipe()
         try:
             try:
@@ -98,7 +98,7 @@ class Notifier:
         return reader
 
     def check_passed(self, reader: int) -> None:
-        """A barrier can be read: raise OSError where the manager says that it does not hold all it was sent.
+        """A barrier is readable: raise OSError if the manager says that it does not hold everything it was sent.
 
         systemd says nothing, and the count has to do.
         """
@@ -114,9 +114,9 @@ class Notifier:
         self.notify(f"STATUS={_one_line(text)}")
 
     def watchdog(self) -> None:
-        """Say that the event loop turns; if the queue is full, ahead of the next message.
+        """Feed the watchdog; if the queue is full, with the next message.
 
-        A batch keeps the queue full for as long as the manager takes for it, which may be longer than it waits.
+        A batch keeps the queue full as long as the manager works on it, which may be longer than its watchdog waits.
         """
         try:
             self.notify("WATCHDOG=1")
@@ -149,7 +149,7 @@ class Notifier:
 
 
 def watchdog_seconds(environ: MutableMapping[str, str]) -> float | None:
-    """Take $WATCHDOG_USEC: within how many seconds the manager wants to hear WATCHDOG=1; None: never."""
+    """Take $WATCHDOG_USEC: within how many seconds the manager expects WATCHDOG=1; None: never."""
     usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
     if not usec.isdecimal() or int(usec) == 0 or (pid and pid != str(os.getpid())):
         return None
@@ -157,11 +157,11 @@ def watchdog_seconds(environ: MutableMapping[str, str]) -> float | None:
 
 
 def listen_fds(environ: MutableMapping[str, str]) -> list[tuple[str, int]]:
-    """Take what the manager handed down as (name, fd), close-on-exec; the fds are the caller's.
+    """Take what the manager passed as (name, fd), close-on-exec; the fds are the caller's.
 
-    $LISTEN_* is removed from the environment, or children would inherit the claim. Names may repeat, and
-    the order means nothing. $LISTEN_PIDFDID (systemd 259) is not needed and not believed: a container's
-    runner rewrites LISTEN_PID alone, and a wrong "not mine" would leave the memory lying.
+    $LISTEN_* is removed from the environment, or children would inherit it. Names may repeat, and the order means
+    nothing. $LISTEN_PIDFDID (systemd 259) is ignored: a container runtime rewrites only LISTEN_PID, and taking the fds
+    for another process's would lose the memory.
     """
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
@@ -184,7 +184,7 @@ def store_limit(environ: MutableMapping[str, str], assumed: int = DEFAULT_LIMIT)
 
 
 def raised_limit() -> int:
-    """How many descriptors this process could be given at its start; its own limit is raised as far as that goes."""
+    """How many descriptors this process could be given at its start; its own limit is raised as far as possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(OSError, ValueError):
@@ -193,11 +193,11 @@ def raised_limit() -> int:
 
 
 def runner_limit(environ: MutableMapping[str, str]) -> int:
-    """Take $GMEMD_NOFILE: what a container's runner can hand down, of which the limit inside says nothing."""
+    """Take $GMEMD_NOFILE: what the container runtime can pass on, which the limit inside does not show."""
     told = environ.pop("GMEMD_NOFILE", "")
     return int(told) if told.isdecimal() else UNLIMITED
 
 
 def _one_line(text: str) -> str:
-    """As much of a text as fits a status line."""
+    """As much of a text as fits into a status line."""
     return " ".join(text.split()).encode()[:1024].decode(errors="ignore")

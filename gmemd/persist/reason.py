@@ -1,4 +1,4 @@
-"""Why SQLite could not read or write, as far as its code tells: Python does not give the errno behind it."""
+"""Why SQLite could not read or write, as far as its code says: Python does not expose the errno."""
 
 from __future__ import annotations
 

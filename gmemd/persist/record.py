@@ -1,6 +1,6 @@
-"""What is written about an object and about the registry itself, and the rows that this makes.
+"""What is recorded about an object and about the registry itself, and the rows made of it.
 
-SQLite has no checksums of its own: each row carries one, so that a flipped bit is found and never believed.
+SQLite has no checksums of its own: each row has one, so that a flipped bit is detected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 class Record:
-    """What is written about one object. The second group is filled in by Custody."""
+    """What is recorded about one object. Custody fills in the second group."""
 
     __slots__ = (
         *("id", "qom_type", "arguments", "kind", "size"),
@@ -49,25 +49,25 @@ class Record:
         self.id = id
         self.qom_type = qom_type
         self.arguments = arguments  # of object-add, completed; JSON
-        self.kind = kind  # "memfd" | "hugetlb-memfd" | "guest-memfd" | "file" | ..., as Kernel.identify names it
+        self.kind = kind  # "memfd" | "hugetlb-memfd" | "guest-memfd" | "file" | ..., as named by Kernel.identify
         self.size = size  # bytes
-        self.kernel = kernel  # name of the Kernel that made it
+        self.kernel = kernel  # name of the Kernel that created it
         self.owner_uid = owner_uid
         self.owner_pid = owner_pid
-        self.created = created  # seconds since 1970, as the clock was then
+        self.created = created  # seconds since 1970, by the clock then
         self.extra = extra or {}  # JSON, for what later versions add
 
         self.seq = seq  # order of creation, unique in a registry
         self.fd_name = fd_name  # in the fd store; "": the object has no fd
         self.st_dev = st_dev
         self.st_ino = st_ino
-        self.st_size = st_size  # bytes, when stored
+        self.st_size = st_size  # bytes, when it was stored
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Record) and self.members() == other.members()
 
     def members(self) -> dict[str, Any]:
-        """Everything by name."""
+        """All members by name."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     def changed(self, **members: Any) -> Record:
@@ -79,15 +79,15 @@ class State(NamedTuple):
     """What the registry knows about itself."""
 
     version: int  # of the schema, as in PRAGMA user_version
-    generation: str  # made anew with each registry, part of every fd's name
-    last_seq: int  # the highest sequence number that was ever acknowledged
-    commits: int  # transactions in which something left
-    starts: int  # how often it was opened
-    removing: tuple[str, ...]  # names whose removal from the fd store is decided, not yet known to be done
+    generation: str  # new for each registry, part of every fd's name
+    last_seq: int  # the highest sequence number ever acknowledged
+    commits: int  # transactions with removals
+    starts: int  # how many times it was opened
+    removing: tuple[str, ...]  # names whose removal from the fd store is decided, but not confirmed
 
 
 class Damaged(Exception):
-    """The file is not what the registry wrote; str() says how that shows."""
+    """The file is not what the registry wrote; str() says in what way."""
 
 
 def row_of(record: Record) -> Row:
@@ -103,7 +103,7 @@ def row_of(record: Record) -> Row:
         record.owner_uid,
         record.owner_pid,
         record.created,
-        "",  # origin, which nothing has ever filled
+        "",  # origin, which was never used
         _to_json(record.extra) if record.extra else "{}",
         record.fd_name,
         f"{record.st_dev} {record.st_ino} {record.st_size}",
@@ -124,7 +124,7 @@ def record_of(row: Row) -> Record:
             *(seq, fd_name, dev, ino, st_size),
         )
     except (ValueError, TypeError, AttributeError) as exc:
-        raise Damaged(f"the row of object {id_!r} is no record") from exc
+        raise Damaged(f"the row of object {id_!r} is not a record") from exc
 
 
 def state_row(state: State) -> Row:

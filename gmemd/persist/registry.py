@@ -1,14 +1,13 @@
-"""Record durably what each object is: one SQLite file beside the socket, living as long as the fds.
+"""Record durably what each object is: one SQLite file next to the socket, living as long as the fds.
 
-Durability. The file is in a runtime directory: the machine's death takes it together with the memory it
-describes, so what counts is the death of a process, which leaves written bytes in the page cache. Hence no
-fsync (synchronous=OFF). A rollback journal with an exclusive lock, measured on tmpfs: 18 us a transaction
-of one row, 5 us a row by 64; WAL is no faster, and a truncated WAL takes commits back without a word, where
-a truncated database is noticed. The exclusive lock also keeps a second daemon out.
+Durability. The file is in a runtime directory: a crash of the machine loses it together with the memory it describes,
+so what counts is the end of a process, which leaves written bytes in the page cache. Hence no fsync (synchronous=OFF).
+A rollback journal with an exclusive lock, measured on tmpfs: 18 us for a transaction of one row, 5 us a row for 64; WAL
+is no faster, and a truncated WAL silently loses commits, while a truncated database is noticed. The exclusive lock also
+keeps a second daemon out.
 
 Truth. A transaction happened or did not; after an error `recover` says which. Damage is found by SQLite's
-own checks and by the checksum in each row; the file is moved aside then, and what is sound in it is taken
-over.
+own checks and by the checksum in each row; the file is then moved aside, and its intact rows are recovered.
 
 The tables and their versions are in tables.py.
 """
@@ -29,7 +28,7 @@ from gmemd.posix.private import make_private
 
 
 class NotWritten(Exception):
-    """A transaction failed; str() says why, in the words of the errno."""
+    """A transaction failed; str() says why, in terms of an errno."""
 
 
 _PUT = f"INSERT OR REPLACE INTO objects ({COLUMNS}) VALUES ({', '.join('?' * 15)})"
@@ -37,7 +36,7 @@ _GET = f"SELECT {COLUMNS} FROM objects"
 _DELETE = "DELETE FROM objects WHERE id = ?"
 _DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_CORRUPTFS", "SQLITE_ERROR")
 _NOT_WRITABLE = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_PERM", "SQLITE_IOERR_WRITE")
-_BUSY_TIMEOUT = 1  # seconds; a predecessor's lock goes with its death
+_BUSY_TIMEOUT = 1  # seconds; a predecessor's lock ends with it
 
 
 class Registry:
@@ -46,10 +45,9 @@ class Registry:
     def __init__(self, path: str, *, migrations: Sequence[Migration] = MIGRATIONS) -> None:
         """Open or create the file; migrate it forward.
 
-        `records` is what it holds, oldest first. A damaged file is moved aside: `damage` says so in words,
-        and `records` are those of its rows that are sound. A file that cannot be written leaves `read_only`
-        with the reason. Raises RegistryTooNew, or QmpError when another process has it open or it cannot
-        even be read.
+        `records` is what it holds, oldest first. A damaged file is moved aside: `damage` describes that, and `records`
+        are its intact rows. For a file that cannot be written `read_only` has the reason. Raises RegistryTooNew, or
+        QmpError when another process has it open or it cannot even be read.
         """
         self.path = path
         self.read_only = ""
@@ -75,8 +73,7 @@ class Registry:
     ) -> None:
         """Write all of this in one transaction, or raise NotWritten; then call recover().
 
-        The rows of adds say themselves how far last_seq has come; the state is written when something
-        leaves.
+        The rows of adds themselves show last_seq; the state is written when something is removed.
         """
         self._stay_in_place()
         if self._db is None or self.read_only:
@@ -103,9 +100,9 @@ class Registry:
         self.state = state
 
     def recover(self) -> bool:
-        """After a failed apply: open the file anew; did the transaction happen after all?
+        """After a failed apply: reopen the file; did the transaction happen after all?
 
-        Where that is not possible `read_only` has the reason, and the transaction counts as not happened.
+        Where that is not possible, `read_only` has the reason, and the transaction counts as not happened.
         """
         tried, self._tried = self._tried, None
         if self._db is not None and not self._in_place():
@@ -119,7 +116,7 @@ class Registry:
         return bool(found == row[-1:])
 
     def reopen(self) -> bool:
-        """Open the file again; False: it is not writable or not what it was, as `read_only` says then."""
+        """Reopen the file; False: it is not writable or not what it was, and `read_only` says which."""
         generation = self.state.generation
         self.close()
         try:
@@ -146,14 +143,14 @@ class Registry:
         except FileNotFoundError:
             return False
         except OSError:
-            return True  # the transaction will tell
+            return True  # the transaction will show it
 
     def _stay_in_place(self) -> None:
-        """Put the file back, whole, where somebody has removed it under us: the next daemon looks for it there."""
+        """Restore the file where somebody has removed it: the next daemon looks for it there."""
         if self._in_place() or self._db is None or self.read_only:
             return
         if os.path.exists(self.path):
-            raise NotWritten("another file is in its place")
+            raise NotWritten("it was replaced by another file")
         rescued = f"{self.path}.rescued"
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -165,7 +162,7 @@ class Registry:
             os.rename(rescued, self.path)
         except (sqlite3.Error, OSError) as exc:
             why = reason(exc) if isinstance(exc, sqlite3.Error) else os.strerror(exc.errno or 0)
-            raise NotWritten(f"it was removed, and cannot be put back: {why}") from exc
+            raise NotWritten(f"it was removed and cannot be restored: {why}") from exc
         self.reopen()
 
     # -- opening ---------------------------------------------------------------------------------------------
@@ -181,7 +178,7 @@ class Registry:
         except sqlite3.OperationalError as exc:
             if os.path.exists(self.path):
                 raise QmpError(f"registry '{self.path}' cannot be read: {reason(exc)}") from exc
-            self.read_only = reason(exc)  # there is none, and none can be made
+            self.read_only = reason(exc)  # it does not exist and cannot be created
             return State(len(self._migrations), os.urandom(4).hex(), 0, 0, 0, ())
         try:
             self._lock(db)
@@ -195,12 +192,12 @@ class Registry:
         except sqlite3.Error as exc:
             words = reason(exc)
             self.close()
-            if getattr(exc, "sqlite_errorname", _DAMAGE[0]).startswith(_DAMAGE):  # none: it is no UTF-8
+            if getattr(exc, "sqlite_errorname", _DAMAGE[0]).startswith(_DAMAGE):  # none: it is not UTF-8
                 raise Damaged(words) from exc
             raise QmpError(f"registry '{self.path}' cannot be read: {words}") from exc
         except UnicodeDecodeError as exc:  # SQLite has quoted the file
             self.close()
-            raise Damaged("its schema is no text") from exc
+            raise Damaged("its schema is not text") from exc
         except OSError as exc:
             self.close()
             raise QmpError(f"registry '{self.path}' cannot be read: {os.strerror(exc.errno or 0)}") from exc
@@ -210,7 +207,7 @@ class Registry:
         return state._replace(last_seq=max([state.last_seq, *(record.seq for record in self.records)]))
 
     def _lock(self, db: sqlite3.Connection) -> None:
-        """Keep others out, and let SQLite take back a predecessor's unfinished transaction."""
+        """Keep others out, and let SQLite roll back a predecessor's unfinished transaction."""
         try:
             db.execute("PRAGMA locking_mode = EXCLUSIVE")
             db.execute("PRAGMA synchronous = OFF")
@@ -225,7 +222,7 @@ class Registry:
             self.read_only = reason(exc)
 
     def _replace(self, damage: str) -> None:
-        """Take what is sound out of a damaged file into a new one, and keep the damaged one beside it."""
+        """Recover the intact rows of a damaged file into a new one, and keep the damaged one next to it."""
         self.close()
         sound = salvage(self.path)
         self.damage = f"registry '{self.path}' is damaged ({damage})"
@@ -243,13 +240,13 @@ class Registry:
             self.damage += f" and cannot be replaced: {why}"
             self.read_only = why
         else:
-            self.damage += f", what is sound in it was taken over, it is now '{aside}'"
+            self.damage += f": its intact records were recovered, and the damaged file is now '{aside}'"
             self.state = self._open()
         self.records = sound
 
 
 def _make_private(path: str) -> str:
-    """Keep a file and its journal, which SQLite makes like it, from others; what was done to what was there."""
+    """Protect a file, and its journal, which gets its mode, from others; what was done to an existing one."""
     done = make_private(path)
     return (make_private(f"{path}-journal") if os.path.lexists(f"{path}-journal") else "") or done
 

@@ -1,8 +1,8 @@
 """Decide at start what each fd and each record of a predecessor is. Nothing is closed or removed here.
 
-An fd whose name stands in state.removing, or whose sequence number was never acknowledged, is to be
-dropped; these two are the only reasons. Everything else that no record claims is kept and listed. A record
-whose fd is missing, or is not the file it was, is lost: nothing is ever made anew in its place.
+An fd whose name is in state.removing, or whose sequence number was never acknowledged, is to be dropped; these are the
+only two reasons. Everything else without a record is kept and listed. A record whose fd is missing, or is not the file
+it was, is lost: nothing is ever created in its place.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ class Restored:
     """What a predecessor left. The fds are the caller's, except those of `dropped`."""
 
     def __init__(self) -> None:
-        self.objects: list[tuple[Record, int]] = []  # by age; -1: it has no fd
-        self.lost: list[Record] = []  # the record is there, its memory is not
-        self.unclaimed: list[tuple[str, int]] = []  # fds without record, kept in the store
+        self.objects: list[tuple[Record, int]] = []  # by age; -1: no fd
+        self.lost: list[Record] = []  # the record exists, its memory does not
+        self.unclaimed: list[tuple[str, int]] = []  # fds without a record, kept in the store
         self.sockets: list[tuple[str, int]] = []  # of socket activation
         self.dropped: list[tuple[str, int]] = []  # not acknowledged, or deleted
-        self.words: list[str] = []  # what the operator should know, a phrase each
+        self.words: list[str] = []  # messages for the operator
 
 
 def name_prefix(state: State) -> str:
-    """What the names of this registry's fds begin with; the sequence number follows."""
+    """The prefix of the names of this registry's fds; the sequence number follows."""
     return f"m-{state.generation}-"
 
 
 def sequence(name: str, state: State) -> int:
-    """The sequence number in the name of an fd of this registry; 0: the name is no such name."""
+    """The sequence number in the name of an fd of this registry; 0: it is not such a name."""
     prefix, _, number = name.rpartition("-")
     return int(number) if f"{prefix}-" == name_prefix(state) and number.isdecimal() else 0
 
@@ -47,7 +47,7 @@ def sort_out(
     trusted: bool,
     identify: Identify | None = None,
 ) -> Restored:
-    """Bring fds and records together. `trusted`: the registry is whole and writable: fds may be dropped."""
+    """Match fds with records. `trusted`: the registry is intact and writable, so fds may be dropped."""
     result = Restored()
     rest: dict[str, list[int]] = {}
     for name, fd in fds:
@@ -72,7 +72,7 @@ def sort_out(
 
 
 def _claim(result: Restored, record: Record, rest: dict[str, list[int]], identify: Identify | None) -> None:
-    """Find the record's fd among those of its name."""
+    """Find the record's fd among those with its name."""
     if not record.fd_name:
         result.objects.append((record, -1))
         return
@@ -89,15 +89,15 @@ def _claim(result: Restored, record: Record, rest: dict[str, list[int]], identif
 
 
 def difference(record: Record, fd: int, identify: Identify | None = None) -> str:
-    """In which way an fd is not what the record says; "" when it is."""
+    """In what way an fd does not match the record; "" when it does."""
     status = os.fstat(fd)
     if (status.st_dev, status.st_ino) != (record.st_dev, record.st_ino):
-        return f"the fd of its name is another file, inode {status.st_ino} and not {record.st_ino}"
-    # others may append to a file on disk, but nobody shrinks it under us unnoticed
+        return f"the fd with its name is another file, with inode {status.st_ino} instead of {record.st_ino}"
+    # others may append to a file on a disk, but shrinking it is noticed
     if status.st_size < record.st_size or (record.kind != "file" and status.st_size != record.st_size):
-        return f"its fd has {status.st_size} bytes and not {record.st_size}"
+        return f"its fd has {status.st_size} bytes instead of {record.st_size}"
     if identify is not None and (kind := identify(fd)) != record.kind:
-        return f"its fd is a {kind} and not a {record.kind}"
+        return f"its fd is a {kind} instead of a {record.kind}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a damaged registry: its sound rows go into a new one, the file is kept beside it."""
+"""Recovery of a damaged registry: its intact rows go into a new one, the file is kept next to it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ COPIES = 10  # how many damaged files are kept
 
 
 def salvage(path: str) -> list[Record]:
-    """All rows of a damaged file that carry a right checksum, oldest first."""
+    """All rows of a damaged file that have a correct checksum, oldest first."""
     found: dict[str, Record] = {}
-    # until nothing more can be read
+    # until no more can be read
     with (
         contextlib.suppress(sqlite3.Error, UnicodeDecodeError),
         contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db,
@@ -27,7 +27,7 @@ def salvage(path: str) -> list[Record]:
 
 
 def new_file(path: str) -> str:
-    """Where the replacement of a registry is written; nothing is there. OSError."""
+    """Make room for the replacement of a registry; its path. OSError."""
     new = f"{path}.new"
     for suffix in ("-journal", ""):
         with contextlib.suppress(FileNotFoundError):
@@ -36,9 +36,9 @@ def new_file(path: str) -> str:
 
 
 def put_in_place(new: str, path: str) -> str:
-    """Put a new file in the place of a damaged one, at no moment without either. OSError.
+    """Replace a damaged file by a new one; one of them exists at any moment. OSError.
 
-    The answer is the damaged file's new name; the tenth copy is overwritten by later ones.
+    Returns the damaged file's new name; later ones overwrite the tenth copy.
     """
     number = next((n for n in range(1, COPIES) if not os.path.exists(f"{path}.damaged-{n}")), COPIES)
     aside = f"{path}.damaged-{number}"

@@ -1,7 +1,7 @@
-"""The registry's tables and their versions: what a file is of, and bringing it forward.
+"""The registry's tables and their versions: checking the version of a file, and migrating it.
 
 PRAGMA user_version is the schema's version, repeated in the state row (a flipped bit in one is damage, not a newer
-version). MIGRATIONS[n] makes version n + 1 of version n. A newer file is refused and not changed.
+version). MIGRATIONS[n] makes version n + 1 of version n. A newer file is refused and left unchanged.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MIGRATIONS: tuple[Migration, ...] = (_create,)
 
 
 def check(db: sqlite3.Connection, path: str, known: int) -> State:
-    """The state of a sound file, of version `known` at most; 0: it is empty. Raises Damaged or RegistryTooNew."""
+    """The state of an intact file of version `known` at most; 0: it is empty. Raises Damaged or RegistryTooNew."""
     version = int(db.execute("PRAGMA user_version").fetchone()[0])
     if db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
         return State(0, os.urandom(4).hex(), 0, 0, 0, ())
@@ -59,7 +59,7 @@ def check(db: sqlite3.Connection, path: str, known: int) -> State:
             f"start the gmemd that wrote it, or a newer one"
         )
     if repeated != version:
-        raise Damaged(f"its schema version is {version} here and {repeated} there")
+        raise Damaged(f"its schema version is {version} in the header and {repeated} in the state row")
     verdict = str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
     if verdict != "ok":
         raise Damaged(" ".join(verdict.split()))
@@ -68,9 +68,9 @@ def check(db: sqlite3.Connection, path: str, known: int) -> State:
 
 def migrate(db: sqlite3.Connection, path: str, migrations: Sequence[Migration], old: State,
             read_only: str) -> tuple[State, str]:
-    """Bring the file to the newest version in one transaction, which also shows that it is writable.
+    """Migrate the file to the newest version in one transaction, which also shows that it is writable.
 
-    What its state is now, and why it cannot be written; "": it can. `read_only`: the same, as far as it is known.
+    Returns its state, and why it cannot be written; "": it can. `read_only`: the same, as far as it is known.
     """
     if read_only:
         return old, read_only
@@ -90,23 +90,23 @@ def migrate(db: sqlite3.Connection, path: str, migrations: Sequence[Migration], 
         roll_back(db)
         if old.version not in (0, new.version):
             raise QmpError(
-                f"registry '{path}' cannot be brought from schema version {old.version} "
+                f"registry '{path}' cannot be migrated from schema version {old.version} "
                 f"to {new.version}: {words}"
             ) from exc
-        return old, words  # the disk is full, say: what is there can still be read
+        return old, words  # for example a full disk: the file can still be read
     return new, ""
 
 
 def roll_back(db: sqlite3.Connection) -> None:
     """End a transaction that has failed."""
     if db.in_transaction:
-        # where this fails the journal does it when the file is opened again
+        # where this fails, the journal does it when the file is reopened
         with contextlib.suppress(sqlite3.Error):
             db.execute("ROLLBACK")
 
 
 def _repeated_version(db: sqlite3.Connection) -> int | None:
-    """The schema's version in the state row; None where there is none to be read."""
+    """The schema's version in the state row; None where it cannot be read."""
     try:
         row = db.execute("SELECT version FROM state").fetchone()
     except sqlite3.OperationalError:

@@ -1,7 +1,7 @@
-"""Ask systemd what it really does with this service: drop-ins and links change it while the daemon runs.
+"""Ask systemd how it really treats this service: drop-ins and links change that while the daemon runs.
 
-By systemctl, which a service may run under the shipped unit's sandbox, over D-Bus. Where there is no systemctl (a
-container) or no bus, there is no answer.
+It uses systemctl, which works over D-Bus in the shipped unit's sandbox. Without systemctl (in a container) or a bus
+there is no answer.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Final
 from gmemd.persist.keeping import UNLIMITED, Unit
 
 TIMEOUT: Final = 5.0  # seconds for an answer; a reload of thousands of descriptors takes pid 1 as long
-_RUN: Final = "/run/systemd"  # a reload makes the directories of its generators in there anew
+_RUN: Final = "/run/systemd"  # a reload recreates the directories of its generators in there
 _PROPERTIES: Final = ("LoadState", "FileDescriptorStorePreserve", "FileDescriptorStoreMax", "NFileDescriptorStore",
                       "LimitNOFILESoft", "Restart", "TriggeredBy")
 _FORGETS_NOTHING: Final = 262  # the version of systemd from which a service with stored descriptors stays loaded
 
 
 def own_unit(text: str | None = None) -> str:
-    """The service that this process belongs to, by its control groups (proc_pid_cgroup(5)); "": none is known."""
+    """The service that this process belongs to, by its control groups (proc_pid_cgroup(5)); "": unknown."""
     try:
         lines = (Path("/proc/self/cgroup").read_text() if text is None else text).splitlines()
     except OSError:
@@ -33,7 +33,7 @@ def own_unit(text: str | None = None) -> str:
 
 
 def mark() -> int:
-    """Something that has changed when systemd has been reloaded; 0: it cannot be told."""
+    """A value that changes when systemd is reloaded; 0: unknown."""
     try:
         return os.stat(_RUN).st_mtime_ns
     except OSError:
@@ -41,9 +41,9 @@ def mark() -> int:
 
 
 def ask(name: str, *, user: bool = False, timeout: float = TIMEOUT) -> Unit | None:
-    """What systemd says of a service, or None where it does not answer. Blocks.
+    """What systemd reports for a service, or None where it does not answer.
 
-    user: the service is one of this user's systemd.
+    Blocks. user: it is a service of this user's systemd.
     """
     who = ("--user",) if user else ()
     [said] = _show(who, _PROPERTIES, (name,), timeout) or [{}]
@@ -58,7 +58,7 @@ def ask(name: str, *, user: bool = False, timeout: float = TIMEOUT) -> Unit | No
 
 
 def _stays_loaded(who: tuple[str, ...], name: str, triggers: list[str], timeout: float) -> bool:
-    """Does an enabled unit, a socket mostly, refer to the service, or does systemd not need that?"""
+    """Does an enabled unit, usually a socket, refer to the service, or does this systemd not need that?"""
     others = _show(who, ("WantedBy", "RequiredBy"), tuple(triggers), timeout) if triggers else []
     if {unit for other in others for units in other.values() for unit in units.split()} - {name}:
         return True
@@ -67,14 +67,14 @@ def _stays_loaded(who: tuple[str, ...], name: str, triggers: list[str], timeout:
 
 
 def version_of(text: str) -> int:
-    """The number in what systemd calls its version, as "257.9-1"; 0: there is none."""
+    """The number in systemd's version, such as "257.9-1"; 0: there is none."""
     digits = "".join(letter if letter.isdecimal() else " " for letter in text).split()
     return int(digits[0]) if digits else 0
 
 
 def _show(who: tuple[str, ...], properties: tuple[str, ...], names: tuple[str, ...],
           timeout: float) -> list[dict[str, str]]:
-    """The properties of each unit, or without any of the manager; [] where nobody answers."""
+    """The properties of each unit, or without units of the manager; [] without an answer."""
     words = ["systemctl", *who, "show", f"--property={','.join(properties)}", *names]
     try:
         said = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""How a flush waits without knowing an event loop: it is a generator of what it waits for; and how it fails."""
+"""How a flush waits without knowing an event loop (it is a generator of what it waits for), and how it fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Wait:
-    """What a flush waits for; the driver sends True into it when that is there, False after `timeout`.
+    """What a flush waits for; the driver sends True into it when that is ready, False after `timeout`.
 
     A driver that cannot wait throws its OSError in.
     """
@@ -30,8 +30,8 @@ Flush = Generator[Wait, bool, None]
 class NotKept(QmpError):
     """A flush failed.
 
-    `undone`: the operations that did not happen, newest first: undo them in memory in this order.
-    Operations of the flush that are not among them stand and are acknowledged as usual.
+    `undone`: the operations that did not happen, newest first: undo them in memory in this order. The flush's other
+    operations stand and are acknowledged as usual.
     """
 
     def __init__(self, desc: str, undone: list[Operation]) -> None:
@@ -40,7 +40,7 @@ class NotKept(QmpError):
 
 
 def wait_for(wait: Wait, timeout: float | None = None) -> bool:
-    """Wait here for what a flush waits for, at most `timeout` seconds; what is to be sent into the flush."""
+    """Block until what a flush waits for is ready, at most `timeout` seconds; the value to send into the flush."""
     poll = select.poll()
     poll.register(wait.fd, select.POLLIN if wait.what == "readable" else select.POLLOUT)
     return bool(poll.poll(1000 * (wait.timeout if timeout is None else min(timeout, wait.timeout))))

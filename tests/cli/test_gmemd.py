@@ -55,7 +55,7 @@ def test_runtime_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     (["--uuid", "1"], "'1' is not a UUID"),
     (["--compat", "x"], "--compat takes unstable-input=accept|reject, not 'x'"),
     (["--kernel", "x"], "'x' is no kernel: 'auto', 'kvm' or 'simulated[:PROFILE]'"),
-    (["--persist", "on"], "nobody keeps file descriptors here"),
+    (["--persist", "on"], "no service manager keeps file descriptors here"),
     (["--qmp", "x"], "'x' is not of the form unix:PATH[,pretty=on]"),
 ])
 def test_what_cannot_start_says_why(arguments: list[str], text: str, tmp_path: Path,

@@ -256,7 +256,7 @@ class TestSignals:
         kept.ready()
         kept("ignore_sigterm")
         assert kept.end() == 128 + signal.SIGKILL
-        assert kept.line("stderr", "does not end, killed")
+        assert kept.line("stderr", "does not end: killed")
 
     def test_end_while_waiting_for_the_next_start(self, start: Start, tmp_path: Path) -> None:
         kept = start("--restart-delay", "1000")
@@ -426,7 +426,7 @@ class TestStart:
 
     def test_wrong_options(self, tmp_path: Path) -> None:
         assert self.run("--listen")[1] == "gmemd --keeper: --listen needs a value\n"
-        assert self.run("--watchdog", "soon")[1] == "gmemd --keeper: --watchdog: 'soon' is no number\n"
+        assert self.run("--watchdog", "soon")[1] == "gmemd --keeper: --watchdog: 'soon' is not a number\n"
         assert "no such group" in self.run("--listen", f"{tmp_path}/socket", "--listen-group", "no such group")[1]
 
     def test_what_is_not_ours_is_the_daemons(self) -> None:
@@ -475,7 +475,7 @@ class TestPlaces:
         (0o757, 0, False), (0o1775, 12345, True),
     ])  # fmt: skip
     def test_a_directory_of_others_is_refused(self, tmp_path: Path, mode: int, group: int, started: bool) -> None:
-        """Who may write there may put a socket of his in the place of ours; the same holds further up."""
+        """Anybody who may write there may replace our socket; the same holds for the directories above."""
         if group and os.getuid() != 0:
             pytest.skip("needs root, to give a directory away")
         place = tmp_path / "place"

@@ -175,12 +175,12 @@ class TestVersions:
             with closing(sqlite3.connect(path)) as db:
                 db.execute(f"PRAGMA user_version = {version}")
             with closing(Registry(str(path))) as registry:
-                assert f"its schema version is {version} here and 1 there" in registry.damage
+                assert f"its schema version is {version} in the header and 1 in the state row" in registry.damage
                 assert len(registry.records) == 3
 
 
 class TestDamage:
-    """Moved aside, in words, and what is sound is taken over."""
+    """Moved aside, in words, and its intact records are recovered."""
 
     def test_no_database(self, tmp_path: Path) -> None:
         path = tmp_path / "r"
@@ -258,7 +258,7 @@ class TestDamage:
         Registry(str(path)).close()
         path.write_bytes(path.read_bytes().replace(b"CREATE TABLE objects", b"CREATE T\xccBLE objects"))
         with closing(Registry(str(path))) as registry:
-            assert "is damaged (its schema is no text)" in registry.damage
+            assert "is damaged (its schema is not text)" in registry.damage
 
     def test_ten_damages(self, tmp_path: Path) -> None:
         """Ten copies are kept, the last is overwritten."""
@@ -291,7 +291,7 @@ class TestNotWritable:
         registry.close()
 
     def test_full_disk_and_damage(self, tmp_path: Path) -> None:
-        """The damaged file stays where it is, what is sound in it is handed out."""
+        """The damaged file stays where it is, its intact records are handed out."""
         fill(tmp_path / "r")
         with closing(sqlite3.connect(tmp_path / "r", isolation_level=None)) as db:
             db.execute("UPDATE objects SET size = 'x' WHERE id = 'ram2'")
@@ -354,14 +354,14 @@ class TestNotWritable:
             assert (registry.state.generation, len(registry.records)) == (generation, 4)
 
     def test_removed_with_its_directory(self, tmp_path: Path) -> None:
-        """Nothing is written while it cannot be put back; nothing is forgotten either."""
+        """Nothing is written while it cannot be restored; nothing is forgotten either."""
         directory = tmp_path / "run"
         directory.mkdir()
         fill(directory / "r")
         with closing(Registry(str(directory / "r"))) as registry:
             shutil.rmtree(directory)
             for _ in range(2):
-                with pytest.raises(NotWritten, match="it was removed, and cannot be put back: unable to open"):
+                with pytest.raises(NotWritten, match="it was removed and cannot be restored: unable to open"):
                     registry.apply(put=[row_of(record(4))], last_seq=4)
                 assert not registry.recover()
             directory.mkdir()
@@ -376,7 +376,7 @@ class TestNotWritable:
         fill(tmp_path / "other", 1)
         with closing(Registry(str(path))) as registry:
             os.replace(tmp_path / "other", path)
-            with pytest.raises(NotWritten, match="another file is in its place"):
+            with pytest.raises(NotWritten, match="it was replaced by another file"):
                 registry.apply(put=[row_of(record(4))], last_seq=4)
         with closing(Registry(str(path))) as registry:
             assert len(registry.records) == 1

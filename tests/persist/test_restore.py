@@ -70,20 +70,20 @@ class TestNotTheSame:
         entry, other = make(1), make(2)
         record = record_for(other)
         record.fd_name = entry[0]
-        self.check(entry, record, "the fd of its name is another file")
+        self.check(entry, record, "the fd with its name is another file")
 
     def test_size(self, make: Make) -> None:
         entry = make(1)
         record = record_for(entry)
         os.truncate(entry[1], 8192)
-        self.check(entry, record, "its fd has 8192 bytes and not 4096")
+        self.check(entry, record, "its fd has 8192 bytes instead of 4096")
 
     def test_kind(self, make: Make) -> None:
         entry = make(1)
         record = record_for(entry, kind="guest-memfd")
         found = sort_out([entry], [record], STATE, trusted=True, identify=lambda fd: "memfd")
         assert found.lost == [record]
-        assert "is a memfd and not a guest-memfd" in found.words[0]
+        assert "is a memfd instead of a guest-memfd" in found.words[0]
 
     def test_file_may_grow(self, make: Make) -> None:
         """Others may append to a file on disk, and may not cut it."""
