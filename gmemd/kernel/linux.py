@@ -36,6 +36,7 @@ class LinuxKernel(Kernel):
     guest_counter = "Unevictable"
     kvm_present = True
     kvm_enabled = True
+
     device: int  # the fd of /dev/kvm; borrowed, for those who try its ioctls
     vm: int  # the VM's fd; likewise
 
