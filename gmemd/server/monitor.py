@@ -54,7 +54,7 @@ class Monitor:
     """A client. `closed` is called once, when it is gone."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, dispatcher: Dispatcher, *,
-                 pretty: bool, closed: Callable[[Monitor], None], room: Room | None = None,
+                 pretty: bool, closed: Callable[[Monitor], None], room: Room,
                  named_fds: NamedFds | None = None) -> None:
         """`room` is what all share; `named_fds` are those of the socket, if they are not to be the client's own."""
         self._gmemd: Gmemd = dispatcher.gmemd
@@ -86,7 +86,7 @@ class Monitor:
         self._deferred: tuple[Request, Any] | None = None  # a result to deliver when the monitor is not busy any more
         self._outgoing = Outgoing(loop, sock, self.session, self._gmemd.counters, room=self._run, cut=self.close)
         self.emit = self._outgoing.emit
-        self._room = room or Room(loop)
+        self._room = room
         self._read_size = READ_SIZE
         self._half = 0  # weight of the message that has come in part
         self._eof = False  # no more requests come

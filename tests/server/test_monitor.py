@@ -16,6 +16,7 @@ from gmemd.kernel.choose import choose_kernel
 from gmemd.schema.validate import Schema
 from gmemd.server.monitor import Monitor
 from gmemd.server.outgoing import HIGH_WATER
+from gmemd.server.room import Room
 from tests.patience import PATIENCE
 
 NEGOTIATE = b'{"execute": "qmp_capabilities"}\n'
@@ -29,14 +30,14 @@ async def connect() -> AsyncIterator[Connect]:
     """Makes clients of one gmemd: each one's monitor, and its end of the connection."""
     gmemd = Gmemd(schema=Schema.load(), kernel=choose_kernel("simulated"),
                   version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "test"})
-    dispatcher = Dispatcher(gmemd)
+    dispatcher, loop = Dispatcher(gmemd), asyncio.get_running_loop()
     made: list[tuple[Monitor, socket.socket]] = []
 
     def connect() -> tuple[Monitor, socket.socket]:
         here, there = socket.socketpair()
         here.setblocking(False)
         there.setblocking(False)
-        made.append((Monitor(asyncio.get_running_loop(), here, dispatcher, pretty=False, closed=lambda _: None), there))
+        made.append((Monitor(loop, here, dispatcher, pretty=False, closed=lambda _: None, room=Room(loop)), there))
         return made[-1]
 
     yield connect
