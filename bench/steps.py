@@ -14,7 +14,7 @@ import shutil
 import socket
 import tempfile
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from time import perf_counter
 from typing import Any
 
@@ -54,11 +54,17 @@ class Server:
 
     def __init__(self) -> None:
         self.gmemd = Gmemd(schema=Schema.load(), kernel=choose_kernel("auto"),
-                           version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "gmemd"})
+                           version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "gmemd"}, host=self)
         self.dispatcher = Dispatcher(self.gmemd)
         self.session = Session(self.gmemd.version)
         self.session.negotiate([])
         self.log = ClientLog(Log(lambda data: None), {"monitor": 1, "uid": 0, "pid": 1})
+
+    def emit(self, name: str, data: dict[str, Any]) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None: ...
 
     def is_gone(self) -> bool:
         return False

@@ -14,16 +14,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gmemd import __version__
 from gmemd.changes.threads import close_copies, in_thread
-from gmemd.commands.context import Change, Gmemd, Step
+from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.commands.lease import watch_leases
-from gmemd.commands.outlook import Outlook
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.program import worker_program
@@ -32,7 +30,6 @@ from gmemd.objects.fds import NamedFds
 from gmemd.observe.log import log, wait_written
 from gmemd.persist.manager import Manager
 from gmemd.persist.notify import Notifier
-from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
 from gmemd.posix.sockets import bind_unix
 from gmemd.qmp.session import Event
 from gmemd.schema.validate import Schema
@@ -48,11 +45,7 @@ if TYPE_CHECKING:
 # The dialect that is spoken: QEMU 11.1.
 QEMU_VERSION = {"major": 11, "minor": 1, "micro": 0}
 
-_SOON = 0.001  # seconds; a manager at rest needs a twentieth of it, and asking the loop to wait takes longer
-_RETRY_SECONDS = 30.0
 _GREETINGS = 0.02  # seconds in which those who waited for the start go first
-
-Waiting = list[tuple[list[Change], Callable[[], None]]]
 
 
 class QmpSocket(NamedTuple):
@@ -95,8 +88,6 @@ class Daemon:
         self._monitors: set[Monitor] = set()
         self._listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unsettled: Waiting = []
-        self._flushing = False
         self._closing = False
         self._loading: list[asyncio.Future[None]] = []  # done when the thread that loads ahead is
         self._http: HttpServer | None = None
@@ -125,17 +116,16 @@ class Daemon:
                 self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")
             self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
             log.info("ready", sockets=[listener.path for listener in self._listeners], kernel=gmemd.kernel.name,
-                     why=gmemd.kernel.why, objects=len(gmemd.objects), persist=gmemd.custody is not None)
+                     why=gmemd.kernel.why, objects=len(gmemd.objects), persist=gmemd.custody.keeps)
             if self._http is not None:
                 self._http.state.serving = True
                 log.info("serving HTTP", url=self._http.url)
             gc.freeze()  # what is there now stays; collections need not look at it
-            gmemd.outlook = Outlook(gmemd, self._manager, lambda words: log.warning("service manager", words=words))
             self._manager.serve(self._loop, gmemd.describe)
             gmemd.outlook.start()
             self._ready()
-            self._spawn(self._load_ahead(directories))
-            self._loop.call_later(_RETRY_SECONDS, self._retry)
+            self.spawn(self._load_ahead(directories))
+            gmemd.settler.catch_up()
             await self._stopped.wait()
         finally:
             await self._close()
@@ -155,36 +145,29 @@ class Daemon:
         gc.enable()
 
     def _make_gmemd(self) -> Gmemd:
-        options = self._options
+        options, manager = self._options, self._manager
         kernel = choose_kernel(options.kernel)
         schema = Schema.load(self.document, unstable_input=options.unstable_input, lab=options.lab)
-        gmemd = Gmemd(schema=schema, kernel=kernel,
-                      version={"qemu": QEMU_VERSION, "package": f"gmemd {package_version()}"},
-                      name=options.name, uuid=options.uuid)
-        gmemd.emit = self._emit
-        gmemd.stop = self._stop
-        gmemd.spawn = self._spawn
-        gmemd.settle = self._settle
+        faults = audit = None
+        if options.lab:  # loaded only where it is asked for, as the audit
+            from gmemd.lab import Lab, LabKernel, LabNotifier
+
+            faults = lab = Lab()
+            kernel = LabKernel(kernel, lab)
+            manager.disturb(lambda notifier: cast(Notifier, LabNotifier(notifier, lab)))
         if options.audit:
             from gmemd.observe.audit import Audit
 
-            gmemd.audit = Audit(options.audit, gmemd.schema.reading)
-        if options.lab:
-            self._make_lab(gmemd)
-        return gmemd
-
-    def _make_lab(self, gmemd: Gmemd) -> None:
-        """Put the fault lab, which is loaded only where it is asked for, before the kernel and the service manager."""
-        from gmemd.lab import Lab, LabKernel, LabNotifier
-
-        faults = gmemd.lab = Lab()
-        gmemd.kernel = LabKernel(gmemd.kernel, faults)
-        self._manager.disturb(lambda notifier: cast(Notifier, LabNotifier(notifier, faults)))
+            audit = Audit(options.audit, schema.reading)
+        custody = manager.custody(options.persist, options.state_dir, lambda fd: close_copies([fd]))
+        return Gmemd(schema=schema, kernel=kernel, name=options.name, uuid=options.uuid, host=self, custody=custody,
+                     manager=manager, lab=faults, audit=audit,
+                     version={"qemu": QEMU_VERSION, "package": f"gmemd {package_version()}"})
 
     def _make_dispatcher(self) -> Dispatcher:
         if self._gmemd.lab is None:
             return Dispatcher(self._gmemd)
-        from gmemd.commands import lab  # as _make_lab
+        from gmemd.commands import lab  # as _make_gmemd
 
         return Dispatcher(self._gmemd, (*MODULES, lab))
 
@@ -198,15 +181,11 @@ class Daemon:
 
     def _restore(self) -> list[socket.socket]:
         """Take over what a predecessor left; the listening sockets that came with it."""
-        gmemd, directory = self._gmemd, self._options.state_dir
-        gmemd.custody = self._manager.custody(self._options.persist, directory, lambda fd: close_copies([fd]))
-        gmemd.keeping = self._manager.keeping
+        gmemd = self._gmemd
         restored = self._manager.restore(gmemd.custody, gmemd.kernel.identify)
         for words in restored.words:
             log.warning("restore", words=words)
         gmemd.adopt_restored(restored)
-        if gmemd.custody is not None and gmemd.custody.dirty:
-            self._settle([], lambda: None)
         return [socket.socket(fileno=fd) for _, fd in restored.sockets]
 
     async def _start_http(self, dispatcher: Dispatcher) -> None:
@@ -221,7 +200,7 @@ class Daemon:
     async def _make_objects(self, dispatcher: Dispatcher) -> None:
         """Make the objects of the command line, except those that a predecessor has left."""
         for properties in self._options.objects:
-            if self._gmemd.objects.get(properties.get("id", "")) is None or self._gmemd.custody is None:
+            if self._gmemd.objects.get(properties.get("id", "")) is None or not self._gmemd.custody.keeps:
                 await dispatcher.at_start("object-add", properties)
                 if self._gmemd.audit is not None:
                     self._gmemd.audit.own("object-add", properties)
@@ -249,7 +228,7 @@ class Daemon:
 
         self._listeners.append(Listener(self._loop, sock, pretty=pretty, accepted=accepted, remove=remove))
 
-    def _emit(self, name: str, data: dict[str, Any]) -> None:
+    def emit(self, name: str, data: dict[str, Any]) -> None:
         counts = self._gmemd.counters.events
         counts[name] = counts.get(name, 0) + 1
         now = time.time()
@@ -258,81 +237,16 @@ class Daemon:
         for monitor in self._monitors:
             monitor.emit(event)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         self._loop.call_soon(self._stopped.set)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._closing:  # nothing begins any more
+            work.close()
+            return
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-    def _settle(self, changes: list[Change], settled: Callable[[], None]) -> None:
-        """Have changes made durable by the next flush, which everybody shares who asks in this turn of the loop."""
-        self._unsettled.append((changes, settled))
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        """Start a flush for all that wait, or stop when there is nothing to do."""
-        waiting, self._unsettled = self._unsettled, []
-        custody = self._gmemd.custody
-        if custody is None or not (waiting or custody.dirty):
-            self._flushing = False
-            return
-        flush = custody.flush()
-        self._drive(flush, partial(next, flush), waiting)
-
-    def _drive(self, flush: Flush, advance: Callable[[], Wait], waiting: Waiting) -> None:
-        """Carry a flush on to the next thing that it has to wait long for, or to its end."""
-        try:
-            wait = advance()
-            while _comes_soon(wait):
-                wait = flush.send(True)
-        except StopIteration:
-            self._flushed(waiting, None)
-            return
-        except NotKept as exc:
-            self._flushed(waiting, exc)
-            return
-        loop, fd = self._loop, wait.fd
-
-        def resume(there: bool) -> None:
-            timer.cancel()
-            (loop.remove_reader if wait.what == "readable" else loop.remove_writer)(fd)
-            self._drive(flush, partial(flush.send, there), waiting)
-
-        timer = loop.call_later(wait.timeout, resume, False)
-        try:
-            (loop.add_reader if wait.what == "readable" else loop.add_writer)(fd, resume, True)
-        except OSError as exc:
-            timer.cancel()
-            self._drive(flush, partial(flush.throw, exc), waiting)
-
-    def _retry(self) -> None:
-        """Now and then have done what an earlier flush could not do."""
-        if self._gmemd.custody is not None and not self._gmemd.stopping:
-            self._gmemd.custody.retry()
-            if self._gmemd.custody.dirty:
-                self._settle([], lambda: None)
-            self._loop.call_later(_RETRY_SECONDS, self._retry)
-
-    def _flushed(self, waiting: Waiting, error: NotKept | None) -> None:
-        """Finish the changes of a flush, undo those that did not happen, let the replies go, go on."""
-        if error is not None:  # what was noted meanwhile is undone with it
-            waiting += self._unsettled
-            self._unsettled = []
-            _undo(error, [change for changes, _ in waiting for change in changes])
-        if any(changes for changes, _ in waiting):
-            self._gmemd.not_kept = "" if error is None else error.desc
-        for changes, _ in waiting:
-            for change in changes:
-                if change.done is not None and change.error is None:
-                    change.ending = _carry_out(change.done)
-        for changes, settled in waiting:
-            _after([change.ending for change in changes if change.ending is not None], settled)
-        self._manager.status_changed()
-        self._loop.call_soon(self._flush)  # others have their turn between two flushes
 
     async def _close(self) -> None:
         self._closing = True
@@ -345,16 +259,12 @@ class Daemon:
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-        custody = self._gmemd.custody
-        if custody is not None:
-            while self._flushing:
-                await asyncio.sleep(0.001)
+        await self._gmemd.settler.idle()
         for monitor in list(self._monitors):
             monitor.close()
-        if custody is not None:
-            with contextlib.suppress(QmpError):
-                custody.flush_blocking()
-            custody.close()
+        with contextlib.suppress(QmpError):
+            self._gmemd.custody.flush_blocking()
+        self._gmemd.custody.close()
         if self._gmemd.audit is not None:
             self._gmemd.audit.close()
         # A thread inside a library when the interpreter ends would abort the process.
@@ -367,44 +277,3 @@ class Daemon:
 def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log what no one has caught; asyncio's own logger would wait for whoever reads standard error."""
     log.error("internal error", desc=context["message"], exc_info=context.get("exception"))
-
-
-def _comes_soon(wait: Wait) -> bool:
-    """Wait a moment here for a barrier; False: it has not passed, or the flush waits for something else.
-
-    Room for more messages is the loop's to wait for: a large batch asks for it often.
-    """
-    try:
-        return wait.what == "readable" and wait_for(wait, _SOON)
-    except OSError:
-        return False
-
-
-def _undo(error: NotKept, changes: list[Change]) -> None:
-    """Undo what a flush could not make durable, the newest first."""
-    log.error("not kept", desc=error.desc, undone=len(error.undone))
-    by_operation = {operation: change for change in changes for operation in change.operations}
-    for operation in error.undone:
-        change = by_operation.get(operation)
-        if change is None:
-            log.error("internal error", why="an operation of no change", id=operation.record.id)
-        elif change.error is None:
-            change.error = error
-            change.ending = _carry_out(change.undo)
-
-
-def _carry_out(step: Step) -> asyncio.Future[None] | None:
-    """Run one of many steps; what is wrong with it is not the others' concern."""
-    try:
-        return step()
-    except Exception as exc:
-        log.error("internal error", exc_info=exc)
-        return None
-
-
-def _after(endings: list[asyncio.Future[None]], settled: Callable[[], None]) -> None:
-    """Call back when the last of these has ended; at once, when there is none."""
-    if not endings:
-        _carry_out(settled)
-        return
-    asyncio.gather(*endings).add_done_callback(lambda _: _carry_out(settled))

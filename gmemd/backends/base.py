@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from gmemd.errors import QmpError, close_fd
 from gmemd.kernel.kernel import Kernel
 from gmemd.memory.lease import Lease
+from gmemd.memory.piece import Aside, Piece
 from gmemd.memory.ranges import RangeMap
 from gmemd.posix import boottime
 from gmemd.qmp.encode import encode
@@ -30,16 +32,17 @@ BASE_ORDER = ("share", "size", "dump", "prealloc-threads", "x-use-canonical-path
 _MEMDEV_MEMBERS = ("share", "reserve", "prealloc", "host-nodes", "size", "merge", "dump", "policy")
 
 
-class Enforcer(NamedTuple):
+@dataclass(eq=False)
+class Enforcer:
     """A process whose mapping of an object gmemd lets fault where the object is private; owns `fd`."""
 
     pid: int
     address: int
     fd: int  # its userfaultfd
-    end: Callable[[], None]  # ends the watch for its end
+    end: Callable[[], None] = lambda: None  # ends the watch for its end
 
 
-class HostMemoryBackend:
+class HostMemoryBackend(Piece):
     """One piece of host memory; owns `fd` from `allocate` until `close`."""
 
     qom_type: ClassVar[str]
@@ -54,28 +57,22 @@ class HostMemoryBackend:
     on_file: ClassVar[bool] = False  # on a disk or behind a server that may hang: the event loop asks nothing of its fd
     on_trial: ClassVar[bool] = True  # its memory can be made and given back without a trace
 
-    # What an object is at first: on the class, for most of it stays so and there are many objects.
-    fd = -1
-    kind = "memfd"  # guest-memfd, memfd or file
+    # What an object is at first, beside what a piece is: on the class, as there.
     file_kind = ""  # of a file, what Kernel.identify called it when it was looked at beside the event loop
-    status: os.stat_result | None = None  # of a file, from then
     guest_memfd_flags: int | None = None
-    memory_size = 0  # bytes of memory behind fd: size rounded up to pages
-    offset = 0  # bytes before it in the file
     owner = (-1, -1)  # uid and pid of the creator
     handed_out = 0
     foreign = False  # somebody may have had it before this process did
     lease: Lease | None = None
     enforcers: tuple[Enforcer, ...] = ()  # mappings in which private pages fault; shared ones are then all there
     visibility: RangeMap | None = None  # what is private and what shared; None: it is no guest_memfd
-    private_fd = -1  # a memfd with the private bytes that were preserved; -1: none
-    busy = ""  # what the command does that has claimed it; "": nobody has
+    aside: Aside | None = None  # the private bytes that were preserved; None: there are none
+    claims: tuple[str, ...] = ()  # what they do that have claimed it
+    shared = False  # they only read, and others may do so, too
     waits = False  # its file is being opened and looked at, which can take for ever
     unwanted = False  # nobody waits for that any more
     lasting = False  # its memory belongs to another gmemd and outlives this process
     _leaving = False  # it was given up while it was claimed
-    private_record: Any = None  # what custody knows of private_fd
-    record: Any = None  # what custody knows of it; None without custody
     _memdev: bytes | None = None
 
     def __init__(self, object_id: str, properties: dict[str, Any]) -> None:
@@ -90,6 +87,10 @@ class HostMemoryBackend:
     def age(self) -> int:
         """Seconds since it was made."""
         return int(boottime.now() - self.made)
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """Itself, and what it keeps aside."""
+        return (self,) if self.aside is None else (self, self.aside)
 
     # -- step 1 ----------------------------------------------------------------------------------
 
@@ -166,32 +167,44 @@ class HostMemoryBackend:
         enforcer.end()
         close_fd(enforcer.fd)
 
+    @property
+    def busy(self) -> str:
+        """What is done by the one that has claimed it; "": nobody has."""
+        return self.claims[0] if self.claims else ""
+
     def check_idle(self) -> None:
         """Refuse while a command has claimed it."""
-        if self.busy:
+        if self.claims:
             raise QmpError(f"object '{self.id}' is busy: {self.busy}")
 
-    def claim(self, doing: str) -> None:
+    def claim(self, doing: str, *, shared: bool = False) -> None:
         """Keep every other command from changing it until `unclaim`; `doing`: what is said to them."""
-        self.check_idle()
-        self.busy = doing
+        if not (shared and self.shared):
+            self.check_idle()
+        self.claims += (doing,)
+        self.shared = shared
 
-    def unclaim(self) -> list[int]:
+    def unclaim(self, doing: str) -> list[int]:
         """End a claim; the descriptors to be closed if the object was given up meanwhile."""
-        self.busy = ""
-        return self.detach() if self._leaving else []
+        claims = list(self.claims)
+        if doing in claims:
+            claims.remove(doing)
+        self.claims = tuple(claims)
+        return self.detach() if self._leaving and not claims else []
 
     def detach(self) -> list[int]:
         """Give the descriptors away, to be closed; none while it is claimed: `unclaim` gives them then."""
         if self.lease is not None:
             self.lease.end()
-        if self.busy:
+        if self.claims:
             self._leaving = True
             return []
         for enforcer in self.enforcers:
             self.drop(enforcer)
-        fds = [fd for fd in (self.fd, self.private_fd) if fd >= 0]
-        self.fd = self.private_fd = -1
+        pieces, self.aside = self.pieces(), None
+        fds = [piece.fd for piece in pieces if piece.fd >= 0]
+        for piece in pieces:
+            piece.fd = -1
         return fds
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
+from gmemd.changes.change import Change
 from gmemd.changes.threads import in_thread
 from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.affinity import bind, cpus_of
@@ -37,13 +38,15 @@ async def usable_cpus(properties: Mapping[str, Any]) -> list[int]:
     return found
 
 
-def change_cpus(schema: Schema, context: ThreadContext, name: str, value: Any) -> Coroutine[Any, Any, dict[str, Any]]:
+def change_cpus(schema: Schema, context: ThreadContext, name: str, value: Any,
+                change: Change) -> Coroutine[Any, Any, dict[str, Any]]:
     """Choose CPUs for a thread context by one of AFFINITIES; the result of qom-set."""
     chosen = {name: schema.check_property(context.qom_type, name, value)}
     check_cpus(chosen)
+    change.judged()
 
-    async def change() -> dict[str, Any]:
+    async def work() -> dict[str, Any]:
         context.cpus = await usable_cpus(chosen)
         return {}
 
-    return change()
+    return work()

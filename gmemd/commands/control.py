@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gmemd.changes.change import Change
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.qmp.encode import encode
@@ -42,9 +43,10 @@ def query_kvm(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[s
     return {"enabled": gmemd.kernel.kvm_enabled, "present": gmemd.kernel.kvm_present}
 
 
-def yank(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def yank(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     if arguments["instances"]:
         raise QmpError("Instance not found", DEVICE_NOT_FOUND)
+    change.judged()
     return {}
 
 
@@ -52,7 +54,9 @@ def query_yank(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[
     return []
 
 
-def quit(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def quit(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+    change.judged(lambda: f"end gmemd; of {len(gmemd.objects)} objects "
+                          f"{sum(backend.record is not None for backend in gmemd.objects)} come back with the next one")
     gmemd.shutdown("host-qmp-quit")
     return {}
 

@@ -6,106 +6,85 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.backends.guest_memfd import convert, fill, forget, set_aside
-from gmemd.changes.claims import claimed
+from gmemd.changes.change import Change
 from gmemd.changes.threads import beside, close_beside, in_thread
-from gmemd.commands.context import Caller, Change, Gmemd, recorded, settled, store_record
+from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
+from gmemd.commands.measure import with_resident
 from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.kernel import PageInUse
 from gmemd.kernel.rules import check_inside
 from gmemd.memory.ranges import PRIVATE, SHARED, RangeMap
+from gmemd.objects.conversion import convert, fill, forget, set_aside
 
 _AT_ONCE = 8 << 20  # bytes that may be copied or given back on the event loop
 
 
-def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    backend, _, size = part(gmemd, arguments)
-    visibility_of(backend)
-    if size > _AT_ONCE or _begins_store(gmemd, backend, arguments):
-        return claimed(gmemd, backend, "a part of it is being converted",
-                       lambda: _convert_slowly(gmemd, backend, arguments))
-    undo = _undo(gmemd, backend, arguments)
-    _set_aside(gmemd, backend, arguments)
+def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    backend, offset, size = part(gmemd, arguments)
+    visibility, to = visibility_of(backend), arguments["to"]
+
+    def effect() -> str:
+        changed = sum(length for _, length, state in visibility.ranges(offset, size)
+                      if (state is PRIVATE) != (to == "private"))
+        content = "keep their content" if arguments["preserve"] else "read as zero"
+        return f"make {changed} of {size} bytes of '{backend.id}' {to}; they would {content}"
+
+    change.judged(effect, whole=False)
+    preserves = arguments["preserve"] and to == "private"
+    begins_store = preserves and backend.record is not None and backend.aside is None
+    if size > _AT_ONCE or begins_store:
+        change.claim(backend, "a part of it is being converted")
+        return _convert_slowly(gmemd, backend, arguments, change, begins_store=begins_store)
+    back = _undo(gmemd, backend, arguments)
+    if preserves:
+        _set_aside(gmemd, backend, arguments)
     converted = _convert(gmemd, backend, arguments)
-
-    def done() -> None:
-        _forget(gmemd, backend, arguments)
-        _tell(gmemd, arguments, converted)
-
-    return recorded(gmemd, backend, _value(gmemd, converted), undo=undo, done=done)
-
-
-def _begins_store(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> bool:
-    """May this conversion make a memfd of preserved bytes that is to be kept?"""
-    return gmemd.custody is not None and backend.record is not None and backend.private_record is None \
-        and arguments["preserve"] and arguments["to"] == "private"
+    change.undo(back)
+    change.rewrite(backend)
+    change.done(lambda: _forget(gmemd, backend, arguments))
+    change.done(lambda: _tell(gmemd, arguments, converted))
+    return {"simulated": _simulated(gmemd), "converted": converted}
 
 
-async def _convert_slowly(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Any:
+async def _convert_slowly(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any], change: Change, *,
+                          begins_store: bool) -> Any:
     """The same with waiting, under a claim that lasts until it is durable and what it needs no more is given back."""
     run = in_thread if arguments["size"] > _AT_ONCE else _at_once
-    undo = _undo(gmemd, backend, arguments)
-    await _prepare(gmemd, backend, arguments, run)
+    back = _undo(gmemd, backend, arguments)
+    if begins_store:
+        change.reserve()
+        change.undo(lambda: _drop_store(backend))
+    if arguments["preserve"] and arguments["to"] == "private":
+        await run(_set_aside, gmemd, backend, arguments)
+    if begins_store and backend.aside is not None:
+        change.keep(backend.aside)
+        await change.settle()  # before the bytes are only there
     converted = await run(_convert, gmemd, backend, arguments)
-    try:
-        value = await settled(gmemd, recorded(gmemd, backend, _value(gmemd, converted), undo=lambda: None))
-    except QmpError:
-        await beside(undo)
-        raise
+    change.undo(lambda: beside(back))
+    change.rewrite(backend)
+    await change.settle()
     await run(_forget, gmemd, backend, arguments)
     _tell(gmemd, arguments, converted)
-    return value
+    return {"simulated": _simulated(gmemd), "converted": converted}
 
 
 async def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-async def _prepare(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any],
-                   run: Callable[..., Awaitable[Any]]) -> None:
-    """Set aside what is to be preserved; a first memfd of such bytes is kept before the bytes are only there."""
-    custody = gmemd.custody
-    if custody is None or not _begins_store(gmemd, backend, arguments):
-        await run(_set_aside, gmemd, backend, arguments)
-        return
-    custody.reserve()
-    try:
-        await run(_set_aside, gmemd, backend, arguments)
-        begun = _keep_store(gmemd, backend)
-    except BaseException:
-        custody.release()
-        _drop_store(backend)
-        raise
-    await settled(gmemd, begun)
-
-
-def _keep_store(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
-    """Give the memfd of preserved bytes, if there is one, to custody, using up the reservation."""
-    custody = gmemd.custody
-    assert custody is not None
-    if backend.private_fd < 0:
-        custody.release()
-        return {}
-    record = store_record(backend)
-    operation = custody.add(record, backend.private_fd)
-    backend.private_record = record
-    return Change({}, operation, undo=lambda: _drop_store(backend))
-
-
 def _drop_store(backend: HostMemoryBackend) -> asyncio.Future[None] | None:
-    fd, backend.private_fd, backend.private_record = backend.private_fd, -1, None
-    return close_beside([fd] if fd >= 0 else [])
+    aside, backend.aside = backend.aside, None
+    return None if aside is None else close_beside([aside.fd])
 
 
 def _set_aside(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> None:
-    if arguments["preserve"] and arguments["to"] == "private":
-        with os_errors(f"cannot convert '{backend.id}'"):
-            set_aside(backend, gmemd.kernel, arguments["offset"], arguments["size"])
+    with os_errors(f"cannot convert '{backend.id}'"):
+        set_aside(backend, gmemd.kernel, arguments["offset"], arguments["size"])
 
 
 def _convert(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> int:
@@ -142,10 +121,6 @@ def _undo(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -
     return undo
 
 
-def _value(gmemd: Gmemd, converted: int) -> dict[str, Any]:
-    return {"simulated": _simulated(gmemd), "converted": converted}
-
-
 def _forget(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> None:
     """Give back what is kept aside of what is shared now; it is only room: set_aside() begins with the same."""
     with contextlib.suppress(OSError):
@@ -175,19 +150,25 @@ def describe_ranges(gmemd: Gmemd, backend: HostMemoryBackend, offset: int,
         for start, length, state in visibility.ranges(offset, left if size is None else min(size, left)))
 
 
-def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     backend, offset, size = part(gmemd, arguments)
+    change.judged(lambda: with_resident(gmemd, backend, offset, size, lambda resident: (
+        f"give back {resident} of {size} bytes of '{backend.id}', which then read as zero")))
     if size > _AT_ONCE or backend.on_file:
-        return claimed(gmemd, backend, "a part of it is being discarded",
-                       lambda: in_thread(_discard, gmemd, backend, offset, size))
+        change.claim(backend, "a part of it is being discarded")
+        return _discard_slowly(gmemd, backend, offset, size)
     return _discard(gmemd, backend, offset, size)
+
+
+async def _discard_slowly(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int) -> Any:
+    return await in_thread(_discard, gmemd, backend, offset, size)
 
 
 def _discard(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int) -> dict[str, Any]:
     with os_errors(f"cannot discard of '{backend.id}'"):
         gmemd.kernel.punch_hole(backend.fd, backend.offset + offset, size)
-        if backend.private_fd >= 0:
-            gmemd.kernel.punch_hole(backend.private_fd, offset, size)
+        if backend.aside is not None:
+            gmemd.kernel.punch_hole(backend.aside.fd, offset, size)
         if backend.visibility is not None:
             fill(backend, gmemd.kernel, [(start, length) for start, length, state
                                          in backend.visibility.ranges(offset, size) if state is SHARED])

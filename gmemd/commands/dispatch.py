@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
+from functools import partial
 from types import CoroutineType, ModuleType
 from typing import Any
 
+from gmemd.changes.change import begun, completed
 from gmemd.changes.threads import in_thread
 from gmemd.commands import (
     accounting,
     control,
     conversion,
-    effect,
     enforce,
     fds,
     holders,
@@ -24,36 +25,36 @@ from gmemd.commands import (
     qom,
     status,
 )
-from gmemd.commands.context import Caller, Gmemd, completed
+from gmemd.commands.context import Caller, Function, Gmemd
+from gmemd.commands.effect import foretell
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.objects.fds import NamedFds
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Command
 
-Function = Callable[[Gmemd, Caller, dict[str, Any]], Any]
-
-MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, effect, enforce, fds, holders, jobs, lease, memdev,
+MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, enforce, fds, holders, jobs, lease, memdev,
                                    ownership, properties, qom, status)
 
 
-def functions(modules: Iterable[ModuleType] = MODULES) -> dict[str, Function]:
-    """Every command function by its Python name: the public functions of the modules that take a caller.
-
-    A later module replaces what an earlier one has.
-    """
-    return {name: member for module in modules for name, member in vars(module).items()
-            if not name.startswith("_") and getattr(member, "__module__", None) == module.__name__
-            and "caller" in getattr(getattr(member, "__code__", None), "co_varnames", ())}
+def find_function(name: str, modules: Sequence[ModuleType] = MODULES) -> Function:
+    """The function of a command of the schema; what a later module has replaces what an earlier one has."""
+    wanted = name.replace("-", "_")
+    found: Function = next(vars(module)[wanted] for module in reversed(modules) if wanted in vars(module))
+    return found
 
 
 class Dispatcher:
     """Runs requests: mode, name, out-of-band, arguments, then the command, in QEMU's order of checks."""
 
-    def __init__(self, gmemd: Gmemd, modules: Iterable[ModuleType] = MODULES) -> None:
+    def __init__(self, gmemd: Gmemd, modules: Sequence[ModuleType] = MODULES) -> None:
         self.gmemd = gmemd
-        table = functions(modules)
-        self._commands = {name: (command, table[name.replace("-", "_")])
-                          for name, command in gmemd.schema.commands.items()}
+        functions: dict[str, tuple[Command, Function]] = {}
+        effect = partial(foretell, functions)
+        for name, command in gmemd.schema.commands.items():
+            functions[name] = command, effect if name == "query-command-effect" else find_function(name, modules)
+        # What changes something is given a change.
+        self._commands = {name: (command, function if command.reads_only else partial(begun, gmemd.settler, function))
+                          for name, (command, function) in functions.items()}
         # The same without those that the policy forbids: what a plain request needs no further question for.
         self._allowed = {name: entry for name, entry in self._commands.items() if not entry[0].is_forbidden}
 
@@ -97,7 +98,7 @@ class Dispatcher:
     async def at_start(self, name: str, arguments: dict[str, Any]) -> None:
         """Run a command of the command line, before there are clients; QmpError when it is refused."""
         command, function = self._commands[name]
-        await completed(self.gmemd, function(self.gmemd, AtStart(), command.check(arguments)))
+        await completed(function(self.gmemd, AtStart(), command.check(arguments)))
 
 
 class AtStart:

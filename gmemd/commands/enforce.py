@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from gmemd.backends.base import Enforcer, HostMemoryBackend
-from gmemd.changes.claims import claimed
+from gmemd.changes.change import Change
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
@@ -20,7 +20,8 @@ from gmemd.processes.identity import start_time
 from gmemd.processes.watch import watch
 
 
-def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
+def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
+                   change: Change) -> Coroutine[Any, Any, Any]:
     backend, name, address = gmemd.objects.find(arguments["id"]), arguments["fdname"], arguments["address"]
     backend.check_idle()
     if backend.visibility is None:
@@ -34,44 +35,40 @@ def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> C
     with os_errors(f"cannot see process {caller.pid}"):
         start = start_time(caller.pid)
     names, pid = caller.named_fds, caller.pid
+    change.judged()
 
     async def work() -> dict[str, Any]:
         [file] = shown([backend.fd])
         if start is None or not await in_thread(is_mapped, pid, file, address, backend.memory_size):
             raise QmpError(f"object '{backend.id}' is not mapped as a whole at {address:#x} in process {pid}")
-        return await _enforce(gmemd, backend, names.take(name), address, pid, start)
+        return await _enforce(gmemd, backend, names.take(name), address, pid, start, change)
 
-    return claimed(gmemd, backend, "its shared pages are being allocated", work)
+    change.claim(backend, "its shared pages are being allocated")
+    return work()
 
 
-async def _enforce(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: int, pid: int,
-                   start: int) -> dict[str, Any]:
+async def _enforce(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: int, pid: int, start: int,
+                   change: Change) -> dict[str, Any]:
     """Take the descriptor `fd` into service; it is closed when that fails."""
 
     def drop() -> None:
         if enforcer in backend.enforcers:
             backend.drop(enforcer)
 
-    try:
-        with os_errors(f"cannot watch process {pid}"):
-            end = watch(pid, start, drop)
-    except QmpError:
-        close_fd(fd)
-        raise
-    enforcer = Enforcer(pid, address, fd, end or (lambda: None))
+    enforcer = Enforcer(pid, address, fd)
     backend.enforcers += (enforcer,)
-    try:
-        if end is None:
-            raise QmpError(f"process {pid} has ended")
-        with os_errors(f"cannot let private pages of '{backend.id}' fault"):
-            used = os.dup(fd)  # by the thread: the process may end meanwhile
-            try:
-                await in_thread(_begin, gmemd, backend, used, address)
-            finally:
-                close_fd(used)
-    except BaseException:
-        drop()
-        raise
+    change.undo(drop)
+    with os_errors(f"cannot watch process {pid}"):
+        end = watch(pid, start, drop)
+    if end is None:
+        raise QmpError(f"process {pid} has ended")
+    enforcer.end = end
+    with os_errors(f"cannot let private pages of '{backend.id}' fault"):
+        used = os.dup(fd)  # by the thread: the process may end meanwhile
+        try:
+            await in_thread(_begin, gmemd, backend, used, address)
+        finally:
+            close_fd(used)
     return {}
 
 

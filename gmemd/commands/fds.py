@@ -5,35 +5,33 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from gmemd.changes.change import Change
 from gmemd.changes.threads import close_beside
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 
 
-def getfd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def getfd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    change.judged()
     fd = caller.take_fd()
-    try:
-        replaced = caller.named_fds.receive(arguments["fdname"], fd)
-    except BaseException:
-        close_beside([fd])
-        raise
-    return _once_closed(replaced)
+    change.undo(lambda: close_beside([fd]))
+    return _once_closed(caller.named_fds.receive(arguments["fdname"], fd))
 
 
-def closefd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def closefd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    change.judged()
     return _once_closed([caller.named_fds.take(arguments["fdname"])])
 
 
-def add_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def add_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+    change.judged()
     fd = caller.take_fd()
-    try:
-        return gmemd.fd_sets.receive(fd, arguments.get("fdset-id"), arguments.get("opaque"))
-    except BaseException:
-        close_beside([fd])
-        raise
+    change.undo(lambda: close_beside([fd]))
+    return gmemd.fd_sets.receive(fd, arguments.get("fdset-id"), arguments.get("opaque"))
 
 
-def remove_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def remove_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    change.judged()
     return _once_closed(gmemd.fd_sets.remove(arguments["fdset-id"], arguments.get("fd")))
 
 

@@ -6,17 +6,16 @@ import asyncio
 import json
 import os
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from itertools import islice
-from types import CoroutineType
 from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.changes.claims import claimed
+from gmemd.changes.change import Change
 from gmemd.changes.jobs import CANCELLED, Job
 from gmemd.changes.threads import close_beside, in_thread
 from gmemd.changes.workers import workers
-from gmemd.commands.context import Caller, Gmemd, completed
+from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete
 from gmemd.commands.properties import populate, set_property
@@ -36,17 +35,21 @@ def query_jobs(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     return listed((job.describe() for job in gmemd.jobs), len(gmemd.jobs))
 
 
-def job_cancel(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
-    gmemd.jobs.find(arguments["id"]).cancel()
+def job_cancel(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+    job = gmemd.jobs.find(arguments["id"])
+    change.judged(lambda: f"cancel the job '{job.id}', which is {job.status}", whole=False)
+    job.cancel()
     return {}
 
 
-def job_dismiss(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
-    gmemd.jobs.dismiss(arguments["id"])
+def job_dismiss(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+    job = gmemd.jobs.find(arguments["id"])
+    change.judged(lambda: f"dismiss the job '{job.id}', which is {job.status}", whole=False)
+    gmemd.jobs.dismiss(job.id)
     return {}
 
 
-def memdev_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def memdev_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     backend, chunk = gmemd.objects.find(arguments["id"]), arguments["chunk"]
     gmemd.jobs.check_id(arguments["job-id"])
     if chunk == 0 or chunk % gmemd.kernel.page_size:
@@ -56,9 +59,11 @@ def memdev_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> di
     waiting = sum([job.kind == "verify" and job.status != "concluded" for job in gmemd.jobs])
     if waiting >= share(_PART):
         raise QmpError(f"{waiting} objects are being verified already: each takes a descriptor, and there are no more")
+    change.judged()
     with os_errors(f"cannot read '{backend.id}'"):
         part = (os.dup(backend.fd), backend.offset, backend.memory_size)
-    _start(gmemd, arguments["job-id"], "verify", backend.memory_size, lambda job: _verify(job, part, chunk))
+    job = gmemd.jobs.create(arguments["job-id"], "verify", backend.memory_size)
+    gmemd.spawn(_conclude(job, lambda: _verify(job, part, chunk)))
     return {}
 
 
@@ -85,38 +90,40 @@ def query_memdev_digests(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]
     return listed(islice(job.result, begin, begin + count), count)
 
 
-def memdev_populate(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def memdev_populate(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     backend = gmemd.objects.find(arguments["id"])
     backend.check_idle()
     if backend.properties.get("readonly"):
         raise QmpError("qemu_prealloc_mem: preallocating memory failed: Bad address")
     backend.check_value("prealloc", True)
 
-    async def work(job: Job | None) -> Any:
+    async def work(job: Job | None, change: Change) -> Any:
         def progress(done: int) -> None:
             if job is not None:
                 job.current = done
 
         await in_thread(populate, gmemd, backend, progress, lambda: job is not None and job.cancelled)
-        return set_property(gmemd, backend, "prealloc", True)
+        return set_property(backend, "prealloc", True, change)
 
-    return _run(gmemd, arguments, "populate", backend, "it is being populated", work)
+    return _run(gmemd, arguments, "populate", backend, "it is being populated", work, change)
 
 
-def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     if not arguments["zero"] and "job-id" not in arguments:
-        return delete(gmemd, arguments["id"])
+        return delete(gmemd, arguments["id"], change)
     backend = gmemd.objects.find(arguments["id"])
     backend.check_idle()
     if arguments["zero"] and (backend.properties.get("readonly") or not backend.properties["share"]) \
             and backend.kind == "file":
         raise QmpError(f"object '{backend.id}' may not write to its file")
 
-    async def wipe(job: Job | None) -> None:
+    async def wipe(job: Job | None, change: Change) -> Any:
         if arguments["zero"]:
             await _wipe(backend, job)
+        change.release(backend)
+        return delete(gmemd, backend.id, change)
 
-    return _run(gmemd, arguments, "delete", backend, "it is being wiped", wipe, lambda: delete(gmemd, backend.id))
+    return _run(gmemd, arguments, "delete", backend, "it is being wiped", wipe, change)
 
 
 async def _wipe(backend: HostMemoryBackend, job: Job | None) -> None:
@@ -126,8 +133,8 @@ async def _wipe(backend: HostMemoryBackend, job: Job | None) -> None:
             job.current = message["done"]
 
     parts = [(backend.fd, backend.offset, backend.memory_size)]
-    if backend.private_fd >= 0:
-        parts.insert(0, (backend.private_fd, 0, backend.memory_size))
+    if backend.aside is not None:
+        parts.insert(0, (backend.aside.fd, 0, backend.memory_size))
     for part in parts:
         await _worker(job, "zero", part, _WIPE_CHUNK, said)
 
@@ -135,47 +142,29 @@ async def _wipe(backend: HostMemoryBackend, job: Job | None) -> None:
 # -- running ----------------------------------------------------------------------------------------
 
 def _run(gmemd: Gmemd, arguments: dict[str, Any], kind: str, backend: HostMemoryBackend, doing: str,
-         work: Callable[[Job | None], Awaitable[Any]], then: Callable[[], Any] | None = None) -> Any:
-    """The work on an object as a job where that is asked for; else itself, for the monitor to wait for.
-
-    The object is claimed for `work`; what comes behind it is the result, or `then` gives it.
-    """
-    jobs: list[Job] = []
+         work: Callable[[Job | None, Change], Coroutine[Any, Any, Any]], change: Change) -> Any:
+    """The work on an object, which is claimed for it: a job where that is asked for, else the monitor waits."""
     if "job-id" in arguments:
         gmemd.jobs.check_id(arguments["job-id"])
-    claim = claimed(gmemd, backend, doing, lambda: work(jobs[0] if jobs else None))
-
-    async def run() -> Any:
-        result = await claim
-        if then is not None:
-            result = then()
-        return await result if isinstance(result, CoroutineType) else result
-
+    change.judged()
+    change.claim(backend, doing)
     if "job-id" not in arguments:
-        return run()
-
-    def begin(job: Job) -> Awaitable[Any]:
-        jobs.append(job)
-        return run()
-
-    _start(gmemd, arguments["job-id"], kind, backend.memory_size, begin)
+        return work(None, change)
+    job, own = gmemd.jobs.create(arguments["job-id"], kind, backend.memory_size), change.hand_over()
+    gmemd.spawn(_conclude(job, lambda: own.conclude(work(job, own))))
     return {}
 
 
-def _start(gmemd: Gmemd, job_id: str, kind: str, total: int, work: Callable[[Job], Awaitable[Any]]) -> None:
-    job = gmemd.jobs.create(job_id, kind, total)
-
-    async def run() -> None:
-        error: str | None = "internal error"
-        try:
-            job.result = await completed(gmemd, await work(job))
-            error = None
-        except QmpError as exc:
-            error = exc.desc
-        finally:
-            job.conclude(error)
-
-    gmemd.spawn(run())
+async def _conclude(job: Job, work: Callable[[], Awaitable[Any]]) -> None:
+    """Do a job's work, to its end."""
+    error: str | None = "internal error"
+    try:
+        job.result = await work()
+        error = None
+    except QmpError as exc:
+        error = exc.desc
+    finally:
+        job.conclude(error)
 
 
 async def _worker(job: Job | None, work: str, part: Part, chunk: int, said: Said) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from gmemd.changes.change import Change
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.errors import QmpError
 from gmemd.lab import HALFWAY, Injection, Lab
@@ -15,7 +16,7 @@ def _lab(gmemd: Gmemd) -> Lab:
     return gmemd.lab
 
 
-def x_memdev_inject(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def x_memdev_inject(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     code, offset, operation = _code(arguments.get("errno")), arguments.get("offset"), arguments["operation"]
     if arguments["nth"] == 0:
         raise QmpError("parameter 'nth' counts from 1")
@@ -29,12 +30,15 @@ def x_memdev_inject(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> 
         raise QmpError("parameter 'offset' needs 'errno'")
     if code is None and not arguments["delay"]:
         raise QmpError("one of 'errno', 'offset' and 'delay' is needed")
+    change.judged()
     number = _lab(gmemd).inject(operation, nth=arguments["nth"], code=code, seconds=arguments["delay"] / 1000,
                                 offset=offset, repeat=arguments["repeat"])
     return {"injection": number}
 
 
-def x_memdev_inject_clear(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def x_memdev_inject_clear(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
+                          change: Change) -> dict[str, Any]:
+    change.judged()
     number = arguments.get("injection")
     if not _lab(gmemd).clear(number):
         raise QmpError(f"there is no injection {number}")

@@ -6,12 +6,12 @@ What runs here outside a command is called by the event loop: a holder has ended
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.change import Change, WithFds, begun, completed
 from gmemd.changes.threads import close_copies
-from gmemd.commands.context import Caller, Gmemd, WithFds, completed, recorded, settled
+from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete
 from gmemd.commands.status import describe_memory
@@ -24,22 +24,24 @@ _WATCH_AGAIN = 1.0  # seconds until a holder that could not be watched is tried 
 _BUSY_AGAIN = 1.0  # seconds until the deletion of a busy orphan is tried again
 
 
-def memdev_get_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def memdev_get_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> WithFds:
     backend = gmemd.objects.find(arguments["id"])
     lease = backend.lease
     wanted = arguments.get("lease")
-    if lease is None and wanted is None:
-        return _hand_out(gmemd, backend)
     if lease is not None and not arguments["force"]:
         _check_free(backend, lease, caller)
-    if wanted is None and lease is not None and not lease.orphaned:
-        return _hand_out(gmemd, backend)
-    backend.check_idle()
-    new = None if wanted is None else _lease(backend, caller, wanted, arguments["delete-after"])
-    return _replace(gmemd, backend, new)
+    if wanted is not None or (lease is not None and lease.orphaned):
+        backend.check_idle()
+        new = None if wanted is None else _lease(backend, caller, wanted, arguments["delete-after"])
+        change.judged()
+        reply = _hand_out(gmemd, backend, change)
+        _exchange(gmemd, backend, new, change)  # it is recorded before the fd leaves
+        return reply
+    change.judged()
+    return _hand_out(gmemd, backend, change)
 
 
-def memdev_release(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def memdev_release(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     backend = gmemd.objects.find(arguments["id"])
     backend.check_idle()
     lease = backend.lease
@@ -47,7 +49,9 @@ def memdev_release(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> A
         raise QmpError(f"object '{backend.id}' is not leased")
     if not arguments["force"]:
         _check_free(backend, lease, caller)
-    return _exchange(gmemd, backend, None)
+    change.judged()
+    _exchange(gmemd, backend, None, change)
+    return {}
 
 
 def query_memdev_leases(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -64,11 +68,17 @@ def _check_free(backend: HostMemoryBackend, lease: Lease, caller: Caller) -> Non
                        "a second writer needs 'force'")
 
 
-def _hand_out(gmemd: Gmemd, backend: HostMemoryBackend) -> WithFds:
+def _hand_out(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> WithFds:
     with os_errors(f"cannot hand out '{backend.id}'"):
-        fd = gmemd.kernel.duplicate(backend.fd)
+        fds = [gmemd.kernel.duplicate(backend.fd)]
     backend.handed_out += 1
-    return WithFds(describe_memory(gmemd, backend), [fd])
+
+    def take_back() -> None:
+        close_copies(fds)
+        backend.handed_out -= 1
+
+    change.undo(take_back)
+    return WithFds(describe_memory(gmemd, backend), fds)
 
 
 def _lease(backend: HostMemoryBackend, caller: Caller, policy: str, delete_after: int) -> Lease:
@@ -81,33 +91,8 @@ def _lease(backend: HostMemoryBackend, caller: Caller, policy: str, delete_after
     return Lease(caller.pid, start, caller.uid, policy, delete_after)
 
 
-def _replace(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None) -> Coroutine[Any, Any, WithFds]:
-    """Hand out under a new lease, or none, that is recorded before the fd leaves."""
-    reply = _hand_out(gmemd, backend)
-
-    def take_back() -> None:
-        close_copies(reply.fds)
-        backend.handed_out -= 1
-
-    try:
-        exchanged = settled(gmemd, _exchange(gmemd, backend, lease))
-    except BaseException:
-        take_back()
-        raise
-
-    async def work() -> WithFds:
-        try:
-            await exchanged
-        except BaseException:
-            take_back()
-            raise
-        return reply
-
-    return work()
-
-
-def _exchange(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None) -> Any:
-    """Put a lease in place of another; the result of the command that does so."""
+def _exchange(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None, change: Change) -> None:
+    """Put a lease in place of another."""
     before = backend.lease
     if lease is not None:
         with os_errors(f"cannot lease '{backend.id}'"):
@@ -125,7 +110,8 @@ def _exchange(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None) -> 
         if before is not None:
             _resume(gmemd, backend, before)
 
-    return recorded(gmemd, backend, {}, undo=undo)
+    change.undo(undo)
+    change.rewrite(backend)
 
 
 # -- watching ----------------------------------------------------------------------------------------
@@ -183,7 +169,7 @@ async def _delete(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> Non
         _later(gmemd, backend, lease, _BUSY_AGAIN)
         return
     try:
-        await completed(gmemd, delete(gmemd, backend.id))
+        await completed(begun(gmemd.settler, delete, gmemd, backend.id))
     except QmpError:  # custody's, which has said it: the object stays, and its time begins anew
         _later(gmemd, backend, lease, max(_BUSY_AGAIN, lease.delete_after))
         return

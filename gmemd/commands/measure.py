@@ -24,7 +24,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError, close_fd
-from gmemd.memory.usage import Item, Ledger, Usage, measure, total
+from gmemd.memory.usage import Item, Ledger, Usage, measure, occupied, total
 
 AT_ONCE: Final = 256 << 20  # bytes of objects that may be measured on the event loop: some ms if they are in memory
 _RANGES_AT_ONCE: Final = 500  # of differing visibility, each of which takes a system call
@@ -129,7 +129,7 @@ def are_quick(backends: Collection[HostMemoryBackend]) -> bool:
 
 def item_of(backend: HostMemoryBackend, fds: tuple[int, int] | None = None) -> Item:
     """What is to be measured of an object; `fds` instead of its own."""
-    fd, aside_fd = fds or (backend.fd, backend.private_fd)
+    fd, aside_fd = fds or (backend.fd, -1 if backend.aside is None else backend.aside.fd)
     return Item(kind_of(backend), fd, backend.offset, backend.memory_size, backend.visibility, aside_fd)
 
 
@@ -163,9 +163,9 @@ def _duplicated(gmemd: Gmemd, left: deque[HostMemoryBackend],
 def _duplicate(backend: HostMemoryBackend) -> Item:
     """The same with fds that belong to the caller; OSError when there are none left."""
     fd, aside_fd = os.dup(backend.fd), -1
-    if backend.private_fd >= 0:
+    if backend.aside is not None:
         try:
-            aside_fd = os.dup(backend.private_fd)
+            aside_fd = os.dup(backend.aside.fd)
         except OSError:
             close_fd(fd)
             raise
@@ -212,3 +212,15 @@ async def _here(backends: Iterable[HostMemoryBackend], measure: Callable[[Item],
         results.append(measure(item_of(backend)._replace(measurable=are_quick([backend]))))
         await asyncio.sleep(0)
     return results
+
+
+async def with_resident(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int,
+                        sentence: Callable[[str], str]) -> str:
+    """The sentence with how many bytes of a part of an object are in memory."""
+    def resident(item: Item) -> int | None:
+        return occupied(gmemd.kernel, item._replace(offset=item.offset + offset, size=size, aside_fd=-1))
+
+    async for found in measured(gmemd, [backend], resident):
+        for _, count in found:
+            return sentence("an unknown number of" if count is None else str(count))
+    raise QmpError(f"object '{backend.id}' not found")

@@ -1,14 +1,18 @@
-"""Commands about memory objects: QEMU's object-add family and gmemd's own memdev ones."""
+"""Commands that make and delete memory objects: QEMU's object-add and object-del."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.change import Change
 from gmemd.changes.threads import beside, close_beside, closed_at_once, in_thread
-from gmemd.commands.context import Caller, Change, Gmemd, Step, record_of
+from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.contexts import check_cpus, usable_cpus
+from gmemd.commands.measure import with_resident
 from gmemd.commands.properties import populate
 from gmemd.errors import QmpError
 from gmemd.objects.container import ThreadContext
@@ -19,44 +23,52 @@ if TYPE_CHECKING:
 _LOOK_SECONDS = 0.2  # between two looks whether the client of a file that does not open is still there
 
 
-def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     if arguments["qom-type"] == ThreadContext.qom_type:
-        check_cpus(arguments)
-        gmemd.objects.reserve(arguments["id"])
-        return _add_context(gmemd, arguments)
-    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context)
-    try:
-        if gmemd.custody is not None:
-            gmemd.custody.reserve()
-    except BaseException:
-        gmemd.objects.cancel(backend)
-        raise
+        return _add_context(gmemd, arguments, change)
+    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, trial=change.trial)
+    change.undo(partial(gmemd.objects.cancel, backend))
+    change.reserve()
+    if change.trial:
+        return _try(gmemd, backend, change)
     if backend.blocks:
-        return _add_blocking(gmemd, caller, backend)
-    try:
-        _make(gmemd, backend)
-        return added(gmemd, backend)
-    except BaseException:
-        backend.abandon()
-        _give_up(gmemd, backend)
-        raise
+        return _add_blocking(gmemd, caller, backend, change)
+    change.undo(backend.abandon)
+    _make(gmemd, backend)
+    return added(gmemd, backend, change)
 
 
-async def _add_context(gmemd: Gmemd, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Add a thread context, whose id is reserved."""
-    try:
-        cpus = await usable_cpus(arguments)
-    except BaseException:
-        gmemd.objects.release(arguments["id"])
-        raise
-    gmemd.objects.add_context(ThreadContext(arguments["id"], cpus))
-    return {}
+def _add_context(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> Any:
+    """Add a thread context."""
+    object_id = arguments["id"]
+    check_cpus(arguments)
+    gmemd.objects.reserve(object_id)
+    change.undo(partial(gmemd.objects.release, object_id))
+    change.judged(lambda: f"make the thread context '{object_id}', gone when gmemd ends", whole=False)
+
+    async def work() -> dict[str, Any]:
+        gmemd.objects.add_context(ThreadContext(object_id, await usable_cpus(arguments)))
+        return {}
+
+    return work()
 
 
-def _give_up(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
-    gmemd.objects.cancel(backend)
-    if gmemd.custody is not None:
-        gmemd.custody.release()
+def _try(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
+    """Make memory and give it back, where that leaves no trace; what was injected is not for a trial."""
+    kept = "kept over restarts of gmemd" if gmemd.custody.keeps else "gone when gmemd ends"
+    if not backend.on_trial or gmemd.lab is not None:
+        change.judged(lambda: f"make '{backend.id}' of {backend.size} bytes, {kept}", whole=False)
+    change.undo(backend.close)
+    backend.allocate(gmemd.kernel)
+    backend.finish(gmemd.kernel)
+    populates = backend.properties["prealloc"]
+    if populates:
+        try:
+            gmemd.kernel.check_headroom(backend.memory_size, backend.fd)
+        except OSError as exc:
+            raise QmpError(f"qemu_prealloc_mem: preallocating memory failed: {os.strerror(exc.errno or 0)}") from exc
+    change.judged(lambda: f"make '{backend.id}', {backend.memory_size} bytes of {backend.kind}, {kept}",
+                  whole=not populates)
 
 
 def _make(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
@@ -66,86 +78,72 @@ def _make(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
         populate(gmemd, backend)
 
 
-async def _add_blocking(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend) -> Any:
+async def _add_blocking(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, change: Change) -> Any:
     """The same in a worker thread; the id is taken meanwhile, the object not yet visible.
 
     For a client that has gone nobody waits until a file opens at last.
     """
-    try:
-        making = asyncio.ensure_future(in_thread(_make, gmemd, backend))
-    except BaseException:
-        _give_up(gmemd, backend)
-        raise
-    try:
-        while not (await asyncio.wait([making], timeout=_LOOK_SECONDS))[0]:
-            if backend.waits and caller.is_gone():
-                raise QmpError("the client has gone before its file was open")
-        making.result()
-        return added(gmemd, backend)
-    except BaseException:
-        if making.done():
-            await beside(backend.abandon)
-        else:
-            backend.unwanted = True
-            making.add_done_callback(lambda making: _made_in_vain(backend, making))
-        _give_up(gmemd, backend)
-        raise
+    making = asyncio.ensure_future(in_thread(_make, gmemd, backend))
+    change.undo(partial(_give_up, backend, making))
+    while not (await asyncio.wait([making], timeout=_LOOK_SECONDS))[0]:
+        if backend.waits and caller.is_gone():
+            raise QmpError("the client has gone before its file was open")
+    making.result()
+    return added(gmemd, backend, change)
 
 
-def _made_in_vain(backend: HostMemoryBackend, making: asyncio.Future[None]) -> None:
-    if not making.cancelled():
-        making.exception()
-    beside(backend.abandon)
-
-
-def added(gmemd: Gmemd, backend: HostMemoryBackend, undo: Step | None = None, *, again: Again | None = None) -> Any:
-    """Make an object visible and tell custody; the result of the command that made it.
-
-    `undo`: instead of giving up memory that was made for it; `again`: as of Custody.add.
-    """
-    custody = gmemd.custody
-    if custody is None:
-        gmemd.objects.commit(backend)
-        return {}
-    backend.record = record_of(backend, gmemd.kernel)
-    operation = custody.add(backend.record, backend.fd, again=again, status=backend.status)
-    gmemd.objects.commit(backend)
-    return Change({}, operation, undo=undo or (lambda: _abandon(gmemd.objects.remove(backend.id))))
-
-
-def _abandon(backend: HostMemoryBackend) -> asyncio.Future[None] | None:
-    """Give up what was never acknowledged; None when that is done."""
-    if backend.blocks and not backend.busy:
+def _give_up(backend: HostMemoryBackend, making: asyncio.Future[None]) -> asyncio.Future[None] | None:
+    """Give up what a thread has made, or still makes; the future ends when that is done."""
+    if making.done():
+        if backend.busy:  # it closes when the claim ends
+            backend.abandon()
+            return None
         return beside(backend.abandon)
-    backend.abandon()
+    backend.unwanted = True
+
+    def in_vain(making: asyncio.Future[None]) -> None:
+        if not making.cancelled():
+            making.exception()
+        beside(backend.abandon)
+
+    making.add_done_callback(in_vain)
     return None
 
 
-def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    return delete(gmemd, arguments["id"])
+def added(gmemd: Gmemd, backend: HostMemoryBackend, change: Change, *, again: Again | None = None) -> dict[str, Any]:
+    """Make an object visible and have it kept; `again` as of Custody.add."""
+    change.keep(backend, again=again)
+    gmemd.objects.commit(backend)
+    change.undo(partial(gmemd.objects.remove, backend.id))
+    return {}
 
 
-def delete(gmemd: Gmemd, object_id: str) -> Any:
-    """Delete an object, or what is left of a lost one; the result of the command that does so.
+def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+    return delete(gmemd, arguments["id"], change)
 
-    Its memory is free, as far as nobody else has it, when the result has come about.
+
+def delete(gmemd: Gmemd, object_id: str, change: Change) -> dict[str, Any]:
+    """Delete an object, or what is left of a lost one.
+
+    Its memory is free, as far as nobody else has it, when the change has ended.
     """
     if object_id in gmemd.lost:
-        return _forget(gmemd, object_id)
-    if object_id in gmemd.objects.contexts:
+        _forget(gmemd, object_id, change)
+    elif object_id in gmemd.objects.contexts:
+        change.judged(lambda: f"delete the thread context '{object_id}'")
         gmemd.objects.remove_context(object_id)
-        return {}
-    backend = gmemd.objects.find(object_id)
-    backend.check_idle()
-    custody = gmemd.custody
-    if custody is None:
+    else:
+        backend = gmemd.objects.find(object_id)
+        backend.check_idle()
+        change.judged(lambda: with_resident(gmemd, backend, 0, backend.memory_size, lambda resident: (
+            f"delete '{object_id}' with {resident} bytes in memory; its descriptor was handed out "
+            f"{backend.handed_out} times, and who still has it keeps the memory")))
+        for piece in backend.pieces():
+            change.forget(piece)
         gmemd.objects.remove(object_id)
-        closing = _let_go(gmemd, backend)
-        return {} if closing is None else _closed(closing)
-    operations = [custody.remove(record) for record in (backend.record, backend.private_record) if record is not None]
-    gmemd.objects.remove(object_id)
-    return Change({}, *operations, undo=lambda: gmemd.objects.restore([backend]),
-                  done=lambda: _let_go(gmemd, backend))
+        change.undo(lambda: gmemd.objects.restore([backend]))
+        change.done(lambda: _let_go(gmemd, backend))
+    return {}
 
 
 def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | None:
@@ -158,16 +156,11 @@ def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | 
     return close_beside(fds)
 
 
-async def _closed(closing: asyncio.Future[None]) -> dict[str, Any]:
-    await closing
-    return {}
-
-
-def _forget(gmemd: Gmemd, object_id: str) -> Any:
+def _forget(gmemd: Gmemd, object_id: str, change: Change) -> None:
     """Delete what is left of a lost object: its record."""
-    assert gmemd.custody is not None
     record = gmemd.lost[object_id]
-    operation = gmemd.custody.remove(record)
+    change.judged(lambda: f"delete what is left of '{object_id}', which is lost")
+    change.drop(record)
     del gmemd.lost[object_id]
     gmemd.objects.lose(object_id, lost=False)
 
@@ -175,9 +168,4 @@ def _forget(gmemd: Gmemd, object_id: str) -> Any:
         gmemd.lost[object_id] = record
         gmemd.objects.lose(object_id)
 
-    return Change({}, operation, undo=undo)
-
-
-def query_memory_size_summary(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
-    # No machine, no RAM of a machine: the objects are in query-memdev.
-    return {"base-memory": 0, "plugged-memory": 0}
+    change.undo(undo)

@@ -7,14 +7,14 @@ does when the unit file is missing at a reload, this process still has, and it i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Coroutine, Iterator
 from time import monotonic
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
+from gmemd.changes.settling import Settler
 from gmemd.changes.threads import in_thread
-from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError
+from gmemd.observe.log import log
 from gmemd.persist.keeping import Keeping, Unit
 from gmemd.persist.unit import mark
 
@@ -24,21 +24,49 @@ FRESH: Final = 30.0  # seconds for which an answer is believed
 PATIENCE: Final = 2.0  # seconds for which a command waits for an answer
 
 
+def _log(words: str) -> None:
+    log.warning("service manager", words=words)
+
+
 class Manager(Protocol):
     """The service manager, as far as it is asked here."""
+
+    @property
+    def keeping(self) -> Keeping:
+        """What was known of it at start."""
+        ...
 
     def ask(self) -> Unit | None:
         """What systemd says of the service; None where it does not answer. Blocks."""
         ...
 
+    def status_changed(self) -> None:
+        """Show soon what is held now."""
+        ...
+
+
+class Unmanaged:
+    """Where there is none."""
+
+    keeping: Final = Keeping()
+
+    def ask(self) -> Unit | None: ...
+
+    def status_changed(self) -> None: ...
+
 
 class Outlook:
-    """What is known of the manager. To be made when the event loop runs."""
+    """What is known of the manager. `entries` gives all that it is to hold, by the names in its store."""
 
-    def __init__(self, gmemd: Gmemd, manager: Manager, tell: Callable[[str], None], *,
+    def __init__(self, settler: Settler, manager: Manager, spawn: Callable[[Coroutine[Any, Any, None]], None],
+                 entries: Callable[[], Iterator[tuple[str, int]]], *, tell: Callable[[str], None] = _log,
                  mark: Callable[[], int] = mark, patience: float = PATIENCE) -> None:
-        self._gmemd = gmemd
+        self._settler = settler
+        self._custody = settler.custody
         self._manager = manager
+        self._keeping = manager.keeping
+        self._spawn = spawn
+        self._entries = entries
         self._tell = tell  # the operator
         self._mark = mark
         self._patience = patience
@@ -49,12 +77,12 @@ class Outlook:
 
     def start(self) -> None:
         """Look now, and again for as long as the loop runs."""
-        if self._gmemd.keeping.manager == "systemd":
+        if self._keeping.manager == "systemd":
             self._tick()
 
     def is_stale(self, after: float = FRESH) -> bool:
         """Whether systemd may say something else by now; `after`: seconds."""
-        if self._gmemd.keeping.manager != "systemd":
+        if self._keeping.manager != "systemd":
             return False
         mark = self._mark()
         return mark != self._seen or monotonic() - self._asked >= (after if mark else TICK)
@@ -65,9 +93,8 @@ class Outlook:
 
     def keeping(self) -> Keeping:
         """Who keeps what, as far as it is known now."""
-        keeping, custody = self._gmemd.keeping, self._gmemd.custody
-        held = 0 if custody is None else custody.room[0]
-        return keeping._replace(held=held, unit=None if self.is_stale() else keeping.unit)
+        return self._keeping._replace(held=self._custody.room[0],
+                                      unit=None if self.is_stale() else self._keeping.unit)
 
     async def look(self) -> None:
         """Ask, once for all that want it at the same time, until what is known is fresh; but wait not for long."""
@@ -78,9 +105,9 @@ class Outlook:
             await asyncio.wait({self._looking}, timeout=left)
 
     def _tick(self) -> None:
-        if self.is_stale(RENEWED) and not self._gmemd.stopping:
+        if self.is_stale(RENEWED):
             self._asked = min(self._asked, monotonic() - FRESH)
-            self._gmemd.spawn(self.look())
+            self._spawn(self.look())
         asyncio.get_running_loop().call_later(TICK, self._tick)
 
     async def _look(self) -> None:
@@ -98,51 +125,34 @@ class Outlook:
 
     def _trouble(self, unit: Unit | None, missing: int) -> str:
         """What the operator should know; "" when all is well."""
-        custody = self._gmemd.custody
-        if unit is None and custody is not None and self._gmemd.keeping.old:
+        if unit is None and self._custody.keeps and self._keeping.old:
             return (f"systemd does not say how many descriptors it keeps, and could not be asked: "
-                    f"{custody.room[1]} are counted on (GMEMD_FDSTORE tells another number)")
+                    f"{self._custody.room[1]} are counted on (GMEMD_FDSTORE tells another number)")
         if unit is None or not missing:
             return ""
         return f"systemd does not hold {missing} descriptors: raise FileDescriptorStoreMax= (it is {unit.limit})"
 
     async def _ask(self) -> tuple[Unit | None, int]:
         """What systemd says, and how many descriptors it should hold and does not."""
-        custody, keeping = self._gmemd.custody, self._gmemd.keeping
-        seen, steady = self._mark(), () if custody is None else custody.steady
+        custody = self._custody
+        seen, steady = self._mark(), custody.steady
         try:
             unit: Unit | None = await in_thread(self._manager.ask)
         except (QmpError, MemoryError):
             unit = None
         self._seen, self._asked = seen, monotonic()
         missing = 0
-        if custody is not None and unit is not None:
+        if custody.keeps and unit is not None:
             custody.allow(unit.limit, unit.nofile)
             if steady and steady == custody.steady:
                 missing = max(0, custody.room[0] - unit.stored)
             else:  # what it held is not what it is to hold now: ask again soon
                 self._asked -= FRESH - TICK
-                missing = keeping.missing
-        self._gmemd.keeping = keeping._replace(unit=unit, missing=missing)
+                missing = self._keeping.missing
+        self._keeping = self._keeping._replace(unit=unit, missing=missing)
         return unit, missing
 
     async def _give_again(self, *, wholly: bool) -> None:
-        custody = self._gmemd.custody
-        assert custody is not None
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def settled() -> None:
-            if not done.done():
-                done.set_result(None)
-
-        custody.give_again(partial(_entries, self._gmemd), wholly=wholly)
-        self._gmemd.settle([], settled)
-        await done
-
-def _entries(gmemd: Gmemd) -> Iterator[tuple[str, int]]:
-    """All that the manager is to hold, by the name in its store."""
-    for backend in list(gmemd.objects):
-        for record, fd in ((backend.record, backend.fd), (backend.private_record, backend.private_fd)):
-            if record is not None and record.fd_name and fd >= 0:
-                yield record.fd_name, fd
-    yield from list(gmemd.unclaimed)
+        assert self._custody.keeps
+        self._custody.give_again(self._entries, wholly=wholly)
+        await self._settler.flush()

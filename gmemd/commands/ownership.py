@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.changes.claims import claimed
+from gmemd.changes.change import Change
 from gmemd.changes.threads import beside, close_beside, in_thread
-from gmemd.commands.context import Caller, Change, Gmemd, record_of, settled, store_record
+from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import added
 from gmemd.commands.status import describe_memory
@@ -20,8 +20,7 @@ from gmemd.memory.ranges import SHARED, RangeMap
 from gmemd.persist.fdstore import opened_again
 
 if TYPE_CHECKING:
-    from gmemd.persist.batch import Operation
-    from gmemd.persist.custody import Again, Custody
+    from gmemd.persist.custody import Again
 
 # Which type an adopted fd becomes, by what it is.
 _TYPES = {"memfd": "memory-backend-memfd", "hugetlb-memfd": "memory-backend-memfd",
@@ -30,15 +29,15 @@ _TYPES = {"memfd": "memory-backend-memfd", "hugetlb-memfd": "memory-backend-memf
 Judged = tuple[str, os.stat_result, int]  # a descriptor's kind, status and page size in bytes
 
 
-def memdev_adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def memdev_adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     fd = caller.named_fds.look(arguments["fdname"])
     with os_errors("cannot look at the descriptor"):
         if gmemd.kernel.seals(fd) is None:  # it may be a file, whose server need not answer
-            return _adopt_file(gmemd, caller, os.dup(fd), arguments)
-    return _adopt(gmemd, caller, arguments, _judge(gmemd, fd, arguments), opened_again)
+            return _adopt_file(gmemd, caller, os.dup(fd), arguments, change)
+    return _adopt(gmemd, caller, arguments, _judge(gmemd, fd, arguments), opened_again, change)
 
 
-async def _adopt_file(gmemd: Gmemd, caller: Caller, copy: int, arguments: dict[str, Any]) -> Any:
+async def _adopt_file(gmemd: Gmemd, caller: Caller, copy: int, arguments: dict[str, Any], change: Change) -> Any:
     """The same without waiting here for what the descriptor is; `copy` is closed."""
     another = _Another()
     try:
@@ -46,10 +45,9 @@ async def _adopt_file(gmemd: Gmemd, caller: Caller, copy: int, arguments: dict[s
         await in_thread(another.open, copy)
     finally:
         await beside(lambda: close_fd(copy))
-    try:
-        return _adopt(gmemd, caller, arguments, judged, another.take)
-    finally:
-        another.close()
+    change.done(another.close)
+    change.undo(another.close)
+    return _adopt(gmemd, caller, arguments, judged, another.take, change)
 
 
 class _Another:
@@ -79,37 +77,27 @@ class _Another:
         self._fd = -1
 
 
-def _adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], judged: Judged, again: Again) -> Any:
+def _adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], judged: Judged, again: Again,
+           change: Change) -> dict[str, Any]:
     name, names = arguments["fdname"], caller.named_fds
-    backend = _adopted(gmemd, caller, names.look(name), arguments["id"], judged)
-
-    def undo() -> asyncio.Future[None] | None:
-        return close_beside([fd for fd in _taken_back(gmemd, backend) if not names.give_back(name, fd)])
-
-    try:
-        result = added(gmemd, backend, undo, again=again)
-    except BaseException:
-        backend.fd = -1
-        gmemd.objects.cancel(backend)
-        if gmemd.custody is not None:
-            gmemd.custody.release()
-        raise
+    backend = _adopted(gmemd, caller, names.look(name), arguments["id"], judged, change)
+    change.reserve()
+    change.judged()
+    change.undo(lambda: close_beside([fd for fd in _taken_back(backend) if not names.give_back(name, fd)]))
     names.take(name)
-    value = describe_memory(gmemd, backend)
-    if isinstance(result, Change):
-        result.value = value
-        return result
-    return value
+    added(gmemd, backend, change, again=again)
+    return describe_memory(gmemd, backend)
 
 
-def _taken_back(gmemd: Gmemd, backend: HostMemoryBackend) -> list[int]:
+def _taken_back(backend: HostMemoryBackend) -> list[int]:
     """The descriptors of an object whose creation is undone: nobody has begun to work on it, for that waits for it."""
-    backend.unclaim()
-    return gmemd.objects.remove(backend.id).detach()
+    backend.claims = ()
+    return backend.detach()
 
 
-def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judged) -> HostMemoryBackend:
-    """The object-to-be of an fd, judged; its id is taken and room is reserved."""
+def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judged,
+             change: Change) -> HostMemoryBackend:
+    """The object-to-be of an fd, judged; its id is taken."""
     kind, status, page = judged
     size = status.st_size
     properties: dict[str, Any] = {"qom-type": _TYPES[kind], "id": object_id, "size": size, "share": True}
@@ -118,13 +106,8 @@ def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judg
     elif kind == "hugetlb-memfd":
         properties.update({"hugetlb": True, "hugetlbsize": page})
     complete = gmemd.schema.check_object(properties)
-    backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "")
-    try:
-        if gmemd.custody is not None:
-            gmemd.custody.reserve()
-    except BaseException:
-        gmemd.objects.cancel(backend)
-        raise
+    backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "", trial=change.trial)
+    change.undo(partial(gmemd.objects.cancel, backend))
     backend.fd, backend.memory_size, backend.foreign = fd, size, True
     backend.kind = "memfd" if kind == "hugetlb-memfd" else kind
     if kind == "file":
@@ -168,70 +151,33 @@ def _describe(gmemd: Gmemd, name: str, fd: int) -> dict[str, Any]:
         return {"name": name, "kind": kind if kind in _TYPES else "file", "size": os.fstat(fd).st_size}
 
 
-def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     name = arguments["name"]
     found = next((entry for entry in gmemd.unclaimed if entry[0] == name), None)
     if found is None:
         raise QmpError(f"no unclaimed memory has the name '{name}'")
     if "id" not in arguments:
-        return _give_up(gmemd, name)
+        return _give_up(gmemd, name, change)
+    judged = _judge(gmemd, found[1], {**arguments, "require-seals": False})
+    backend = _adopted(gmemd, caller, found[1], arguments["id"], judged, change)
+    change.judged()
     gmemd.unclaimed.remove(found)
-    try:
-        judged = _judge(gmemd, found[1], {**arguments, "require-seals": False})
-        return _claimed(gmemd, _adopted(gmemd, caller, found[1], arguments["id"], judged), name)
-    except BaseException:
-        gmemd.unclaimed.append(found)
-        raise
+    change.undo(lambda: gmemd.unclaimed.extend((name, fd) for fd in _taken_back(backend)))
+    change.keep_stored(backend, name)
+    gmemd.objects.commit(backend)
+    change.undo(partial(gmemd.objects.remove, backend.id))
+    return {}
 
 
-def _give_up(gmemd: Gmemd, name: str) -> Any:
-    """Let go of all unclaimed memory of a name; the result of the command that does so."""
+def _give_up(gmemd: Gmemd, name: str, change: Change) -> dict[str, Any]:
+    """Let go of all unclaimed memory of a name."""
+    change.judged()
     gone = [entry for entry in gmemd.unclaimed if entry[0] == name]
     gmemd.unclaimed = [entry for entry in gmemd.unclaimed if entry[0] != name]
-
-    def done() -> asyncio.Future[None] | None:
-        return close_beside(fd for _, fd in gone)
-
-    custody = gmemd.custody
-    if custody is None:
-        done()
-        return {}
-    try:
-        operation = custody.give_up(name)
-    except BaseException:
-        gmemd.unclaimed += gone
-        raise
-
-    def undo() -> None:
-        gmemd.unclaimed += gone
-
-    return Change({}, operation, undo=undo, done=done)
-
-
-def _claimed(gmemd: Gmemd, backend: HostMemoryBackend, name: str) -> Any:
-    """Make an object of unclaimed memory visible; its fd stays in the store under the name it has."""
-    custody = gmemd.custody
-    if custody is None:
-        gmemd.objects.commit(backend)
-        return {}
-    custody.release()
-    try:
-        record = record_of(backend, gmemd.kernel)
-        with os_errors(f"cannot look at '{name}'"):
-            status = os.fstat(backend.fd)
-    except BaseException:
-        gmemd.objects.cancel(backend)
-        raise
-    record.fd_name, record.st_size = name, status.st_size
-    record.st_dev, record.st_ino = status.st_dev, status.st_ino
-    operation = custody.add(record)
-    backend.record = record
-    gmemd.objects.commit(backend)
-
-    def undo() -> None:
-        gmemd.unclaimed += [(name, fd) for fd in _taken_back(gmemd, backend)]
-
-    return Change({}, operation, undo=undo)
+    change.undo(lambda: gmemd.unclaimed.extend(gone))
+    change.done(lambda: close_beside(fd for _, fd in gone))
+    change.let_go(name)
+    return {}
 
 
 def query_memdev_lost(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -239,63 +185,34 @@ def query_memdev_lost(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -
     return listed(({"id": record.id, "qom-type": record.qom_type, "size": record.size} for record in lost), len(lost))
 
 
-def memdev_persist(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    backend, custody = gmemd.objects.find(arguments["id"]), gmemd.custody
-    if custody is None:
+def memdev_persist(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    backend = gmemd.objects.find(arguments["id"])
+    if not gmemd.custody.keeps:
         raise QmpError("nobody keeps objects here: gmemd runs with --persist off, or without systemd and --keeper")
     backend.check_idle()
+    change.judged()
     if arguments["persist"] == (backend.record is not None):
         return {}
-
-    async def work() -> Any:
-        if not arguments["persist"]:
-            return await settled(gmemd, _let_go(custody, backend))
-        another = _Another()
-        if backend.on_file:
-            await in_thread(another.open, backend.fd)
-        try:
-            keeping = settled(gmemd, _keep(gmemd, custody, backend, another.take if backend.on_file else opened_again))
-        finally:
-            another.close()
-        return await keeping
-
     # Claimed until it is durable: what others changed of an object that is not kept would not be written down.
-    return claimed(gmemd, backend, "it is being kept, or kept no more", work)
+    change.claim(backend, "it is being kept, or kept no more")
+    return _keep(backend, change) if arguments["persist"] else _let_go(backend, change)
 
 
-def _let_go(custody: Custody, backend: HostMemoryBackend) -> Change:
-    """Take an object out of custody."""
-    before = (backend.record, backend.private_record)
-
-    def undo() -> None:
-        backend.record, backend.private_record = before
-
-    operations = [custody.remove(record) for record in before if record is not None]
-    backend.record = backend.private_record = None
-    return Change({}, *operations, undo=undo)
+async def _let_go(backend: HostMemoryBackend, change: Change) -> dict[str, Any]:
+    """Take an object out of custody, with the private bytes that it keeps aside."""
+    for piece in backend.pieces():
+        change.forget(piece)
+    return {}
 
 
-def _keep(gmemd: Gmemd, custody: Custody, backend: HostMemoryBackend, again: Again) -> Change:
+async def _keep(backend: HostMemoryBackend, change: Change) -> dict[str, Any]:
     """Give an object to custody, with the private bytes that it keeps aside."""
-    pieces = [(record_of(backend, gmemd.kernel), backend.fd, backend.status)]
-    if backend.private_fd >= 0:
-        pieces.append((store_record(backend), backend.private_fd, None))
-    operations: list[Operation] = []
-    try:
-        for record, fd, status in pieces:
-            custody.reserve()
-            try:
-                operations.append(custody.add(record, fd, again=again, status=status))
-            except BaseException:
-                custody.release()
-                raise
-    except BaseException:
-        for operation in operations:
-            custody.remove(operation.record)
-        raise
-    backend.record, backend.private_record = pieces[0][0], pieces[1][0] if len(pieces) > 1 else None
-
-    def undo() -> None:
-        backend.record = backend.private_record = None
-
-    return Change({}, *operations, undo=undo)
+    another = _Another()
+    change.undo(another.close)
+    if backend.on_file:
+        await in_thread(another.open, backend.fd)
+    for piece in backend.pieces():
+        change.reserve()
+        change.keep(piece, again=another.take if backend.on_file else opened_again)
+    change.done(another.close)
+    return {}

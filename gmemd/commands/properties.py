@@ -6,26 +6,29 @@ from collections.abc import Callable
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.changes.claims import claimed
+from gmemd.changes.change import Change
 from gmemd.changes.threads import in_thread
-from gmemd.commands.context import Caller, Gmemd, recorded
+from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.contexts import AFFINITIES, change_cpus
 from gmemd.kernel.affinity import bound
 from gmemd.objects.qom import ContextNode
 
 
-def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     node, name, value = gmemd.tree.resolve(arguments["path"]), arguments["property"], arguments["value"]
     if isinstance(node, ContextNode) and name in AFFINITIES:
-        return change_cpus(gmemd.schema, node.context, name, value)
+        return change_cpus(gmemd.schema, node.context, name, value, change)
     backend = node.backend
     if backend is None or name not in backend.property_names():
-        return node.set(name, value)
+        return node.set(name, value, change.judged)
     backend.check_idle()
     value = judge_value(gmemd, backend, name, value)
+    change.judged(lambda: f"change '{name}' of '{backend.id}' from {backend.get(name)!r} to {value!r}",
+                  whole=name != "prealloc")
     if name == "prealloc" and value and not backend.properties["prealloc"]:
-        return claimed(gmemd, backend, "it is being populated", lambda: _preallocate(gmemd, backend))
-    return set_property(gmemd, backend, name, value)
+        change.claim(backend, "it is being populated")
+        return _preallocate(gmemd, backend, change)
+    return set_property(backend, name, value, change)
 
 
 def judge_value(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any:
@@ -46,13 +49,15 @@ def populate(gmemd: Gmemd, backend: HostMemoryBackend, progress: Callable[[int],
         backend.populate(gmemd.kernel, progress, cancelled)
 
 
-async def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend) -> Any:
+async def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> dict[str, Any]:
     await in_thread(populate, gmemd, backend)
-    return set_property(gmemd, backend, "prealloc", True)
+    return set_property(backend, "prealloc", True, change)
 
 
-def set_property(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any:
-    """Store a judged value, also in the record; the result of the command that does so."""
+def set_property(backend: HostMemoryBackend, name: str, value: Any, change: Change) -> dict[str, Any]:
+    """Store a judged value, also in the record."""
     before = backend.properties.get(name)
+    change.undo(lambda: backend.reset(name, before))
     backend.set(name, value)
-    return recorded(gmemd, backend, {}, undo=lambda: backend.reset(name, before))
+    change.rewrite(backend)
+    return {}

@@ -28,7 +28,7 @@ def query_memdev(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any
 
 
 def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    if gmemd.outlook is not None and gmemd.outlook.must_look():
+    if gmemd.outlook.must_look():
         return _status_after_a_look(gmemd, gmemd.outlook, arguments)
     return _status(gmemd, arguments)
 
@@ -91,8 +91,12 @@ def _describe(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) ->
 def describe_survival(gmemd: Gmemd, backend: HostMemoryBackend) -> list[dict[str, Any]]:
     """The MemdevSurvival of an object."""
     kept = backend.record is not None
-    keeping = gmemd.keeping if gmemd.outlook is None else gmemd.outlook.keeping()
     return [{"event": fate.event, "survives": fate.survives, "answer": fate.answer,
              **({"advice": fate.advice} if fate.advice else {})}
-            for fate in fates(kind_of(backend), kept=kept, opted_out=gmemd.custody is not None and not kept,
-                              keeping=keeping)]
+            for fate in fates(kind_of(backend), kept=kept, opted_out=gmemd.custody.keeps and not kept,
+                              keeping=gmemd.outlook.keeping())]
+
+
+def query_memory_size_summary(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+    # No machine, no RAM of a machine: the objects are in query-memdev.
+    return {"base-memory": 0, "plugged-memory": 0}

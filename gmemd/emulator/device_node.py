@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from gmemd.emulator.buses import bus_path
@@ -56,20 +56,22 @@ class DeviceNode(Node):
                  "parent_bus": bus_path(device)}
         return known.get(name, member.value)
 
-    def set(self, name: str, value: Any) -> Any:
+    def set(self, name: str, value: Any, judged: Callable[[], None]) -> Any:
         device, member = self._device, self._members.get(name)
         if name == "realized":
             if not read("bool", name, value, text=False):
                 raise QmpError("a device cannot be taken out in this way: use device_del")
+            judged()
             return {}
         if member is None:
-            return super().set(name, value)
+            return super().set(name, value, judged)
         if member.when == "never":
             raise not_writable(device.driver, member)
         if member.type.startswith("link<"):
             read(member.type, name, value, text=False)
         if member.when == "early":
             raise QmpError(self._too_late(member))
+        judged()
         device.set(name, value)
         return answered({}, obey(self._machine))
 

@@ -90,14 +90,23 @@ class Objects:
         return backend
 
     def begin(self, arguments: dict[str, Any], owner: tuple[int, int],
-              find_context: Callable[[str], str]) -> HostMemoryBackend:
-        """Judge complete object-add arguments and take the id; call `commit` or `cancel` afterwards.
+              find_context: Callable[[str], str], *, trial: bool = False) -> HostMemoryBackend:
+        """Judge complete object-add arguments and, but for a trial, take the id; then call `commit` or `cancel`.
 
         `find_context` gives the path of the context that a prealloc-context names.
         """
-        backend = self.judge(arguments, owner, find_context)
-        self._adding.add(backend.id)
-        self._slots.add(backend.id)
+        object_id = arguments["id"]
+        if not _is_identifier(object_id):
+            raise QmpError("Parameter 'id' expects an identifier")
+        properties = arguments.copy()
+        del properties["id"], properties["qom-type"]
+        backend = BACKENDS[arguments["qom-type"]](object_id, properties)
+        backend.owner = owner
+        backend.check(find_context)
+        self._check_free(object_id)
+        if not trial:
+            self._adding.add(object_id)
+            self._slots.add(object_id)
         return backend
 
     def add_context(self, context: ThreadContext) -> None:
@@ -118,20 +127,6 @@ class Objects:
         """The CPUs on which an object is to be preallocated; None: any."""
         context = self.contexts.get(backend.get("prealloc-context").removeprefix("/objects/"))
         return None if context is None else context.cpus
-
-    def judge(self, arguments: dict[str, Any], owner: tuple[int, int],
-              find_context: Callable[[str], str]) -> HostMemoryBackend:
-        """The same decision without its consequences: the object that may be made."""
-        object_id = arguments["id"]
-        if not _is_identifier(object_id):
-            raise QmpError("Parameter 'id' expects an identifier")
-        properties = arguments.copy()
-        del properties["id"], properties["qom-type"]
-        backend = BACKENDS[arguments["qom-type"]](object_id, properties)
-        backend.owner = owner
-        backend.check(find_context)
-        self._check_free(object_id)
-        return backend
 
     def _check_free(self, object_id: str) -> None:
         if object_id in self._lost:

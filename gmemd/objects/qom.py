@@ -64,8 +64,8 @@ class Node:
             raise QmpError(f"Property '{self.type_name}.{name}' not found")
         return child.path
 
-    def set(self, name: str, value: Any) -> Any:
-        """Change a property; the result of qom-set."""
+    def set(self, name: str, value: Any, judged: Callable[[], None]) -> Any:
+        """Change a property; the result of qom-set. `judged` is called when it is not refused, before it is changed."""
         self.get(name)
         raise QmpError(f"Property '{self.type_name}.{name}' is not writable")
 

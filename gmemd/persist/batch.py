@@ -60,6 +60,13 @@ class Pending:
         self._operations[id(operation)] = operation
         return None
 
+    def withdraw(self, operation: Operation) -> bool:
+        """Take an update or a removal back; False: it was not pending."""
+        chain = self._fresh.get(operation.record.id, [])
+        if operation in chain:
+            chain.remove(operation)
+        return self._operations.pop(id(operation), None) is not None
+
     def take(self) -> Batch:
         """All noted operations; nothing is pending afterwards."""
         batch = Batch(list(self._operations.values()))

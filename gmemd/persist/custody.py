@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
+from typing import Literal
 
 from gmemd.errors import QmpError, close_fd
 from gmemd.persist.batch import Batch, Operation, Pending
@@ -38,6 +39,8 @@ class Custody:
 
     reserve, add, remove and update only note what is to be done; flush does it.
     """
+
+    keeps: Literal[True] = True
 
     def __init__(
         self,
@@ -171,6 +174,13 @@ class Custody:
         """Write a changed record; the second group of its members stays as add() set it."""
         self.check_writable()
         return self._note(Operation("update", record))
+
+    def withdraw(self, operation: Operation) -> None:
+        """Take back what was noted in this turn, the last first; what an add and its removal left cannot be."""
+        if operation.kind == "add":
+            self.remove(operation.record)
+        elif self._pending.withdraw(operation) and operation.kind == "remove":
+            self._store.leaving.discard(operation.record.fd_name)
 
     def give_up(self, name: str) -> Operation:
         """Remove an unclaimed fd from the store with the next flush, and all others of this name."""

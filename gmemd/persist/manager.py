@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError, close_fd
 from gmemd.persist.fdstore import FdStore
-from gmemd.persist.keeping import UNLIMITED, Keeping, Unit
+from gmemd.persist.keeping import UNLIMITED, AnyCustody, Keeping, Nobody, Unit
 from gmemd.persist.notify import (
     DEFAULT_LIMIT,
     Notifier,
@@ -29,7 +29,6 @@ from gmemd.posix.private import exposed
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
-    from gmemd.persist.custody import Custody
 
 REGISTRY = "registry.sqlite"
 SYSTEMD = "/run/systemd/notify"  # the notify socket of the system's systemd, not of a user's
@@ -82,14 +81,13 @@ class Manager:
         if self._notifier is not None:
             self._notifier = wrap(self._notifier)
 
-    def custody(self, persist: str, directory: str, close: Callable[[int], None] = close_fd) -> Custody | None:
-        """Open the registry in `directory`; None when objects are not to be kept, or (auto) there is no manager to keep
-        them.
+    def custody(self, persist: str, directory: str, close: Callable[[int], None] = close_fd) -> AnyCustody:
+        """Open the registry in `directory`; Nobody when objects are not to be kept, or (auto) nobody could keep them.
 
         `close`: as for Custody.
         """
         if persist == "off" or (persist == "auto" and (self._notifier is None or self._limit == 0)):
-            return None
+            return Nobody()
         if self._notifier is None:
             raise QmpError("no service manager keeps file descriptors here: "
                            "start gmemd under systemd or --keeper, or use --persist off")
@@ -100,9 +98,9 @@ class Manager:
         return Custody(Registry(os.path.join(directory, REGISTRY)), self._notifier,
                        FdStore(self._limit, min(self._given, self._runner)), close=close)
 
-    def restore(self, custody: Custody | None, identify: Identify) -> Restored:
-        """What a predecessor left, including sockets."""
-        if custody is not None:
+    def restore(self, custody: AnyCustody, identify: Identify) -> Restored:
+        """What a predecessor left, sockets among it."""
+        if custody.keeps:
             return custody.restore(self._fds, identify)
         return sort_out(self._fds, [], NO_STATE, trusted=False)
 

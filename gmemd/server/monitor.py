@@ -22,9 +22,10 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any
 
+from gmemd.changes.change import Change, WithFds
 from gmemd.changes.pace import Pace
 from gmemd.changes.threads import close_beside
-from gmemd.commands.context import Change, Gmemd, WithFds
+from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
 from gmemd.objects.fds import NamedFds

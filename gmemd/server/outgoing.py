@@ -14,8 +14,8 @@ import socket
 from collections import deque
 from collections.abc import Callable
 
+from gmemd.changes.change import Change
 from gmemd.changes.threads import close_beside, close_copies
-from gmemd.commands.context import Change
 from gmemd.errors import QmpError
 from gmemd.observe.counters import Counters
 from gmemd.qmp.session import Event, Request, Session

@@ -34,7 +34,7 @@ async def capabilities(state: State, given: dict[str, Any]) -> Any:
     return {"capabilities": ["oob"], "commands": list(schema.commands), "events": list(schema.events),
             "object-types": list(schema.object_types), "kernel": kernel.name, "kernel-reason": kernel.why,
             "conversion": kernel.conversion, "guest-memfd-flags": kernel.guest_memfd_flags,
-            "page-size": kernel.page_size, "kept": gmemd.custody is not None}
+            "page-size": kernel.page_size, "kept": gmemd.custody.keeps}
 
 
 async def openapi(state: State, given: dict[str, Any]) -> Any:

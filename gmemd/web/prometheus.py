@@ -157,12 +157,12 @@ class Scraper:
         yield GaugeMetricFamily("gmemd_lost_objects", "Objects of which only the record came back.", len(gmemd.lost))
         yield GaugeMetricFamily("gmemd_unclaimed_fds", "Descriptors that came back without a record.",
                                 len(gmemd.unclaimed))
-        held, limit = (0, 0) if gmemd.custody is None else gmemd.custody.room
+        held, limit = gmemd.custody.room
         yield GaugeMetricFamily("gmemd_fdstore_entries", "Descriptors that the service manager keeps.", held)
         yield GaugeMetricFamily("gmemd_fdstore_limit", "Descriptors that the service manager can keep; 0: nobody does.",
                                 limit)
         yield GaugeMetricFamily("gmemd_registry_writable", "1 if what is kept can be recorded, or nothing is kept.",
-                                float(gmemd.custody is None or not gmemd.custody.read_only))
+                                float(not gmemd.custody.read_only))
 
     async def _per_object(self) -> AsyncIterator[bytes]:
         backends, pace = await self._state.objects(), Pace()

@@ -32,7 +32,7 @@ def summary(gmemd: Gmemd, number: int, total_size: int, sweep: Sweep | None, why
         resident += f"<small>{plural(sweep.usage.unknown, 'object')} not measured</small>"
     ready = ('<span class="good">ready</span>' if not why_not_ready
              else f'<span class="bad">not ready: {escape(why_not_ready)}</span>')
-    restart = "objects stay" if gmemd.custody is not None else "objects end"
+    restart = "objects stay" if gmemd.custody.keeps else "objects end"
     return (f'<div><dt>Daemon</dt><dd>{ready}</dd></div>'
             f'<div><dt>Objects</dt><dd>{number:,}</dd></div>'
             f'<div><dt>Size</dt><dd>{exactly(total_size)}</dd></div>'
@@ -124,7 +124,7 @@ def _visibility(backend: HostMemoryBackend) -> str:
 def _holders(gmemd: Gmemd, backend: HostMemoryBackend, holders: list[Holder] | None) -> str:
     if holders is None:
         return '<span class="none">…</span>'
-    keeper = {"keeper": os.getppid(), "systemd": 1}.get(gmemd.keeping.manager)
+    keeper = {"keeper": os.getppid(), "systemd": 1}.get(gmemd.outlook.keeping().manager)
     holders = [holder for holder in holders if holder.pid != keeper]  # _survival says what it is for
     if not holders:
         return f'<span class="none">nobody</span><small>{_handed_out(backend.handed_out)}</small>'

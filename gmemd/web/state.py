@@ -36,11 +36,11 @@ class State:
             return "stopping"
         if not self.serving:
             return "starting: objects are being restored or made"
-        if custody is not None and custody.read_only:
+        if custody.read_only:
             return f"the registry cannot be written: {custody.read_only}"
-        if self.gmemd.not_kept:
-            return f"the latest change could not be kept: {self.gmemd.not_kept}"
-        return "" if custody is None else custody.trouble
+        if self.gmemd.settler.not_kept:
+            return f"the latest change could not be kept: {self.gmemd.settler.not_kept}"
+        return custody.trouble
 
     async def objects(self, wanted: str = "", order: str = "created") -> Sequence[HostMemoryBackend]:
         """The objects whose id contains `wanted`, by "created", "id" or "size" (the largest first)."""

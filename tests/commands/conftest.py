@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from gmemd.commands.context import Gmemd
-from gmemd.commands.dispatch import Dispatcher
+from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
+from gmemd.kernel.kernel import Kernel
 from gmemd.objects.fds import NamedFds
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Schema
@@ -22,18 +24,26 @@ from tests.patience import wait_for
 class Machine:
     """Runs commands as one client; fds in `sent` are what came by SCM_RIGHTS."""
 
-    def __init__(self, kernel: str = "simulated") -> None:
-        self.gmemd = Gmemd(schema=Schema.load(), kernel=choose_kernel(kernel),
-                           version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "test"})
+    def __init__(self, kernel: str | Kernel = "simulated", *, modules: Sequence[ModuleType] = MODULES,
+                 **parts: Any) -> None:
+        parts.setdefault("schema", Schema.load())
+        self.gmemd = Gmemd(kernel=choose_kernel(kernel) if isinstance(kernel, str) else kernel, host=self,
+                           version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "test"}, **parts)
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.gmemd.emit = lambda name, data: self.events.append((name, data))
-        self.gmemd.stop = lambda: None
-        self.dispatcher = Dispatcher(self.gmemd)
+        self.dispatcher = Dispatcher(self.gmemd, modules)
         self.session = Session(self.gmemd.version)
         self.session.negotiate([])
         self.uid, self.pid = os.getuid(), os.getpid()
         self.sent: list[int] = []
         self.named_fds = NamedFds()
+
+    def emit(self, name: str, data: dict[str, Any]) -> None:
+        self.events.append((name, data))
+
+    def stop(self) -> None: ...
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        raise AssertionError("nothing goes on after its reply here")
 
     def is_gone(self) -> bool:
         return False

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from gmemd.commands.context import Change, WithFds
+from gmemd.changes.change import Change, WithFds
 from gmemd.errors import QmpError
+from gmemd.kernel.kernel import Kernel
 from gmemd.qmp.session import Request
 from tests.commands.conftest import Machine
 
@@ -15,18 +16,16 @@ from tests.commands.conftest import Machine
 class LiveMachine(Machine):
     """The Machine for asynchronous tests: `do` waits for a command's reply, `ended` for a job's end."""
 
-    def __init__(self, kernel: str = "simulated") -> None:
-        super().__init__(kernel)
+    def __init__(self, kernel: str | Kernel = "simulated", **parts: Any) -> None:
+        super().__init__(kernel, **parts)
         self.tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        self.gmemd.emit = self._emitted
-        self.gmemd.spawn = self._spawn
 
-    def _emitted(self, name: str, data: dict[str, Any]) -> None:
+    def emit(self, name: str, data: dict[str, Any]) -> None:
         self.events.append((name, data))
         self._changed.set()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gmemd.commands.context import backend_of, record_of
+from gmemd.objects.records import backend_of, record_of
 from gmemd.persist.record import Record
 from gmemd.posix import boottime
 from gmemd.web.process import process_metrics

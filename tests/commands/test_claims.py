@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gmemd.changes.change import completed
 from gmemd.errors import QmpError
 from gmemd.qmp.session import Request
 from tests.commands.live import LiveMachine
@@ -97,7 +98,7 @@ async def test_a_lease_is_given_once(machine: LiveMachine) -> None:
         Request("memdev-get-fd", {"id": "m", "lease": "keep"}, None), machine.session, machine)
     machine.pid = os.getpid()
     assert "is leased to process" in await machine.refused("memdev-get-fd", id="m", lease="keep")
-    for fd in (await reply).fds:
+    for fd in (await completed(reply)).fds:
         os.close(fd)
 
 
@@ -156,7 +157,7 @@ async def test_given_up_while_claimed(machine: LiveMachine) -> None:
     backend.claim("somebody works on it")
     machine.gmemd.objects.remove("m").abandon()
     assert os.fstat(fd).st_size == SIZE
-    assert backend.unclaim() == [fd]
+    assert backend.unclaim("somebody works on it") == [fd]
     os.close(fd)
 
 

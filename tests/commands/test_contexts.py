@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from gmemd.commands.context import backend_of, record_of
 from gmemd.errors import QmpError
 from gmemd.kernel.affinity import cpus_of
+from gmemd.objects.records import backend_of, record_of
 from tests.commands.conftest import Machine
 
 MIB = 1 << 20

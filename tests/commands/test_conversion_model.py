@@ -148,9 +148,9 @@ class GuestMemfd(RuleBasedStateMachine):
         backend, kernel = self.backend, self.machine.gmemd.kernel
         assert os.pread(backend.fd, SIZE, 0) == self.bytes
         assert kernel.resident(backend.fd) == len(self.present) * PAGE
-        if backend.private_fd >= 0:
-            assert os.pread(backend.private_fd, SIZE, 0) == self.aside
-            assert kernel.resident(backend.private_fd) == len(self.kept) * PAGE
+        if backend.aside is not None:
+            assert os.pread(backend.aside.fd, SIZE, 0) == self.aside
+            assert kernel.resident(backend.aside.fd) == len(self.kept) * PAGE
         assert len(self.machine.events) == len(self.events)
 
     @invariant()

@@ -9,11 +9,13 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
+from gmemd.changes.change import Change
 from gmemd.client.client import Client
+from gmemd.commands.memdev import delete
 from gmemd.errors import QmpError
 from tests.commands.conftest import Machine
 from tests.commands.live import LiveMachine
@@ -174,29 +176,23 @@ def test_a_refused_object_discards_nothing(machine: Machine, shm: Path) -> None:
     assert memory_of(shm) == MIB
 
 
-class Custody:
-    """One that takes everything; the test says whether it became durable."""
-
-    def reserve(self) -> None:
-        pass
-
-    def add(self, *_: object, **__: object) -> object:
-        return object()
-
-    remove = add
-
-
-def test_only_a_durable_deletion_discards(machine: Machine, shm: Path) -> None:
+async def test_only_a_durable_deletion_discards(shm: Path) -> None:
     """When it cannot be made durable the object is there again, with all it had."""
+    live = LiveMachine()
     shm.write_bytes(b"x" * MIB)
-    machine.gmemd.custody = cast(Any, Custody())
-    machine.run("object-add", **file(shm, discard_data=True))
-    machine.run("object-del", id="m").undo()
+    await live.do("object-add", **file(shm, discard_data=True))
+    change = Change(live.gmemd.settler)
+    delete(live.gmemd, "m", change)
+    change.revert()
     assert memory_of(shm) == MIB
-    result = machine.run("object-del", id="m")
+    change = Change(live.gmemd.settler)
+    delete(live.gmemd, "m", change)
     assert memory_of(shm) == MIB
-    result.done()
+    ending = change.finish()
+    assert ending is not None
+    await ending
     assert memory_of(shm) == 0
+    await live.close()
 
 
 def test_the_end_of_gmemd_discards_what_ends_with_it(shm: Path) -> None:

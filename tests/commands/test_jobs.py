@@ -182,7 +182,7 @@ async def test_zero_wipes_before_it_deletes(kernel: str, job: dict[str, str]) ->
     with mmap.mmap(fd_of(live, "g"), SIZE) as memory:
         memory[:] = b"s" * SIZE
         await live.do("memdev-convert", id="g", offset=0, size=PAGE, to="private", preserve=True)
-        aside = os.dup(live.gmemd.objects.find("g").private_fd)
+        aside = os.dup(live.gmemd.objects.find("g").aside.fd)
         assert os.pread(aside, 1, 0) == b"s"
         await live.do("memdev-delete", id="g", zero=True, **job)
         if job:

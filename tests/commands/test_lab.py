@@ -13,7 +13,8 @@ import pytest
 import pytest_asyncio
 
 from gmemd.commands import lab as commands
-from gmemd.commands.dispatch import MODULES, Dispatcher
+from gmemd.commands.dispatch import MODULES
+from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.linux import LinuxKernel
 from gmemd.kernel.simulated import SimulatedKernel
@@ -30,12 +31,10 @@ class LabMachine(LiveMachine):
     """A machine with the fault lab before its kernel; sleeping is only written down, in seconds."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.slept: list[float] = []
-        gmemd = self.gmemd
-        gmemd.schema, gmemd.lab = Schema.load(lab=True), Lab()
-        gmemd.kernel = LabKernel(gmemd.kernel, gmemd.lab, sleep=self.slept.append)
-        self.dispatcher = Dispatcher(gmemd, (*MODULES, commands))
+        lab = Lab()
+        super().__init__(LabKernel(choose_kernel("simulated"), lab, sleep=self.slept.append), lab=lab,
+                         schema=Schema.load(lab=True), modules=(*MODULES, commands))
 
 
 @pytest_asyncio.fixture
@@ -57,7 +56,7 @@ async def state(machine: LabMachine) -> dict[str, Any]:
     status = (await machine.do("query-memdev-status"))[0]
     seen["status"] = {name: value for name, value in status.items() if name != "age"}
     seen["ranges"] = await machine.do("query-memdev-ranges", id="g")
-    seen["aside"] = os.fstat(backend.private_fd).st_blocks if backend.private_fd >= 0 else 0
+    seen["aside"] = os.fstat(backend.aside.fd).st_blocks if backend.aside is not None else 0
     seen["properties"] = await machine.do("qom-list-get", paths=["/objects/g"])
     return seen
 

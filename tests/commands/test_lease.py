@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from gmemd.commands.context import WithFds, backend_of, record_of
+from gmemd.changes.change import WithFds, completed
 from gmemd.commands.lease import watch_leases
 from gmemd.memory.lease import Lease
+from gmemd.objects.records import backend_of, record_of
 from gmemd.processes.identity import command_name, start_time
 from tests.commands.live import LiveMachine
 
@@ -116,19 +117,19 @@ async def test_an_orphan_that_is_taken_in_time_stays(live: LiveMachine, other: s
     live.pid = other.pid
     await get(live, lease="delete")
     live.pid = os.getpid()
-    spawn, due = live.gmemd.spawn, asyncio.Event()
+    spawn, due = live.spawn, asyncio.Event()
 
     def taken_first(work: Coroutine[Any, Any, None]) -> None:
         taken.append(live.dispatch("memdev-get-fd", id="m", lease="keep"))
         spawn(work)
         due.set()
 
-    taken: list[Coroutine[Any, Any, WithFds]] = []
+    taken: list[Any] = []
     live.gmemd.spawn = taken_first
     end(other)
     await due.wait()
     await asyncio.gather(*live.tasks)
-    for fd in (await taken[0]).fds:
+    for fd in (await completed(taken[0])).fds:
         os.close(fd)
     assert [lease["policy"] for lease in await live.do("query-memdev-leases")] == ["keep"]
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from gmemd.commands.context import Change
+from gmemd.changes.change import completed
 from gmemd.commands.outlook import Outlook
 from gmemd.persist.custody import Custody
 from gmemd.persist.fdstore import FdStore
 from gmemd.persist.keeping import Keeping, Unit
 from gmemd.persist.notify import Notifier
 from gmemd.persist.registry import Registry
-from gmemd.persist.waits import wait_for
-from gmemd.qmp.session import Request
 from tests.commands.live import LiveMachine
 from tests.patience import PATIENCE
 from tests.persist.manager import StandIn
@@ -33,6 +31,7 @@ class Systemd:
         self.unit: Unit | None = Unit()
         self.mark = 1
         self.asked = 0
+        self.keeping = Keeping()
         self.hangs_on = -1  # a descriptor that it reads before it answers
 
     def ask(self) -> Unit | None:
@@ -41,6 +40,8 @@ class Systemd:
             os.read(self.hangs_on, 1)
         self.store.receive()
         return self.unit and self.unit._replace(stored=len(self.store.store), limit=self.store.limit)
+
+    def status_changed(self) -> None: ...
 
     def reload(self, limit: int | None = None, **changed: Any) -> None:
         """Take other settings, and drop what is over the limit."""
@@ -53,49 +54,38 @@ class Systemd:
 
 
 @asynccontextmanager
-async def living(directory: Path, patience: float = PATIENCE) -> AsyncIterator[tuple[LiveMachine, Systemd, list[str]]]:
+async def living(directory: Path, patience: float = PATIENCE, *,
+                 old: bool = False) -> AsyncIterator[tuple[LiveMachine, Systemd, list[str]]]:
     """A daemon's machine whose memory such a systemd keeps."""
-    systemd, machine, told = Systemd(directory), LiveMachine(), list[str]()
+    systemd, told = Systemd(directory), list[str]()
+    systemd.keeping = Keeping("systemd", old=old)
     notifier = Notifier(systemd.store.address)
+    custody = Custody(Registry(str(directory / "registry")), notifier, FdStore(1024))
+    machine = LiveMachine(custody=custody, manager=systemd)
     gmemd = machine.gmemd
-    gmemd.custody = Custody(Registry(str(directory / "registry")), notifier, FdStore(1024))
-    gmemd.keeping = Keeping("systemd")
-    gmemd.settle = lambda changes, settled: flush(gmemd.custody, systemd, changes, settled)  # type: ignore[arg-type]
-    gmemd.outlook = Outlook(gmemd, systemd, told.append, mark=lambda: systemd.mark, patience=patience)
+    gmemd.outlook = Outlook(gmemd.settler, systemd, machine.spawn, gmemd.kept, tell=told.append,
+                            mark=lambda: systemd.mark, patience=patience)
+    receiving = asyncio.create_task(receive(systemd))
     try:
         yield machine, systemd, told
     finally:
-        gmemd.custody.close()
+        receiving.cancel()
+        custody.close()
         gmemd.close()
         notifier.close()
         systemd.store.close()
 
 
-def flush(custody: Custody, systemd: Systemd, changes: list[Change], settled: Callable[[], None]) -> None:
-    """Make changes durable at once."""
-    flushing = custody.flush()
-    try:
-        wait = next(flushing)
-        while True:
-            systemd.store.receive()
-            wait = flushing.send(wait_for(wait, 0))
-    except StopIteration:
-        pass
-    for change in changes:
-        if change.done is not None:
-            change.done()
-    settled()
+async def receive(systemd: Systemd) -> None:
+    """Take what it is sent, as systemd does."""
+    while True:
+        systemd.store.receive()
+        await asyncio.sleep(0.001)
 
 
 async def add(machine: LiveMachine, *names: str) -> None:
     for name in names:
-        result = machine.dispatcher.run(
-            Request("object-add", {"qom-type": "memory-backend-memfd", "id": name, "size": SIZE}, None),
-            machine.session, machine)
-        if asyncio.iscoroutine(result):
-            result = await result
-        assert isinstance(result, Change)
-        machine.gmemd.settle([result], lambda: None)
+        await completed(machine.dispatch("object-add", qom_type="memory-backend-memfd", id=name, size=SIZE))
 
 
 async def answers(machine: LiveMachine, *events: str) -> list[str]:
@@ -179,8 +169,8 @@ async def test_silence_is_unknown(tmp_path: Path) -> None:
 
 async def test_a_limit_that_nobody_tells_is_said(tmp_path: Path) -> None:
     """Before systemd 254, and where it cannot be asked, the operator hears what is counted on."""
-    async with living(tmp_path) as (machine, systemd, told):
-        machine.gmemd.keeping, systemd.unit = Keeping("systemd", old=True), None
+    async with living(tmp_path, old=True) as (machine, systemd, told):
+        systemd.unit = None
         await add(machine, "a")
         assert await answers(machine, *EVENTS) == ["unknown", "no"]
         assert ["1024 are counted on" in words for words in told] == [True]

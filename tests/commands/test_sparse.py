@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from gmemd.commands.context import backend_of, record_of
+from gmemd.objects.records import backend_of, record_of
 from gmemd.persist.record import record_of as record_of_row
 from gmemd.persist.record import row_of
 from tests.commands.conftest import Machine

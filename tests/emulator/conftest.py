@@ -35,9 +35,7 @@ class Machine:
     def __init__(self, *argv: str, kernel: str = "simulated", socket: str = "") -> None:
         self._line = parse(argv)
         self.gmemd = Gmemd(schema=Schema.load("emulator.json"), kernel=choose_kernel(kernel), name=self._line.name,
-                           uuid=self._line.uuid, version={"qemu": QEMU_VERSION, "package": "test"})
-        self.gmemd.emit = lambda name, data: self.events.append((name, data))
-        self.gmemd.stop = lambda: setattr(self, "stopped", True)
+                           uuid=self._line.uuid, version={"qemu": QEMU_VERSION, "package": "test"}, host=self)
         put_machine(self.gmemd, self._line, socket)
         self.dispatcher = make_dispatcher(self.gmemd)
         self.session = Session(self.gmemd.version)
@@ -46,6 +44,15 @@ class Machine:
         self.stopped = False
         self.uid, self.pid = os.getuid(), os.getpid()
         self.named_fds = NamedFds()
+
+    def emit(self, name: str, data: dict[str, Any]) -> None:
+        self.events.append((name, data))
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        raise AssertionError("nothing goes on after its reply here")
 
     async def start(self) -> Machine:
         """Make objects, machine and devices of the command line; QmpError when that is refused."""

@@ -92,9 +92,7 @@ class Hub:
         self.tasks: set[asyncio.Task[None]] = set()
         self.begun = 0  # long commands
         self.gmemd = Gmemd(schema=Schema.load(), kernel=choose_kernel("simulated"),
-                           version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "test"})
-        self.gmemd.emit = self._emit
-        self.gmemd.spawn = self._spawn
+                           version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "test"}, host=self)
         self.dispatcher = Dispatcher(self.gmemd, (*MODULES, self._slow()))
 
     def _slow(self) -> ModuleType:
@@ -110,16 +108,18 @@ class Hub:
         module.query_name = query_name  # type: ignore[attr-defined]
         return module
 
-    def _emit(self, name: str, data: dict[str, Any]) -> None:
+    def emit(self, name: str, data: dict[str, Any]) -> None:
         event = Event(name, data, 0.0)
         for monitor in self.monitors:
             monitor.emit(event)
 
-    def _spawn(self, work: Any) -> None:
+    def spawn(self, work: Any) -> None:
         self.begun += 1
         task = self.loop.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
+
+    def stop(self) -> None: ...
 
     async def client(self, *enable: str) -> Client:
         """A client that has negotiated."""

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
+from unittest.mock import Mock
 
 import pytest
 import pytest_asyncio
@@ -29,7 +30,7 @@ Connect = Callable[[], "tuple[Monitor, socket.socket]"]
 async def connect() -> AsyncIterator[Connect]:
     """Makes clients of one gmemd: each one's monitor, and its end of the connection."""
     gmemd = Gmemd(schema=Schema.load(), kernel=choose_kernel("simulated"),
-                  version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "test"})
+                  version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "test"}, host=Mock())
     dispatcher, loop = Dispatcher(gmemd), asyncio.get_running_loop()
     made: list[tuple[Monitor, socket.socket]] = []
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any
 
+from gmemd.changes.change import Change, begun
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.emulator.commands import memory, runstate, system
 from gmemd.emulator.tree import machine_of
@@ -19,7 +20,8 @@ _DEVICE_LINES = {
 }
 
 
-def human_monitor_command(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> str:
+def human_monitor_command(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> str:
+    change.judged()
     words = arguments["command-line"].split()
     if not words:
         return ""
@@ -106,10 +108,10 @@ def _balloon(gmemd: Gmemd, caller: Caller) -> list[str]:
     return [f"balloon: actual={memory.query_balloon(gmemd, caller, {})['actual'] >> 20}"]
 
 
-def _as_qmp(command: Callable[[Gmemd, Caller, dict[str, Any]], Any]) -> Callable[[Gmemd, Caller], list[str]]:
+def _as_qmp(command: Callable[[Gmemd, Caller, dict[str, Any], Change], Any]) -> Callable[[Gmemd, Caller], list[str]]:
     """A command without arguments and output, as over QMP."""
     def run(gmemd: Gmemd, caller: Caller) -> list[str]:
-        result = command(gmemd, caller, {})
+        result = begun(gmemd.settler, command, gmemd, caller, {})
         if isinstance(result, CoroutineType):
             gmemd.spawn(result)
         return []

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.changes.claims import claimed
+from gmemd.changes.change import Change
 from gmemd.changes.threads import in_thread
 from gmemd.commands import jobs, memdev
 from gmemd.commands.context import Caller, Gmemd
@@ -27,33 +28,33 @@ from gmemd.objects.container import BACKENDS
 UNPLUG_SECONDS = 0.02
 
 
-def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     machine = machine_of(gmemd)
     if arguments["qom-type"] not in BACKENDS:
-        return _keep(gmemd, machine, arguments)
+        return _keep(gmemd, machine, arguments, change)
     if machine.domain is None:
-        return memdev.object_add(gmemd, caller, arguments)
-    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context)
+        return memdev.object_add(gmemd, caller, arguments, change)
+    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, trial=change.trial)
+    change.undo(partial(gmemd.objects.cancel, backend))
+    change.judged()
     return _add_lasting(gmemd, machine.domain, backend, arguments)
 
 
-def _keep(gmemd: Gmemd, machine: Machine, arguments: dict[str, Any]) -> dict[str, Any]:
+def _keep(gmemd: Gmemd, machine: Machine, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     """Accept an object that is no memory: it is only there, by its id."""
     if arguments["qom-type"] == "secret" and ("data" in arguments) == ("file" in arguments):
         raise QmpError("'file' and 'data' are mutually exclusive" if "data" in arguments
                        else "Either 'file' or 'data' must be provided")
     gmemd.objects.reserve(arguments["id"])
+    change.undo(partial(gmemd.objects.release, arguments["id"]))
+    change.judged()
     machine.kept[arguments["id"]] = kept_node(gmemd.schema, arguments)
     return {}
 
 
 async def _add_lasting(gmemd: Gmemd, domain: Domain, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Any:
     """Take the memory from the daemon that keeps it; the id is taken meanwhile, the object not yet visible."""
-    try:
-        backend.fd, info = await in_thread(domain.obtain, arguments)
-    except BaseException:
-        gmemd.objects.cancel(backend)
-        raise
+    backend.fd, info = await in_thread(domain.obtain, arguments)
     backend.lasting = True
     backend.memory_size, backend.kind = info["size"], info["kind"]
     backend.guest_memfd_flags = info.get("guest-memfd-flags")
@@ -62,18 +63,21 @@ async def _add_lasting(gmemd: Gmemd, domain: Domain, backend: HostMemoryBackend,
     return {}
 
 
-def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     machine, object_id = machine_of(gmemd), arguments["id"]
     if object_id in machine.kept:
+        change.judged()
         del machine.kept[object_id]
         gmemd.objects.release(object_id)
         return {}
     machine.check_unused(object_id)
-    domain = machine.domain
-    if domain is None:
-        return memdev.object_del(gmemd, caller, arguments)
+    if machine.domain is None:
+        return memdev.object_del(gmemd, caller, arguments, change)
     backend = gmemd.objects.find(object_id)
-    return claimed(gmemd, backend, "it is being deleted", lambda: _delete_lasting(gmemd, domain, object_id))
+    backend.check_idle()
+    change.judged()
+    change.claim(backend, "it is being deleted")
+    return _delete_lasting(gmemd, machine.domain, object_id)
 
 
 async def _delete_lasting(gmemd: Gmemd, domain: Domain, object_id: str) -> Any:
@@ -82,12 +86,12 @@ async def _delete_lasting(gmemd: Gmemd, domain: Domain, object_id: str) -> Any:
     return {}
 
 
-def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     machine = machine_of(gmemd)
     machine.check_unused(arguments["id"])
     if machine.domain is not None:
         raise QmpError(f"object '{arguments['id']}' is kept by another gmemd")
-    return jobs.memdev_delete(gmemd, caller, arguments)
+    return jobs.memdev_delete(gmemd, caller, arguments, change)
 
 
 def query_memory_size_summary(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -110,13 +114,15 @@ def query_acpi_ospm_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, An
         {"slot": str(index), "slot-type": "CPU", "source": 0, "status": 0} for index in range(machine.line.cpus.most)]
 
 
-def device_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def device_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    change.judged()
     machine = machine_of(gmemd)
     plug(machine, arguments, hotplugged=True)
     return answered({}, obey(machine))
 
 
-def device_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def device_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+    change.judged()
     device = _find_device(gmemd, arguments["id"])
     if device.leaving:
         if device.pci_address < 0:
@@ -153,7 +159,8 @@ def query_balloon(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> di
     return {"actual": _balloon(gmemd).actual(machine_of(gmemd))}
 
 
-def balloon(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def balloon(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    change.judged()
     device, value = _balloon(gmemd), arguments["value"]
     if value <= 0:
         raise QmpError("Parameter 'value' expects a size")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from gmemd.changes.change import Change
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.emulator.guest import answered, obey
 from gmemd.emulator.machine import Machine
@@ -23,7 +24,8 @@ def query_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dic
     return {"status": status, "running": status == "running"}
 
 
-def cont(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+def cont(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    change.judged()
     machine = machine_of(gmemd)
     if machine.status == "shutdown":
         raise QmpError("Resetting the Virtual Machine is required")
@@ -34,7 +36,8 @@ def cont(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     return answered({}, obey(machine))
 
 
-def stop(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def stop(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+    change.judged()
     _halt(gmemd, machine_of(gmemd), "paused")
     return {}
 
@@ -45,7 +48,8 @@ def _halt(gmemd: Gmemd, machine: Machine, status: str) -> None:
         gmemd.emit("STOP", {})
 
 
-def system_reset(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def system_reset(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+    change.judged()
     machine = machine_of(gmemd)
     if machine.actions["reboot"] == "shutdown":
         _shut_down(gmemd, machine, guest=False, reason="host-qmp-system-reset")
@@ -56,7 +60,8 @@ def system_reset(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dic
     return {}
 
 
-def system_powerdown(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def system_powerdown(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+    change.judged()
     machine = machine_of(gmemd)
     gmemd.emit("POWERDOWN", {})
     asyncio.get_running_loop().call_later(POWERDOWN_SECONDS, _power_down, gmemd, machine)
@@ -76,6 +81,7 @@ def _shut_down(gmemd: Gmemd, machine: Machine, *, guest: bool, reason: str) -> N
         gmemd.stop()
 
 
-def set_action(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def set_action(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+    change.judged()
     machine_of(gmemd).actions.update(arguments)
     return {}

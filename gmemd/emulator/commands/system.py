@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gmemd.commands import effect, qom
+from gmemd.changes.change import Change
+from gmemd.commands import qom
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.emulator.machine_types import MACHINES
 from gmemd.emulator.tables import DEVICES
@@ -99,10 +100,6 @@ def device_list_properties(gmemd: Gmemd, caller: Caller, arguments: dict[str, An
     return qom.device_list_properties(gmemd, caller, arguments)
 
 
-def query_command_effect(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    return effect.effect_of(gmemd, caller, arguments, {})  # the commands that change something are not gmemd's
-
-
 # -- character and block devices
 
 
@@ -138,7 +135,8 @@ def query_migrate_capabilities(gmemd: Gmemd, caller: Caller, arguments: dict[str
     return [{"capability": name, "state": switched.get(name, False)} for name in names]
 
 
-def migrate_set_capabilities(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
+def migrate_set_capabilities(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+    change.judged()
     machine_of(gmemd).capabilities.update(
         {entry["capability"]: entry["state"] for entry in arguments["capabilities"]})
     return {}

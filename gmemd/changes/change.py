@@ -1,0 +1,347 @@
+"""A change: what a command is given that does more than read.
+
+Each step of the command registers how it is undone and what finishes it, claims what it works on, and says what
+custody is to keep.  Whatever ends the command early (a refusal, an exception, a flush that fails, a trial that was
+only to be judged) undoes the steps in reverse, once; else the change is finished when custody has made it durable.
+
+    change.claim(backend, "it is being wiped")    # refused at once if somebody else has it
+    change.undo(...)                              # how to take back what comes next
+    change.keep(backend)                          # nothing, where nobody keeps
+    change.done(...)                              # when it is durable
+
+The order of all is that of the calls.  A command that takes long returns a coroutine, which begins when what others
+changed before is durable, and may settle what it has done so far before it goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.threads import close_beside, close_copies
+from gmemd.errors import QmpError, os_errors
+from gmemd.memory.piece import Piece
+from gmemd.objects.records import record_of, updated
+from gmemd.observe.log import log
+
+if TYPE_CHECKING:
+    from gmemd.changes.settling import Settler
+    from gmemd.persist.batch import Operation
+    from gmemd.persist.custody import Again
+    from gmemd.persist.record import Record
+
+Ending = asyncio.Future[None] | None  # what is still to be waited for; None: nothing
+Step = Callable[[], object]  # may return a future, which ends by no error, of what takes long
+
+_UNTOLD: Final = "be run: its arguments fit"
+
+
+class WithFds:
+    """A reply with file descriptors; they belong to it and are closed once it is sent."""
+
+    __slots__ = ("fds", "value")
+
+    def __init__(self, value: Any, fds: list[int]) -> None:
+        self.value = value
+        self.fds = fds
+
+
+class Judged(Exception):
+    """A trial has come to where the command would act."""
+
+    def __init__(self, effect: Any, *, whole: bool) -> None:
+        self.effect = effect  # the sentence behind "would", or a coroutine that gives it
+        self.whole = whole  # everything that can refuse it was asked
+
+
+class Change:
+    """One change. As a command's result: its `value` is acknowledged once `settled` says that it is durable."""
+
+    __slots__ = ("_claimed", "_done", "_notes", "_reserved", "_settler", "_undo", "ending", "error", "operations",
+                 "trial", "value")
+
+    def __init__(self, settler: Settler, *, trial: bool = False) -> None:
+        self._settler = settler
+        self._claimed: list[tuple[HostMemoryBackend, str]] = []
+        self._undo: list[Step] = []
+        self._done: list[Step] = []
+        self._notes: list[Callable[[], Operation]] = []  # what custody is to do
+        self._reserved = 0  # places in custody that are held
+        self.operations: list[Operation] = []  # what it was given to do
+        self.value: Any = None
+        self.error: QmpError | None = None  # why it could not be made durable; it is undone then
+        self.ending: Ending = None  # what the last step still waits for
+        self.trial = trial  # it is to be judged only
+
+    # -- deciding --------------------------------------------------------------------------------
+
+    def judged(self, effect: Callable[[], Any] | None = None, *, whole: bool = True) -> None:
+        """All that can be refused is; a trial ends here. `effect` gives the sentence behind "would"."""
+        if self.trial:
+            raise Judged(_UNTOLD, whole=False) if effect is None else Judged(effect(), whole=whole)
+
+    def claim(self, backend: HostMemoryBackend, doing: str, *, shared: bool = False) -> None:
+        """Keep others from changing an object until this change has ended; QmpError says who has it.
+
+        shared: others may claim it likewise, for work that only reads.
+        """
+        backend.claim(doing, shared=shared)
+        self._claimed.append((backend, doing))
+
+    def release(self, backend: HostMemoryBackend) -> None:
+        """End the claim on an object early."""
+        for claim in [claim for claim in self._claimed if claim[0] is backend]:
+            self._claimed.remove(claim)
+            close_beside(backend.unclaim(claim[1]))
+
+    def reserve(self) -> None:
+        """Hold room in custody for one more piece until `keep`; QmpError if there is none."""
+        self._settler.custody.reserve()
+        self._reserved += 1
+
+    # -- acting ----------------------------------------------------------------------------------
+
+    def undo(self, step: Step) -> None:
+        """Register how what comes next, or was just done, is undone."""
+        self._undo.append(step)
+
+    def done(self, step: Step) -> None:
+        """Register what is done once all is durable."""
+        self._done.append(step)
+
+    def keep(self, piece: Piece, *, again: Again | None = None) -> None:
+        """Give a piece to custody, using up a reservation; `again` as of Custody.add."""
+        custody = self._settler.custody
+        if custody.keeps:
+            self._record(piece, record_of(piece, self._settler.kernel))
+            self._notes.append(partial(self._add, piece, again))
+
+    def keep_stored(self, piece: Piece, name: str) -> None:
+        """The same for what the service manager has already, by the name that it has there."""
+        custody = self._settler.custody
+        if custody.keeps:
+            record = record_of(piece, self._settler.kernel)
+            with os_errors(f"cannot look at '{name}'"):
+                status = os.fstat(piece.fd)
+            record.fd_name, record.st_size = name, status.st_size
+            record.st_dev, record.st_ino = status.st_dev, status.st_ino
+            self._record(piece, record)
+            self._notes.append(partial(custody.add, record))
+
+    def rewrite(self, backend: HostMemoryBackend) -> None:
+        """Have what is written about an object, if it is, follow its properties, visibility and lease."""
+        custody = self._settler.custody
+        if custody.keeps and backend.record is not None:
+            self._record(backend, updated(backend))
+            self._notes.append(partial(custody.update, backend.record))
+
+    def forget(self, piece: Piece) -> None:
+        """Take a piece, if it is kept, out of custody."""
+        if piece.record is not None:
+            self.drop(piece.record)
+            self._record(piece, None)
+
+    def drop(self, record: Record) -> None:
+        """Take what a record describes, whether it came back or not, out of custody."""
+        custody = self._settler.custody
+        assert custody.keeps
+        self._notes.append(partial(custody.remove, record))
+
+    def let_go(self, name: str) -> None:
+        """Take what has no record out of the service manager's store, by its name there."""
+        custody = self._settler.custody
+        if custody.keeps:
+            self._notes.append(partial(custody.give_up, name))
+
+    def _record(self, piece: Piece, record: Record | None) -> None:
+        before, piece.record = piece.record, record
+
+        def undo() -> None:
+            piece.record = before
+
+        self._undo.append(undo)
+
+    def _add(self, piece: Piece, again: Again | None) -> Operation:
+        custody = self._settler.custody
+        assert custody.keeps
+        assert piece.record is not None
+        operation = custody.add(piece.record, piece.fd, again=again, status=piece.status)
+        self._reserved -= 1
+        return operation
+
+    # -- ending ----------------------------------------------------------------------------------
+
+    def conclude(self, value: Any) -> Any:
+        """The command's result, from what its function has returned: `value`, itself, or a coroutine that gives it."""
+        if type(value) is CoroutineType:
+            return self._carry(value)
+        assert not self._claimed, "what is claimed would be free before it is durable"
+        if self._notes:
+            self._note()
+            if type(value) is WithFds:
+                return self._reply(value, self.settled())
+            self.value = value
+            return self
+        ending = self.finish()
+        return value if ending is None else _after(ending, value)
+
+    def refuse(self, error: BaseException) -> Coroutine[Any, Any, None]:
+        """Undo all after an error: raise it, now or, where undoing takes long, from the coroutine."""
+        ending = self.revert()
+        self.unclaim()
+        if ending is None:
+            raise error
+        return _raise_after(ending, error)
+
+    async def settle(self) -> None:
+        """Have what was done so far made durable, after which it is no longer undone; QmpError if it could not be."""
+        self._note()
+        await self.settled()
+
+    def settled(self) -> asyncio.Future[None]:
+        """The future, which must be awaited, of what was noted: it goes with the next flush, whenever that is.
+
+        Ends with QmpError when the flush has failed and all is undone.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def tell() -> None:
+            self.operations = []
+            if not done.done():
+                done.set_result(None) if self.error is None else done.set_exception(self.error)
+
+        if self.operations:
+            self._settler.settle([self], tell)
+        else:
+            after([self.finish()], tell)
+        return done
+
+    async def _carry(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Do long work, and settle it. When the daemon ends meanwhile, all is left as a crash would leave it."""
+        try:
+            if self._claimed:
+                await self._settler.durable()
+                for backend, _ in self._claimed:
+                    self._settler.check_live(backend)
+            value = await work
+            await self.settle()
+            return value
+        except Exception:
+            ending = self.revert()
+            if ending is not None:
+                await ending
+            raise
+        finally:
+            work.close()
+            self.unclaim()
+
+    async def _reply(self, value: WithFds, settled: asyncio.Future[None]) -> WithFds:
+        try:
+            await settled
+        except asyncio.CancelledError:
+            close_copies(value.fds)
+            raise
+        return value
+
+    def hand_over(self) -> Change:
+        """All this as another change, for work that goes on after the reply; this one is empty then."""
+        other = Change(self._settler)
+        for name in ("_claimed", "_undo", "_done", "_notes", "_reserved"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            setattr(other, name, mine)
+            setattr(self, name, theirs)
+        return other
+
+    def finish(self) -> Ending:
+        """All is durable: take the last steps, and what was done is no longer undone."""
+        steps, self._done, self._undo = self._done, [], []
+        return self._take(steps)
+
+    def revert(self) -> Ending:
+        """Undo all, the last step first."""
+        steps, self._done, self._undo, self._notes = self._undo[::-1], [], [], []
+        return self._take(steps)
+
+    def unclaim(self) -> None:
+        """End all claims."""
+        for backend, doing in self._claimed:
+            close_beside(backend.unclaim(doing))
+        self._claimed = []
+
+    def _take(self, steps: list[Step]) -> Ending:
+        if self._reserved:
+            for _ in range(self._reserved):
+                self._settler.custody.release()
+            self._reserved = 0
+        if not steps:
+            return None
+        endings = [ending for ending in map(carry_out, steps) if isinstance(ending, asyncio.Future)]
+        return endings[0] if len(endings) == 1 else asyncio.ensure_future(_all(endings)) if endings else None
+
+    def _note(self) -> None:
+        """Give custody all that it is to do, or nothing."""
+        notes, self._notes = self._notes, []
+        try:
+            for note in notes:
+                self.operations.append(note())
+        except BaseException:
+            for operation in reversed(self.operations):
+                self._settler.custody.withdraw(operation)
+            self.operations = []
+            raise
+
+
+def begun(settler: Settler, function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a changing function, which is given a change behind its arguments, as of Change.conclude."""
+    change = Change(settler)
+    try:
+        return change.conclude(function(*arguments, change))
+    except BaseException as exc:
+        return change.refuse(exc)
+
+
+async def completed(result: Any) -> Any:
+    """The value that a command's result, whatever it is, comes to in the end, durable; QmpError if it does not."""
+    if type(result) is CoroutineType:
+        result = await result
+    if type(result) is Change:
+        await result.settled()
+        return result.value
+    return result
+
+
+def carry_out(step: Step) -> object:
+    """Take one of many steps; what is wrong with it is not the others' concern."""
+    try:
+        return step()
+    except Exception as exc:
+        log.error("internal error", exc_info=exc)
+        return None
+
+
+def after(endings: Iterable[Ending], then: Callable[[], None]) -> None:
+    """Call back when the last of these has ended; at once, when there is none."""
+    waiting = [ending for ending in endings if ending is not None]
+    if waiting:
+        asyncio.gather(*waiting).add_done_callback(lambda _: carry_out(then))
+    else:
+        carry_out(then)
+
+
+async def _all(endings: list[asyncio.Future[None]]) -> None:
+    await asyncio.gather(*endings)
+
+
+async def _after(ending: asyncio.Future[None], value: Any) -> Any:
+    await ending
+    return value
+
+
+async def _raise_after(ending: asyncio.Future[None], error: BaseException) -> None:
+    await ending
+    raise error

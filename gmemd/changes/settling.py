@@ -1,0 +1,149 @@
+"""Settling changes: one flush of custody makes durable whatever was changed in a turn of the loop, for all at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.change import Change, after
+from gmemd.errors import QmpError
+from gmemd.kernel.kernel import Kernel
+from gmemd.objects.container import Objects
+from gmemd.observe.log import log
+from gmemd.persist.keeping import AnyCustody
+from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
+
+Waiting = list[tuple[list[Change], Callable[[], None]]]
+
+_SOON: Final = 0.001  # seconds; a manager at rest needs a twentieth of it, and asking the loop to wait takes longer
+_RETRY_SECONDS: Final = 30.0
+
+
+class Settler:
+    """What changes stand on: the objects, and who keeps them. `flushed` is called after each flush."""
+
+    def __init__(self, objects: Objects, kernel: Kernel, custody: AnyCustody, flushed: Callable[[], None]) -> None:
+        self.kernel = kernel
+        self.custody = custody
+        self.not_kept = ""  # why the latest change could not be made durable; "": it could
+        self._objects = objects
+        self._told = flushed
+        self._unsettled: Waiting = []
+        self._flushing = False
+
+    def check_live(self, backend: HostMemoryBackend) -> None:
+        """Raise QmpError for an object that is no longer there: its creation could not be made durable."""
+        if self._objects.get(backend.id) is not backend:
+            raise QmpError(f"object '{backend.id}' not found")
+
+    def settle(self, changes: list[Change], settled: Callable[[], None]) -> None:
+        """Have changes made durable by the next flush, which everybody shares who asks in this turn of the loop."""
+        self._unsettled.append((changes, settled))
+        if not self._flushing:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    async def durable(self) -> None:
+        """Wait until all that was changed so far is durable, or undone."""
+        if self._flushing:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Wait for the end of the next flush."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.settle([], lambda: None if done.done() else done.set_result(None))
+        await done
+
+    async def idle(self) -> None:
+        """Wait until there is nothing to settle."""
+        while self._flushing:
+            await asyncio.sleep(0.001)
+
+    def catch_up(self) -> None:
+        """Have done what earlier flushes could not do, now and, for as long as the loop runs, now and then."""
+        if self.custody.dirty:
+            self.settle([], lambda: None)
+        asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._retry)
+
+    def _retry(self) -> None:
+        self.custody.retry()
+        self.catch_up()
+
+    def _flush(self) -> None:
+        """Start a flush for all that wait, or stop when there is nothing to do."""
+        waiting, self._unsettled = self._unsettled, []
+        if not waiting and not self.custody.dirty:
+            self._flushing = False
+            return
+        flush = self.custody.flush()
+        self._drive(flush, partial(next, flush), waiting)
+
+    def _drive(self, flush: Flush, advance: Callable[[], Wait], waiting: Waiting) -> None:
+        """Carry a flush on to the next thing that it has to wait long for, or to its end."""
+        try:
+            wait = advance()
+            while _comes_soon(wait):
+                wait = flush.send(True)
+        except StopIteration:
+            self._flushed(waiting, None)
+            return
+        except NotKept as exc:
+            self._flushed(waiting, exc)
+            return
+        loop, fd = asyncio.get_running_loop(), wait.fd
+
+        def resume(there: bool) -> None:
+            timer.cancel()
+            (loop.remove_reader if wait.what == "readable" else loop.remove_writer)(fd)
+            self._drive(flush, partial(flush.send, there), waiting)
+
+        timer = loop.call_later(wait.timeout, resume, False)
+        try:
+            (loop.add_reader if wait.what == "readable" else loop.add_writer)(fd, resume, True)
+        except OSError as exc:
+            timer.cancel()
+            self._drive(flush, partial(flush.throw, exc), waiting)
+
+    def _flushed(self, waiting: Waiting, error: NotKept | None) -> None:
+        """Finish the changes of a flush, undo those that did not happen, let the replies go, go on."""
+        if error is not None:  # what was noted meanwhile is undone with it
+            waiting += self._unsettled
+            self._unsettled = []
+            _undo(error, [change for changes, _ in waiting for change in changes])
+        if any(changes for changes, _ in waiting):
+            self.not_kept = "" if error is None else error.desc
+        for changes, _ in waiting:
+            for change in changes:
+                if change.error is None:
+                    change.ending = change.finish()
+        for changes, settled in waiting:
+            after([change.ending for change in changes], settled)
+        self._told()
+        asyncio.get_running_loop().call_soon(self._flush)  # others have their turn between two flushes
+
+
+def _comes_soon(wait: Wait) -> bool:
+    """Wait a moment here for a barrier; False: it has not passed, or the flush waits for something else.
+
+    Room for more messages is the loop's to wait for: a large batch asks for it often.
+    """
+    try:
+        return wait.what == "readable" and wait_for(wait, _SOON)
+    except OSError:
+        return False
+
+
+def _undo(error: NotKept, changes: list[Change]) -> None:
+    """Undo what a flush could not make durable, the newest first."""
+    log.error("not kept", desc=error.desc, undone=len(error.undone))
+    by_operation = {operation: change for change in changes for operation in change.operations}
+    for operation in error.undone:
+        change = by_operation.get(operation)
+        if change is None:
+            log.error("internal error", why="an operation of no change", id=operation.record.id)
+        elif change.error is None:
+            change.error = error
+            change.ending = change.revert()

@@ -1,0 +1,97 @@
+"""From a piece of memory to its record in the registry, and back: the one place that knows how it is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, cast
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.errors import os_errors
+from gmemd.kernel.kernel import Kernel
+from gmemd.memory.lease import Lease
+from gmemd.memory.piece import Aside, Piece
+from gmemd.memory.ranges import RangeMap
+from gmemd.objects.container import BACKENDS
+from gmemd.persist.record import Record
+from gmemd.posix.boottime import from_record, on_the_wall
+from gmemd.schema.validate import Schema
+
+_ASIDE = "private-store"  # the registry's type of preserved private bytes
+_ASIDE_ID = "{}[private]"  # and their id there, which no object can have
+
+
+def record_of(piece: Piece, kernel: Kernel) -> Record:
+    """What the registry is to know of a piece; QmpError if that cannot be told."""
+    if piece.parent is not None:
+        return Record(_ASIDE_ID.format(piece.id), _ASIDE, {}, "memfd", piece.memory_size)
+    backend = cast(HostMemoryBackend, piece)
+    uid, pid = backend.owner
+    kind = backend.kind
+    if kind == "file" and backend.file_kind:
+        kind = backend.file_kind
+    elif kind == "file":
+        with os_errors(f"cannot look at '{backend.id}'"):
+            kind = kernel.identify(backend.fd)
+    elif backend.properties.get("hugetlb"):
+        kind = "hugetlb-memfd"
+    return Record(backend.id, backend.qom_type, dict(backend.properties), kind, backend.memory_size,
+                  kernel=kernel.name, owner_uid=uid, owner_pid=pid, created=int(on_the_wall(backend.made)),
+                  extra=_extra(backend))
+
+
+def updated(backend: HostMemoryBackend) -> Record:
+    """The record of a kept object whose properties, visibility or lease have changed."""
+    assert backend.record is not None
+    return backend.record.changed(arguments=dict(backend.properties), extra=_extra(backend))
+
+
+def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
+    extra: dict[str, Any] = {"kind": backend.kind, "flags": backend.guest_memfd_flags, "offset": backend.offset,
+                             "made": int(backend.made * 1000) / 1000}  # never later than it was
+    if backend.visibility is not None:
+        extra["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
+    if backend.lease is not None:
+        extra["lease"] = backend.lease.dump()
+    return extra
+
+
+def objects_of(kept: Iterable[tuple[Record, int]], schema: Schema) -> tuple[list[HostMemoryBackend],
+                                                                            list[tuple[str, int]]]:
+    """The objects that records and their fds describe, which own the fds from now on.
+
+    Also the fds, by fd-store name, of private bytes whose object did not come back.
+    """
+    kept = list(kept)
+    asides = {record.id: (record, fd) for record, fd in kept if record.qom_type == _ASIDE}
+    backends = [backend_of(record, fd, schema) for record, fd in kept if record.qom_type != _ASIDE]
+    for backend in backends:
+        record, fd = asides.pop(_ASIDE_ID.format(backend.id), (None, -1))
+        if record is not None:
+            backend.aside = Aside(backend, fd)
+            backend.aside.record = record
+    return backends, [(record.fd_name, fd) for record, fd in asides.values()]
+
+
+def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
+    """The object that a record describes, as it was."""
+    defaults = {name: declared.default for name, declared in schema.properties(record.qom_type).items()
+                if declared.default is not None}
+    backend = BACKENDS[record.qom_type](record.id, {**defaults, **record.arguments, "prealloc-context": ""})  # not kept
+    backend.fd = fd
+    backend.memory_size = record.size
+    backend.kind = record.extra["kind"]
+    if backend.kind == "file":
+        backend.file_kind, backend.status = record.kind, os.fstat(fd)
+    backend.guest_memfd_flags = record.extra["flags"]
+    backend.offset = record.extra["offset"]
+    if "visibility" in record.extra:
+        initial, *changes = record.extra["visibility"]
+        backend.visibility = RangeMap(record.size, initial, changes)
+    if "lease" in record.extra:
+        backend.lease = Lease(*record.extra["lease"])
+    backend.foreign = True
+    backend.owner = (record.owner_uid, record.owner_pid)
+    backend.made = from_record(record.extra.get("made"), record.created)
+    backend.record = record
+    return backend
