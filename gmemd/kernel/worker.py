@@ -30,7 +30,7 @@ _ZEROS = memoryview(bytes(1 << 20))
 
 
 def hash_chunks(fd: int, offset: int, size: int, chunk: int) -> Iterator[Message]:
-    """Give the digest of each chunk of a range of the file; offsets count from the range's begin."""
+    """The digest of each chunk of a range of the file; offsets count from the range's begin."""
     from xxhash import xxh3_128
 
     for start, length, parts in _chunks(_present(fd, offset, size), offset, size, chunk):
@@ -52,7 +52,7 @@ def zero_chunks(fd: int, offset: int, size: int, chunk: int) -> Iterator[Message
 
 
 def _chunks(present: Ranges, offset: int, size: int, chunk: int) -> Iterator[tuple[int, int, Ranges]]:
-    """Give (begin, bytes, what is present there) of each chunk that is not all absent; begins count from `offset`."""
+    """(begin, bytes, what is present there) of each chunk that is not all absent; begins count from `offset`."""
     parts: Ranges = []
     start = 0
     for at, count in present:
@@ -84,7 +84,7 @@ def _not_zero(fd: int, offset: int, size: int) -> Ranges:
 
 
 def _filled(present: Ranges, offset: int, size: int) -> Iterator[tuple[int, int, bool]]:
-    """Give the whole range piece by piece: (offset, bytes, whether it is present)."""
+    """The whole range piece by piece: (offset, bytes, whether it is present)."""
     for at, count in present:
         if at > offset:
             yield offset, at - offset, False
@@ -103,7 +103,7 @@ def _zeros(count: int) -> Iterator[memoryview]:
 
 
 def _read(fd: int, offset: int, size: int) -> Iterator[memoryview]:
-    """Give the bytes of a range: by read(2), which no hole and no shrinking can hurt, or else by mapping it."""
+    """The bytes of a range: by read(2), which no hole and no shrinking can hurt, or else by mapping it."""
     try:
         os.pread(fd, 1, offset)
     except OSError as exc:

@@ -50,7 +50,7 @@ class Schema:
             {name: Command(self, name, entry) for name, entry in commands.items()
              if lab or "lab" not in entry.get("x-features", ())}
         )
-        self.reading = frozenset(name for name, entry in commands.items() if entry.get("reads-only"))  # change nothing
+        self.reading = frozenset(name for name, command in self.commands.items() if command.reads_only)
         self.events: tuple[str, ...] = tuple(document["x-events"])
         union = document["$defs"][commands[OBJECT_ADD]["arguments"]]
         tag = union["properties"][union["x-tag"]]
