@@ -22,7 +22,7 @@ LAYERS = ("errors", "posix", "client", "qapi", "keeper", "qmp", "schema", "proce
 
 MAY_IMPORT = {
     "asyncio": ("processes.watch", "changes", "client", "commands", "server", "daemon", "web", "cli", "emulator"),
-    "socket": ("posix", "client", "keeper", "persist", "server", "daemon", "web", "cli", "emulator", "testing", "demo"),
+    "socket": ("posix", "client", "keeper", "persist", "server", "daemon", "web", "cli", "emulator"),
     "fcntl": ("posix", "keeper", "kernel", "persist", "demo", "emulator.pidfile"),
     "ctypes": ("kernel", "demo"),
     "structlog": ("observe.log",),

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import gmemd.qmp.client
 from gmemd.client.client import Client, ProtocolError
 from gmemd.client.messages import Messages
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
@@ -409,6 +410,11 @@ def test_wait_tries_again(tmp_path: Path) -> None:
         with Client(tmp_path / "s", timeout=PATIENCE, wait=PATIENCE) as client:
             assert client.greeting
         thread.join()
+
+
+def test_the_older_name() -> None:
+    """Programs written with gmemd.qmp.client have the same client."""
+    assert (gmemd.qmp.client.Client, gmemd.qmp.client.ProtocolError) == (Client, ProtocolError)
 
 
 @pytest.mark.e2e

@@ -101,7 +101,6 @@ def test_the_fixture_page_runs(tmp_path: Path) -> None:
     """The tests on docs/testing.md pass as they stand there."""
     [text] = re.findall(r"^```python test_vmm.py\n(.*?)^```", (ROOT / "docs" / "testing.md").read_text(),
                         re.DOTALL | re.MULTILINE)
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["gmemd.testing"]\n')
     (tmp_path / "test_vmm.py").write_text(text)
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path),
                            str(tmp_path)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
