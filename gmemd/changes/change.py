@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
@@ -278,10 +278,7 @@ class Change:
             for _ in range(self._reserved):
                 self._settler.custody.release()
             self._reserved = 0
-        if not steps:
-            return None
-        endings = [ending for ending in map(carry_out, steps) if isinstance(ending, asyncio.Future)]
-        return endings[0] if len(endings) == 1 else asyncio.ensure_future(_all(endings)) if endings else None
+        return _in_order(iter(steps))
 
     def _note(self) -> None:
         """Give custody all that it is to do, or nothing."""
@@ -333,8 +330,20 @@ def after(endings: Iterable[Ending], then: Callable[[], None]) -> None:
         carry_out(then)
 
 
-async def _all(endings: list[asyncio.Future[None]]) -> None:
-    await asyncio.gather(*endings)
+def _in_order(steps: Iterator[Step]) -> Ending:
+    """Take steps, each when the one before has ended."""
+    for step in steps:
+        ending = carry_out(step)
+        if isinstance(ending, asyncio.Future):
+            return asyncio.ensure_future(_go_on(ending, steps))
+    return None
+
+
+async def _go_on(ending: asyncio.Future[None], steps: Iterator[Step]) -> None:
+    await ending
+    rest = _in_order(steps)
+    if rest is not None:
+        await rest
 
 
 async def _after(ending: asyncio.Future[None], value: Any) -> Any:
