@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gmemd.errors import QmpError
+from gmemd.schema.validate import Schema
 from tests.commands.conftest import Machine
 
 MIB = 1 << 20
@@ -92,3 +93,51 @@ def test_a_refusal_is_the_commands_own(machine: Machine, command: str, arguments
 def test_arguments_are_an_object(machine: Machine) -> None:
     with pytest.raises(QmpError, match="'arguments' must be an object"):
         machine.run("query-command-effect", command="quit", arguments=[1])
+
+
+EVERY: dict[str, dict[str, Any]] = {
+    "add-fd": {},
+    "closefd": {"fdname": "no"},
+    "getfd": {"fdname": "f"},
+    "job-cancel": {"id": "j"},
+    "job-dismiss": {"id": "j"},
+    "memdev-adopt": {"fdname": "given", "id": "new", "require-seals": False},
+    "memdev-claim": {"name": "no"},
+    "memdev-convert": {"id": "g0", "offset": 0, "size": 4096, "to": "private"},
+    "memdev-delete": {"id": "m0", "zero": True},
+    "memdev-discard": {"id": "m0", "offset": 0, "size": 4096},
+    "memdev-enforce": {"id": "g0", "fdname": "given", "address": 0},
+    "memdev-get-fd": {"id": "m0", "lease": "keep"},
+    "memdev-persist": {"id": "m0", "persist": True},
+    "memdev-populate": {"id": "m0", "job-id": "new"},
+    "memdev-release": {"id": "m0"},
+    "memdev-verify": {"id": "m0", "job-id": "new"},
+    "object-add": {**MEMFD, "id": "new"},
+    "object-del": {"id": "m0"},
+    "qom-set": {"path": "/objects/m0", "property": "prealloc", "value": True},
+    "quit": {},
+    "remove-fd": {"fdset-id": 7},
+    "yank": {"instances": []},
+}
+
+
+@pytest.mark.parametrize("command", EVERY)
+def test_no_command_acts(machine: Machine, command: str) -> None:
+    """Each changing command is tried up to where it would act, or refused as it would be; nothing changes."""
+    machine.execute("object-add", MEMFD)
+    machine.execute("object-add", GUEST)
+    machine.sent.append(os.memfd_create("given"))
+    os.truncate(machine.sent[0], MIB)
+    machine.run("getfd", fdname="given")
+    before = state(machine)
+    try:
+        assert effect(machine, command, EVERY[command])["effect"].startswith("would ")
+    except QmpError as exc:
+        assert command in ("closefd", "job-cancel", "job-dismiss", "memdev-claim", "memdev-enforce", "memdev-persist",
+                           "memdev-release"), exc.desc
+    assert state(machine) == before
+    os.close(machine.named_fds.take("given"))
+
+
+def test_every_changing_command_is_tried() -> None:
+    assert set(EVERY) == {name for name, command in Schema.load().commands.items() if not command.reads_only}

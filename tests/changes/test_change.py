@@ -1,0 +1,305 @@
+"""A change: one path back for whatever ends it early, one forward when it is durable."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from gmemd.changes.change import Change, Judged, WithFds, begun, completed
+from gmemd.errors import QmpError
+from gmemd.persist.custody import Custody
+from gmemd.persist.fdstore import FdStore
+from gmemd.persist.notify import Notifier
+from gmemd.persist.registry import Registry
+from tests.commands.live import LiveMachine
+from tests.persist.manager import StandIn
+
+PAGE = os.sysconf("SC_PAGESIZE")
+
+
+class Kept(LiveMachine):
+    """A machine whose objects a service manager keeps, as long as it can be reached."""
+
+    def __init__(self, directory: Path) -> None:
+        self.manager = StandIn(directory)
+        self.notifier = Notifier(self.manager.address)
+        self._registry = Registry(str(directory / "registry"))
+        super().__init__(custody=Custody(self._registry, self.notifier, FdStore(1024)))
+        self._receiving = asyncio.create_task(self._receive())
+
+    async def _receive(self) -> None:
+        while True:
+            self.manager.receive()
+            await asyncio.sleep(0.001)
+
+    def cut_off(self) -> None:
+        """No flush succeeds any more."""
+        self.notifier.close()
+        self._registry._db.execute("PRAGMA query_only = 1")
+
+    async def make(self, *names: str) -> None:
+        for name in names:
+            await completed(self.dispatch("object-add", qom_type="memory-backend-guest-memfd", id=name, size=4 * PAGE))
+
+    async def close(self) -> None:
+        self._receiving.cancel()
+        await super().close()
+        self.notifier.close()
+        self.manager.close()
+
+
+@pytest_asyncio.fixture
+async def kept(tmp_path: Path) -> AsyncIterator[Kept]:
+    made = Kept(tmp_path)
+    yield made
+    await made.close()
+
+
+@pytest_asyncio.fixture
+async def live() -> AsyncIterator[LiveMachine]:
+    made = LiveMachine()
+    yield made
+    await made.close()
+
+
+def steps(change: Change, said: list[str], *names: str) -> None:
+    for name in names:
+        change.undo(lambda name=name: said.append(f"undo {name}"))  # type: ignore[misc]
+        change.done(lambda name=name: said.append(f"done {name}"))  # type: ignore[misc]
+
+
+def never(change: Change) -> None:
+    raise QmpError("refused")
+
+
+def ending(said: list[str], name: str) -> Callable[[], asyncio.Future[None]]:
+    """A step that takes a turn of the loop or two."""
+    async def work() -> None:
+        await asyncio.sleep(0)
+        said.append(name)
+
+    return lambda: asyncio.ensure_future(work())
+
+
+def test_a_refusal_undoes_the_last_step_first() -> None:
+    """Also where nobody keeps, and no loop runs."""
+    machine, said = LiveMachine(), list[str]()
+
+    def command(change: Change) -> None:
+        steps(change, said, "one", "two")
+        raise QmpError("refused")
+
+    with pytest.raises(QmpError, match="refused"):
+        begun(machine.gmemd.settler, command)
+    assert said == ["undo two", "undo one"]
+    machine.gmemd.close()
+
+
+def test_nobody_keeps_settles_at_once() -> None:
+    machine, said = LiveMachine(), list[str]()
+
+    def command(change: Change) -> dict[str, Any]:
+        steps(change, said, "one", "two")
+        return {"value": 1}
+
+    assert begun(machine.gmemd.settler, command) == {"value": 1}
+    assert said == ["done one", "done two"]
+    machine.gmemd.close()
+
+
+async def test_a_step_waits_for_the_one_before(live: LiveMachine) -> None:
+    """The reply waits for all of them."""
+    said: list[str] = []
+
+    def command(change: Change) -> None:
+        steps(change, said, "one")
+        change.undo(ending(said, "undo slowly"))
+        steps(change, said, "three")
+        raise QmpError("refused")
+
+    with pytest.raises(QmpError, match="refused"):
+        await completed(begun(live.gmemd.settler, command))
+    assert said == ["undo three", "undo slowly", "undo one"]
+
+
+async def test_a_step_that_fails_holds_up_no_other(live: LiveMachine) -> None:
+    said: list[str] = []
+
+    def command(change: Change) -> None:
+        steps(change, said, "one")
+        change.undo(lambda: never(change))
+        steps(change, said, "three")
+        raise QmpError("refused")
+
+    with pytest.raises(QmpError, match="refused"):
+        begun(live.gmemd.settler, command)
+    assert said == ["undo three", "undo one"]
+
+
+async def test_acknowledged_when_durable(kept: Kept) -> None:
+    """The last steps come with the flush, not before."""
+    await kept.make("g")
+    said: list[str] = []
+
+    def command(change: Change) -> dict[str, Any]:
+        steps(change, said, "one")
+        change.rewrite(kept.gmemd.objects.find("g"))
+        return {}
+
+    result = begun(kept.gmemd.settler, command)
+    assert (type(result), said) == (Change, [])
+    assert await completed(result) == {}
+    assert said == ["done one"]
+
+
+@pytest.mark.parametrize("long", [False, True])
+async def test_a_flush_that_fails_undoes_it(kept: Kept, long: bool) -> None:
+    """The record is what it was before, too."""
+    await kept.make("g")
+    backend, said = kept.gmemd.objects.find("g"), list[str]()
+    before = backend.record
+
+    def command(change: Change) -> Any:
+        async def work() -> dict[str, Any]:
+            await asyncio.sleep(0)
+            return act()
+
+        def act() -> dict[str, Any]:
+            steps(change, said, "one", "two")
+            change.rewrite(backend)
+            change.keep(backend.aside or backend)
+            return {}
+
+        change.reserve()
+        return work() if long else act()
+
+    kept.cut_off()
+    with pytest.raises(QmpError):
+        await completed(begun(kept.gmemd.settler, command))
+    assert said == ["undo two", "undo one"]
+    assert backend.record is before
+
+
+async def test_what_was_settled_stays(kept: Kept) -> None:
+    """A later refusal undoes what came after it."""
+    await kept.make("g")
+    said: list[str] = []
+
+    def command(change: Change) -> Any:
+        async def work() -> None:
+            steps(change, said, "one")
+            change.rewrite(kept.gmemd.objects.find("g"))
+            await change.settle()
+            steps(change, said, "two")
+            raise QmpError("refused")
+
+        return work()
+
+    with pytest.raises(QmpError, match="refused"):
+        await completed(begun(kept.gmemd.settler, command))
+    assert said == ["done one", "undo two"]
+
+
+async def test_custody_is_given_all_or_nothing(kept: Kept) -> None:
+    """What was noted before the note that is refused is taken back."""
+    await kept.make("g")
+    backend = kept.gmemd.objects.find("g")
+    before = kept.gmemd.custody.room[0]
+
+    def command(change: Change) -> dict[str, Any]:
+        change.rewrite(backend)
+        change.forget(backend)
+        change.reserve()
+        change.keep(backend)
+        os.close(backend.fd)  # nothing can be kept of that
+        return {}
+
+    fd = os.dup(backend.fd)
+    with pytest.raises(QmpError, match="Bad file descriptor"):
+        begun(kept.gmemd.settler, command)
+    os.dup2(fd, backend.fd)
+    os.close(fd)
+    assert not kept.gmemd.custody.dirty
+    assert (kept.gmemd.custody.room[0], backend.record is not None) == (before, True)
+    await completed(kept.dispatch("object-del", id="g"))
+
+
+async def test_no_room_is_left_reserved(kept: Kept) -> None:
+    def command(change: Change) -> None:
+        change.reserve()
+        raise QmpError("refused")
+
+    before = kept.gmemd.custody.room
+    for _ in range(3):
+        with pytest.raises(QmpError, match="refused"):
+            begun(kept.gmemd.settler, command)
+    begun(kept.gmemd.settler, lambda change: change.reserve())
+    assert kept.gmemd.custody.room == before
+
+
+async def test_descriptors_leave_when_it_is_durable(kept: Kept) -> None:
+    """Those of a reply that is not sent are closed."""
+    await kept.make("g")
+    reply = await completed(kept.dispatch("memdev-get-fd", id="g", lease="keep"))
+    assert type(reply) is WithFds
+    os.close(reply.fds[0])
+    kept.cut_off()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(QmpError):
+        await completed(kept.dispatch("memdev-get-fd", id="g", lease="delete"))
+    assert len(os.listdir("/proc/self/fd")) == before
+    [lease] = await kept.do("query-memdev-leases")
+    assert lease["policy"] == "keep"
+
+
+async def test_claims(live: LiveMachine) -> None:
+    """One may claim it alone, or several to read; whoever comes hears who has it."""
+    await live.do("object-add", qom_type="memory-backend-memfd", id="m", size=PAGE)
+    backend, settler = live.gmemd.objects.find("m"), live.gmemd.settler
+    one, two, three = (Change(settler) for _ in range(3))
+    one.claim(backend, "it is being hashed", shared=True)
+    two.claim(backend, "it is being copied", shared=True)
+    with pytest.raises(QmpError, match="object 'm' is busy: it is being hashed"):
+        three.claim(backend, "it is being wiped")
+    with pytest.raises(QmpError, match="busy"):
+        await live.do("object-del", id="m")
+    one.unclaim()
+    with pytest.raises(QmpError, match="object 'm' is busy: it is being copied"):
+        three.claim(backend, "it is being wiped")
+    two.unclaim()
+    three.claim(backend, "it is being wiped")
+    with pytest.raises(QmpError, match="object 'm' is busy: it is being wiped"):
+        one.claim(backend, "it is being hashed", shared=True)
+    three.unclaim()
+    await live.do("object-del", id="m")
+
+
+async def test_a_claim_goes_on_with_the_job(live: LiveMachine) -> None:
+    """What is handed over is no longer the command's, whatever becomes of that."""
+    await live.do("object-add", qom_type="memory-backend-memfd", id="m", size=PAGE)
+    backend, said = live.gmemd.objects.find("m"), list[str]()
+    first = Change(live.gmemd.settler)
+    first.claim(backend, "it is being wiped")
+    steps(first, said, "one")
+    own = first.hand_over()
+    assert first.conclude({}) == {}
+    assert (said, backend.busy) == ([], "it is being wiped")
+    own.revert()
+    own.unclaim()
+    assert (said, backend.busy) == (["undo one"], "")
+
+
+def test_a_trial_ends_where_it_would_act() -> None:
+    machine = LiveMachine()
+    change = Change(machine.gmemd.settler, trial=True)
+    with pytest.raises(Judged) as caught:
+        change.judged(lambda: "do it")
+    assert (caught.value.effect, caught.value.whole) == ("do it", True)
+    Change(machine.gmemd.settler).judged(lambda: never(change))  # nobody asks
+    machine.gmemd.close()
