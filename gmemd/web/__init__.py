@@ -1,1 +1,1 @@
-"""The HTTP side-door: health, metrics, a JSON API and the status page. It reads snapshots and changes nothing."""
+"""Read-only HTTP: health, metrics, a JSON API and the status page, all from snapshots."""

@@ -53,7 +53,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def listen(address: Address) -> socket.socket:
-    """A listening socket there, which the caller owns. QmpError if that is not possible."""
+    """A listening socket at the address, which the caller owns. QmpError if that is not possible."""
     if address.path:
         return Listening(fileno=bind_unix(address.path).detach())
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
@@ -69,7 +69,7 @@ def listen(address: Address) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """What to type to get there."""
+    """The URL to type."""
     name = listener.getsockname()
     if isinstance(name, str):
         return f"unix:{name}"

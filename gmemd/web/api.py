@@ -1,4 +1,4 @@
-"""The answers of the JSON routes. Each takes the state and the judged parameters and returns a JSON value."""
+"""The answers of the JSON routes. Each takes the state and the checked parameters and returns a JSON value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gmemd.web.openapi import document
 from gmemd.web.routes import routes
 from gmemd.web.state import State
 
-_FRESH = 1.0  # seconds that a measurement is good for
+_FRESH = 1.0  # seconds that a measurement is valid
 
 
 async def version(state: State, given: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
-"""HTTP connections: so many at a time, so that HTTP cannot use up the descriptors that QMP needs.
+"""HTTP connections, a limited number at a time, so that HTTP cannot use up the descriptors that QMP needs.
 
-When there is no room, a connection that only waits for a request, or for the rest of one, makes some: the one that
-has waited longest, if that is PATIENCE or more. So does one that has not taken its answer for SLOW_PATIENCE.
+When all are in use, a new one replaces the one that has waited longest for a request, or for the rest of one, if that
+is PATIENCE or more; or one that has not read its answer for SLOW_PATIENCE.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ SLOW_PATIENCE: Final = 30.0
 
 
 class Connections:
-    """Those of one server; `make` makes the protocol that serves one, `clock` tells seconds."""
+    """The connections of one server; `make` creates the protocol that serves one, `clock` returns seconds."""
 
     def __init__(self, make: Callable[[], asyncio.Protocol], clock: Callable[[], float]) -> None:
         self._make = make
         self._clock = clock
-        self._open: dict[asyncio.Protocol, Connection] = {}  # by what serves it
+        self._open: dict[asyncio.Protocol, Connection] = {}  # by the protocol that serves it
 
     def admit(self) -> asyncio.BaseProtocol:
-        """The protocol of a new connection, which hangs up where there is no room."""
+        """The protocol of a new connection; one that hangs up if there is no room."""
         if len(self._open) >= CONNECTIONS_MAX:
             now = self._clock()
             waiting = [one for one in self._open.values() if one.has_had_its_time(now)]
@@ -43,9 +43,9 @@ class Connections:
 
     @contextlib.contextmanager
     def serving(self, protocol: asyncio.Protocol) -> Iterator[None]:
-        """While a request of a connection is being answered."""
+        """Mark a connection as busy while a request is being answered."""
         connection = self._open.get(protocol)
-        if connection is None:  # it has gone
+        if connection is None:  # it has closed
             yield
             return
         connection.serving, connection.since = True, self._clock()
@@ -56,12 +56,12 @@ class Connections:
 
 
 class Connection(asyncio.Protocol):
-    """One connection: what happens to it is its protocol's business."""
+    """One connection: its protocol handles what happens to it."""
 
     def __init__(self, protocol: asyncio.Protocol, now: float, lost: Callable[[], object]) -> None:
         self.protocol = protocol
         self.transport: asyncio.Transport | None = None
-        self.since = now  # when it was made, or its last request began or ended
+        self.since = now  # when it was opened, or its last request began or ended
         self.serving = False
         self._lost = lost
         self.data_received = protocol.data_received  # type: ignore[method-assign]
@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
         self.protocol.connection_lost(exc)
 
     def has_had_its_time(self, now: float) -> bool:
-        """Whether others need not have patience with it any more."""
+        """Whether it may be closed for another connection."""
         unsent = self.transport.get_write_buffer_size() if self.transport is not None else 0
         if self.serving or unsent:
             return unsent > 0 and now - self.since >= SLOW_PATIENCE

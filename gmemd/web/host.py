@@ -1,4 +1,4 @@
-"""What memory the host has, and how fast the event loop turns."""
+"""The host's memory, and the lag of the event loop."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from gmemd.kernel.headroom import Headroom
 from gmemd.kernel.hugepages import HugePool
 from gmemd.kernel.kernel import Kernel
 
-FRESH: Final = 1.0  # seconds that a reading is good for
+FRESH: Final = 1.0  # seconds that a reading is valid
 LAG_PERIOD: Final = 0.25  # seconds between two looks at the clock
-LAG_WINDOW: Final = 60.0  # seconds over which the longest lag is given
+LAG_WINDOW: Final = 60.0  # seconds over which the longest lag is reported
 
 
 @dataclass(frozen=True)
 class Host:
-    """One reading. None: the kernel did not tell."""
+    """One reading. None: unknown."""
 
     headroom: Headroom | None
     pools: tuple[HugePool, ...]
 
 
 class HostReader:
-    """Reads the host's memory in a worker thread, once for all who ask within a second."""
+    """Reads the host's memory in a worker thread, once for all requests within a second."""
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
@@ -36,7 +36,7 @@ class HostReader:
         self._lock = asyncio.Lock()
 
     async def read(self) -> Host:
-        """What the host has."""
+        """The host's memory."""
         async with self._lock:
             if monotonic() - self._when >= FRESH:
                 self._host = await in_thread(self._read)
@@ -55,7 +55,7 @@ class HostReader:
 
 
 class Lag:
-    """The longest time that something due on the event loop has had to wait within the last minute."""
+    """The longest delay of anything due on the event loop within the last minute."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop

@@ -1,4 +1,4 @@
-"""Changes of the status page as server-sent events, for as many viewers as there may be."""
+"""Changes of the status page as server-sent events, for a limited number of viewers."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gmemd.web.picture import Painter, Picture
 VIEWERS_MAX: Final = 16
 PERIOD: Final = 0.4  # seconds between two looks
 _PATIENCE: Final = 0.05  # seconds
-_KEEP_ALIVE: Final = 15.0  # seconds after which an unchanged page says so, that dead connections are found
+_KEEP_ALIVE: Final = 15.0  # seconds after which an unchanged page says so, to detect dead connections
 
 
 class Live:
-    """The streams that are open."""
+    """The open streams."""
 
     def __init__(self, painter: Painter) -> None:
         self._painter = painter
@@ -31,7 +31,7 @@ class Live:
         return self._closing or len(self._viewers) >= VIEWERS_MAX
 
     async def stream(self, request: web.Request, response: web.StreamResponse, given: dict[str, Any]) -> None:
-        """Tell one viewer of all changes until it goes or `close` is called."""
+        """Send one viewer all changes until it disconnects or `close` is called."""
         await response.prepare(request)
         task = asyncio.ensure_future(self._tell(response, given))
         self._viewers.add(task)
@@ -67,7 +67,7 @@ class Live:
 
 
 def changes(told: Picture | None, picture: Picture) -> dict[str, Any]:
-    """What a viewer who has been told of one picture needs for the next; {} for nothing."""
+    """What a viewer who has one picture needs to get the next; {} for nothing."""
     sections = picture.sections if told is None else {
         name: text for name, text in picture.sections.items() if told.sections[name] != text}
     rows = picture.rows if told is None else {

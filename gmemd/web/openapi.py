@@ -1,6 +1,6 @@
 """The OpenAPI 3.1 document: the table of routes, and the types of the QAPI schema that they name.
 
-OpenAPI 3.1 takes JSON Schema 2020-12 as it is, so the types come out of qom.json unchanged but for their place.
+OpenAPI 3.1 uses JSON Schema 2020-12 as it is, so the types of qom.json are unchanged but for their location.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _DEFS: Final = "#/$defs/"
 _PLACE: Final = "#/components/schemas/"
 _ERRORS: Final = {
     400: "A parameter or the Host header is not allowed.",
-    403: "Another site's page asks, or the Host header names another host.",
-    405: "Only GET and HEAD are.",
+    403: "A cross-site request, or the Host header names another host.",
+    405: "Only GET and HEAD are allowed.",
     414: "The query is too long.",
 }
 
@@ -30,7 +30,7 @@ def document(schema: Schema, routes: Sequence[Route], version: str) -> dict[str,
     return {
         "openapi": "3.1.0",
         "info": {"title": "gmemd", "version": version, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-                 "description": "What the guest memory daemon tells by HTTP. It changes nothing: commands go by QMP."},
+                 "description": "The state of the guest memory daemon, read-only: commands go over QMP."},
         "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
         "paths": paths,
         "components": {"schemas": _closure({"paths": paths, "own": own}, own, schema.document["$defs"])},
@@ -61,24 +61,24 @@ def _error(code: int, text: str) -> dict[str, Any]:
 
 
 def _own_types(schema: Schema) -> dict[str, Any]:
-    """The types that HTTP has beyond the schema's, mostly a portion of something with how much there is in all."""
+    """The types that only HTTP has, mostly pages of a list with its total length."""
     status = schema.document["$defs"]["MemdevStatus"]
-    more = {"private": _size("Bytes that are private; absent if it is no guest_memfd."),
-            "resident-private": _size("Private bytes that occupy memory now; absent if that is not known."),
-            "resident-shared": _size("Shared bytes that occupy memory now; absent if that is not known."),
-            "ranges": _size("How many ranges of one visibility it consists of; absent if it is no guest_memfd.")}
-    memory_object = {**status, "title": "MemoryObject", "description": "MemdevStatus, and what HTTP tells besides.",
+    more = {"private": _size("Bytes that are private; absent if it is not a guest_memfd."),
+            "resident-private": _size("Private bytes that occupy memory now; absent if unknown."),
+            "resident-shared": _size("Shared bytes that occupy memory now; absent if unknown."),
+            "ranges": _size("How many ranges of one visibility it consists of; absent if it is not a guest_memfd.")}
+    memory_object = {**status, "title": "MemoryObject", "description": "MemdevStatus, and more that only HTTP has.",
                      "properties": {**status["properties"], **more}}
     return {
         "Error": _object(error=_object(**{"class": {"type": "string"}, "desc": {"type": "string"}})),
         "MemoryObject": memory_object,
-        "ObjectPage": _object(total=_size("How many there are."), offset=_size("How many were left out."),
+        "ObjectPage": _object(total=_size("How many there are in total."), offset=_size("How many were skipped."),
                               objects={"type": "array", "items": {"$ref": _PLACE + "MemoryObject"}}),
-        "RangePage": _object({"next-offset"}, private=_size("Bytes that are private in all."),
-                             simulated={"type": "boolean", "description": "true if the kernel knows nothing of it"},
+        "RangePage": _object({"next-offset"}, private=_size("Private bytes in total."),
+                             simulated={"type": "boolean", "description": "true if the kernel does not know it"},
                              ranges={"type": "array", "items": {"$ref": _DEFS + "MemdevRange"}},
-                             **{"next-offset": _size("Where the next portion begins; absent in the last.")}),
-        "HolderPage": _object(total=_size("How many objects there are."), offset=_size("How many were left out."),
+                             **{"next-offset": _size("Where the next page begins; absent in the last.")}),
+        "HolderPage": _object(total=_size("How many objects there are."), offset=_size("How many were skipped."),
                               objects={"type": "array", "items": _object(
                                   id={"type": "string"},
                                   holders={"type": "array", "items": {"$ref": _DEFS + "MemdevHolder"}})}),
@@ -105,7 +105,7 @@ def _object(optional: set[str] | None = None, /, **properties: Any) -> dict[str,
 
 
 def _closure(root: Any, own: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
-    """All types that are named from `root` on, in their place in an OpenAPI document."""
+    """All types that `root` refers to, directly or not, at their location in an OpenAPI document."""
     found: dict[str, Any] = {}
     todo = [*own, *_named(root)]
     while todo:
@@ -121,7 +121,7 @@ def _named(value: Any) -> list[str]:
 
 
 def _moved(value: Any) -> Any:
-    """The same with its references to where the types are here; annotations of ours are left out."""
+    """The same with its references adjusted to the location of the types here, and without our annotations."""
     if isinstance(value, list):
         return [_moved(item) for item in value]
     if not isinstance(value, dict):

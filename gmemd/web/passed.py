@@ -1,7 +1,7 @@
-"""Descriptors that somebody passes to HTTP's unix socket, where nobody wants any.
+"""Descriptors that a client passes to HTTP's unix socket, where they are unwanted.
 
-Whoever reads without asking for them, or closes a socket in which they are, has the kernel close them there and then;
-and the last descriptor of much memory, or of a socket that lingers, takes as long as it likes.
+Reading without asking for them, or closing a socket that has some, makes the kernel close them at once; and closing the
+last descriptor of much memory, or of a lingering socket, can take long.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Listening(socket.socket):
 
 
 class _Connection(socket.socket):
-    """One that has descriptors closed beside the event loop."""
+    """A connection that closes descriptors off the event loop."""
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """What came, without descriptors."""
+        """The bytes received, without descriptors."""
         data, ancillary, _, _ = self.recvmsg(size, _ANCILLARY_SIZE, flags | socket.MSG_CMSG_CLOEXEC)
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -36,7 +36,7 @@ class _Connection(socket.socket):
         return data
 
     def close(self) -> None:
-        """Close it, beside the event loop if there is anything in it."""
+        """Close it, off the event loop if there is anything in it."""
         if self._has_more():
             close_beside([self.detach()])
         else:

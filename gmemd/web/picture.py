@@ -1,4 +1,4 @@
-"""One state of the status page: its sections and rows as HTML, made anew only where something has changed."""
+"""One state of the status page: its sections and rows as HTML, rendered again only where something has changed."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from gmemd.web import sections
 from gmemd.web.state import State
 
 EVENTS: Final = 12
-FRESH: Final = 0.9  # seconds that a measurement of what is shown is good for
+FRESH: Final = 0.9  # seconds that a measurement of what is shown is valid
 _CACHED: Final = 1000  # rows
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What the page shows. `sections` by the id of their element, `rows` by object in the order of the table."""
+    """What the page shows: `sections` by the id of their element, `rows` by object in the order of the table."""
 
     sections: dict[str, str]
     rows: dict[str, str]
 
 
 class Painter:
-    """Makes pictures; all who look share its rows."""
+    """Makes pictures; all viewers share its rows."""
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._rows: dict[str, tuple[Any, str]] = {}  # what a row was made from, and the row
+        self._rows: dict[str, tuple[Any, str]] = {}  # what a row was rendered from, and the row
 
     async def paint(self, given: dict[str, Any], patience: float) -> Picture:
-        """The page that the parameters of the route ask for.
+        """The page for the parameters of the route.
 
         Totals and holders that take longer than `patience` seconds are left for a later picture.
         """
@@ -89,7 +89,7 @@ class Painter:
         return rows
 
     def _key(self, backend: HostMemoryBackend, holders: list[Holder] | None) -> Any:
-        """All that a row depends on."""
+        """Everything that a row depends on."""
         known = self._state.measurer.last(backend)
         return (id(backend), int(on_the_wall(backend.made)), backend.handed_out, backend.busy, backend.record is None,
                 known, None if backend.visibility is None else hash(tuple(backend.visibility.dump())), holders)

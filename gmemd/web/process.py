@@ -1,7 +1,7 @@
-"""What Prometheus's conventions call process metrics, of this process.
+"""The process metrics of Prometheus's conventions, for this process.
 
 prometheus_client's own collector counts the descriptors by listing them, which takes 4 ms for 5,000; since Linux 6.2
-the size of the directory tells.
+the size of the directory is their number.
 """
 
 from __future__ import annotations

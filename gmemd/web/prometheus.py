@@ -1,8 +1,7 @@
-"""The metrics, made from the core's counts and the snapshots when somebody scrapes; docs/metrics.md lists them.
+"""The metrics, generated from the core's counts and the snapshots at a scrape; docs/metrics.md lists them.
 
-At most 300 series whatever there is: objects are summed up by type, and only the first COMMANDS_NAMED commands
-that are used get series of their own where the schema has more.  Series for each object are written only on
-request, by `per_object`, in portions.
+At most 300 series whatever exists: objects are summed up by type, and only the first COMMANDS_NAMED commands that are
+used get their own series. Series for each object are written only on request, by `per_object`, in portions.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ _RESIDENT = ("gmemd_object_resident_bytes", "Memory that the objects occupy now,
 
 
 class Scraper:
-    """Makes the text of a scrape."""
+    """Generates the text of a scrape."""
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._named: list[str] = []  # commands with series of their own
-        self._texts: dict[str, tuple[Any, bytes]] = {}  # samples and text of a family when it was last made
+        self._named: list[str] = []  # commands with their own series
+        self._texts: dict[str, tuple[Any, bytes]] = {}  # samples and text of a family when it was last generated
 
     async def text(self, *, objects: bool) -> AsyncIterator[bytes]:
-        """The exposition in portions, with a series for each object if asked."""
+        """The exposition in portions, with a series for each object if requested."""
         sweep = await self._state.measurer.sweep(WAIT)
         host = await self._state.host.read()
         pace, portions, before = Pace(), [], ""
@@ -60,7 +59,7 @@ class Scraper:
                 yield portion
 
     def _text_of(self, family: Metric, *, headed: bool) -> bytes:
-        """The text of a family, or of a part of it that is not `headed`; made anew only when it has changed."""
+        """The text of a family, or of a part of it that is not `headed`; generated again only when it has changed."""
         key = family.name + str(family.samples[0].labels if family.samples else "")
         known = self._texts.get(key)
         if known is None or known[0] != family.samples:
@@ -68,7 +67,7 @@ class Scraper:
         return known[1] if headed else known[1].split(b"\n", 2)[2]
 
     def _families(self, sweep: Sweep | None, host: Host, *, summed: bool) -> Iterator[Metric]:
-        """All families; one that comes in parts does so in a row."""
+        """All families; the parts of one are consecutive."""
         yield from self._daemon()
         yield from self._objects(sweep, summed=summed)
         yield from _host(host)
@@ -79,27 +78,27 @@ class Scraper:
 
     def _daemon(self) -> Iterator[Metric]:
         gmemd = self._state.gmemd
-        yield InfoMetricFamily("gmemd_build", "The daemon: its version, the QMP dialect, what makes guest_memfd.", {
+        yield InfoMetricFamily("gmemd_build", "The daemon: its version, its QMP dialect, what provides guest_memfd.", {
             "version": str(gmemd.version["package"]).removeprefix("gmemd "), "kernel": gmemd.kernel.name,
             "qmp": "{major}.{minor}.{micro}".format(**gmemd.version["qemu"])})
-        yield GaugeMetricFamily("gmemd_ready", "1 if the daemon can do all of its work, as /readyz says.",
+        yield GaugeMetricFamily("gmemd_ready", "1 if the daemon is fully working, as /readyz says.",
                                 float(not self._state.why_not_ready()))
         yield GaugeMetricFamily("gmemd_event_loop_lag_seconds",
-                                "The longest that the event loop was late within the last minute.",
+                                "The longest delay of the event loop within the last minute.",
                                 self._state.lag.longest)
 
     def _objects(self, sweep: Sweep | None, *, summed: bool) -> Iterator[Metric]:
         sums = self._state.gmemd.objects.sums
         counts = {name: number for name, (number, _) in sums.items()}
         sizes = {name: size for name, (_, size) in sums.items()}
-        yield _labelled(GaugeMetricFamily("gmemd_objects", "How many memory objects there are.", labels=["qom_type"]),
+        yield _labelled(GaugeMetricFamily("gmemd_objects", "Number of memory objects.", labels=["qom_type"]),
                         counts)
         if summed:
             yield _labelled(GaugeMetricFamily(*_SIZE, labels=["qom_type"]), sizes)
         if summed and sweep is not None:
             yield _labelled(GaugeMetricFamily(*_RESIDENT, labels=["visibility"]), sweep.usage.by_visibility)
         if sweep is not None:
-            yield GaugeMetricFamily("gmemd_objects_unmeasured", "Objects whose residency the kernel does not tell.",
+            yield GaugeMetricFamily("gmemd_objects_unmeasured", "Objects whose residency is unknown.",
                                     sweep.usage.unknown)
             yield GaugeMetricFamily("gmemd_measurement_duration_seconds", "How long measuring all objects took.",
                                     sweep.seconds)
@@ -119,17 +118,17 @@ class Scraper:
             bounds = [*(str(bound) for bound in BOUNDS), "+Inf"]
             durations.add_metric([kind], list(zip(bounds, accumulate(found.counts), strict=True)), found.seconds)
         yield durations
-        yield GaugeMetricFamily("gmemd_qmp_connections", "QMP clients that are connected.", self._state.connections())
-        yield CounterMetricFamily("gmemd_qmp_connections_accepted", "QMP clients that ever were.",
+        yield GaugeMetricFamily("gmemd_qmp_connections", "Connected QMP clients.", self._state.connections())
+        yield CounterMetricFamily("gmemd_qmp_connections_accepted", "QMP connections accepted since start.",
                                   counters.connections)
-        yield _labelled(CounterMetricFamily("gmemd_qmp_events", "Events that were sent out, by name.",
+        yield _labelled(CounterMetricFamily("gmemd_qmp_events", "Events emitted, by name.",
                                             labels=["event"]), {**dict.fromkeys(self._events(), 0), **counters.events})
 
     def _events(self) -> Iterable[str]:
         return self._state.gmemd.schema.events[:20]
 
     def _tallies(self) -> dict[str, tuple[int, int]]:
-        """Successes and failures by command; what has no series of its own counts as OTHER."""
+        """Successes and failures by command; commands without their own series count as OTHER."""
         tallies: dict[str, Tally] = self._state.gmemd.counters.commands
         room = COMMANDS_NAMED - len(self._named)
         if room > 0:
@@ -144,7 +143,7 @@ class Scraper:
 
     def _work(self) -> Iterator[Metric]:
         counters = self._state.gmemd.counters
-        yield CounterMetricFamily("gmemd_fds_sent", "Descriptors that were handed out to clients.", counters.fds_sent)
+        yield CounterMetricFamily("gmemd_fds_sent", "Descriptors handed out to clients.", counters.fds_sent)
         yield _labelled(CounterMetricFamily("gmemd_conversions", "Conversions of parts of guest_memfds.",
                                             labels=["to"]), counters.conversions)
         yield _labelled(CounterMetricFamily("gmemd_converted_bytes", "Bytes that changed their visibility.",
@@ -152,16 +151,16 @@ class Scraper:
 
     def _custody(self) -> Iterator[Metric]:
         gmemd = self._state.gmemd
-        yield CounterMetricFamily("gmemd_restored_objects", "Objects that came back from a predecessor.",
+        yield CounterMetricFamily("gmemd_restored_objects", "Objects restored at start.",
                                   gmemd.counters.restored)
-        yield GaugeMetricFamily("gmemd_lost_objects", "Objects of which only the record came back.", len(gmemd.lost))
+        yield GaugeMetricFamily("gmemd_lost_objects", "Objects whose memory did not come back.", len(gmemd.lost))
         yield GaugeMetricFamily("gmemd_unclaimed_fds", "Descriptors that came back without a record.",
                                 len(gmemd.unclaimed))
         held, limit = gmemd.custody.room
-        yield GaugeMetricFamily("gmemd_fdstore_entries", "Descriptors that the service manager keeps.", held)
-        yield GaugeMetricFamily("gmemd_fdstore_limit", "Descriptors that the service manager can keep; 0: nobody does.",
+        yield GaugeMetricFamily("gmemd_fdstore_entries", "Descriptors stored in the service manager.", held)
+        yield GaugeMetricFamily("gmemd_fdstore_limit", "How many it can store; 0: there is no store.",
                                 limit)
-        yield GaugeMetricFamily("gmemd_registry_writable", "1 if what is kept can be recorded, or nothing is kept.",
+        yield GaugeMetricFamily("gmemd_registry_writable", "1 if objects can be recorded, or need not be.",
                                 float(not gmemd.custody.read_only))
 
     async def _per_object(self) -> AsyncIterator[bytes]:
@@ -184,7 +183,7 @@ class Scraper:
 
 
 class _Families(Collector):
-    """A collector of what was made already."""
+    """A collector of families that already exist."""
 
     def __init__(self, families: list[Metric]) -> None:
         self._families = families
@@ -202,12 +201,12 @@ def _labelled(family: Any, values: dict[str, int]) -> Any:
 def _host(host: Host) -> Iterator[Metric]:
     if host.headroom is not None:
         yield GaugeMetricFamily("gmemd_headroom_bytes", "Memory that can still be allocated.", host.headroom.available)
-        yield GaugeMetricFamily("gmemd_headroom_limit_bytes", "Of how much that is the rest: the machine or a cgroup.",
+        yield GaugeMetricFamily("gmemd_headroom_limit_bytes", "The limit of that: the machine's or a cgroup's.",
                                 host.headroom.total)
     for name, text in (("total", "Huge pages in the pool"), ("free", "Huge pages that are free"),
-                       ("reserved", "Free huge pages that are promised"), ("surplus", "Huge pages over the pool")):
+                       ("reserved", "Free huge pages that are reserved"), ("surplus", "Huge pages beyond the pool")):
         family = GaugeMetricFamily(f"gmemd_hugepages_{'configured' if name == 'total' else name}",
-                                   f"{text}; node \"\" is the machine.", labels=["page_size_bytes", "node"])
+                                   f"{text}; node \"\" is the whole machine.", labels=["page_size_bytes", "node"])
         for pool in host.pools[:24]:
             if name != "reserved" or pool.node is None:
                 family.add_metric([str(pool.page_size), "" if pool.node is None else str(pool.node)],

@@ -1,4 +1,4 @@
-"""The table of what can be asked for: one `Route` each, from which requests are judged and /openapi.json is made."""
+"""The table of routes, by which requests are checked and from which /openapi.json is generated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Parameter:
     in_path: bool = False
 
     def read(self, text: str) -> Any:
-        """The value that a text stands for; QmpError when the schema does not allow it."""
+        """Parse a value; QmpError if the schema does not allow it."""
         kind = self.schema["type"]
         if kind == "integer":
             return self._integer(text)
@@ -64,7 +64,7 @@ class Route:
     errors: Mapping[int, str] = field(default_factory=dict)
 
     def read(self, query: Sequence[tuple[str, str]], path: Mapping[str, str]) -> dict[str, Any]:
-        """The values of all parameters, with defaults; QmpError for what is not allowed, unknown or repeated."""
+        """The values of all parameters, with defaults; QmpError for any that is not allowed, unknown or repeated."""
         known = {parameter.name: parameter for parameter in self.parameters}
         values = {name: parameter.schema["default"] for name, parameter in known.items()
                   if "default" in parameter.schema}
@@ -95,43 +95,43 @@ ID: Final = Parameter("id", {"type": "string", "pattern": r"^[A-Za-z][A-Za-z0-9.
 SEARCH: Final = Parameter("q", {"type": "string", "maxLength": 100, "default": ""},
                           "Only objects whose id contains this.")
 SORT: Final = Parameter("sort", {"type": "string", "enum": ["created", "id", "size"], "default": "created"},
-                        "What they are sorted by.")
+                        "The sort order.")
 PAGE: Final = Parameter("page", _integer(1, 1_000_000, 1), "Which page.")
-_OFFSET: Final = Parameter("offset", _integer(0, 1 << 31, 0), "How many to leave out.")
+_OFFSET: Final = Parameter("offset", _integer(0, 1 << 31, 0), "How many to skip.")
 _LIMIT: Final = Parameter("limit", _integer(1, 100, 50), "How many at most.")
 _FROM: Final = Parameter("offset", _integer(0, (1 << 63) - 1, 0), "Where to begin, in bytes.")
 _RANGES: Final = Parameter("limit", _integer(1, 1000, 100), "How many ranges at most.")
-_ONLY_OBJECT: Final = {404: "There is no such object."}
-_NO_RANGES: Final = {404: "There is no such object, or it is no guest_memfd."}
+_ONLY_OBJECT: Final = {404: "The object does not exist."}
+_NO_RANGES: Final = {404: "The object does not exist, or is not a guest_memfd."}
 _TEXT: Final = "text/plain"
 
-# Of these the status page, its stream and the metrics make their own bytes.
+# The status page, its stream and the metrics generate their own bytes.
 ROUTES: Final = (
     Route("/", "The status page.", "status_page", (PAGE, SEARCH, SORT), media="text/html"),
     Route("/live", "Changes of the status page, as server-sent events.", "live", (PAGE, SEARCH, SORT),
-          media="text/event-stream", errors={503: "Too many watch already."}),
-    Route("/healthz", "Answer as long as the process does.", "healthz", media=_TEXT),
-    Route("/readyz", "Tell whether the daemon can do all of its work.", "readyz", media=_TEXT,
-          errors={503: "It cannot; the text says why."}),
+          media="text/event-stream", errors={503: "Too many live viewers."}),
+    Route("/healthz", "Whether the process answers.", "healthz", media=_TEXT),
+    Route("/readyz", "Whether the daemon is fully working.", "readyz", media=_TEXT,
+          errors={503: "It is not; the text says why."}),
     Route("/metrics", "Metrics for Prometheus.", "metrics",
-          (Parameter("objects", {"type": "boolean", "default": False}, "With series for each object."),), media=_TEXT),
+          (Parameter("objects", {"type": "boolean", "default": False}, "With a series per object."),), media=_TEXT),
     Route("/openapi.json", "This description.", "openapi", returns={"type": "object"}),
-    Route("/api/v1/version", "What query-version answers.", "version", returns=_ref("VersionInfo")),
+    Route("/api/v1/version", "What query-version returns.", "version", returns=_ref("VersionInfo")),
     Route("/api/v1/capabilities", "What this daemon can do.", "capabilities", returns=_ref("Capabilities")),
-    Route("/api/v1/objects", "The objects, in portions.", "objects", (_OFFSET, _LIMIT, SEARCH, SORT),
+    Route("/api/v1/objects", "The objects, in pages.", "objects", (_OFFSET, _LIMIT, SEARCH, SORT),
           returns=_ref("ObjectPage")),
     Route("/api/v1/objects/{id}", "One object.", "one_object", (ID,), returns=_ref("MemoryObject"),
           errors=_ONLY_OBJECT),
     Route("/api/v1/objects/{id}/ranges", "Which parts of a guest_memfd are private and which shared.", "ranges",
           (ID, _FROM, _RANGES), returns=_ref("RangePage"), errors=_NO_RANGES),
-    Route("/api/v1/objects/{id}/holders", "What query-memdev-holders answers.", "holders_of_one", (ID,),
+    Route("/api/v1/objects/{id}/holders", "What query-memdev-holders returns.", "holders_of_one", (ID,),
           returns={"type": "array", "items": _ref("MemdevHolder")}, errors=_ONLY_OBJECT),
-    Route("/api/v1/holders", "Who holds the objects, in portions.", "holders", (_OFFSET, _LIMIT),
+    Route("/api/v1/holders", "The processes that hold the objects, in pages.", "holders", (_OFFSET, _LIMIT),
           returns=_ref("HolderPage")),
     Route("/api/v1/events", "The latest events, the newest first.", "events",
           (Parameter("limit", _integer(1, 200, 50), "How many at most."),),
           returns={"type": "array", "items": _ref("RecentEvent")}),
-    Route("/api/v1/jobs", "What query-jobs answers.", "jobs", returns={"type": "array", "items": _ref("JobInfo")}),
+    Route("/api/v1/jobs", "What query-jobs returns.", "jobs", returns={"type": "array", "items": _ref("JobInfo")}),
 )
 
 

@@ -160,7 +160,7 @@ def _owner(backend: HostMemoryBackend) -> str:
 
 
 def paging(given: dict[str, Any], total: int, page: int, pages: int) -> str:
-    """Where in the list of objects the page is, and the way to the others."""
+    """The page's position in the list of objects, and links to the others."""
     first, last = (page - 1) * ROWS + 1, min(page * ROWS, total)
     text = f"{first:,} to {last:,} of {total:,}" if total else "No objects"
     rest = {name: given[name] for name, usual in (("q", ""), ("sort", "created")) if given[name] != usual}

@@ -1,8 +1,8 @@
-"""The HTTP server: which requests are let in, and who answers them.
+"""The HTTP server: which requests are allowed, and what answers them.
 
-Let in are GET and HEAD of the routes in routes.py, with parameters that these know.  The Host header must name this
-host and no other site's page may ask (DNS rebinding), also on a unix socket, for that may be forwarded from TCP.
-How many connections there may be is the matter of connections.py.
+Allowed are GET and HEAD of the routes in routes.py, with their parameters. The Host header must name this host, and
+cross-site requests are refused (DNS rebinding), even on a unix socket, because that may be forwarded from TCP.
+connections.py limits the number of connections.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gmemd.web.routes import JSON, QUERY_MAX, Route, routes
 from gmemd.web.state import State
 
 _CLOSE_SECONDS: Final = 1.0
-_SWITCH_SECONDS: Final = 100e-6  # after which a worker thread lets the event loop go on
+_SWITCH_SECONDS: Final = 100e-6  # seconds after which a worker thread yields to the event loop
 _LOCAL: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _HEADERS: Final = {
     "Content-Security-Policy": security_policy(),
@@ -49,7 +49,7 @@ class HttpServer:
     """HTTP at one address, from `start` to `close`."""
 
     def __init__(self, address: Address, dispatcher: Dispatcher, connections: Callable[[], int]) -> None:
-        """`connections` tells how many QMP clients there are."""
+        """`connections` returns the number of QMP clients."""
         self._address = address
         self.state = State(dispatcher, connections)
         self._painter = Painter(self.state)
@@ -90,7 +90,7 @@ class HttpServer:
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse what is not to be answered, and answer errors in one form."""
+        """Refuse requests that are not allowed, and answer errors in one form."""
         with self._connections.serving(request.protocol):
             return await self._answer(request, handler)
 
@@ -140,7 +140,7 @@ class HttpServer:
 
     async def _live(self, request: web.Request, given: dict[str, Any]) -> web.StreamResponse:
         if self._streams.is_full:
-            return _text(503, "too many watch already\n")
+            return _text(503, "too many live viewers\n")
         response = web.StreamResponse(headers={**_HEADERS, "Content-Type": "text/event-stream"})
         await self._streams.stream(request, response, given)
         return response
@@ -156,25 +156,25 @@ class HttpServer:
 
 
 def _quiet() -> logging.Logger:
-    """A logger that says nothing: aiohttp would give a traceback for everything that is not HTTP."""
+    """A silent logger: aiohttp would log a traceback for everything that is not HTTP."""
     logger = logging.getLogger("gmemd.web")
     logger.disabled = True
     return logger
 
 
 def _check_site(request: web.Request) -> None:
-    """Raise unless a program or page of this very host and port asks."""
+    """Raise unless the request comes from a program, or from a page of this very host and port."""
     hosts = request.headers.getall("Host", [])
     if len(hosts) != 1:
-        raise web.HTTPBadRequest(reason="one Host header is needed")
+        raise web.HTTPBadRequest(reason="exactly one Host header is required")
     if _hostname(hosts[0]) not in _LOCAL:
         raise web.HTTPForbidden(reason="the Host header names another host")
     origin = request.headers.get("Origin")
     if origin is not None and origin != f"http://{hosts[0]}":
-        raise web.HTTPForbidden(reason="another site asks")
+        raise web.HTTPForbidden(reason="cross-site request refused")
     if (request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin")
             and request.headers.get("Sec-Fetch-Mode") != "navigate"):
-        raise web.HTTPForbidden(reason="another site asks")
+        raise web.HTTPForbidden(reason="cross-site request refused")
 
 
 def _hostname(host: str) -> str:

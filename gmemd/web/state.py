@@ -1,4 +1,4 @@
-"""What every page, route and metric is made from: the daemon's parts, and the snapshots that are taken of them."""
+"""The source of every page, route and metric: the daemon's parts, and snapshots of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class State:
         self.gmemd: Gmemd = dispatcher.gmemd
         self.dispatcher = dispatcher
         self.connections = connections  # how many QMP clients there are
-        self.serving = False  # the daemon has restored and made its objects, and listens
+        self.serving = False  # the daemon has restored and created its objects, and listens
         self.measurer = Measurer(self.gmemd)
         self.holders = HolderFinder()
         self.host = HostReader(self.gmemd.kernel)
@@ -30,16 +30,16 @@ class State:
         self._sorted: tuple[Any, list[HostMemoryBackend]] = (None, [])
 
     def why_not_ready(self) -> str:
-        """Why the daemon cannot do all of its work; "" when it can."""
+        """Why the daemon is not fully working; "" when it is."""
         custody = self.gmemd.custody
         if self.gmemd.stopping:
             return "stopping"
         if not self.serving:
-            return "starting: objects are being restored or made"
+            return "starting: objects are being restored or created"
         if custody.read_only:
             return f"the registry cannot be written: {custody.read_only}"
         if self.gmemd.settler.not_kept:
-            return f"the latest change could not be kept: {self.gmemd.settler.not_kept}"
+            return f"the latest change could not be recorded: {self.gmemd.settler.not_kept}"
         return custody.trouble
 
     async def objects(self, wanted: str = "", order: str = "created") -> Sequence[HostMemoryBackend]:

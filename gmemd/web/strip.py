@@ -38,7 +38,7 @@ def paths(cells: list[Cell]) -> dict[str, str]:
 
 
 def _column(cell: Cell) -> tuple[int, ...]:
-    """Heights that sum to HEIGHT; whatever is there at all gets one unit at least."""
+    """Heights that add up to HEIGHT; every part that is not empty gets at least one unit."""
     total = sum(cell)
     heights = [max(1, part * HEIGHT // total) if part else 0 for part in cell]
     heights[heights.index(max(heights))] += HEIGHT - sum(heights)

@@ -154,7 +154,7 @@ def test_a_unix_socket_may_be_forwarded(site: Site) -> None:
 
 
 def test_without_or_with_two_hosts(tcp_site: Site) -> None:
-    """Exactly one Host header is needed."""
+    """Exactly one Host header is required."""
     for hosts in (b"", b"Host: localhost\r\nHost: evil.example\r\n"):
         with tcp_site.connect_http() as sock:
             sock.sendall(b"GET /healthz HTTP/1.1\r\n" + hosts + b"\r\n")

@@ -15,12 +15,12 @@ from tests.web.site import Site
 
 
 async def test_not_before_it_serves() -> None:
-    """While objects are restored or made, the daemon is not ready."""
+    """While objects are restored or created, the daemon is not ready."""
     from gmemd.web.state import State
 
     machine = Machine()
     state = State(machine.dispatcher, lambda: 0)
-    assert state.why_not_ready() == "starting: objects are being restored or made"
+    assert state.why_not_ready() == "starting: objects are being restored or created"
     state.serving = True
     assert state.why_not_ready() == ""
     machine.gmemd.stopping = True
