@@ -1,8 +1,7 @@
-"""The fault lab: makes the n-th creation, population, conversion, hand-out or store fail or take its time.
+"""The fault lab: makes the n-th creation, population, conversion, hand-out or store fail or take longer.
 
-Nothing else in gmemd knows of it. It stands where the daemon meets the world: LabKernel before the Kernel,
-LabNotifier before the service manager. Which operation is struck depends only on how many there were: no
-clock, no chance.
+Nothing else in gmemd knows of it. It sits at the daemon's borders: LabKernel in front of the Kernel, LabNotifier in
+front of the service manager. Which operation is hit depends only on their number: neither time nor chance is involved.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from gmemd.persist.notify import Notifier
 
 HALFWAY: Final = ("populate", "convert")  # operations that can fail at an offset
-_FULL: Final = (1 << 64) - 2  # the most that an eventfd counts to; writing to it would then wait
+_FULL: Final = (1 << 64) - 2  # the maximum of an eventfd; writing to it would then block
 
 
 @dataclass
@@ -32,9 +31,9 @@ class Injection:
 
     number: int
     operation: str
-    nth: int  # the n-th operation from now on, or each n-th
+    nth: int  # the n-th operation from now on, or every n-th
     code: int | None  # errno; None: it succeeds
-    seconds: float  # that it takes longer
+    seconds: float  # how much longer it takes
     offset: int | None  # bytes; where it fails
     repeat: bool
     seen: int = 0
@@ -42,7 +41,7 @@ class Injection:
 
 
 class Lab:
-    """The injections that there are. Operations may come from any thread."""
+    """The active injections. Operations may come from any thread."""
 
     def __init__(self) -> None:
         self._injections: dict[int, Injection] = {}
@@ -58,12 +57,12 @@ class Lab:
             return self._numbers
 
     def injections(self) -> list[Injection]:
-        """All that may still strike, the oldest first."""
+        """All active ones, the oldest first."""
         with self._lock:
             return list(self._injections.values())
 
     def clear(self, number: int | None = None) -> bool:
-        """Forget one fault, or all; False if there is none of that number."""
+        """Remove one fault, or all; False if there is none with that number."""
         with self._lock:
             if number is None:
                 self._injections.clear()
@@ -71,7 +70,7 @@ class Lab:
             return self._injections.pop(number, None) is not None
 
     def strike(self, operation: str) -> Injection | None:
-        """Count an operation; the oldest fault that strikes it, if any does."""
+        """Count an operation; the oldest fault that hits it, if any."""
         found = None
         with self._lock:
             for injection in list(self._injections.values()):
@@ -87,14 +86,14 @@ class Lab:
 
 
 class LabKernel(Kernel):
-    """A Kernel that does what another one does, except where the lab strikes."""
+    """A Kernel that behaves like another one, except where the lab intervenes."""
 
     def __init__(self, inner: Kernel, lab: Lab, *, sleep: Callable[[float], None] = time.sleep) -> None:
         self._inner = inner
         self._lab = lab
         self._sleep = sleep
 
-    def __getattr__(self, name: str) -> Any:  # what a kernel says of itself
+    def __getattr__(self, name: str) -> Any:  # what a kernel says about itself
         return getattr(self._inner, name)
 
     def check_mapping(self, fd: int, *, shared: bool) -> None:
@@ -133,7 +132,7 @@ class LabKernel(Kernel):
         super().populate(fd, offset, size, threads, fresh=fresh, **how)
 
     def _populate_part(self, fd: int, offset: int, size: int, threads: int, fresh: bool, how: dict[str, Any]) -> None:
-        """Allocate the part before the failure, and give it back as a failed population does."""
+        """Allocate the part before the failure, and free it as a failed population does."""
         before = self.resident_ranges(fd, offset, size) if fresh else []
         super().populate(fd, offset, size, threads, fresh=fresh, **how)
         for start, length in without(before, offset, offset + size) if fresh else []:
@@ -155,7 +154,7 @@ def _fail(struck: Injection | None) -> None:
 
 
 class LabNotifier:
-    """A Notifier whose `store` the lab strikes; a delay lets the event loop go on."""
+    """A Notifier whose `store` the lab makes fail; a delay does not stop the event loop."""
 
     def __init__(self, inner: Notifier, lab: Lab) -> None:
         self._inner = inner
@@ -181,7 +180,7 @@ class LabNotifier:
         self._inner.store(name, fd)
 
     def fileno(self) -> int:
-        """What becomes writable when it is time to try again."""
+        """An fd that becomes writable when it is time to try again."""
         return self._inner.fileno() if self._waiting is None else self._gate
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A gmemd for other people's tests: a daemon on a socket of its own, with the kernel that the test wants.
+"""gmemd for your own tests: a daemon on a private socket, with the kernel that the test wants.
 
     def test_my_vmm(gmemd):
         with gmemd.client() as qmp:
@@ -7,10 +7,10 @@
     @pytest.mark.gmemd(kernel="simulated:6.17")
     def test_without_mmap(gmemd): ...
 
-The default is the simulated kernel, so that a test means the same on every host.  With `keep=True` the daemon runs
-under the keeper: `crash()` then kills it, and its objects come back.
+The default is the simulated kernel, so a test means the same on every host. With `keep=True` the daemon runs under the
+keeper: `crash()` then kills it, and its objects come back.
 
-pytest finds this by itself and loads it at each of its starts, so nothing is loaded here that no test has asked for.
+pytest finds this by itself and loads it at every start, so nothing is imported here until a test asks for it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """RunningGmemd, for whoever wants it without the fixture."""
+    """RunningGmemd, for use without the fixture."""
     if name != "RunningGmemd":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from gmemd.client.running import RunningGmemd
@@ -34,13 +34,13 @@ def __getattr__(name: str) -> Any:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known."""
+    """Register the marker."""
     config.addinivalue_line("markers", "gmemd(*arguments, kernel=..., keep=...): how the fixture gmemd is started")
 
 
 @pytest.fixture
 def gmemd(request: pytest.FixtureRequest) -> Iterator[RunningGmemd]:
-    """A running gmemd, as the marker `gmemd` asks for it."""
+    """A running gmemd, as the marker `gmemd` specifies it."""
     from gmemd.client.running import RunningGmemd
 
     marker = request.node.get_closest_marker("gmemd")

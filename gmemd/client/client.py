@@ -1,8 +1,8 @@
 """A blocking QMP client on a unix socket, with file descriptors both ways; standard library only.
 
-One command is under way at a time: `execute` sends it and reads until its reply; events that come in between
-are kept.  Replies are told apart by ids, so a command whose reply came too late (TimeoutError) leaves the
-connection usable: its late reply is dropped, and the fds that came with it are closed.
+One command runs at a time: `execute` sends it and reads until its reply; events in between are kept. Replies are
+matched by id, so a command whose reply is late (TimeoutError) leaves the connection usable: the late reply is dropped,
+and its fds are closed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gmemd.errors import GENERIC_ERROR, QmpError
 
 __all__ = ["Client", "ProtocolError"]
 
-_CHUNK = 1 << 18  # bytes a read
+_CHUNK = 1 << 18  # bytes per read
 _SCM_MAX_FD = 253  # the kernel's limit for one message (include/net/scm.h)
 _RETRY = 0.05  # seconds between attempts to connect
 
@@ -30,12 +30,10 @@ class Client:
     """A connection to a QMP server, negotiated.
 
     `address` is the path of a unix socket, or a connected socket, which the client then owns.
-    `timeout` (seconds, None: for ever) holds for connecting, greeting and negotiation together and, unless given
-    there, for each command.
-    `oob` enables out-of-band execution if the server offers it.
-    `wait` (seconds): how long to go on trying while no server listens yet, or one drops us without a greeting
-    (as a starting QEMU may).
-    Raises OSError without connection, ProtocolError, TimeoutError.
+    `timeout` (seconds, None: no limit) applies to connecting, greeting and negotiation together and, unless given
+    there, to each command. `oob` enables out-of-band execution if the server offers it. `wait` (seconds): how long to
+    keep trying while no server listens yet, or one drops us without a greeting (as a starting QEMU may). Raises OSError
+    if it cannot connect, ProtocolError, TimeoutError.
     """
 
     def __init__(
@@ -66,12 +64,12 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection and the fds nobody took; may be called twice."""
+        """Close the connection and untaken fds; may be called twice."""
         self._messages.close()
         self._socket.close()
 
     def fileno(self) -> int:
-        """Return the socket's fd, for poll: readable means `take_events` has something to do."""
+        """Return the socket's fd, for poll: when readable, call `take_events`."""
         return self._socket.fileno()
 
     def execute(
@@ -83,10 +81,10 @@ class Client:
         timeout: float | None = None,
         oob: bool = False,
     ) -> Any:
-        """Run a command and return its value; QmpError when the server refuses.
+        """Run a command and return its value; QmpError when the server refuses it.
 
-        `fds` are lent: they go with the command and stay the caller's.  fds that come back are closed.
-        `oob` sends it out of band (needs `self.oob`).
+        `fds` are sent with the command and stay the caller's. fds of the reply are closed. `oob` sends it out of band
+        (needs `self.oob`).
         """
         value, received = self.execute_fds(command, arguments, fds=fds, timeout=timeout, oob=oob)
         close_all(received)
@@ -118,7 +116,7 @@ class Client:
     def send_text(
         self, text: bytes, replies: int, *, fds: Sequence[int] = (), timeout: float | None = None
     ) -> list[dict[str, Any]]:
-        """Send bytes as they are and return as many replies, whole, errors too; fds that come are closed."""
+        """Send bytes unchanged and return that many complete replies, including errors; received fds are closed."""
         deadline = self._deadline(timeout)
         self._send(text, fds, deadline)
         found = []
@@ -129,9 +127,9 @@ class Client:
         return found
 
     def wait_event(self, name: str | None = None, timeout: float | None = None) -> dict[str, Any]:
-        """Return the next event of that name (None: any), taking it; other events stay in `events`.
+        """Take and return the next event with that name (None: any); other events stay in `events`.
 
-        TimeoutError when none has come in time.
+        TimeoutError when none arrives in time.
         """
         deadline = self._deadline(timeout)
         seen = 0
@@ -143,9 +141,9 @@ class Client:
             self._keep(*self._receive(deadline))
 
     def take_events(self) -> list[dict[str, Any]]:
-        """Return the events that are here without waiting, taking them; [] if none.
+        """Take and return the events that have arrived, without waiting; [] if none.
 
-        A lost connection is told of only when no event is left.
+        A lost connection is reported only when no event is left.
         """
         try:
             while True:
@@ -161,7 +159,7 @@ class Client:
     # -- connecting
 
     def _connect(self, path: str, until: float) -> None:
-        """Connect and negotiate; where there is no server yet, try again until then."""
+        """Connect and negotiate; where no server listens yet, retry until then."""
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             deadline = self._deadline(None)
@@ -201,7 +199,7 @@ class Client:
         return None if timeout is None else time.monotonic() + timeout
 
     def _set_timeout(self, deadline: float | None) -> None:
-        # never 0, which would make the socket non-blocking: 1 us reads what is there and then times out
+        # never 0, which would make the socket non-blocking: 1 us reads what has arrived and then times out
         self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 1e-6))
 
     def _send(self, data: bytes, fds: Sequence[int], deadline: float | None) -> None:
@@ -220,7 +218,7 @@ class Client:
             raise ConnectionResetError("the server closed the connection") from exc
 
     def _reply(self, wanted: int | None, deadline: float | None) -> tuple[dict[str, Any], list[int]]:
-        """Read up to the reply with that id (None: the next one); keep events, drop other replies."""
+        """Read until the reply with that id (None: the next one); keep events, drop other replies."""
         while True:
             message, received = self._receive(deadline)
             if "event" in message:
@@ -247,7 +245,7 @@ class Client:
             received = _fds_of(ancillary)
             if flags & socket.MSG_CTRUNC:
                 close_all(received)
-                raise ProtocolError("file descriptors were lost on the way (too many open files?)")
+                raise ProtocolError("file descriptors were lost in transit (too many open files?)")
             if not data:
                 raise ConnectionResetError("the server closed the connection")
             self._messages.feed(data, received)
@@ -258,10 +256,10 @@ class Client:
 
 
 def _reach(connection: socket.socket, path: str, deadline: float | None) -> None:
-    """Connect a socket; TimeoutError when there is no room in the server's queue in time.
+    """Connect a socket; TimeoutError when the server's backlog has no room in time.
 
-    A non-blocking connect(2) to a full queue fails with EAGAIN, and nothing tells of room: the socket module's own
-    timeout does not hold for it.
+    A non-blocking connect(2) to a full backlog fails with EAGAIN, and nothing signals room: the socket module's own
+    timeout does not apply.
     """
     connection.setblocking(deadline is None)
     while True:
@@ -270,7 +268,7 @@ def _reach(connection: socket.socket, path: str, deadline: float | None) -> None
         except BlockingIOError:
             left = 0.0 if deadline is None else deadline - time.monotonic()
             if left <= 0:
-                raise TimeoutError("the server takes no more connections") from None
+                raise TimeoutError("the server accepts no more connections") from None
             time.sleep(min(left, _RETRY))
 
 

@@ -1,7 +1,7 @@
 """The client's side of the wire: bytes and descriptors in, JSON objects with their descriptors out.
 
-A unix stream socket ends a read behind the bytes that carried fds (unix(7)), so they belong to the message that
-holds the last byte of that read.
+A unix stream socket ends a read after the bytes that carried fds (unix(7)), so they belong to the message that holds
+the last byte of that read.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 
 
 class ProtocolError(ConnectionError):
-    """The peer does not speak QMP; the connection is of no more use."""
+    """The peer does not speak QMP; the connection is no longer usable."""
 
 
 class Messages:
     """Cuts a byte stream into JSON objects, and gives each the fds that came with it.
 
     QMP servers end a message with a line feed, and most messages are one line: that is tried first.
-    Otherwise (pretty-printed, or no line feed) brackets outside of strings are counted; where the count
-    stands is kept, so that no byte is looked at twice.
+    Otherwise (pretty-printed, or no line feed) brackets outside of strings are counted; the count is kept, so that no
+    byte is looked at twice.
     """
 
     def __init__(self) -> None:
@@ -34,13 +34,13 @@ class Messages:
         self._reset()
 
     def feed(self, data: bytes, fds: list[int]) -> None:
-        """Take what one read has given; the fds are now ours."""
+        """Take the result of one read; the fds are now ours."""
         self._buffer += data
         if fds:
             self._fds.append((self._dropped + len(self._buffer), fds))
 
     def next(self) -> tuple[dict[str, Any], list[int]] | None:
-        """Return the next message and its fds, which become the caller's; None: it is not complete yet."""
+        """Return the next message and its fds, which become the caller's; None: it is still incomplete."""
         self._check_start()
         line_end = self._line_end() if self._by_line else None
         if line_end is not None:
@@ -55,7 +55,7 @@ class Messages:
             raise ProtocolError(f"the server sent something that is not JSON: {exc}") from None
 
     def close(self) -> None:
-        """Close the fds of messages that were never asked for."""
+        """Close the fds of messages that were never taken."""
         while self._fds:
             close_all(self._fds.popleft()[1])
 
@@ -66,7 +66,7 @@ class Messages:
         self._by_line = True
 
     def _take(self, end: int) -> list[int]:
-        """Drop a message of that many bytes and the white space behind it; return its fds."""
+        """Drop a message of that many bytes and the white space after it; return its fds."""
         end = _end_of_blanks(self._buffer, end)
         del self._buffer[:end]
         self._dropped += end
@@ -121,6 +121,6 @@ _STRING = re.compile(rb'"|\\.', re.DOTALL)
 
 
 def close_all(fds: list[int]) -> None:
-    """Close fds that nobody wants."""
+    """Close unwanted fds."""
     for fd in fds:
         os.close(fd)

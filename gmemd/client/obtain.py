@@ -1,4 +1,4 @@
-"""Find an object that outlasts its users, or make it: whoever starts again has the memory of its last run."""
+"""Find an object that outlasts its users, or create it: a restarted program has the memory of its last run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from gmemd.client.client import Client, ProtocolError
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 
-PREPARE_SECONDS = 600.0  # what memory may take to be allocated in advance
+PREPARE_SECONDS = 600.0  # seconds; what preallocation may take
 
 # What may differ from an earlier run: how the memory is prepared, not what it is.
 _OF_NO_MOMENT = frozenset({"id", "qom-type", "prealloc", "prealloc-threads", "dump", "merge",
@@ -16,10 +16,10 @@ _OF_NO_MOMENT = frozenset({"id", "qom-type", "prealloc", "prealloc-threads", "du
 
 
 def obtain(client: Client, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Find or make the object that object-add arguments describe; its fd and MemdevFd, now the caller's.
+    """Find or create the object that object-add arguments describe; its fd and MemdevFd, now the caller's.
 
-    Of an object that is there only the properties given are looked at, sizes in bytes; it is preallocated if wanted.
-    QmpError when it cannot be made, or is there and of another kind; what was made for it is deleted then.
+    Of an existing object only the given properties are compared, sizes in bytes; it is preallocated if requested.
+    QmpError when it cannot be created, or exists with other properties; what was created for it is deleted then.
     """
     made = not _found(client, wanted)
     if made:
@@ -37,7 +37,7 @@ def obtain(client: Client, wanted: dict[str, Any]) -> tuple[int, dict[str, Any]]
 
 
 def _found(client: Client, wanted: dict[str, Any]) -> bool:
-    """Whether the object is there; it is preallocated now if that is wanted. QmpError if it is another one."""
+    """Whether the object exists; it is preallocated now if requested. QmpError if it is another one."""
     path = f"/objects/{wanted['id']}"
     try:
         [answer] = client.execute("qom-list-get", {"paths": [path]})

@@ -1,4 +1,4 @@
-"""A gmemd of one's own, or another server that speaks QMP: started, waited for, killed and ended.
+"""A private gmemd, or another server that speaks QMP: starting it, waiting for it, killing and ending it.
 
     with RunningGmemd("--lab", keep=True) as gmemd, gmemd.client() as client:
         client.execute("query-status")
@@ -24,18 +24,18 @@ from typing import Any, Self
 from gmemd.client.client import Client
 from gmemd.posix.sockets import written
 
-PATIENCE = 180.0  # seconds; for a machine with far more to do than it can: only what hangs is noticed so late
-_PAUSE = 0.0005  # seconds between two looks
+PATIENCE = 180.0  # seconds; for an overloaded machine: only what hangs is noticed this late
+_PAUSE = 0.0005  # seconds between two checks
 
 
 class Running:
-    """A process that speaks QMP at the path `socket`, with a directory of its own; the `with` block ends it.
+    """A process that speaks QMP at the path `socket`, with its own directory; the `with` block ends it.
 
     Where it is a keeper, its child is "the daemon".
     """
 
     def __init__(self, command: Sequence[str], *, parent: str | None = None, **options: Any) -> None:
-        """Start it and wait until it greets; ConnectionError with its log if it ends instead, or never does.
+        """Start it and wait until it greets; ConnectionError with its log if it ends instead, or never greets.
 
         In the command "{directory}" is replaced, and "{socket}" by the path, "{address}" by it as --qmp takes it.
         `parent` is where the directory is made; `options` are Popen's.
@@ -56,7 +56,7 @@ class Running:
             unwind.pop_all()
 
     def wait_greeting(self) -> None:
-        """Wait until a client is greeted; ConnectionError with the log if there is nobody who could."""
+        """Wait until a client is greeted; ConnectionError with the log if the process has ended."""
         end = time.monotonic() + PATIENCE
         while not self._greets():
             if self.process.poll() is not None or time.monotonic() > end:
@@ -75,11 +75,11 @@ class Running:
         return Client(self.socket, **options)
 
     def log(self) -> str:
-        """What it has written to its standard output and error so far."""
+        """Its standard output and error so far."""
         return self.log_path.read_text(errors="replace")
 
     def daemon(self) -> int:
-        """The process id of the daemon under this keeper, once one lives; ConnectionError if none comes."""
+        """The process id of the daemon under this keeper, once there is one; ConnectionError if none starts."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end and self.process.poll() is None:
             for child in children(self.process.pid):
@@ -103,9 +103,10 @@ class Running:
             time.sleep(_PAUSE)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """End it by a signal; its exit status.  TimeoutExpired if only SIGKILL does it.
+        """End it by a signal; its exit status.
 
-        One that has removed its socket is ending by itself, and is only waited for.
+        TimeoutExpired if only SIGKILL ends it. One that has removed its socket is ending by itself, and is only waited
+        for.
         """
         if self.process.poll() is None and os.path.exists(self.socket):
             self.process.send_signal(number)

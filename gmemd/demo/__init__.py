@@ -1,1 +1,1 @@
-"""What gmemd is for, shown in a few seconds: `gmemd demo`, and the guest that it runs."""
+"""`gmemd demo`, which shows in a few seconds what gmemd is for, and the guest that it runs."""

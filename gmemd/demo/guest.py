@@ -4,10 +4,10 @@
     python3 examples/guest.py --rounds 100 /proc/self/fd/7
 
 The argument names an inherited descriptor of a guest_memfd, a memfd or a file.
-An object that is a part of a file begins at an offset: what lies before it is another guest's.
-The guest counts in its memory at 0x2000, for ever or for `--rounds`; its code lies there too, at 0x1000.
-So a second process that gets the same memory finds both and goes on counting.
-Where /dev/kvm may be used and the machine is x86-64, a real vCPU in real mode runs the guest.
+An object that is part of a file begins at an offset: what lies before it belongs to another guest.
+The guest counts in its memory at 0x2000, forever or for `--rounds`; its code is there too, at 0x1000. So a second
+process that gets the same memory finds both and goes on counting. Where /dev/kvm may be used and the machine is x86-64,
+a real vCPU in real mode runs the guest.
 Elsewhere this process does the guest's work itself, and says so.
 """
 
@@ -25,7 +25,7 @@ import time
 CODE, COUNTER = 0x1000, 0x2000  # guest-physical addresses
 PROGRAM = bytes.fromhex(
     "66ff060020"  # again: inc dword [0x2000]
-    "e610"        #        out 0x10, al         leaves the guest: the VMM may look
+    "e610"        #        out 0x10, al         leaves the guest, so that the VMM can look
     "ebf7"        #        jmp again
 )
 
@@ -54,7 +54,7 @@ class Vcpu:
         kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
         vm = fcntl.ioctl(kvm, KVM_CREATE_VM, 0)
         fcntl.ioctl(vm, KVM_SET_TSS_ADDR, 0x7FFBD000)  # old Intel CPUs need three unused pages for real mode
-        # An ordinary slot: a guest_memfd belongs to the VM it was made from; others take it by its mapping.
+        # An ordinary slot: a guest_memfd belongs to the VM it was created on; others use its mapping.
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         fcntl.ioctl(vm, KVM_SET_USER_MEMORY_REGION, struct.pack("<IIQQQ", 0, 0, 0, len(memory), address))
         self._vcpu = fcntl.ioctl(vm, KVM_CREATE_VCPU, 0)
@@ -84,7 +84,7 @@ class Vcpu:
 
 
 class Plain:
-    """The guest's work without a guest."""
+    """The guest's work, done without a guest."""
 
     def __init__(self, memory: mmap.mmap, reason: OSError) -> None:
         self.name = f"no vCPU ({reason.strerror}), but a plain process"
@@ -96,7 +96,7 @@ class Plain:
 
 
 def counter(memory: mmap.mmap) -> int:
-    """Give what the guest has counted to."""
+    """How far the guest has counted."""
     return int(struct.unpack_from("<I", memory, COUNTER)[0])
 
 
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("memory", help="/proc/self/fd/N, or just N")
     options = parser.parse_args()
 
-    # A guest_memfd cannot be opened by this path (ENXIO): it is the inherited descriptor itself that counts.
+    # A guest_memfd cannot be opened by this path (ENXIO): use the inherited descriptor itself.
     memory = map_memory(int(options.memory.rpartition("/")[2]), options.offset, options.size)
     found = memory[CODE:CODE + len(PROGRAM)] == PROGRAM
     if not found:

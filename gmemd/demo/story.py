@@ -1,6 +1,6 @@
 """`gmemd demo`: guest memory that outlives the VMM, then the daemon, and keeps its bytes through conversion.
 
-It starts a gmemd of its own, under its keeper, on a private socket.  Each step says in brackets what was real and
+It starts its own gmemd, under the keeper, on a private socket.  Each step says in brackets what was real and
 what was simulated.  The memory is changed by gmemd/demo/guest.py, in processes of its own.
 """
 
@@ -24,7 +24,7 @@ from gmemd.demo import guest
 
 SIZE = 2 << 20  # bytes of the object; the guest lives in the first half
 HALF = SIZE // 2
-ROUNDS = 100  # how far each guest gets before we go on
+ROUNDS = 100  # how far each guest counts before we go on
 
 
 class Story(RunningGmemd):
@@ -37,7 +37,7 @@ class Story(RunningGmemd):
         return self.client(wait=PATIENCE, timeout=PATIENCE)
 
     def start_vmm(self, fd: int) -> str:
-        """Hand the memory to another process, which runs a guest on it; what that says of itself."""
+        """Hand the memory to another process, which runs a guest on it; the line that it prints."""
         self.vmm = subprocess.Popen([sys.executable, guest.__file__, f"/proc/self/fd/{fd}"], pass_fds=[fd],
                                     stdout=subprocess.PIPE, text=True)
         assert self.vmm.stdout is not None
@@ -66,7 +66,7 @@ class Story(RunningGmemd):
         return self.vmm.pid
 
     def close(self) -> None:
-        """End what runs."""
+        """End everything that runs."""
         if self.vmm is not None and self.vmm.poll() is None:
             self.kill_vmm()
         super().close()
@@ -80,7 +80,7 @@ def tell(story: Story) -> None:
                                       "guest-memfd": "on"})
         memory, [fd] = client.execute_fds("memdev-get-fd", {"id": "gm0"})
         [status] = client.execute("query-memdev-status")
-        say(f"2. object-add made gm0: {memory['size']} bytes of {memory['kind']}", _memory_is(status))
+        say(f"2. object-add created gm0: {memory['size']} bytes of {memory['kind']}", _memory_is(status))
 
     line = story.start_vmm(fd)
     say(f"3. Another process got its descriptor and runs a guest on it.\n   process {_pid(story)}: {line}\n"
@@ -123,8 +123,8 @@ def _convert(client: Client, fd: int) -> None:
     client.execute("memdev-convert", {**part, "to": "shared"})
     if _digest(fd) != before:
         sys.exit("the bytes did not come back")
-    say(f"6. {private} bytes beside the guest became private ({hidden}), then shared: the bytes are as they were",
-        "simulated: gmemd takes them aside itself, and cannot hinder who writes there meanwhile" if done["simulated"]
+    say(f"6. {private} bytes next to the guest became private ({hidden}), then shared: the bytes are as they were",
+        "simulated: gmemd sets them aside, and cannot keep others from writing there meanwhile" if done["simulated"]
         else "real: converted by the kernel")
 
 
@@ -136,7 +136,7 @@ def _digest(fd: int) -> bytes:
 def _memory_is(status: dict[str, Any]) -> str:
     if status["kernel"] == "kvm":
         return "real: a guest_memfd of KVM"
-    return f"simulated: a sealed memfd under guest_memfd's rules, for {status['kernel-reason']}"
+    return f"simulated: a sealed memfd under guest_memfd's rules ({status['kernel-reason']})"
 
 
 def _guest_is(line: str) -> str:
@@ -145,14 +145,14 @@ def _guest_is(line: str) -> str:
 
 
 def say(text: str, truth: str) -> None:
-    """Tell of a step, and how true it is."""
+    """Print a step, and what of it is real."""
     print(f"{text}\n   [{truth}]", flush=True)
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `gmemd demo`; the exit status."""
     parser = argparse.ArgumentParser(prog="gmemd demo", description="Show guest memory that outlives everybody.")
-    parser.add_argument("--stay", action="store_true", help="leave gmemd running, to play with")
+    parser.add_argument("--stay", action="store_true", help="leave gmemd running, to try things on")
     parser.add_argument("--kernel", default="auto", metavar="auto|kvm|simulated", help="as gmemd's own option")
     options = parser.parse_args(argv)
     began = time.monotonic()

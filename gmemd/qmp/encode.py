@@ -1,10 +1,9 @@
 """Values to the bytes QEMU writes (reference qmp.md section 4).
 
 Pure ASCII, ", " and ": ", doubles as C's %.17g, and the members of an object in the order of QEMU's QDict,
-which is a hash table: bucket by bucket, inside a bucket the last inserted first. Accept fast, explain
-slowly: strings of printable ASCII go through the C encoder, the rest through _escape; trees of usual depth
-are written by recursion, what lies deeper by a loop, for 1024 levels are legal and the Python stack is
-not to decide.
+which is a hash table: bucket by bucket, inside a bucket the last inserted first. Accept fast, explain slowly: strings
+of printable ASCII go through the C encoder, the rest through _escape; trees of usual depth are written by recursion,
+deeper ones by a loop, because 1024 levels are legal and the Python stack must not decide.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from typing import Any, Final
 
 _RECURSION_DEPTH: Final = 50  # levels; deeper ones go to _write_all
 _CACHED_SHAPES: Final = 1024  # key tuples whose order is remembered
-_CACHED_MEMBERS: Final = 32  # keys of a tuple worth remembering; bounds the cache with _CACHED_KEY
+_CACHED_MEMBERS: Final = 32  # keys of a tuple worth remembering; limits the cache together with _CACHED_KEY
 _CACHED_KEY: Final = 64  # characters of a key worth remembering
 _BUCKETS: Final = 512
 
 
 def encode(value: Any) -> bytes:
-    """Write one JSON value as QEMU does on one line, without the CR LF behind it."""
+    """Write one JSON value as QEMU does on one line, without the CR LF after it."""
     if type(value) is str:
         return _write_str(value).encode("ascii")
     return _text(value, 0).encode("ascii")
@@ -35,11 +34,11 @@ def encode_pretty(value: Any) -> bytes:
 
 
 class Indented(bytes):
-    """An encoded value as it stands in a reply with pretty=on."""
+    """An encoded value as it appears in a reply with pretty=on."""
 
 
 def indented(text: bytes) -> Iterator[bytes]:
-    """Write what `encode` has written as it stands in a reply with pretty=on, piece by piece."""
+    """Write the output of `encode` as it appears in a reply with pretty=on, piece by piece."""
     at, level = 0, 1
     for found in _marks(text):
         mark = found.group()
@@ -97,7 +96,7 @@ def _writer(kind: type) -> Callable[[Any], str]:
     for base in (str, int, float):
         if issubclass(kind, base):
             return _WRITERS[base]
-    raise TypeError(f"{kind.__name__} is no JSON value")
+    raise TypeError(f"{kind.__name__} is not a JSON value")
 
 
 def _write_str(value: str) -> str:
@@ -117,7 +116,7 @@ _shapes: dict[tuple[str, ...], _Shape] = {}
 
 
 def _shape(members: dict[str, Any]) -> _Shape:
-    """Order the members, and remember the order if they look like ones that come again."""
+    """Order the members, and remember the order if they look like ones that will recur."""
     keys = tuple(members)
     shape = tuple((_write_str(key) + ": ", key) for key in member_order(keys))
     if len(keys) <= _CACHED_MEMBERS and max(map(len, keys), default=0) <= _CACHED_KEY:
@@ -146,7 +145,7 @@ def _escape(value: str) -> str:
 
 
 class _Escapes(dict[int, str]):
-    """For str.translate: what each code point is written as. Made when first needed, as far as there is room."""
+    """For str.translate: what each code point is written as. Filled when needed, up to a limit."""
 
     ROOM: Final = 8192
 
@@ -159,7 +158,7 @@ class _Escapes(dict[int, str]):
 
 def _escape_character(code: int) -> str:
     if 0xD800 <= code <= 0xDFFF or 0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE:
-        return "\\uFFFD"  # no valid character, so QEMU's UTF-8 decoder refuses it
+        return "\\uFFFD"  # not a valid character, so QEMU's UTF-8 decoder refuses it
     if code > 0xFFFF:
         code -= 0x10000
         return f"\\u{0xD800 + (code >> 10):04X}\\u{0xDC00 + (code & 0x3FF):04X}"
@@ -171,7 +170,7 @@ _escapes.update(zip(b'\b\f\n\r\t"\\', ("\\b", "\\f", "\\n", "\\r", "\\t", '\\"',
 
 
 def _write_all(value: Any, newline: str | None = None) -> str:
-    """Write a tree of any depth in a loop; with `newline`, pretty: members and brackets on own lines."""
+    """Write a tree of any depth in a loop; with `newline`, pretty: members and brackets on their own lines."""
     out: list[str] = []
     open_ends: list[tuple[str, Iterator[tuple[str, Any]]]] = []  # closing bracket, members still to come
     label = ""
@@ -198,7 +197,7 @@ def _write_all(value: Any, newline: str | None = None) -> str:
 
 
 def _labelled(container: dict[str, Any] | list[Any]) -> Iterator[tuple[str, Any]]:
-    """Yield each member in output order with the text that stands before its value."""
+    """Yield each member in output order with the text before its value."""
     if isinstance(container, dict):
         return ((label, container[key]) for label, key in _shape(container))
     return (("", element) for element in container)

@@ -3,8 +3,8 @@
 QEMU keeps the children of /objects, and the arguments not yet asked for, in a GHashTable and walks it
 in slot order; clients see that order. This is the same table as a set: open addressing over 2^s slots,
 triangular probing, tombstones, and a rebuild in place. Rules: reference qmp.md section 4, "Order of
-GLib sets". Which names are in the set, and where, is kept in a dict beside the slots, so that only add()
-has to hash and probe.
+GLib sets". A dict beside the slots knows which names are in the set, and where, so that only add() has to hash and
+probe.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class GHashSet:
         return (name for name, hash_ in zip(self._names, self._hashes, strict=True) if hash_ > _TOMBSTONE)
 
     def add(self, name: str) -> None:
-        """Put the name into the first tombstone on its way, else into the free slot that ends the way."""
+        """Put the name into the first tombstone on its probe path, else into the free slot that ends it."""
         if name in self._slots:
             return
         hashes = self._hashes
@@ -63,7 +63,7 @@ class GHashSet:
             self._rebuild_if_needed()
 
     def discard(self, name: str, *, rebuild: bool = True) -> None:
-        """Leave a tombstone in the name's place; then shrink if it is time to and `rebuild` allows it."""
+        """Leave a tombstone in the name's place; then shrink if it is time and `rebuild` allows it."""
         slot = self._slots.pop(name, None)
         if slot is None:
             return
@@ -81,7 +81,7 @@ class GHashSet:
             self._rebuild(1 << max(int(count * 1.333).bit_length(), _MIN_SHIFT))
 
     def _rebuild(self, size: int) -> None:
-        """Place every name anew in `size` slots, each displacing the one not yet placed that it meets."""
+        """Place every name again in `size` slots, each displacing the one not yet placed that it meets."""
         old_size = len(self._hashes)
         grown = max(size - old_size, 0)
         hashes = self._hashes + [_FREE] * grown

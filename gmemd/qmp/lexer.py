@@ -3,11 +3,11 @@
 A table-driven automaton. Each state has a pattern for the bytes that keep it, which are taken at one go
 (long strings cost no Python per byte), and a table saying where any other byte leads. A token cut by the
 end of a chunk waits in `_parts`; nothing is read twice. After a lexical error the automaton skips, in
-state _RECOVERY, to a byte that can begin afresh.
+state _RECOVERY, to a byte that can begin a new token.
 
-Positions are LINE:COL, both from 1, in bytes since the connection was opened. Lines are counted only when
-somebody asks. QEMU's quirk is kept: a token beginning with a byte that the lexer had already looked at (it
-ended a number, a bare word or a recovery) is reported one column too far right.
+Positions are LINE:COL, both from 1, in bytes since the connection was opened. Lines are counted only when needed.
+QEMU's quirk is reproduced: a token beginning with a byte that the lexer had already looked at (it ended a number, a
+bare word or a recovery) is reported one column too far right.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TOKEN_SIZE_LIMIT: Final = 64 << 20  # bytes of one token before it is given up
 LEFT_BRACE, RIGHT_BRACE, LEFT_BRACKET, RIGHT_BRACKET, COLON, COMMA = b"{}[]:,"
 INTEGER: Final = 0
 FLOAT: Final = 1
-WORD: Final = 2  # up to here: ended by the byte behind it, which is not part of it
+WORD: Final = 2  # up to here: ended by the next byte, which is not part of it
 STRING: Final = 3
 STRAY: Final = 4  # a lexical error: the token so far and the offending byte
-OVERLONG: Final = 5  # a token cut off behind TOKEN_SIZE_LIMIT; what follows is read afresh
+OVERLONG: Final = 5  # a token cut off after TOKEN_SIZE_LIMIT; what follows is read as new
 NO_TOKEN: Final = 6  # not before more data comes
 
 
@@ -85,7 +85,7 @@ class Lexer:
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing that was read bears on the next byte."""
+        """Whether nothing read so far affects the next byte."""
         return self._state is _START and not self._seen
 
     def skip_blanks(self) -> int:
@@ -135,7 +135,7 @@ class Lexer:
             if isinstance(to, int):
                 return self._finish(to, at if to <= WORD else at + 1)
             if state is _RECOVERY:
-                self._seen = True  # this byte is read afresh
+                self._seen = True  # this byte is read again
             else:
                 at = to.take_run(data, at + 1).end() if to.has_run else at + 1
             state = to
@@ -186,9 +186,9 @@ class _State:
                 self.table[byte] = to
 
 
-# The usual token, taken at one go: punctuation or a string that is whole, after white space.
+# The usual token, taken at once: punctuation or a complete string, after white space.
 _plain_token = re.compile(rb'[ \t\r\n]*+([{}\[\]:,]|"(?:[ !#-\[\]-\xfd]++|\\[ -\xfd])*+")').match
-_PLAIN_SIZE: Final = 1 << 16  # bytes, white space and all: far below the limit of a token
+_PLAIN_SIZE: Final = 1 << 16  # bytes, including white space: far below the limit of a token
 _QUOTE: Final = ord('"')
 _BLANK: Final = ord(" ")  # no lower byte begins a token
 _LINE_FEED: Final = ord("\n")
@@ -232,7 +232,7 @@ _SINGLE.leads((_IN_STRING, _SINGLE), (b"'", STRING), (b"\\", _SINGLE_ESCAPE), ot
 _SINGLE_ESCAPE.leads((_IN_STRING, _SINGLE), otherwise=STRAY)
 _WORD.leads((_LETTERS, _WORD), otherwise=WORD)
 _MINUS.leads((b"0", _ZERO), (b"123456789", _WHOLE), otherwise=STRAY)
-_ZERO.leads((b".", _POINT), (_DIGITS, STRAY), otherwise=INTEGER)  # "0e1" is no number
+_ZERO.leads((b".", _POINT), (_DIGITS, STRAY), otherwise=INTEGER)  # "0e1" is not a number
 _WHOLE.leads((_DIGITS, _WHOLE), (b".", _POINT), (b"eE", _EXPONENT), otherwise=INTEGER)
 _POINT.leads((_DIGITS, _FRACTION), otherwise=STRAY)
 _FRACTION.leads((_DIGITS, _FRACTION), (b"eE", _EXPONENT), otherwise=FLOAT)

@@ -1,9 +1,9 @@
 """JSON tokens to values by the rules of QEMU 11.1 (reference qmp.md section 3).
 
-A push parser: each token is judged as it comes, against one expectation (the method `_expect`).
+A push parser: each token is checked as it comes against one expectation (the method `_expect`).
 Containers under construction are on a list, not on the Python stack. A fault is reported at once; then
-tokens are skipped until braces and brackets, which are counted apart, are balanced. A closing bracket
-nobody waits for and a lexical error count as balance.
+tokens are skipped until braces and brackets, which are counted apart, are balanced. An unmatched closing bracket and a
+lexical error count as balance.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gmemd.qmp.lexer import (
 )
 from gmemd.qmp.strings import ParseFault, decode_string
 
-NEED_DATA: Final = object()  # no whole message, and no fault, in what was fed so far
+NEED_DATA: Final = object()  # neither a complete message nor a fault in what was fed so far
 
 # Limits of one message; the first two are QEMU's MAX_TOKEN_SIZE and MAX_TOKEN_COUNT.
 SIZE_LIMIT: Final = TOKEN_SIZE_LIMIT  # bytes of all tokens: less than this
@@ -41,7 +41,7 @@ INT64_MIN: Final = -(1 << 63)
 UINT64_MAX: Final = (1 << 64) - 1
 _INTEGER_DIGITS: Final = 20  # of the longest literal that can be a 64-bit integer, "-" included
 
-_TOKEN_WEIGHT: Final = 32  # bytes of memory, at a guess
+_TOKEN_WEIGHT: Final = 32  # bytes of memory, estimated
 
 _MORE: Final = object()  # the message is not complete
 
@@ -67,7 +67,7 @@ class Parser:
 
     @property
     def weight(self) -> int:
-        """What is held of the message being read: the bytes of its tokens, and what is made of them."""
+        """The memory for the message being read: the bytes of its tokens, and the values made of them."""
         return self._size + _TOKEN_WEIGHT * self._count + self._lexer.pending
 
     def next(self) -> Any:
@@ -109,7 +109,7 @@ class Parser:
             self._braces = self._brackets = 0
 
     def _give_up(self) -> None:
-        """Drop the message, as far as it is there, and skip the rest of it."""
+        """Drop the message so far, and skip the rest of it."""
         self._open.clear()
         self._keys.clear()
         self._expect = Parser._value
@@ -123,7 +123,7 @@ class Parser:
         return QmpError(f"{line}:{column}: JSON parse error, {fault.text}")
 
     def _refuse(self, kind: int) -> NoReturn:
-        """Say what is wrong with a token wherever it stands."""
+        """Raise for a token that is wrong anywhere."""
         if kind == STRAY:
             raise ParseFault(b"stray '" + self._lexer.token.partition(b"\0")[0] + b"'")
         if self._size >= SIZE_LIMIT:

@@ -1,8 +1,8 @@
 """The protocol state of one QMP client, without I/O.
 
 States (qmp-spec, "Capabilities Negotiation"): NEGOTIATION, where only qmp_capabilities exists, then COMMAND.
-A session turns received bytes into `Request`s, each complete and judged as far as the envelope goes, and turns
-results into the bytes to send.  Who runs a request, and when, is the monitor's matter.
+A session turns received bytes into `Request`s, each complete and with a checked envelope, and turns results into the
+bytes to send. The monitor decides when a request runs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from gmemd.qmp.stream import NEED_DATA, LongMessage, Stream
 
 _NO_ID: Final = object()
 _NO_ARGUMENTS: Final[dict[str, Any]] = {}
-_LONGEST_ID: Final = 1024  # characters that are worth a place in a log
+_LONGEST_ID: Final = 1024  # characters worth logging
 _OK: Final = b'{"return": {}}\r\n'
 
 
 class Postponed(Exception):
-    """Why a request that is long is not carried out at once: its arguments are to be judged beside the event loop."""
+    """Why a long request is not carried out at once: its arguments are checked off the event loop."""
 
     def __init__(self, error: QmpError | None) -> None:
         """`error`: what is wrong with it, so far."""
@@ -46,7 +46,7 @@ class Request:
 
 
 class Event:
-    """Something that clients are told, encoded once for all of them; `now` is the wall-clock time (seconds)."""
+    """An event, encoded once for all clients; `now` is the wall-clock time (seconds)."""
 
     def __init__(self, name: str, data: dict[str, Any], now: float) -> None:
         micros = int(now * 1_000_000)
@@ -68,7 +68,7 @@ class Session:
 
     def __init__(self, version: dict[str, Any], *, pretty: bool = False,
                  weigh: Callable[[int], None] = lambda weight: None) -> None:
-        """`weigh` is told what a message weighs that has come in part, and 0 when it is whole."""
+        """`weigh` is called with the weight of an incomplete message, and with 0 when it is complete."""
         self.negotiated = False
         self.oob = False
         self._version = version
@@ -112,7 +112,7 @@ class Session:
         return request
 
     def _judge_envelope(self, value: dict[str, Any]) -> Request:
-        """A message that is not plainly a command: find what is wrong, in member order (qmp.md section 6)."""
+        """A message that is not simply a command: find what is wrong, in member order (qmp.md section 6)."""
         oob = "exec-oob" in value and "execute" not in value
         request = Request("", _NO_ARGUMENTS, value.get("id", _NO_ID), oob=oob)
         try:
@@ -143,7 +143,7 @@ class Session:
         self._next = lambda: NEED_DATA
 
     def refuse_mode(self, request: Request) -> QmpError | None:
-        """The error of a command that does not exist in the state the session is in, else None."""
+        """The error for a command that does not exist in the session's state, else None."""
         if not self.negotiated and request.execute != "qmp_capabilities":
             return QmpError("Expecting capabilities negotiation with 'qmp_capabilities'", COMMAND_NOT_FOUND)
         return None

@@ -1,8 +1,8 @@
 """Bytes to JSON values, message by message (reference qmp.md sections 2 and 3, dialect 11.1).
 
 Accept fast, explain slowly: a message that begins in a chunk of plain text is tried with the C scanner of
-the json module, set up to refuse whatever QEMU might see differently. What it does not accept, be it wrong,
-unusual or not yet complete, goes unchanged to the exact Parser.
+the json module, set up to refuse whatever QEMU might see differently. What it does not accept, whether wrong, unusual
+or incomplete, goes unchanged to the exact Parser.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from gmemd.qmp.parser import COUNT_LIMIT, INT64_MIN, NEED_DATA, NESTING_LIMIT, U
 __all__ = ["NEED_DATA", "Stream"]
 
 
-LONG: Final = 128 << 10  # of the weight of a message; a shorter one is judged in few milliseconds
+LONG: Final = 128 << 10  # weight of a message; a shorter one is checked in a few milliseconds
 
 
 class LongMessage(dict[str, Any]):
-    """An object that takes long to look at."""
+    """An object that takes long to check."""
 
 
 class Stream:
     """The messages of one connection: feed() it bytes, and take the messages out with next()."""
 
     def __init__(self, weigh: Callable[[int], None] = lambda weight: None) -> None:
-        """`weigh` is told what a message weighs that has come in part, and 0 when it is whole."""
+        """`weigh` is called with the weight of an incomplete message, and with 0 when it is complete."""
         self._weigh = weigh
         self._lexer = Lexer()
-        self.feed = self._lexer.feed  # stores bytes as they came
+        self.feed = self._lexer.feed  # stores bytes as they arrived
         self._parser = Parser(self._lexer)
-        self._is_at_rest = True  # nothing that was read bears on the next byte
-        self._held = 0  # weight of the message that has come in part
+        self._is_at_rest = True  # nothing read so far affects the next byte
+        self._held = 0  # weight of the incomplete message
 
     def next(self) -> Any:  # noqa: C901  # every call would cost each message
         """Return the next message's value, a QmpError that says why it has none, or NEED_DATA.
@@ -77,7 +77,7 @@ class Stream:
         return LongMessage(value) if before > LONG and type(value) is dict else value
 
     def _scan(self) -> dict[str, Any] | None:
-        """Return the object that begins here if the C scanner may judge it and accepts it."""
+        """Return the object that begins here if the C scanner may check it and accepts it."""
         lexer = self._lexer
         start = lexer.at
         text = lexer.text
@@ -103,12 +103,12 @@ _LINE_FEED: Final = ord("\n")
 _SURELY_LEGAL: Final = 2 * NESTING_LIMIT  # characters of a message too short to exceed any limit
 
 # The scanner's errors count the lines of the chunk before them, which for each of many messages would be
-# quadratic. So a refusal is followed by this fraction of that distance without trial.
+# quadratic. So after a refusal the scanner is not tried for this fraction of that distance.
 _BACK_OFF: Final = 64
 
 
 class _Refusal(ValueError):
-    """The scanner is not to judge this message."""
+    """The scanner must not check this message."""
 
 
 def _refuse(literal: str) -> NoReturn:
@@ -136,8 +136,8 @@ def _scanner(**hooks: Any) -> Any:
     return make_scanner(decoder)
 
 
-# Where a key is given twice the first scanner keeps one of both. Each member has a colon: a message with no
-# more colons than members in it and its arguments has none twice; any other one goes to the second scanner.
+# The first scanner keeps one of two equal keys. Each member has a colon: a message with no more colons than members in
+# it and its arguments has no duplicates; any other one goes to the second scanner.
 _scan_quickly = _scanner()
 _scan_carefully = _scanner(object_pairs_hook=_object)
 

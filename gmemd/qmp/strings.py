@@ -1,7 +1,7 @@
 """String tokens to str, and the bytes quoted in error texts to str, by QEMU's rules (qmp.md section 2).
 
-QEMU keeps strings in modified UTF-8: NUL is C0 80, and non-characters (the last two code points of each
-plane, FDD0 ... FDEF) are as bad as surrogates. No loop over characters: a string may be 64 MiB of escapes.
+QEMU keeps strings in modified UTF-8: NUL is C0 80, and non-characters (the last two code points of each plane, FDD0 ...
+FDEF) are as invalid as surrogates. No loop over characters: a string may be 64 MiB of escapes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _TEXT_LIMIT: Final = 1023  # bytes of a fault's text; QEMU formats it into a buf
 
 
 class ParseFault(Exception):
-    """What is wrong with a token: the text behind "JSON parse error, ", which may hold raw input bytes."""
+    """What is wrong with a token: the text after "JSON parse error, ", which may hold raw input bytes."""
 
     def __init__(self, text: bytes) -> None:
         super().__init__(text)
@@ -49,7 +49,7 @@ def _end_of_good_escapes(token: bytes, end: int) -> int:
     return cast("re.Match[bytes]", match).end()  # it matches at least ""
 
 
-# The patterns are compiled when they are first needed, which few daemons live to see.
+# The patterns are compiled when first needed, which is rare.
 # As much of a string as has no bad escape.
 _GOOD_ESCAPES: Final = rb"""(?sx)(?: [^\\]++
            | \\[bfnrt"'\\/]
@@ -57,10 +57,10 @@ _GOOD_ESCAPES: Final = rb"""(?sx)(?: [^\\]++
            | \\u (?! ..[37bfBF][fF] \\u[dD][fF]{2}[e-fE-F] ) [dD][89abAB][0-9a-fA-F]{2} \\u[dD][c-fC-F][0-9a-fA-F]{2}
          )*+"""
 
-# A code point that is no character, in UTF-8.
+# A code point that is not a character, in UTF-8.
 _NON_CHARACTER: Final = rb"\xef(?:\xb7[\x90-\xaf]|\xbf[\xbe\xbf])|[\xf0-\xf4][\x8f\x9f\xaf\xbf]\xbf[\xbe\xbf]"
 
-# One unit of (possibly bad) UTF-8: a lead byte with the continuation bytes it asks for, as far as they come.
+# One unit of (possibly bad) UTF-8: a lead byte with the continuation bytes it requires, as far as present.
 _UTF8_UNIT: Final = (
     rb"[\x00-\x7f]+|[\xc0-\xdf][\x80-\xbf]?|[\xe0-\xef][\x80-\xbf]{0,2}|[\xf0-\xf7][\x80-\xbf]{0,3}"
     rb"|[\xf8-\xfb][\x80-\xbf]{0,4}|[\xfc-\xfd][\x80-\xbf]{0,5}|[\x80-\xbf\xfe\xff]"
@@ -87,7 +87,7 @@ def _unescape(text: str) -> str:
 
 
 def _bad_escape(token: bytes, at: int) -> ParseFault:
-    """Say what is wrong with the escape at `at`; of \\u it quotes 6 bytes, of a surrogate pair 12."""
+    """Say what is wrong with the escape at `at`; \\u is quoted with 6 bytes, a surrogate pair with 12."""
     if token[at + 1 : at + 2] != b"u":
         return ParseFault(b"invalid escape sequence in string")
     length = 12 if re.compile(_SURROGATE_PAIR).match(token, at) else 6

@@ -1,8 +1,8 @@
-"""Loading ahead: what a running daemon may need is loaded soon after its start, and never at a first use.
+"""Loading ahead: modules that a running daemon may need are loaded soon after its start, never at first use.
 
-The package on disk may be replaced or away while the daemon runs, and a first use would let everybody wait for the
-imports. They take longer than the whole start, so a thread does them, behind it; from directories that were opened
-at the start, so that it does not matter what has their names by then.
+The package on disk may be replaced or removed while the daemon runs, and at a first use everybody would wait for the
+imports. They take longer than the whole start, so a thread does them afterwards, from directories that were opened at
+start, whatever has their names by then.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from types import ModuleType, TracebackType
 import gmemd
 
 _BY_FD = "/proc/self/fd/"
-_SWITCH_SECONDS = 100e-6  # after which a thread lets the event loop go on
+_SWITCH_SECONDS = 100e-6  # seconds after which a thread yields to the event loop
 
 
 class HeldDirectories:
-    """Where modules are found, as it was when this was made: inside `with`, all imports are from there.
+    """The module search path as it was when this was created: inside `with`, all imports are from there.
 
-    Behind it the directories are closed, and modules are said to be from where those were.
+    Afterwards the directories are closed, and modules appear to be from where those were.
     """
 
     def __init__(self) -> None:
@@ -45,12 +45,12 @@ class HeldDirectories:
         for module in list(sys.modules.values()):
             self._move_back(module)
         for place in [place for place in sys.path_importer_cache if place.startswith(_BY_FD)]:
-            del sys.path_importer_cache[place]  # lists of what is there
+            del sys.path_importer_cache[place]  # directory listings
         while self._held:
             os.close(self._held.popitem()[1])
 
     def _move_back(self, module: ModuleType) -> None:
-        """Let a module be from where its directory was, by name."""
+        """Make a module appear to be from where its directory was, by name."""
         spec = getattr(module, "__spec__", None)
         for owner, name in ((module, "__file__"), (module, "__cached__"), (spec, "origin"), (spec, "cached"),
                             (getattr(spec, "loader", None), "path")):
@@ -62,7 +62,7 @@ class HeldDirectories:
                 places[:] = map(self._by_name, places)
 
     def _by_name(self, place: str) -> str:
-        """The same place by its directory's name."""
+        """The same location by its directory's name."""
         for path, fd in self._held.items():
             if place == f"{_BY_FD}{fd}" or place.startswith(f"{_BY_FD}{fd}/"):
                 return path + place[len(f"{_BY_FD}{fd}"):]
@@ -70,11 +70,11 @@ class HeldDirectories:
 
     def find_spec(self, name: str, path: Sequence[str] | None = None,
                   target: ModuleType | None = None) -> ModuleSpec | None:
-        """Find a module as usual, but in what is held."""
+        """Find a module as usual, but in the opened directories."""
         return PathFinder.find_spec(name, [self._place(entry) for entry in (sys.path if path is None else path)])
 
     def _place(self, path: str) -> str:
-        """The same place by the descriptor."""
+        """The same location by the descriptor."""
         for held, fd in self._held.items():
             if path == held or path.startswith(f"{held}/"):
                 return f"{_BY_FD}{fd}{path[len(held):]}"

@@ -1,8 +1,7 @@
-"""What one client has sent and nobody has taken yet: its descriptors, and the requests that are read ahead.
+"""What one client has sent that was not taken yet: its descriptors, and the requests that were read ahead.
 
 Descriptors come with any bytes and wait for a command to take one: the first of a batch; a later batch replaces it.
-Behind requests that are read ahead they wait in line, so that each command finds what it would have found had nothing
-been read ahead.
+Behind requests that were read ahead they queue, so each command finds what it would have found without reading ahead.
 """
 
 from __future__ import annotations
@@ -19,17 +18,17 @@ from gmemd.qmp.session import Request
 
 
 class Inbox:
-    """`ready` is called when descriptors that nobody wanted are closed at last, which may take long."""
+    """`ready` is called when unwanted descriptors are closed, which may take long."""
 
     def __init__(self, ready: Callable[[], None]) -> None:
-        self.line: deque[Request | int] = deque()  # an fd stands before what it came with
-        self.requests = 0  # in the line
+        self.line: deque[Request | int] = deque()  # an fd is before what it came with
+        self.requests = 0  # in the queue
         self.closing = 0  # batches that are being closed
         self._ready = ready
         self._fd = -1  # the first of the last batch
 
     def receive(self, ancillary: Sequence[tuple[int, int, bytes]], *, ahead: bool) -> None:
-        """Keep what came beside bytes; `ahead`: behind requests that are yet to be carried out."""
+        """Keep descriptors that came with bytes; `ahead`: behind requests that are still to be carried out."""
         batch = array.array("i")
         for level, kind, payload in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
@@ -51,12 +50,12 @@ class Inbox:
         return fd
 
     def push(self, request: Request) -> None:
-        """Put a request behind what waits."""
+        """Queue a request."""
         self.line.append(request)
         self.requests += 1
 
     def pop(self) -> Request | None:
-        """The first of the requests that wait, if there are any; what came before it is there to be taken."""
+        """The first queued request, if any; the descriptors that came before it can now be taken."""
         while self.line:
             first = self.line.popleft()
             if isinstance(first, Request):
@@ -66,7 +65,7 @@ class Inbox:
         return None
 
     def empty(self) -> list[int]:
-        """Forget all that waits; the descriptors, given away."""
+        """Forget everything queued; the descriptors, given away."""
         fds = [entry for entry in self.line if isinstance(entry, int)]
         self.line.clear()
         self.requests = 0
@@ -76,7 +75,7 @@ class Inbox:
 
     def close(self) -> list[int]:
         """The same for good."""
-        self._ready = _nothing  # so that nothing holds the monitor any more
+        self._ready = _nothing  # so that nothing refers to the monitor any more
         return self.empty()
 
     def _keep(self, fd: int) -> None:
@@ -84,7 +83,7 @@ class Inbox:
         self._dismiss([before] if before >= 0 else [])
 
     def _dismiss(self, fds: list[int]) -> None:
-        """Close what nobody takes."""
+        """Close unwanted descriptors."""
         closed = close_beside(fds) if fds else None
         if closed is not None:
             self.closing += 1

@@ -1,4 +1,4 @@
-"""What is written down of one client's commands: each is counted, logged, and audited if it changes something."""
+"""The records of one client's commands: each is counted, logged, and audited if it changes something."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Ledger:
         self.close = self._log.close
 
     def answered(self, request: Request, error: QmpError | None = None) -> None:
-        """Write down a command that is about to be answered."""
+        """Record a command that is about to be answered."""
         command, began = request.execute, request.began
         ended = self._count(command, began, error is None)
         request_id = self._id_json(request)

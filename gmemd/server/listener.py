@@ -1,4 +1,4 @@
-"""A listening unix socket: accepted from, and its file removed at the end."""
+"""A listening unix socket: accepting its clients, and removing its file at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from gmemd.posix.sockets import identity, remove_own
 
 _ACCEPTS_A_TURN = 16
-_RETRY_SECONDS = 0.1  # after EMFILE or ENOMEM in accept
+_RETRY_SECONDS = 0.1  # seconds after EMFILE or ENOMEM in accept
 
 
 class Listener:
@@ -32,18 +32,18 @@ class Listener:
     def _acceptable(self) -> None:
         for _ in range(_ACCEPTS_A_TURN):
             try:
-                # accept(2) without looking up the names of family and type, which takes as long again
+                # accept(2) without looking up the names of family and type, which would double the time
                 fd, _ = self._sock._accept()  # type: ignore[attr-defined]
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError:  # no fds or memory left: the client waits in the queue
+            except OSError:  # no fds or memory left: the client waits in the backlog
                 self._loop.remove_reader(self._sock.fileno())
                 self._loop.call_later(_RETRY_SECONDS, self._resume)
                 return
             client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
             client.setblocking(False)
             self._accepted(client, self._pretty)
-            if not self._queue.poll(0):  # a fifth of what it costs to be refused
+            if not self._queue.poll(0):  # a fifth of the cost of being refused
                 return
 
     def _resume(self) -> None:
@@ -51,7 +51,7 @@ class Listener:
             self._loop.add_reader(self._sock.fileno(), self._acceptable)
 
     def close(self) -> None:
-        """Stop listening; remove the socket file if it is still the one that was made here."""
+        """Stop listening; remove the socket file if it is still the one created here."""
         self._loop.remove_reader(self._sock.fileno())
         remove_own(self.path, self._own)
         self._sock.close()

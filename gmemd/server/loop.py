@@ -1,9 +1,9 @@
 """The event loop: asyncio's, imported without TLS, on a selector that costs less.
 
-asyncio takes the module ssl where it finds it: 12 ms and 4.5 MiB, and nobody here uses TLS.
-The selectors of the standard library take objects with a fileno(), too, and say at length what they do not know;
-asyncio asks for each descriptor before it adds it. Here a descriptor is a number: adding and removing one takes 6 us
-instead of 14, which every client pays once.
+asyncio imports the module ssl if it exists: 12 ms and 4.5 MiB, and nothing here uses TLS. The selectors of the standard
+library also take objects with a fileno(), and raise costly exceptions for what they do not know; asyncio looks up each
+descriptor before it adds it. Here a descriptor is a number: adding and removing one takes 6 us instead of 14, once for
+every client.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import asyncio  # noqa: E402  # under these conditions
 if _without_tls:
     del sys.modules["ssl"]
 
-_READABLE = ~select.EPOLLOUT  # hanging up and errors, too: who reads or writes sees what they are
+_READABLE = ~select.EPOLLOUT  # hang-ups and errors too: reading or writing shows what they are
 _WRITABLE = ~select.EPOLLIN
 
 
@@ -34,7 +34,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """asyncio's loop, which also tells whoever is at work whether somebody waits."""
+    """asyncio's loop, which can also tell a busy task whether others wait."""
 
     def __init__(self) -> None:
         self._descriptors = Selector()
@@ -64,7 +64,7 @@ class Selector(BaseSelector):
 
     def unregister(self, fileobj: int) -> SelectorKey:  # type: ignore[override]
         key = self._keys.pop(fileobj)
-        with contextlib.suppress(OSError):  # it is closed: the kernel has done it
+        with contextlib.suppress(OSError):  # it is closed: the kernel has removed it
             self._epoll.unregister(fileobj)
         return key
 
@@ -75,7 +75,7 @@ class Selector(BaseSelector):
         ready = []
         for fd, events in self._epoll.poll(timeout, len(keys) or 1):
             key = keys.get(fd)
-            if key is not None:  # else another process holds what was closed here
+            if key is not None:  # otherwise another process holds what was closed here
                 ready.append((key, EVENT_READ if events == select.EPOLLIN else _happened(events) & key.events))
         return ready
 

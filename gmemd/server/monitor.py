@@ -1,14 +1,14 @@
 """One connected client on asyncio: its requests are read, carried out in their order, and answered.
 
-Follows QEMU's MonitorQMP. In-band requests run one at a time, in order; a long one (a coroutine) or a change that
-waits for custody makes the monitor busy. Then nothing more is taken from the input, except with out-of-band enabled,
-where up to QUEUE_MAX requests are read ahead so that an out-of-band one among them can be answered at once.
+Follows QEMU's MonitorQMP. In-band requests run one at a time, in order; a long one (a coroutine) or a change that waits
+for custody makes the monitor busy. Then nothing more is taken from the input, except with out-of-band enabled: then up
+to QUEUE_MAX requests are read ahead, and an out-of-band one among them is answered at once.
 
-Flow control: while too much waits for a client that does not read (outgoing.py), its requests wait, too. What is sent
-half is bounded in room.py.
+Flow control: while too much output waits for a client that does not read (outgoing.py), its requests wait too. room.py
+limits half-sent messages.
 
-A client that closes is served like one that has only ended its input: what it has sent is carried out, and nobody
-hears the answers. But if it goes while a long command of its runs, what waits behind that is dropped, as in QEMU.
+A client that closes is served like one that has only ended its input: what it has sent is carried out, and nobody reads
+the answers. But if it closes while a long command of its own runs, what waits behind that is dropped, as in QEMU.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from gmemd.server.outgoing import HIGH_WATER, Outgoing
 from gmemd.server.room import LARGE, Room
 
 READ_SIZE = 16 * 1024  # bytes at a time
-_READ_LITTLE = 2 * 1024  # when what was read weighed more than _MUCH: so many short tokens take milliseconds
+_READ_LITTLE = 2 * 1024  # when what was read weighed more than _MUCH: that many short tokens take milliseconds
 _MUCH = 4 * READ_SIZE
-TURN_SECONDS = 50e-6  # after so long it is the turn of others, if any wait; a change waits for those behind it
-LONGEST_TURN_SECONDS = 500e-6  # and after so long in any case
-CHANGES_SECONDS = 5e-3  # of changes that are made durable together; a large batch is many such
-FDS_MAX = 253  # SCM_MAX_FD of the kernel; QEMU takes 16 of them
+TURN_SECONDS = 50e-6  # after that it is the turn of others, if any wait; a change waits for those behind it
+LONGEST_TURN_SECONDS = 500e-6  # and after that in any case
+CHANGES_SECONDS = 5e-3  # for changes that are made durable together; a large batch is many of these
+FDS_MAX = 253  # SCM_MAX_FD of the kernel; QEMU accepts 16
 QUEUE_MAX = 8  # QMP_REQ_QUEUE_LEN_MAX
 _ANCILLARY_SIZE = socket.CMSG_SPACE(FDS_MAX * 4)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
@@ -57,13 +57,13 @@ class Monitor:
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, dispatcher: Dispatcher, *,
                  pretty: bool, closed: Callable[[Monitor], None], room: Room,
                  named_fds: NamedFds | None = None) -> None:
-        """`room` is what all share; `named_fds` are those of the socket, if they are not to be the client's own."""
+        """`room` is shared by all; `named_fds` are those of the socket, if they are not the client's own."""
         self._gmemd: Gmemd = dispatcher.gmemd
         self.session = Session(self._gmemd.version, pretty=pretty, weigh=self._weigh)
         greeting = (self.session.greeting() if pretty
                     else self._gmemd.encoded("greeting", self.session.hello) + b"\r\n")
         try:
-            sent = sock.send(greeting)  # while the client reads it the rest is made
+            sent = sock.send(greeting)  # the rest is generated while the client reads it
         except OSError:
             sent = 0
         self._loop = loop
@@ -84,18 +84,18 @@ class Monitor:
         self._queue = self._inbox.line  # read ahead while busy
         self._busy = False  # a long command runs, or changes wait for custody
         self._more = False  # requests that were read wait for the next turn
-        self._deferred: tuple[Request, Any] | None = None  # a result to deliver when the monitor is not busy any more
+        self._deferred: tuple[Request, Any] | None = None  # a result to deliver when the monitor is no longer busy
         self._outgoing = Outgoing(loop, sock, self.session, self._gmemd.counters, room=self._run, cut=self.close)
         self.emit = self._outgoing.emit
         self._room = room
         self._read_size = READ_SIZE
-        self._half = 0  # weight of the message that has come in part
-        self._eof = False  # no more requests come
-        self._ended = False  # and everything that was sent is received
+        self._half = 0  # weight of the incomplete message
+        self._eof = False  # no more requests will come
+        self._ended = False  # and everything that was sent has been received
         self._open = True
         self._reading = True
         loop.add_reader(self._fd, self._readable)
-        if sent < len(greeting):  # not here: whoever makes this monitor does not know it yet, should it close
+        if sent < len(greeting):  # not here: the creator of this monitor does not know it yet, should it close
             loop.call_soon(self._outgoing.send, greeting[sent:])
 
     # -- input -----------------------------------------------------------------------------------
@@ -110,11 +110,11 @@ class Monitor:
             data, ancillary, _, _ = self._receive(self._read_size, _ANCILLARY_SIZE, _CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return
-        except OSError:  # the client went without reading all that was sent; whatever it has sent is read
+        except OSError:  # the client closed without reading everything; what it has sent is read all the same
             data, ancillary = b"", []
         if ancillary:
             self._inbox.receive(ancillary, ahead=self._busy)
-            if self._inbox.closing:  # whose descriptors take long to close is not read for so long
+            if self._inbox.closing:  # while its unwanted descriptors are being closed it is not read
                 self._stop_reading()
         if data:
             self._feed(data)
@@ -139,13 +139,13 @@ class Monitor:
             self._loop.remove_reader(self._fd)
 
     def go_on(self) -> None:
-        """Read on, if nothing forbids it."""
+        """Resume reading, if nothing prevents it."""
         if self._open and not self._eof and not self._reading and self._may_read():
             self._reading = True
             self._loop.add_reader(self._fd, self._readable)
 
     def _weigh(self, weight: int) -> None:
-        """Called by the session, with the weight of what has come of the message that it waits for the rest of."""
+        """Called by the session with the weight of an incomplete message so far."""
         before, self._half = self._half, weight
         self._read_size = _READ_LITTLE if weight - before > _MUCH else READ_SIZE
         if weight > LARGE:
@@ -155,13 +155,13 @@ class Monitor:
             self._room.leave(self)
 
     def take_fd(self) -> int:
-        """Give away the first fd of the last batch that came."""
+        """Give away the first fd of the last batch received."""
         return self._inbox.take_fd()
 
     # -- requests --------------------------------------------------------------------------------
 
     def _run(self) -> None:  # noqa: C901  # every call would cost each command
-        """Answer what can be answered now, in a turn's time, then send and read on."""
+        """Answer what can be answered now, within a turn's time, then send and resume reading."""
         gmemd, session, dispatch, outgoing = self._gmemd, self.session, self._dispatch, self._outgoing
         success, lines = session.success, outgoing.lines
         self._more, turn_ends, last_end = False, 0.0, 0.0
@@ -184,11 +184,11 @@ class Monitor:
                 if not turn_ends:
                     last_end = began + LONGEST_TURN_SECONDS
                 elif outgoing.changes:
-                    if began > last_end + CHANGES_SECONDS:  # they are settled, and then it goes on
+                    if began > last_end + CHANGES_SECONDS:  # it goes on once they are settled
                         break
                 elif began > last_end or self._awaited(self._fd):
                     self._more = True
-                    self._loop.call_soon(self._loop.call_soon, self._run)  # behind those who can be read by then
+                    self._loop.call_soon(self._loop.call_soon, self._run)  # after clients that are readable by then
                     break
                 turn_ends = began + TURN_SECONDS
         if outgoing.changes and not self._busy:
@@ -215,7 +215,7 @@ class Monitor:
         return None
 
     def _deliver(self, request: Request, result: Any) -> None:
-        """Turn what a command gave into its reply, now or when it is time for it."""
+        """Turn a command's result into its reply, now or when its turn comes."""
         kind, outgoing, success = type(result), self._outgoing, self.session.success
         if kind is dict or kind is bytes:
             outgoing.lines.append(success(request, result))
@@ -266,7 +266,7 @@ class Monitor:
         self._gmemd.spawn(run())
 
     def _continue(self) -> None:
-        """Go on after what made the monitor busy."""
+        """Continue after what made the monitor busy."""
         self._busy = False
         deferred, self._deferred = self._deferred, None
         if deferred is not None:
@@ -276,7 +276,7 @@ class Monitor:
             close_beside(self._give_names())
 
     def is_gone(self) -> bool:
-        """Whether nobody will read the answer to what is running."""
+        """Whether nobody will read the answer to the running command."""
         return not self._open or self._hung_up()
 
     def _hung_up(self) -> bool:
@@ -284,7 +284,7 @@ class Monitor:
         return self._open and bool(_events(self._fd, 0) & select.POLLHUP)
 
     def _drop_input(self) -> None:
-        """Carry out nothing more of what the client has sent."""
+        """Carry out no more of what the client has sent."""
         self._stop_reading()
         self._eof = True
         self.session.forget_input()
@@ -293,7 +293,8 @@ class Monitor:
     # -- end -------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Let the client go; a running command finishes, and what it has taken or named lasts until then."""
+        """Disconnect the client; a running command finishes, and the descriptors it has taken or named last until
+        then."""
         if not self._open:
             return
         self._open = False
@@ -316,7 +317,7 @@ class Monitor:
 
 
 async def _indent(text: bytes) -> Indented:
-    """Make a long answer ready for a client with pretty=on, others having their turn in between."""
+    """Format a long answer for a client with pretty=on, with turns for others in between."""
     pace, made = Pace(), bytearray()
     for piece in indented(text):
         made += piece
@@ -325,12 +326,12 @@ async def _indent(text: bytes) -> Indented:
 
 
 def _always(fd: int) -> bool:
-    """What a loop answers that cannot tell whether others wait."""
+    """The answer of a loop that cannot tell whether others wait."""
     return True
 
 
 def _events(fd: int, wanted: int) -> int:
-    """What poll(2) says of a descriptor now; nothing if it cannot."""
+    """The events that poll(2) reports for a descriptor now; none if it cannot."""
     poll = select.poll()
     poll.register(fd, wanted)
     try:

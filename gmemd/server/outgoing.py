@@ -1,8 +1,8 @@
-"""What goes out to one client: gathered in a turn, held until changes are durable, kept until the client reads.
+"""Output to one client: gathered in a turn, held until changes are durable, queued until the client reads.
 
-What waits for the client is weighed: bytes, and FD_WEIGHT for each descriptor. Whoever answers requests looks at
-`weight`, and stops at HIGH_WATER; events go on, up to CUT_BYTES. A client that lets more pile up, or takes nothing for
-STALL_SECONDS, is cut.
+Queued output is weighed: its bytes, and FD_WEIGHT for each descriptor. Requests are answered until `weight` reaches
+HIGH_WATER; events continue up to CUT_BYTES. A client that lets more pile up, or reads nothing for STALL_SECONDS, is
+disconnected.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from gmemd.qmp.session import Event, Request, Session
 
 HIGH_WATER = 1 << 20
 CUT_BYTES = 8 << 20
-FD_WEIGHT = 16 << 10  # so 64 descriptors wait for a client at most
+FD_WEIGHT = 16 << 10  # so at most 64 descriptors are queued for a client
 STALL_SECONDS = 60.0
 PIECE = 64 << 10  # bytes up to which small messages are put together
 _TURN_WEIGHT = 1 << 20  # that is sent at a time
-_RETRY_SECONDS = 0.05  # after which descriptors are passed again, of which too many were under way
+_RETRY_SECONDS = 0.05  # seconds after which descriptors are passed again when too many were in flight
 
 
 class Outgoing:
-    """The way out to one client. `room` is called when there is room again, and when nothing waits any more."""
+    """The output of one client. `room` is called when there is room again, and when the queue is empty."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session, counters: Counters, *,
                  room: Callable[[], None], cut: Callable[[], None]) -> None:
         self.lines: list[bytes] = []  # to be sent by flush()
         self.changes: list[tuple[int, Request, Change]] = []  # not durable yet: place of the reply in `lines`, ...
-        self.weight = 0  # of what waits until the client reads; 0: nothing does
+        self.weight = 0  # of the queue; 0: it is empty
         self._telling = False  # events in `lines` will be sent in this turn
         self._loop = loop
         self._sock = sock
@@ -45,13 +45,13 @@ class Outgoing:
         self._counters = counters
         self._room = room
         self._cut = cut
-        self._lost = False  # nobody listens any more: what is sent is dropped
+        self._lost = False  # nobody reads any more: output is dropped
         self._waiting: deque[tuple[bytearray, list[int]]] = deque()  # fds go with the first byte
         self._stall: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
 
     def emit(self, event: Event) -> None:
-        """Send an event with what else this turn has to say, if the client has negotiated."""
+        """Send an event with this turn's other output, if the client has negotiated."""
         if self._session.negotiated and not self._lost:
             self.lines.append(event.line(pretty=self._session.pretty))
             if not self._telling:
@@ -67,11 +67,11 @@ class Outgoing:
 
     def settle(self, settle: Callable[[list[Change], Callable[[], None]], None],
                answered: Callable[[Request, QmpError | None], None], then: Callable[[], None]) -> None:
-        """Hold what was gathered until `settle` has made the changes durable, or undone them; then call back.
+        """Hold the gathered output until `settle` has made the changes durable, or undone them; then call back.
 
-        Each change is `answered` then. Events go out meanwhile.
+        Each change is `answered` then. Events are sent meanwhile.
         """
-        lines, self.lines[:] = self.lines[:], []  # which is the same list all the time
+        lines, self.lines[:] = self.lines[:], []  # always the same list
         changes, self.changes = self.changes, []
 
         def settled() -> None:
@@ -85,7 +85,7 @@ class Outgoing:
         settle([change for _, _, change in changes], settled)
 
     def flush(self) -> None:
-        """Send what was gathered."""
+        """Send the gathered output."""
         lines = self.lines
         if lines:
             data = lines[0] if len(lines) == 1 else b"".join(lines)
@@ -93,7 +93,7 @@ class Outgoing:
             self.send(data)
 
     def send(self, data: bytes, fds: list[int] | None = None) -> None:
-        """Send, or keep for later, `data`; `fds` belong to the message and are closed behind it."""
+        """Send or queue `data`; `fds` belong to the message and are closed after it."""
         if self._lost:
             close_beside(fds or ())
             return
@@ -126,7 +126,7 @@ class Outgoing:
         return sent
 
     def _keep(self, data: bytes | memoryview, fds: list[int] | None) -> None:
-        """Put behind what waits: in few pieces, for each has its cost, that need not be moved as they grow."""
+        """Append to the queue, in few pieces, because each has its cost, that need not be moved as they grow."""
         self.weight += len(data)
         if fds:
             self.weight += FD_WEIGHT * len(fds)
@@ -160,7 +160,7 @@ class Outgoing:
         self._room()
 
     def _send_on(self) -> None:
-        """Send what waits, or so much of it as is sent at a time; BlockingIOError if that is not all."""
+        """Send the queue, or the part that is sent at a time; BlockingIOError if that is not all."""
         end = self.weight - _TURN_WEIGHT
         while self._waiting:
             if self.weight < end:
@@ -176,14 +176,14 @@ class Outgoing:
             self._watch_stall()
 
     def _lose(self, error: OSError, fds: list[int] | None = None) -> None:
-        """Drop what waits, for nobody listens; a client that might, and does not hear a reply, is cut."""
+        """Drop the queue, because nobody reads; a client that still might, and would miss a reply, is disconnected."""
         self._lost = True
         close_beside([*(fds or ()), *self._drop()])
         if error.errno not in (errno.EPIPE, errno.ECONNRESET):
             self._loop.call_soon(self._cut)
 
     def _drop(self) -> list[int]:
-        """Forget what waits; its descriptors, given away."""
+        """Forget the queue; its descriptors, given away."""
         fds = [fd for _, kept in self._waiting for fd in kept]
         self._waiting.clear()
         self.weight = 0
@@ -199,7 +199,7 @@ class Outgoing:
             self._stall = None
 
     def close(self) -> list[int]:
-        """Send nothing any more; the descriptors that were not sent, given away."""
+        """Send no more; the unsent descriptors, given away."""
         self._lost = True
         if self._retry is not None:
             self._retry.cancel()
@@ -207,7 +207,7 @@ class Outgoing:
         elif self._waiting:
             self._loop.remove_writer(self._fd)
         self._unwatch_stall()
-        self._room = self._cut = _nothing  # so that nothing holds the monitor any more
+        self._room = self._cut = _nothing  # so that nothing refers to the monitor any more
         return self._drop()
 
 

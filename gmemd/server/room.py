@@ -1,8 +1,8 @@
-"""Room for large messages that are not whole yet.
+"""Room for large messages that are still incomplete.
 
-QEMU takes messages of up to 64 MiB, and so does gmemd; but what many clients have sent half would add up. So beyond
-LARGE one client at a time has the room, and goes on; the others wait in line, unread. For whom others wait, it must
-go on: it is cut when nothing more came for SILENT_SECONDS, or when it has had the room for LONGEST_SECONDS.
+QEMU accepts messages of up to 64 MiB, and so does gmemd; but the half-sent messages of many clients would add up. So
+beyond LARGE one client at a time has the room and is read; the others wait in line, unread. While others wait, it must
+make progress: it is disconnected when it sends nothing for SILENT_SECONDS, or has had the room for LONGEST_SECONDS.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 from collections import deque
 from typing import Final, Protocol
 
-LARGE: Final = 1 << 20  # of the weight of a message: its bytes, and what its tokens take
+LARGE: Final = 1 << 20  # weight of a message: its bytes, and what its tokens take
 SILENT_SECONDS: Final = 5.0
 LONGEST_SECONDS: Final = 60.0
 
@@ -20,27 +20,27 @@ class Sender(Protocol):
     """A client that sends a large message."""
 
     def go_on(self) -> None:
-        """It has the room now."""
+        """Called when it has the room."""
         ...
 
     def close(self) -> None:
-        """It is cut."""
+        """Called to disconnect it."""
         ...
 
 
 class Room:
-    """Who has the room, and who waits for it."""
+    """The sender that has the room, and those that wait for it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._holder: Sender | None = None
         self._line: deque[Sender] = deque()
-        self._since = 0.0  # when the holder entered, and
-        self._moved = 0.0  # when it last got on, by the loop's clock
-        self._timer: asyncio.TimerHandle | None = None  # runs while somebody waits
+        self._since = 0.0  # when the holder entered
+        self._moved = 0.0  # when it last made progress, by the loop's clock
+        self._timer: asyncio.TimerHandle | None = None  # runs while others wait
 
     def enter(self, sender: Sender) -> bool:
-        """Whether the room is the sender's; if not, it is in line from now on."""
+        """Whether the sender has the room; if not, it is in line from now on."""
         now = self._loop.time()
         if self._holder is None:
             self._holder, self._since = sender, now
@@ -66,7 +66,7 @@ class Room:
             following.go_on()
 
     def _look(self) -> None:
-        """Cut a holder for whom others wait, and who does not get on."""
+        """Disconnect a holder that makes no progress while others wait."""
         self._timer = None
         if not self._line:
             return

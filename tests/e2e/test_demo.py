@@ -31,7 +31,7 @@ def test_simulated(tmp_path: Path) -> None:
     assert truths(told)[5] == "simulated"
     assert "guest loaded into the memory, counter 0" in told
     assert re.search(r"guest found in the memory, counter [1-9]\d*$", told, re.MULTILINE)
-    assert "1048576 bytes beside the guest became private (they read as zero)" in told
+    assert "1048576 bytes next to the guest became private (they read as zero)" in told
     counts = [int(number) for found in re.findall(r"(\d+) \.\.\. (\d+)", told) for number in found]
     assert counts == sorted(counts), "the guest never began again"
     assert all(state(int(pid)) in "ZX" for pid in re.findall(r"process (\d+)", told))

@@ -106,7 +106,7 @@ def test_subclasses_are_written_as_what_they_are() -> None:
         ONE = 1
 
     assert encode([Word.BIND, Number.ONE]) == b'["bind", 1]'
-    with pytest.raises(TypeError, match="bytes is no JSON value"):
+    with pytest.raises(TypeError, match="bytes is not a JSON value"):
         encode({"a": b""})
 
 
