@@ -17,26 +17,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine
 from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.settling import Settler
+from gmemd.changes.steps import Ending, Step, after, in_order
 from gmemd.changes.threads import close_beside, close_copies
 from gmemd.errors import QmpError, os_errors
 from gmemd.memory.piece import Piece
 from gmemd.objects.records import record_of, updated
-from gmemd.observe.log import log
 
 if TYPE_CHECKING:
-    from gmemd.changes.settling import Settler
     from gmemd.persist.batch import Operation
     from gmemd.persist.custody import Again
     from gmemd.persist.record import Record
-
-Ending = asyncio.Future[None] | None  # what is still to be waited for; None: nothing
-Step = Callable[[], object]  # may return a future, which ends by no error, of what takes long
 
 _UNTOLD: Final = "be run: its arguments fit"
 
@@ -278,7 +275,7 @@ class Change:
             for _ in range(self._reserved):
                 self._settler.custody.release()
             self._reserved = 0
-        return _in_order(iter(steps))
+        return in_order(iter(steps))
 
     def _note(self) -> None:
         """Give custody all that it is to do, or nothing."""
@@ -310,40 +307,6 @@ async def completed(result: Any) -> Any:
         await result.settled()
         return result.value
     return result
-
-
-def carry_out(step: Step) -> object:
-    """Take one of many steps; what is wrong with it is not the others' concern."""
-    try:
-        return step()
-    except Exception as exc:
-        log.error("internal error", exc_info=exc)
-        return None
-
-
-def after(endings: Iterable[Ending], then: Callable[[], None]) -> None:
-    """Call back when the last of these has ended; at once, when there is none."""
-    waiting = [ending for ending in endings if ending is not None]
-    if waiting:
-        asyncio.gather(*waiting).add_done_callback(lambda _: carry_out(then))
-    else:
-        carry_out(then)
-
-
-def _in_order(steps: Iterator[Step]) -> Ending:
-    """Take steps, each when the one before has ended."""
-    for step in steps:
-        ending = carry_out(step)
-        if isinstance(ending, asyncio.Future):
-            return asyncio.ensure_future(_go_on(ending, steps))
-    return None
-
-
-async def _go_on(ending: asyncio.Future[None], steps: Iterator[Step]) -> None:
-    await ending
-    rest = _in_order(steps)
-    if rest is not None:
-        await rest
 
 
 async def _after(ending: asyncio.Future[None], value: Any) -> Any:

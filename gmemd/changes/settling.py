@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.changes.change import Change, after
+from gmemd.changes.steps import Ending, after
 from gmemd.errors import QmpError
 from gmemd.kernel.kernel import Kernel
 from gmemd.objects.container import Objects
 from gmemd.observe.log import log
-from gmemd.persist.keeping import AnyCustody
+from gmemd.persist.batch import Operation
+from gmemd.persist.nobody import AnyCustody
 from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
 
-Waiting = list[tuple[list[Change], Callable[[], None]]]
+
+class Unsettled(Protocol):
+    """A change, as far as it is settled here."""
+
+    operations: list[Operation]
+    error: QmpError | None  # set when it was undone
+    ending: Ending  # what the last step still waits for
+
+    def finish(self) -> Ending:
+        """It is durable."""
+        ...
+
+    def revert(self) -> Ending:
+        """It is not."""
+        ...
+
+
+Waiting = list[tuple[Sequence[Unsettled], Callable[[], None]]]
 
 _SOON: Final = 0.001  # seconds; a manager at rest needs a twentieth of it, and asking the loop to wait takes longer
 _RETRY_SECONDS: Final = 30.0
@@ -39,7 +57,7 @@ class Settler:
         if self._objects.get(backend.id) is not backend:
             raise QmpError(f"object '{backend.id}' not found")
 
-    def settle(self, changes: list[Change], settled: Callable[[], None]) -> None:
+    def settle(self, changes: Sequence[Unsettled], settled: Callable[[], None]) -> None:
         """Have changes made durable by the next flush, which everybody shares who asks in this turn of the loop."""
         self._unsettled.append((changes, settled))
         if not self._flushing:
@@ -136,7 +154,7 @@ def _comes_soon(wait: Wait) -> bool:
         return False
 
 
-def _undo(error: NotKept, changes: list[Change]) -> None:
+def _undo(error: NotKept, changes: list[Unsettled]) -> None:
     """Undo what a flush could not make durable, the newest first."""
     log.error("not kept", desc=error.desc, undone=len(error.undone))
     by_operation = {operation: change for change in changes for operation in change.operations}

@@ -26,7 +26,7 @@ from gmemd.objects.fds import FdSets, NamedFds
 from gmemd.objects.qom import Tree
 from gmemd.objects.records import objects_of
 from gmemd.observe.counters import Counters
-from gmemd.persist.keeping import AnyCustody, Nobody
+from gmemd.persist.nobody import AnyCustody, Nobody
 from gmemd.persist.record import Record
 from gmemd.qmp.encode import encode
 from gmemd.qmp.session import Session

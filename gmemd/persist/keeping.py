@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
-
-from gmemd.persist.batch import Operation
-from gmemd.persist.waits import Flush
-
-if TYPE_CHECKING:
-    from gmemd.persist.custody import Custody
-
-AnyCustody: TypeAlias = "Custody | Nobody"
+from typing import Final, NamedTuple
 
 UNLIMITED: Final = 1 << 30  # descriptors
 SPARED: Final = 64  # descriptors that a start needs for itself, besides those that it is given
@@ -46,31 +38,3 @@ class Keeping(NamedTuple):
     def is_there(self) -> bool:
         """Whether the keeper still runs: an orphan has another parent."""
         return self.pid in (0, os.getppid())
-
-
-class Nobody:
-    """Custody where nobody keeps anything: what is asked of it is done at once, and durable as long as it can be."""
-
-    keeps: Literal[False] = False
-    dirty = False
-    read_only = ""
-    trouble = ""
-    room = (0, 0)
-    steady: tuple[int, ...] = ()
-
-    def reserve(self) -> None: ...
-
-    def release(self) -> None: ...
-
-    def allow(self, limit: int, handed_down: int) -> None: ...
-
-    def retry(self) -> None: ...
-
-    def withdraw(self, operation: Operation) -> None: ...
-
-    def flush(self) -> Flush:
-        yield from ()
-
-    def flush_blocking(self) -> None: ...
-
-    def close(self) -> None: ...

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError, close_fd
 from gmemd.persist.fdstore import FdStore
-from gmemd.persist.keeping import UNLIMITED, AnyCustody, Keeping, Nobody, Unit
+from gmemd.persist.keeping import UNLIMITED, Keeping, Unit
+from gmemd.persist.nobody import AnyCustody, Nobody
 from gmemd.persist.notify import (
     DEFAULT_LIMIT,
     Notifier,

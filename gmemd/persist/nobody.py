@@ -1,0 +1,41 @@
+"""Custody where nobody keeps anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from gmemd.persist.batch import Operation
+from gmemd.persist.waits import Flush
+
+if TYPE_CHECKING:
+    from gmemd.persist.custody import Custody
+
+AnyCustody: TypeAlias = "Custody | Nobody"
+
+
+class Nobody:
+    """Custody where nobody keeps anything: what is asked of it is done at once, and durable as long as it can be."""
+
+    keeps: Literal[False] = False
+    dirty = False
+    read_only = ""
+    trouble = ""
+    room = (0, 0)
+    steady: tuple[int, ...] = ()
+
+    def reserve(self) -> None: ...
+
+    def release(self) -> None: ...
+
+    def allow(self, limit: int, handed_down: int) -> None: ...
+
+    def retry(self) -> None: ...
+
+    def withdraw(self, operation: Operation) -> None: ...
+
+    def flush(self) -> Flush:
+        yield from ()
+
+    def flush_blocking(self) -> None: ...
+
+    def close(self) -> None: ...
