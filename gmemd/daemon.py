@@ -14,8 +14,9 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Coroutine, Iterable, Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from gmemd import __version__
 from gmemd.changes.threads import close_copies, in_thread
@@ -77,14 +78,84 @@ def package_version() -> str:
     return __version__
 
 
-class Daemon:
-    """One running gmemd."""
+class Listening(NamedTuple):
+    """A socket that is listened on."""
 
-    document = "qom.json"  # what is spoken
-    names_stay = False  # the names of getfd are those of a socket, as in QEMU; else of a client
+    sock: socket.socket
+    pretty: bool = False
+    remove: bool = False  # its file, at the end
+    named_fds: NamedFds | None = None  # the names of getfd that its clients share; None: each has its own
 
-    def __init__(self, options: Options, manager: Manager | None = None) -> None:
+
+class Program(Protocol):
+    """What a daemon runs."""
+
+    schema: Schema
+    modules: tuple[ModuleType, ...]  # where the functions of the commands are
+
+    async def build(self, dispatcher: Dispatcher) -> None:
+        """Make what is there from the start; QmpError if that is refused."""
+        ...
+
+    def sockets(self, passed: list[socket.socket]) -> Iterable[Listening]:
+        """What is listened on; `passed` came from the service manager."""
+        ...
+
+    def hang_up(self, gmemd: Gmemd) -> None:
+        """Do what SIGHUP asks for."""
+        ...
+
+    def ready(self) -> None:
+        """Say that all is served, where somebody but the service manager waits for that."""
+        ...
+
+
+class Plain:
+    """gmemd itself."""
+
+    def __init__(self, options: Options) -> None:
         self._options = options
+        self.schema = Schema.load(unstable_input=options.unstable_input, lab=options.lab)
+        self.modules = MODULES
+        if options.lab:  # loaded only where it is asked for
+            from gmemd.commands import lab
+
+            self.modules += (lab,)
+
+    async def build(self, dispatcher: Dispatcher) -> None:
+        """Make the objects of the command line, except those that a predecessor has left."""
+        gmemd = dispatcher.gmemd
+        for properties in self._options.objects:
+            if gmemd.objects.get(properties.get("id", "")) is None or not gmemd.custody.keeps:
+                await dispatcher.at_start("object-add", properties)
+                if gmemd.audit is not None:
+                    gmemd.audit.own("object-add", properties)
+
+    def sockets(self, passed: list[socket.socket]) -> Iterator[Listening]:
+        asked = {os.path.abspath(option.path): option for option in self._options.qmp}
+        for sock in passed:
+            option = asked.pop(sock.getsockname(), None)
+            yield Listening(sock, pretty=option is not None and option.pretty)
+        for option in asked.values():
+            if not (passed and option.default):
+                yield Listening(bind_unix(option.path), option.pretty, remove=True)
+
+    def hang_up(self, gmemd: Gmemd) -> None:
+        """Open the audit's file again, which log rotation may have moved away."""
+        if gmemd.audit is not None:
+            gmemd.audit.reopen()
+
+    def ready(self) -> None:
+        pass
+
+
+class Daemon:
+    """A running gmemd, or another program around its objects."""
+
+    def __init__(self, options: Options, manager: Manager | None = None, program: Program | None = None) -> None:
+        """Without `program` it is gmemd."""
+        self._options = options
+        self._program = program or Plain(options)
         self._monitors: set[Monitor] = set()
         self._listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,14 +178,15 @@ class Daemon:
         gmemd = self._gmemd = self._make_gmemd()
         try:
             sockets = self._restore()
-            dispatcher = self._make_dispatcher()
+            dispatcher = Dispatcher(gmemd, self._program.modules)
             await self._start_http(dispatcher)
-            await self._make_objects(dispatcher)
-            self._listen(dispatcher, sockets)
+            await self._program.build(dispatcher)
+            for listening in self._program.sockets(sockets):
+                self._serve(dispatcher, listening)
             watch_leases(gmemd)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")
-            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+            self._loop.add_signal_handler(signal.SIGHUP, self._program.hang_up, gmemd)
             log.info("ready", sockets=[listener.path for listener in self._listeners], kernel=gmemd.kernel.name,
                      why=gmemd.kernel.why, objects=len(gmemd.objects), persist=gmemd.custody.keeps)
             if self._http is not None:
@@ -123,7 +195,7 @@ class Daemon:
             gc.freeze()  # what is there now stays; collections need not look at it
             self._manager.serve(self._loop, gmemd.describe)
             gmemd.outlook.start()
-            self._ready()
+            self._program.ready()
             self.spawn(self._load_ahead(directories))
             gmemd.settler.catch_up()
             await self._stopped.wait()
@@ -145,9 +217,8 @@ class Daemon:
         gc.enable()
 
     def _make_gmemd(self) -> Gmemd:
-        options, manager = self._options, self._manager
+        options, manager, schema = self._options, self._manager, self._program.schema
         kernel = choose_kernel(options.kernel)
-        schema = Schema.load(self.document, unstable_input=options.unstable_input, lab=options.lab)
         faults = audit = None
         if options.lab:  # loaded only where it is asked for, as the audit
             from gmemd.lab import Lab, LabKernel, LabNotifier
@@ -163,21 +234,6 @@ class Daemon:
         return Gmemd(schema=schema, kernel=kernel, name=options.name, uuid=options.uuid, host=self, custody=custody,
                      manager=manager, lab=faults, audit=audit,
                      version={"qemu": QEMU_VERSION, "package": f"gmemd {package_version()}"})
-
-    def _make_dispatcher(self) -> Dispatcher:
-        if self._gmemd.lab is None:
-            return Dispatcher(self._gmemd)
-        from gmemd.commands import lab  # as _make_gmemd
-
-        return Dispatcher(self._gmemd, (*MODULES, lab))
-
-    def _hang_up(self) -> None:
-        """On SIGHUP: open the audit's file anew, which log rotation may have moved away; else go on."""
-        if self._gmemd.audit is not None:
-            self._gmemd.audit.reopen()
-
-    def _ready(self) -> None:
-        """What is to be done once everything serves."""
 
     def _restore(self) -> list[socket.socket]:
         """Take over what a predecessor left; the listening sockets that came with it."""
@@ -197,36 +253,16 @@ class Daemon:
             await http.start()
             self._http = http
 
-    async def _make_objects(self, dispatcher: Dispatcher) -> None:
-        """Make the objects of the command line, except those that a predecessor has left."""
-        for properties in self._options.objects:
-            if self._gmemd.objects.get(properties.get("id", "")) is None or not self._gmemd.custody.keeps:
-                await dispatcher.at_start("object-add", properties)
-                if self._gmemd.audit is not None:
-                    self._gmemd.audit.own("object-add", properties)
-
-    def _listen(self, dispatcher: Dispatcher, passed: list[socket.socket]) -> None:
-        asked = {os.path.abspath(option.path): option for option in self._options.qmp}
-        for sock in passed:
-            option = asked.pop(sock.getsockname(), None)
-            self._serve(dispatcher, sock, pretty=option is not None and option.pretty, remove=False)
-        for option in asked.values():
-            if passed and option.default:
-                continue
-            self._serve(dispatcher, bind_unix(option.path), pretty=option.pretty, remove=True)
-
-    def _serve(self, dispatcher: Dispatcher, sock: socket.socket, *, pretty: bool, remove: bool) -> None:
-        """Give each client of a listening socket, which is kept, a monitor; `remove` the socket file at the end."""
-        named_fds = NamedFds() if self.names_stay else None
-
-        def accepted(client: socket.socket, pretty: bool) -> None:
+    def _serve(self, dispatcher: Dispatcher, listening: Listening) -> None:
+        """Give each client of a listening socket a monitor."""
+        def accepted(client: socket.socket) -> None:
             try:
-                self._monitors.add(Monitor(self._loop, client, dispatcher, pretty=pretty,
-                                           closed=self._monitors.discard, room=self._room, named_fds=named_fds))
+                self._monitors.add(Monitor(self._loop, client, dispatcher, pretty=listening.pretty, room=self._room,
+                                           closed=self._monitors.discard, named_fds=listening.named_fds))
             except OSError:
                 client.close()
 
-        self._listeners.append(Listener(self._loop, sock, pretty=pretty, accepted=accepted, remove=remove))
+        self._listeners.append(Listener(self._loop, listening.sock, accepted=accepted, remove=listening.remove))
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
         counts = self._gmemd.counters.events

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gmemd.commands.context import Gmemd
-from gmemd.daemon import Daemon, Options, QmpSocket
+from gmemd.daemon import Daemon, Options, Plain, QmpSocket
 from gmemd.persist.manager import Manager
 from gmemd.schema.validate import Schema
 from tests.patience import PATIENCE
@@ -36,19 +36,14 @@ async def test_end_waits_for_what_is_loaded(tmp_path: Path) -> None:
     assert isinstance(schema, Loading)
     schema.began = threading.Event()
 
-    class Beginning(Daemon):
-        def _make_gmemd(self) -> Gmemd:
-            gmemd = super()._make_gmemd()
-            gmemd.schema = schema
-            self.gmemd = gmemd
-            return gmemd
-
-    daemon = Beginning(Options(qmp=(QmpSocket(str(tmp_path / "q")),), kernel="simulated", persist="off"),
-                       Manager.from_environ({}))
+    options = Options(qmp=(QmpSocket(str(tmp_path / "q")),), kernel="simulated", persist="off")
+    program = Plain(options)
+    program.schema = schema
+    daemon = Daemon(options, Manager.from_environ({}), program)
     running = asyncio.create_task(daemon.run())
     async with asyncio.timeout(PATIENCE):
         while not schema.began.is_set():
             await asyncio.sleep(0.001)
-        daemon.gmemd.shutdown("host-signal")
+        signal.raise_signal(signal.SIGTERM)
         await running
     assert schema.ended

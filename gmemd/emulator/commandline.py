@@ -44,6 +44,11 @@ class CommandLine:
     reboot_action: str = "reset"
     show: str = ""  # print this and end; of "help", "version" and "machine" the text
 
+    @cached_property
+    def schema(self) -> Schema:
+        """What commands and objects there are; read when the first object is named, or nothing is left to read."""
+        return Schema.load("emulator.json")
+
 
 def parse(argv: Iterable[str], warn: Warn = lambda text: None) -> CommandLine:
     """Read a command line, as far as something is asked for that is printed; QmpError in QEMU's words if it is wrong.
@@ -73,11 +78,6 @@ class _Reader:
         self._warn = warn
         self._ids: set[tuple[str, str]] = set()  # option and id, of those written as key=value
 
-    @cached_property
-    def _schema(self) -> Schema:
-        """What objects there can be; read when the first one is named."""
-        return Schema.load("emulator.json")
-
     def machine(self, option: str, value: str) -> None:
         line = self.line
         for key, text in Pairs(option, value, "type").pairs:
@@ -104,7 +104,7 @@ class _Reader:
 
     def object(self, option: str, value: str) -> None:
         """An object, or a monitor that is written as one (as libvirt 12 does)."""
-        found = object_of(value, self._ids, self._warn, self._schema)
+        found = object_of(value, self._ids, self._warn, self.line.schema)
         if isinstance(found, str):
             self.line.show = found
         elif found["qom-type"] == "monitor-qmp":

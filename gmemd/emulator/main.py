@@ -53,10 +53,10 @@ def _run(line: CommandLine, ready: Callable[[], None]) -> None:
     from gmemd.server.loop import run  # before anything imports asyncio
 
     configure_log("warning")
-    from gmemd.emulator.process import Emulator
+    from gmemd.emulator.process import make_emulator
 
     with pid_file(line.pidfile):
-        run(Emulator(line, os.environ, ready).run())
+        run(make_emulator(line, os.environ, ready).run())
 
 
 def _daemonize(line: CommandLine) -> int:

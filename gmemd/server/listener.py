@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import socket
 from collections.abc import Callable
@@ -16,14 +17,14 @@ _RETRY_SECONDS = 0.1  # seconds after EMFILE or ENOMEM in accept
 class Listener:
     """Accepts clients of one listening socket, which it owns."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, *, pretty: bool,
-                 accepted: Callable[[socket.socket, bool], None], remove: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, *,
+                 accepted: Callable[[socket.socket], None], remove: bool) -> None:
         self._loop = loop
         self._sock = sock
-        self._pretty = pretty
         self._accepted = accepted
         self.path: str = sock.getsockname()
-        self._own = identity(self.path) if remove else None
+        self._file = os.path.abspath(self.path) if remove else ""  # the process may leave its directory
+        self._own = identity(self._file)
         sock.setblocking(False)
         self._queue = select.poll()
         self._queue.register(sock.fileno(), select.POLLIN)
@@ -42,7 +43,7 @@ class Listener:
                 return
             client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd)
             client.setblocking(False)
-            self._accepted(client, self._pretty)
+            self._accepted(client)
             if not self._queue.poll(0):  # a fifth of the cost of being refused
                 return
 
@@ -53,5 +54,5 @@ class Listener:
     def close(self) -> None:
         """Stop listening; remove the socket file if it is still the one created here."""
         self._loop.remove_reader(self._sock.fileno())
-        remove_own(self.path, self._own)
+        remove_own(self._file, self._own)
         self._sock.close()

@@ -12,16 +12,16 @@ import pytest
 
 from gmemd.client.client import Client
 from gmemd.commands.context import Gmemd
+from gmemd.commands.dispatch import Dispatcher
 from gmemd.daemon import QEMU_VERSION
 from gmemd.emulator.commandline import parse
 from gmemd.emulator.machine import Machine as EmulatedMachine
-from gmemd.emulator.process import build, make_dispatcher, put_machine
+from gmemd.emulator.process import Emulator, build
 from gmemd.emulator.tree import machine_of
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
 from gmemd.objects.fds import NamedFds
 from gmemd.qmp.session import Request, Session
-from gmemd.schema.validate import Schema
 from tests.daemon import Server
 from tests.patience import PATIENCE
 
@@ -34,10 +34,10 @@ class Machine:
 
     def __init__(self, *argv: str, kernel: str = "simulated", socket: str = "") -> None:
         self._line = parse(argv)
-        self.gmemd = Gmemd(schema=Schema.load("emulator.json"), kernel=choose_kernel(kernel), name=self._line.name,
+        self._socket = socket
+        self.gmemd = Gmemd(schema=self._line.schema, kernel=choose_kernel(kernel), name=self._line.name,
                            uuid=self._line.uuid, version={"qemu": QEMU_VERSION, "package": "test"}, host=self)
-        put_machine(self.gmemd, self._line, socket)
-        self.dispatcher = make_dispatcher(self.gmemd)
+        self.dispatcher = Dispatcher(self.gmemd, Emulator.modules)
         self.session = Session(self.gmemd.version)
         self.session.negotiate([])
         self.events: list[tuple[str, dict[str, Any]]] = []
@@ -56,7 +56,7 @@ class Machine:
 
     async def start(self) -> Machine:
         """Make objects, machine and devices of the command line; QmpError when that is refused."""
-        await build(self.dispatcher, self._line)
+        await build(self.dispatcher, self._line, self._socket)
         return self
 
     def is_gone(self) -> bool:
