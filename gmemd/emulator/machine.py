@@ -40,7 +40,6 @@ class Machine:
         self.has_ram = self.kind.is_pc or line.ram.given
         self.status = "prelaunch"
         self.mapped: set[str] = set()  # ids of the objects that the machine and its devices use
-        self.kept = gmemd.tree.others  # the nodes of the objects that are no memory
         self.devices: dict[str, Device] = {}  # by path
         self.names = {"peripheral": GHashSet(), "peripheral-anon": GHashSet()}  # of devices, as they are listed
         self.capabilities: dict[str, bool] = {}  # of migration

@@ -15,7 +15,6 @@ from gmemd.emulator.balloon import Balloon
 from gmemd.emulator.devices import Device
 from gmemd.emulator.domain import Domain
 from gmemd.emulator.guest import answered, obey
-from gmemd.emulator.machine import Machine
 from gmemd.emulator.memory_devices import Dimm, MemoryDevice
 from gmemd.emulator.plug import plug, unplug
 from gmemd.emulator.topology import CPU_TYPE
@@ -31,7 +30,7 @@ UNPLUG_SECONDS = 0.02
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     machine = machine_of(gmemd)
     if arguments["qom-type"] not in BACKENDS:
-        return _keep(gmemd, machine, arguments, change)
+        return _keep(gmemd, arguments, change)
     if machine.domain is None:
         return memdev.object_add(gmemd, caller, arguments, change)
     backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, trial=change.trial)
@@ -40,7 +39,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
     return _add_lasting(gmemd, machine.domain, backend, arguments)
 
 
-def _keep(gmemd: Gmemd, machine: Machine, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+def _keep(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     """Accept an object that is no memory: it is only there, by its id."""
     if arguments["qom-type"] == "secret" and ("data" in arguments) == ("file" in arguments):
         raise QmpError("'file' and 'data' are mutually exclusive" if "data" in arguments
@@ -48,7 +47,7 @@ def _keep(gmemd: Gmemd, machine: Machine, arguments: dict[str, Any], change: Cha
     gmemd.objects.reserve(arguments["id"])
     change.undo(partial(gmemd.objects.release, arguments["id"]))
     change.judged()
-    machine.kept[arguments["id"]] = kept_node(gmemd.schema, arguments)
+    gmemd.tree.others[arguments["id"]] = kept_node(gmemd.schema, arguments)
     return {}
 
 
@@ -65,9 +64,9 @@ async def _add_lasting(gmemd: Gmemd, domain: Domain, backend: HostMemoryBackend,
 
 def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     machine, object_id = machine_of(gmemd), arguments["id"]
-    if object_id in machine.kept:
+    if object_id in gmemd.tree.others:
         change.judged()
-        del machine.kept[object_id]
+        del gmemd.tree.others[object_id]
         gmemd.objects.release(object_id)
         return {}
     machine.check_unused(object_id)
