@@ -1,1 +1,1 @@
-"""gmemd-emulator: what libvirt takes for QEMU: its command line and its QMP around gmemd's memory, and no guest."""
+"""gmemd-emulator, QEMU to libvirt: its command line and its QMP around gmemd's memory, without a guest."""

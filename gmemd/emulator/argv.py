@@ -1,4 +1,4 @@
-"""QEMU's command line, word by word: which options there are and which of them take a value.
+"""QEMU's command line, word by word: which options exist and which of them take a value.
 
 Every option of QEMU's x86 system emulator is known (qemu-options.hx, 7.2 to 11.1), so that none is misread.
 """
@@ -31,7 +31,7 @@ VALUES = frozenset(_VALUES.split())
 
 
 def options(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Give (name without dashes, value or "") for each option; QmpError in QEMU's words for what is none."""
+    """Yield (name without dashes, value or "") for each option; QmpError in QEMU's words for anything else."""
     words = iter(argv)
     for word in words:
         name = word.removeprefix("-").removeprefix("-")
@@ -49,11 +49,11 @@ def options(argv: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 class Pairs:
-    """The key=value pairs of one option; whatever is wrong with them is told with the option in front."""
+    """The key=value pairs of one option; errors in them are reported with the option in front."""
 
     def __init__(self, option: str, text: str, implied: str, known: Iterable[str] | None = None,
                  warn: Warn | None = None) -> None:
-        """`known`: the keys there may be; None: any. `warn` is told of keys without a value."""
+        """`known`: the allowed keys; None: any. `warn` gets a line for each key without a value."""
         self.where = f"-{option} {text}"
         self.pairs = split(text, None if warn is None else lambda words: warn(f"{self.where}: warning: {words}"),
                            implied=implied)
@@ -77,7 +77,7 @@ class Pairs:
         return (self.all(key) or [default])[-1]
 
     def needed(self, key: str) -> str:
-        """The last value of a key that must be there."""
+        """The last value of a required key."""
         if key not in self:
             raise self.error(f"Parameter '{key}' is missing")
         return self.text(key)

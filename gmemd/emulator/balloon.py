@@ -14,7 +14,7 @@ _PAGE = 4096  # bytes of a balloon's page
 
 
 class Balloon(Device):
-    """A virtio-balloon-pci: it keeps how much the guest gave up, and gives nothing to the host."""
+    """A virtio-balloon-pci: it stores how much the guest gave up, and frees nothing on the host."""
 
     def __init__(self, machine: Machine, wanted: Wanted) -> None:
         super().__init__(wanted)
@@ -25,11 +25,11 @@ class Balloon(Device):
         self.polling = wanted.values.get("guest-stats-polling-interval", 0)  # seconds
 
     def actual(self, machine: Machine) -> int:
-        """Bytes that the guest has, but for what a virtio-mem gives it."""
+        """Bytes that the guest has, without those of virtio-mem devices."""
         return machine.ram_with_dimms - self.inflated
 
     def ask(self, machine: Machine, target: int) -> None:
-        """Have the guest make do with `target` bytes."""
+        """Leave `target` bytes to the guest."""
         self.wanted = max(0, machine.ram_with_dimms - target) // _PAGE * _PAGE
 
     def state(self) -> dict[str, Any]:

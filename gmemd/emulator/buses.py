@@ -1,4 +1,4 @@
-"""The buses of a machine, as far as devices have to be told where they may go."""
+"""The buses of a machine, as far as they decide where devices may be plugged in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gmemd.emulator.machine import Machine
 from gmemd.emulator.values import ON
 from gmemd.errors import QmpError
 
-# What the boards themselves have in slot and function of their PCI bus.
+# What the boards themselves have, by slot and function of their PCI bus.
 _BOARD = {
     "pci.0": {(0, 0): "i440FX", (1, 0): "PIIX3", (1, 1): "piix3-ide", (1, 3): "PIIX4_PM"},
     "pcie.0": {(0, 0): "mch", (31, 0): "ICH9-LPC", (31, 2): "ich9-ahci", (31, 3): "ICH9-SMB"},
@@ -18,7 +18,7 @@ _PATHS = {"pci.0": "/machine/i440fx/pci.0", "pcie.0": "/machine/q35/pcie.0"}
 
 
 def bus_kind(machine: Machine, bus: str) -> str | None:
-    """System or PCI; None: there is no such bus. Each device of the command line may have a bus of its name."""
+    """System or PCI; None: unknown bus. Each device of the command line may have a bus with its name."""
     if bus == "main-system-bus":
         return "System"
     names = [machine.kind.pci_bus, *(device.id for device in machine.devices.values() if device.id)]
@@ -26,12 +26,12 @@ def bus_kind(machine: Machine, bus: str) -> str | None:
 
 
 def bus_path(device: Device) -> str:
-    """Where the bus that a device is on stands in the tree; "": it is on none."""
+    """The path in the tree of the bus that a device is on; "": none."""
     return _PATHS.get(device.bus, f"/machine/peripheral/{device.bus}/{device.bus}" if device.bus else "")
 
 
 def take_pci_address(machine: Machine, wanted: Wanted) -> int:
-    """Slot and function (8 * slot + function) for a device: those wanted, or the first slot that is free."""
+    """Slot and function (8 * slot + function) for a device: the requested ones, or the first free slot."""
     users = _users(machine, wanted.bus)
     address = wanted.pci_address
     if address < 0:

@@ -1,6 +1,6 @@
-"""What a command line of QEMU asks for, as far as it concerns the memory, the monitors and the process.
+"""What a QEMU command line requests for the memory, the monitors and the process.
 
-The rest is kept in `CommandLine.words` and means nothing.
+The rest is stored in `CommandLine.words` and has no effect.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from gmemd.schema.validate import Schema
 
 @dataclass
 class CommandLine:
-    """What was asked for."""
+    """The requested settings."""
 
     words: list[str]
-    machine: dict[str, str] = field(default_factory=dict)  # properties, `type` among them
+    machine: dict[str, str] = field(default_factory=dict)  # properties, including `type`
     accels: list[str] = field(default_factory=list)
     ram: Ram = field(default_factory=Ram)
     cpus: Cpus = field(default_factory=Cpus)
     numa: list[NumaNode] = field(default_factory=list)
-    objects: list[dict[str, Any]] = field(default_factory=list)  # properties, as object-add takes them
+    objects: list[dict[str, Any]] = field(default_factory=list)  # properties, in the form of object-add
     devices: list[DeviceOption] = field(default_factory=list)
     chardevs: dict[str, Chardev] = field(default_factory=dict)
     monitors: list[MonitorOption] = field(default_factory=list)
@@ -42,7 +42,7 @@ class CommandLine:
     daemonize: bool = False
     shutdown_action: str = "poweroff"
     reboot_action: str = "reset"
-    show: str = ""  # print this and end; of "help", "version" and "machine" the text
+    show: str = ""  # print this and exit
 
     @cached_property
     def schema(self) -> Schema:
@@ -51,9 +51,9 @@ class CommandLine:
 
 
 def parse(argv: Iterable[str], warn: Warn = lambda text: None) -> CommandLine:
-    """Read a command line, as far as something is asked for that is printed; QmpError in QEMU's words if it is wrong.
+    """Read a command line, up to an option that only prints something; QmpError in QEMU's words if it is wrong.
 
-    `warn` gets what is to be said though it is right.
+    `warn` gets warnings.
     """
     words = list(argv)
     reader = _Reader(words, warn)
@@ -76,7 +76,7 @@ class _Reader:
     def __init__(self, words: list[str], warn: Warn) -> None:
         self.line = CommandLine(words)
         self._warn = warn
-        self._ids: set[tuple[str, str]] = set()  # option and id, of those written as key=value
+        self._ids: set[tuple[str, str]] = set()  # option and id of those written as key=value
 
     def machine(self, option: str, value: str) -> None:
         line = self.line

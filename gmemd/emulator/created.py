@@ -1,6 +1,6 @@
-"""-object and -device: what is to be made, read and judged as far as QEMU does before it makes anything.
+"""-object and -device: what to create, read and checked as far as QEMU does before it creates anything.
 
-In key=value the id must be well formed, and no two options of the same name may have the same one.
+With key=value the id must be well-formed, and no two options with the same name may have the same id.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class DeviceOption:
 
 
 def object_of(value: str, ids: set[tuple[str, str]], warn: Warn, schema: Schema) -> dict[str, Any] | str:
-    """The properties of an -object, or the help that it asks for; QmpError with the option in front.
+    """The properties of an -object, or the help that it requests; QmpError with the option in front.
 
     `ids` are option and id of earlier ones that were written as key=value.
     """
@@ -53,7 +53,7 @@ def object_of(value: str, ids: set[tuple[str, str]], warn: Warn, schema: Schema)
 
 
 def device_of(value: str, ids: set[tuple[str, str]], warn: Warn) -> DeviceOption | str:
-    """What a -device is to be, or the help that it asks for; QmpError with the option in front."""
+    """What a -device specifies, or the help that it requests; QmpError with the option in front."""
     where = f"-device {value}"
     if value.startswith("{"):
         try:

@@ -1,4 +1,4 @@
-"""A device in the QOM tree: its members as QEMU lists them, what they are, and what is said when one is set."""
+"""A device in the QOM tree: its members as QEMU lists them, their values, and the answers to setting them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gmemd.objects.qom import Fixed, Node
 
 
 def device_node(machine: Machine, device: Device) -> Node:
-    """A device's place in the tree."""
+    """A device's node in the tree."""
     if device.driver in DEVICES:
         return DeviceNode(machine, device)
     return Fixed(device.path, device.driver, {
@@ -60,7 +60,7 @@ class DeviceNode(Node):
         device, member = self._device, self._members.get(name)
         if name == "realized":
             if not read("bool", name, value, text=False):
-                raise QmpError("a device cannot be taken out in this way: use device_del")
+                raise QmpError("a device cannot be removed this way: use device_del")
             judged()
             return {}
         if member is None:

@@ -1,4 +1,4 @@
-"""The QOM types of machines, processors and devices, and what qom-list-properties tells of them."""
+"""The QOM types of machines, processors and devices, and their properties for qom-list-properties."""
 
 from __future__ import annotations
 

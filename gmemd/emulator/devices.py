@@ -1,6 +1,6 @@
-"""Devices: what all have in common, which is all there is of one that nobody knows but the command line.
+"""Devices: what all have in common, which is everything for one that only the command line knows.
 
-A device is judged before it is made, in QEMU's order and words (plug.py).
+A device is checked before it is created, in QEMU's order and words (plug.py).
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from gmemd.errors import QmpError
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a device is to be; each part has been judged by itself."""
+    """The specification of a device; each part has been checked by itself."""
 
     driver: str
     id: str | None
-    name: str  # in the tree: its id, or one that it is given
-    values: dict[str, Any]  # properties that were given
+    name: str  # in the tree: its id, or an assigned one
+    values: dict[str, Any]  # the given properties
     hotplugged: bool
     bus: str = ""
     pci_address: int = -1  # 8 * slot + function; -1: any, or it is not on a PCI bus
 
 
 class Device:
-    """A device that is only there."""
+    """A device that merely exists."""
 
     kind = ""  # of MemoryDeviceInfo
-    size = 0  # bytes that the guest has of it
+    size = 0  # bytes of it that the guest has
     memdev = ""  # the id of its memory object
-    setters: ClassVar[Mapping[str, Callable[[int], None]]] = {}  # what judges a property whose type is right
+    setters: ClassVar[Mapping[str, Callable[[int], None]]] = {}  # checks of properties with the right type
 
     def __init__(self, wanted: Wanted) -> None:
         self.driver, self.id, self.values = wanted.driver, wanted.id, wanted.values
@@ -48,7 +48,7 @@ class Device:
         """Raise QmpError if it cannot be removed."""
 
     def state(self) -> dict[str, Any]:
-        """The values of members that are not what the table says, or not what was given."""
+        """The values of members that differ from the table or from what was given."""
         return {}
 
     def set(self, name: str, value: Any) -> None:
@@ -59,6 +59,6 @@ class Device:
 
 
 def not_writable(driver: str, member: Member) -> QmpError:
-    """The refusal to set a member that never can be set."""
+    """The error for setting a member that can never be set."""
     owner = INNER[driver] if member.owner == "inner" else driver
     return QmpError(f"Property '{owner}.{member.name}' is not writable")

@@ -1,7 +1,7 @@
 """A domain's memory objects in a running gmemd: they outlast the emulator, and its next start finds them.
 
-An object `ram-node0` of the domain with UUID U is the daemon's object `vm-U.ram-node0`.  Every call makes a
-connection of its own and blocks: run it in a thread.
+An object `ram-node0` of the domain with UUID U is the daemon's object `vm-U.ram-node0`.  Every call opens its own
+connection and blocks: run it in a thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gmemd.client.obtain import obtain
 from gmemd.errors import QmpError
 from gmemd.posix.sockets import path_of
 
-ANSWER_SECONDS = 30.0  # after which a gmemd that does not answer is given up
+ANSWER_SECONDS = 30.0  # seconds; after that it gives up on a gmemd that does not answer
 
 
 class Domain:
@@ -28,20 +28,20 @@ class Domain:
         self._who = uuid or re.sub(r"[^A-Za-z0-9.-]", lambda match: f"_{ord(match[0]):x}_", name or "")
 
     def daemon_id(self, object_id: str) -> str:
-        """The daemon's id of an object; QmpError if nobody knows which domain this is."""
+        """The daemon's id of an object; QmpError if it is unknown which domain this is."""
         if not self._who:
             raise QmpError("memory that outlasts the emulator needs -uuid or -name")
         return f"vm-{self._who}.{object_id}"
 
     def obtain(self, arguments: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Find or make the object that complete object-add arguments describe, as gmemd.client.obtain does."""
+        """Find or create the object that complete object-add arguments describe, as gmemd.client.obtain does."""
         wanted = {**arguments, "id": self.daemon_id(arguments["id"])}
         wanted.pop("prealloc-context", None)  # an object that only the emulator has
         with self._talk(arguments["id"]) as client:
             return obtain(client, wanted)
 
     def delete(self, object_id: str) -> None:
-        """Delete an object, unless somebody has done so; QmpError when it cannot be deleted."""
+        """Delete an object, if it still exists; QmpError when it cannot be deleted."""
         with self._talk(object_id) as client:
             try:
                 client.execute("object-del", {"id": self.daemon_id(object_id)})
@@ -51,7 +51,7 @@ class Domain:
 
     @contextlib.contextmanager
     def _talk(self, object_id: str) -> Iterator[Client]:
-        """A connection, about an object; what is wrong is told of the object by its id here."""
+        """A connection for an object; errors name the object by its id here."""
         try:
             with Client(self.path, timeout=self._answer) as client:
                 yield client

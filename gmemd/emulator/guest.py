@@ -1,4 +1,4 @@
-"""The guest that is assumed: while the machine runs it does at once what it is asked to do with its memory."""
+"""The assumed guest: while the machine runs, it does at once what is requested for its memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gmemd.errors import QmpError, close_fd, os_errors
 
 
 def obey(machine: Machine) -> list[Coroutine[Any, Any, None]]:
-    """Let the guest, if it runs, follow what is asked of it; what is left to do takes long: memory to be freed."""
+    """Let the guest, if it runs, follow the requests; what is left to do takes long: memory to be freed."""
     if machine.status != "running":
         return []
     left = []
@@ -52,8 +52,8 @@ def _follow_balloon(machine: Machine, balloon: Balloon) -> None:
 
 
 def _follow_requested(machine: Machine, device: VirtioMem) -> list[Coroutine[Any, Any, None]]:
-    """Use as much as is asked for; what is let go is freed."""
-    wanted = min(device.requested, device.bytes)  # a device can be made with more than it has
+    """Use as much as requested; the rest is freed."""
+    wanted = min(device.requested, device.bytes)  # a device can be created with more than it has
     if wanted < device.size:
         device.shrinking = True
         return [_shrink(machine, device, wanted)]
@@ -62,7 +62,7 @@ def _follow_requested(machine: Machine, device: VirtioMem) -> list[Coroutine[Any
 
 
 async def _shrink(machine: Machine, device: VirtioMem, size: int) -> None:
-    """Free what is behind `size` bytes, then follow what was asked for meanwhile."""
+    """Free everything after `size` bytes, then follow what was requested meanwhile."""
     try:
         await _free(machine, device, size)
         _resized(machine, device, size)
@@ -75,7 +75,7 @@ async def _shrink(machine: Machine, device: VirtioMem, size: int) -> None:
 def _free(machine: Machine, device: VirtioMem, size: int) -> Awaitable[None]:
     backend, kernel = machine.gmemd.objects.find(device.memdev), machine.gmemd.kernel
     with os_errors(f"cannot free memory of '{backend.id}'"):
-        fd = os.dup(backend.fd)  # its own: this one may be closed meanwhile
+        fd = os.dup(backend.fd)  # its own: the object's may be closed meanwhile
     begin, length = backend.offset + size, device.size - size
 
     def punch() -> None:

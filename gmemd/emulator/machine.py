@@ -1,7 +1,7 @@
 """The machine around the memory: its type, run state, processors, devices and what it uses.
 
-It runs nothing.  Where QEMU would wait for a guest, an obedient one is assumed: it lets devices go, takes the
-memory it is asked to take and powers down when told to.
+It runs nothing.  Where QEMU would wait for a guest, a cooperative one is assumed: it releases devices, uses the memory
+it is offered and powers down when told to.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Machine:
     def __init__(self, gmemd: Gmemd, line: CommandLine, domain: Domain | None) -> None:
         self.gmemd = gmemd
         self.line = line
-        self.domain = domain  # where objects live that outlast the process; None: in it
+        self.domain = domain  # keeps objects that outlast the process; None: they do not
         self.kind = find_type(line.machine.get("type", MACHINES[0].name))
         most = self.kind.cpu_max
         if line.cpus.most > most:
@@ -43,7 +43,7 @@ class Machine:
         self.devices: dict[str, Device] = {}  # by path
         self.names = {"peripheral": GHashSet(), "peripheral-anon": GHashSet()}  # of devices, as they are listed
         self.capabilities: dict[str, bool] = {}  # of migration
-        self._anonymous = 0  # devices without an id that were made
+        self._anonymous = 0  # number of devices created without an id
         self.actions = {"reboot": line.reboot_action, "shutdown": line.shutdown_action}
 
     @property
@@ -53,12 +53,12 @@ class Machine:
 
     @property
     def numa(self) -> list[NumaNode]:
-        """The NUMA nodes: with room for memory devices there is one though nobody named any."""
+        """The NUMA nodes: with room for memory devices there is one even if none was specified."""
         return self.line.numa or ([NumaNode(0, "", (), "")] if self.device_memory_total else [])
 
     @property
     def device_memory_total(self) -> int:
-        """How many bytes of memory devices there may be."""
+        """The limit for memory devices, in bytes."""
         ram = self.line.ram
         return max(0, ram.most - ram.size) if self.kind.is_pc else 0
 
@@ -134,7 +134,7 @@ class Machine:
         return backend
 
     def check_unused(self, object_id: str) -> None:
-        """Refuse to delete what is used."""
+        """Refuse to delete an object in use."""
         if object_id in self.mapped:
             raise QmpError(f"Cannot delete host memory backend '{object_id}' which is mapped")
 
@@ -159,7 +159,7 @@ class Machine:
         return places
 
     def numa_rows(self) -> list[tuple[int, list[int], int]]:
-        """Number, processors and bytes (without what was plugged) of each NUMA node."""
+        """Number, processors and bytes (without plugged memory) of each NUMA node."""
         nodes = self.numa
         shared = not any(node.memdev for node in nodes)  # then it is the memory of the only one
         return [(node.number, [i for i in range(self.line.cpus.count) if node_of_cpu(nodes, i) == node.number],
@@ -168,12 +168,12 @@ class Machine:
 
 
 def cpu_name(index: int) -> str:
-    """A processor's name below /machine/unattached; QEMU makes something else behind the first."""
+    """A processor's name below /machine/unattached; QEMU creates something else after the first."""
     return f"device[{index + (index > 0)}]"
 
 
 def uses_kvm(accels: list[str]) -> bool:
-    """Whether KVM is used: it is asked for, and nothing that works comes before it; QmpError if nothing works."""
+    """Whether KVM is used: requested, with no working accelerator before it; QmpError if nothing works."""
     for accel in accels:
         name = accel.partition(",")[0]
         if name == "tcg":

@@ -1,4 +1,4 @@
-"""The machine types there are, and what -machine may say of each."""
+"""The machine types, and what -machine may set for each."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class MachineType:
 
     @property
     def is_pc(self) -> bool:
-        """Whether it has processors, slots and memory of its own accord."""
+        """Whether it has processors, slots and memory by default."""
         return self.acpi
 
 
@@ -38,7 +38,7 @@ MACHINES = (
 
 
 def find_type(name: str) -> MachineType:
-    """The machine type of that name or alias; any version of a PC is the one there is."""
+    """The machine type with that name or alias; any version of a PC is the one that exists."""
     for kind in MACHINES:
         if name in (kind.name, kind.alias) or (kind.is_pc and name.startswith(kind.name.rpartition("-")[0] + "-")):
             return kind

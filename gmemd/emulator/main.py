@@ -1,7 +1,7 @@
-"""gmemd-emulator: started by libvirt, or by a person, in QEMU's place.
+"""gmemd-emulator: started in QEMU's place by libvirt or by hand.
 
-The environment says what QEMU's command line has no words for: GMEMD_SOCKET, a gmemd that is to own the memory;
-GMEMD_KERNEL, as --kernel of gmemd.
+The environment has what QEMU's command line cannot express: GMEMD_SOCKET, a gmemd that is to own the memory;
+GMEMD_KERNEL, like gmemd's --kernel.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def tell(text: str) -> None:
-    """Say something to whoever starts the emulator, with the hint that QEMU gives there."""
+    """Print a message for whoever starts the emulator, with QEMU's hint."""
     hint = next((f"\n{hint}" for end, hint in _HINTS.items() if text.endswith(end)), "")
     say(f"{NAME}: {text}{hint}")
 
@@ -85,7 +85,7 @@ def _daemonize(line: CommandLine) -> int:
 
 
 def shown(line: CommandLine) -> str | None:
-    """The text that an option asks for, else None."""
+    """The text that an option prints, else None."""
     if line.show == "version":
         from gmemd.daemon import QEMU_VERSION, package_version
 

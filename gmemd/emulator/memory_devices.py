@@ -1,6 +1,6 @@
-"""Dimms and virtio-mem: memory objects that the guest sees at addresses of its own.
+"""Dimms and virtio-mem: memory objects that the guest sees at guest addresses.
 
-Follows QEMU's hw/mem/memory-device.c, pc-dimm.c and hw/virtio/virtio-mem.c: which check comes before which shows.
+Follows QEMU's hw/mem/memory-device.c, pc-dimm.c and hw/virtio/virtio-mem.c: the order of the checks is visible.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from gmemd.errors import QmpError
 
 HUGE_PAGE = 2 << 20  # bytes: what QEMU aligns memory without a file to
 LEAST_BLOCK = 1 << 20  # bytes of virtio-mem
-BLOCK = 2 << 20  # bytes of it, unless told otherwise
+BLOCK = 2 << 20  # bytes of it, by default
 
 
 class MemoryDevice(Device):
     """What both share: an object, a NUMA node, a range of guest addresses."""
 
-    address = "addr"  # the property that gives it
+    address = "addr"  # the property that sets it
     addr = 0
 
     def find_backend(self, machine: Machine) -> HostMemoryBackend:
@@ -35,7 +35,7 @@ class MemoryDevice(Device):
         return backend
 
     def place(self, machine: Machine, backend: HostMemoryBackend, alignment: int) -> None:
-        """Find guest addresses for it: those asked for, or the first that are free."""
+        """Find guest addresses for it: the requested ones, or the first free ones."""
         others = sorted((d for d in machine.devices.values() if isinstance(d, MemoryDevice)), key=lambda d: d.addr)
         used, total = sum(other.bytes for other in others), machine.device_memory_total
         if used + self.bytes > total:
@@ -74,7 +74,7 @@ class MemoryDevice(Device):
         self.addr = addr
 
     def info(self) -> dict[str, Any]:
-        """What query-memory-devices tells."""
+        """Its entry in query-memory-devices."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class Dimm(MemoryDevice):
 
 
 def check_block_size(value: int) -> None:
-    """Refuse what cannot be virtio-mem's block size."""
+    """Refuse an invalid block size of virtio-mem."""
     if value < LEAST_BLOCK:
         raise QmpError(f"'block-size' property has to be at least {LEAST_BLOCK:#x}")
     if value & (value - 1):
@@ -139,7 +139,7 @@ def check_block_size(value: int) -> None:
 
 
 class VirtioMem(MemoryDevice):
-    """A virtio-mem-pci; the guest takes at once what is asked for, while it runs."""
+    """A virtio-mem-pci; while it runs, the guest uses the requested size at once."""
 
     kind = "virtio-mem"
     address = "memaddr"
@@ -157,7 +157,7 @@ class VirtioMem(MemoryDevice):
         self.pci_address = take_pci_address(machine, wanted)
         self.node_number = self.values.get("node", 0)
         self.requested = self.values.get("requested-size", 0)
-        self.shrinking = False  # memory that the guest let go is being freed
+        self.shrinking = False  # memory that the guest released is being freed
         self._realize(machine)
         machine.take(self.memdev)
 

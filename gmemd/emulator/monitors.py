@@ -17,7 +17,7 @@ _is_fd = re.compile(r"[0-9]+").fullmatch
 
 @dataclass(frozen=True)
 class Chardev:
-    """One -chardev: for a socket where it listens, a path or an inherited descriptor."""
+    """One -chardev; for a socket also where it listens: a path or an inherited descriptor."""
 
     label: str
     backend: str
@@ -26,13 +26,13 @@ class Chardev:
 
     @property
     def filename(self) -> str:
-        """What query-chardev says of it."""
+        """Its entry in query-chardev."""
         if self.backend == "socket":
             return f"unix:{self.path},server=on"
         return f"{self.backend}:{self.path}" if self.path else self.backend
 
     def listen(self) -> tuple[socket.socket, bool]:
-        """The listening socket, and whether its file is to be removed at the end; QmpError if there can be none."""
+        """The listening socket, and whether its file is to be removed at the end; QmpError if that is impossible."""
         if self.backend != "socket" or (self.fd < 0 and not self.path):
             raise QmpError(f"-chardev {self.backend},id={self.label}: a monitor needs a socket with fd= or path=")
         if self.fd < 0:
@@ -47,7 +47,7 @@ class Chardev:
 
 @dataclass(frozen=True)
 class MonitorOption:
-    """A QMP monitor: the chardev that it speaks on."""
+    """A QMP monitor: the chardev that it uses."""
 
     chardev: str
     pretty: bool = False

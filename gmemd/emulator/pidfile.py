@@ -1,4 +1,4 @@
-"""The file with the emulator's process id: locked while the process lives, as QEMU locks it, and never another's."""
+"""The emulator's pid file: locked while the process runs, like QEMU's, and never another's."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from gmemd.errors import QmpError
 
 @contextlib.contextmanager
 def pid_file(path: str) -> Iterator[None]:
-    """Have the process id in a file, which is removed at the end; nothing without `path`. QmpError if that fails.
+    """Write the process id to a file that is removed at the end; nothing without `path`. QmpError if that fails.
 
-    To be entered by the process that stays: a lock of fcntl(2) does not outlast a fork, and ends when the process
-    closes any descriptor of the file.
+    Enter it in the process that stays: a lock of fcntl(2) does not survive a fork, and ends when the process closes any
+    descriptor of the file.
     """
     if not path:
         yield
@@ -33,7 +33,7 @@ def pid_file(path: str) -> Iterator[None]:
 
 
 def _locked(path: str) -> int:
-    """The file, made if need be, and locked: the one that is there, which its last owner may just have removed."""
+    """The file, created if needed, and locked: the one at the path, because its last owner may just have removed it."""
     while True:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

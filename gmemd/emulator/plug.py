@@ -1,6 +1,6 @@
-"""Plugging in: from what device_add or -device says to a device, judged in QEMU's order.
+"""Plugging in: from the arguments of device_add or -device to a device, checked in QEMU's order.
 
-Driver, bus, id, each property by itself, then what the device says to the machine it is to be part of.
+Driver, bus, id, each property by itself, then the device's own checks against the machine.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ is_identifier = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*").fullmatch
 
 
 def plug(machine: Machine, arguments: dict[str, Any], *, hotplugged: bool, text: bool = False) -> Device:
-    """Make a device and plug it in; `text`: its properties were written as key=value.
+    """Create a device and plug it in; `text`: its properties were written as key=value.
 
-    A driver that is not known is taken only from the command line.
+    An unknown driver is accepted only from the command line.
     """
     driver = arguments.get("driver")
     if not isinstance(driver, str):
@@ -51,7 +51,7 @@ def plug(machine: Machine, arguments: dict[str, Any], *, hotplugged: bool, text:
 
 
 def unplug(machine: Machine, device: Device) -> None:
-    """Take a device out; its memory object is free."""
+    """Remove a device; its memory object is free again."""
     del machine.devices[device.path]
     _, _, container, name = device.path.split("/")
     machine.names[container].discard(name, rebuild=False)
@@ -60,7 +60,7 @@ def unplug(machine: Machine, device: Device) -> None:
 
 def _judge(machine: Machine, arguments: dict[str, Any], driver: str, name: str, bus: str, *, hotplugged: bool,
            text: bool) -> Wanted:
-    """What a device is to be, as far as that can be judged without it."""
+    """The specification of a device, as far as it can be checked without the device."""
     device_id = name if arguments.get("id") == name else None
     values = {key: value for key, value in arguments.items() if key not in ("driver", "bus", "id")}
     address = -1
@@ -84,7 +84,7 @@ def _check_driver(driver: str, *, hotplugged: bool) -> None:
 
 
 def _find_bus(machine: Machine, driver: str, bus: str | None, *, hotplugged: bool) -> str:
-    """The bus that a device goes to; "": none."""
+    """The bus that a device is plugged into; "": none."""
     if driver not in CLASSES:
         return bus or ""
     if bus is not None and bus.startswith("/"):
@@ -120,7 +120,7 @@ def _check_id(machine: Machine, arguments: dict[str, Any]) -> str | None:
 
 
 def _read(machine: Machine, driver: str, given: dict[str, Any], own: str | None, *, text: bool) -> dict[str, Any]:
-    """The values of the properties that were given, each judged by itself, in the order in which QEMU sets them."""
+    """The values of the given properties, each checked by itself, in the order in which QEMU sets them."""
     members, setters = DEVICES[driver].members, CLASSES[driver].setters
     values: dict[str, Any] = {}
     for name in member_order(given):
@@ -146,7 +146,7 @@ def _read(machine: Machine, driver: str, given: dict[str, Any], own: str | None,
 
 
 def _read_link(machine: Machine, kind: str, name: str, value: Any, own: str | None) -> str:
-    """The id of the memory object that a path names; "": no object. `own` is the id of who asks."""
+    """The id of the memory object that a path names; "": no object. `own` is the id of the device."""
     path = read(kind, name, value, text=False)
     if not path:
         return ""

@@ -1,4 +1,4 @@
-"""The emulator's process: a daemon without persistence, around which a machine is built before it listens."""
+"""The emulator's process: a daemon without persistence, with a machine that is built before it listens."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def build(dispatcher: Dispatcher, line: CommandLine, socket_path: str) -> 
 
 @contextlib.contextmanager
 def _named(option: str) -> Iterator[None]:
-    """Put the option in front of a refusal."""
+    """Put the option in front of an error."""
     try:
         yield
     except QmpError as exc:

@@ -1,4 +1,4 @@
-"""What QEMU's machines and devices consist of: tables.json, recorded from QEMU by script/record-emulator."""
+"""The members of QEMU's machines and devices: tables.json, recorded from QEMU by script/record-emulator."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ class Member(NamedTuple):
 
     name: str
     type: str
-    value: Any  # unless something else is known of it
+    value: Any  # unless another value is known
     owner: str = "own"  # inner: it belongs to the virtio device inside
     when: str = "never"  # it can be set: early (until the device is plugged in), free (at any time), never
 
     @property
     def is_child(self) -> bool:
-        """Whether it is a place below."""
+        """Whether it is a child."""
         return self.type.startswith("child<")
 
     @property
     def child_type(self) -> str:
-        """The type of that place."""
+        """The type of the child."""
         return self.type.removeprefix("child<").removesuffix(">")
 
 
 class DeviceTable(NamedTuple):
-    """A driver: its properties as device-list-properties tells them, and the members of its devices in order."""
+    """A driver: its properties as in device-list-properties, and the members of its devices in order."""
 
     properties: list[dict[str, Any]]
     members: Mapping[str, Member]

@@ -21,12 +21,12 @@ CPU_TYPE = "qemu64-x86_64-cpu"
 _LEVELS = ("sockets", "dies", "modules", "cores", "threads")
 _SMP = ("cpus", "maxcpus", "drawers", "books", "clusters", *_LEVELS)
 _NUMA_NODE = ("type", "nodeid", "cpus", "memdev", "initiator", "mem")
-_NUMA_OTHER = ("dist", "cpu", "hmat-lb", "hmat-cache")  # of no use without a guest
+_NUMA_OTHER = ("dist", "cpu", "hmat-lb", "hmat-cache")  # no effect without a guest
 
 
 @dataclass(frozen=True)
 class Ram:
-    """-m: bytes at the start, slots for dimms, bytes at most (0: no more than at the start)."""
+    """-m: bytes at start, slots for dimms, maximum bytes (0: the same as at start)."""
 
     size: int = _DEFAULT_RAM
     slots: int = 0
@@ -43,7 +43,7 @@ class Ram:
 
 @dataclass(frozen=True)
 class Cpus:
-    """-smp: how many processors there are and could be, and how they are packed."""
+    """-smp: the number of processors now and at most, and their topology."""
 
     count: int = 1
     most: int = 1
@@ -54,7 +54,7 @@ class Cpus:
 
     @property
     def sockets(self) -> int:
-        """How many there could be."""
+        """The maximum number."""
         return self.most // (self.cores * self.threads)
 
     def place(self, index: int) -> dict[str, int]:
@@ -75,7 +75,7 @@ class NumaNode:
 
 
 def ram_of(pairs: Pairs, before: Ram) -> Ram:
-    """Read -m; what is left out is as an earlier one says."""
+    """Read -m; what is omitted is taken from an earlier one."""
     size = pairs.size("size", before.size, unit=_MIB) or _DEFAULT_RAM
     ram = Ram(-(-size // _RAM_UNIT) * _RAM_UNIT, pairs.number("slots", before.slots),
               pairs.size("maxmem", before.most), True)
@@ -91,7 +91,7 @@ def ram_of(pairs: Pairs, before: Ram) -> Ram:
 
 
 def cpus_of(pairs: Pairs) -> Cpus:
-    """Read -smp; what is left out follows from the rest, cores before sockets (as QEMU does since 6.2)."""
+    """Read -smp; what is omitted follows from the rest, cores before sockets (as in QEMU since 6.2)."""
     unknown = next((key for key, _ in pairs.pairs if key not in _SMP), None)
     if unknown is not None:
         raise QmpError(f"Parameter 'smp.{unknown}' is unexpected")
@@ -147,7 +147,7 @@ def numa_node_of(pairs: Pairs, before: Sequence[NumaNode]) -> NumaNode | None:
 
 
 def node_of_cpu(nodes: Sequence[NumaNode], index: int) -> int | None:
-    """The NUMA node of a processor; the first one for those that nobody named; None without NUMA."""
+    """The NUMA node of a processor; the first one for unassigned ones; None without NUMA."""
     for node in nodes:
         if index in node.cpus:
             return node.number

@@ -1,4 +1,4 @@
-"""The machine in the QOM tree: /machine with what QEMU has there, and the objects that are no memory."""
+"""The machine in the QOM tree: /machine with what QEMU has there, and the objects that are not memory."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from gmemd.emulator.values import ON
 from gmemd.objects.qom import Fixed, Node
 from gmemd.schema.validate import Schema
 
-# libvirt asks for each boolean of each processor: the fewer the better.
+# libvirt reads each boolean of each processor: the fewer the better.
 _CPU = {"realized": ("bool", True), "hotplugged": ("bool", False)}
 
 
 class MachineNode(Fixed):
-    """/machine; the command line can be read though it is not listed."""
+    """/machine; the command line can be read although it is not listed."""
 
     def __init__(self, machine: Machine, inside: dict[str, Node]) -> None:
-        """`inside`: the children that have something in them."""
+        """`inside`: the children that are not empty."""
         known = _known(machine)
         absent = {"device-memory[0]"} if not machine.device_memory_total else set()
         absent |= {"acpi-device"} if not machine.acpi else set()
@@ -75,7 +75,7 @@ def mount(machine: Machine) -> None:
 
 
 def machine_of(gmemd: Gmemd) -> Machine:
-    """The machine, where there surely is one."""
+    """The machine, where there always is one."""
     node = gmemd.tree.resolve("/machine")
     assert isinstance(node, MachineNode)
     return node.machine
@@ -109,7 +109,7 @@ def _known(machine: Machine) -> dict[str, Any]:
 
 
 def kept_node(schema: Schema, arguments: dict[str, Any]) -> Node:
-    """The node of an object that is no memory, of which object-add has said this."""
+    """The node of an object that is not memory, with the arguments of object-add."""
     kind, declared = arguments["qom-type"], schema.properties(arguments["qom-type"])
     return Fixed(f"/objects/{arguments['id']}", kind, {
         name: (declared[name].qom_type, value) for name, value in arguments.items()

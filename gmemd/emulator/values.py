@@ -1,4 +1,4 @@
-"""How a device's properties are read: from JSON as device_add has it, or from key=value, in QEMU's words."""
+"""Reading a device's properties: from the JSON of device_add, or from key=value, with QEMU's messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _INT64 = 1 << 63
 
 
 def read(kind: str, name: str, value: Any, *, text: bool) -> Any:
-    """The value of a property of QOM type `kind`; `text`: it was written as key=value. QmpError if it is none."""
+    """The value of a property of QOM type `kind`; `text`: it was written as key=value. QmpError if it is invalid."""
     if kind in _BITS:
         return _fit(kind, name, _from_text(kind, name, value) if text else _from_json(kind, name, value))
     if kind == "bool":
@@ -48,7 +48,7 @@ def _from_text(kind: str, name: str, value: str) -> int:
 
 
 def _fit(kind: str, name: str, value: int) -> int:
-    """A number of 64 bits as the type has it: what is negative is read as unsigned."""
+    """A 64-bit number within the type's range: a negative one is read as unsigned."""
     bits = _BITS[kind]
     if kind.startswith("int"):
         least = -1 << (bits - 1)

@@ -1,4 +1,4 @@
-"""human-monitor-command: the few commands of QEMU's monitor for people that are about memory and the machine."""
+"""human-monitor-command: the few commands of QEMU's human monitor that are about memory and the machine."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from gmemd.emulator.tree import kept_node, machine_of
 from gmemd.errors import DEVICE_NOT_ACTIVE, DEVICE_NOT_FOUND, QmpError
 from gmemd.objects.container import BACKENDS
 
-# What an obedient guest takes to let a device go.  A client may look for the event only after the reply:
+# How long a cooperative guest takes to release a device.  A client may look for the event only after the reply:
 # libvirt 12 waits 5 s in vain when both come at once.
 UNPLUG_SECONDS = 0.02
 
@@ -40,7 +40,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
 
 
 def _keep(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
-    """Accept an object that is no memory: it is only there, by its id."""
+    """Accept an object that is not memory: it only exists, by its id."""
     if arguments["qom-type"] == "secret" and ("data" in arguments) == ("file" in arguments):
         raise QmpError("'file' and 'data' are mutually exclusive" if "data" in arguments
                        else "Either 'file' or 'data' must be provided")
@@ -52,7 +52,7 @@ def _keep(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> dict[str, 
 
 
 async def _add_lasting(gmemd: Gmemd, domain: Domain, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Any:
-    """Take the memory from the daemon that keeps it; the id is taken meanwhile, the object not yet visible."""
+    """Get the memory from the daemon that keeps it; meanwhile the id is taken and the object not yet visible."""
     backend.fd, info = await in_thread(domain.obtain, arguments)
     backend.lasting = True
     backend.memory_size, backend.kind = info["size"], info["kind"]
@@ -134,7 +134,7 @@ def device_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
 
 
 def _find_device(gmemd: Gmemd, wanted: str) -> Device:
-    """The device of that id or path; QmpError if there is none, or it cannot be removed."""
+    """The device with that id or path; QmpError if there is none, or it cannot be removed."""
     path = wanted if wanted.startswith("/") else f"/machine/peripheral/{wanted}"
     device = machine_of(gmemd).devices.get(path)
     if device is not None:

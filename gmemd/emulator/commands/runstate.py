@@ -1,7 +1,7 @@
 """Commands about running, stopping and ending.
 
 Run states: prelaunch -> running <-> paused; shutdown when the guest has powered down and the process stays.
-Events leave before the reply: clients follow the events, not the replies.
+Events are sent before the reply: clients follow the events, not the replies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gmemd.emulator.machine import Machine
 from gmemd.emulator.tree import machine_of
 from gmemd.errors import QmpError
 
-POWERDOWN_SECONDS = 0.02  # what an obedient guest takes
+POWERDOWN_SECONDS = 0.02  # how long a cooperative guest takes
 
 
 def query_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ CPU_MODELS = ("max", "host", "qemu64")
 _FEATURES = """fpu de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush mmx fxsr sse sse2 sse3 cx16
                syscall nx lm svm"""
 
-# What the command line honours, with its parameters.
+# The options that are honoured, with their parameters.
 OPTIONS: dict[str, dict[str, str]] = {
     "machine": {"type": "string", "accel": "string", "memory-backend": "string", "dump-guest-core": "boolean",
                 "acpi": "boolean", "usb": "boolean", "hpet": "boolean"},
