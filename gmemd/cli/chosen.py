@@ -32,7 +32,7 @@ def for_each(connection: Connection, options: Namespace, do: Callable[[str], obj
              among: Callable[[], Iterable[str]] | None = None) -> int:
     """Do something with each object that is meant; what is refused is explained, and does not keep the others.
 
-    `changes`: what is done to them, as "remove"; it needs a yes where nobody named the objects one by one.
+    `changes`: what is done to them, as "remove {}"; it needs a yes where nobody named the objects one by one.
     `among`: gives the ids that a pattern may match; by default all memory backends.
     """
     ids, unmatched = choose(connection, options, among or connection.memory)
@@ -61,14 +61,14 @@ def gather(connection: Connection, options: Namespace, ask: Callable[[str], Any]
 
 
 def report(connection: Connection, options: Namespace, ask: Callable[[str], Any], tell: Callable[[str, Any], None],
-           **settings: Any) -> int:
+           *, between: str = "\n", **settings: Any) -> int:
     """Ask about each object that is meant, and print the answers one after the other; for people by `tell`."""
     status, found = gather(connection, options, ask, **settings)
     if not connection.for_people:
         show_all(connection, options, found)
         return status
     for number, (name, value) in enumerate(found.items()):
-        print("\n" if number and isinstance(value, dict) else "", end="")
+        print(between if number else "", end="")
         tell(name, value)
     return status
 
@@ -80,7 +80,7 @@ def report_table(connection: Connection, options: Namespace, ask: Callable[[str]
     if connection.for_people:
         several = are_several(options)
         lines = [(*[name] * several, *row) for name, value in found.items() for row in rows(value)]
-        if found or several:
+        if found or options.all:
             render.show(table((*["ID"] * several, *header), lines, numbers))
     else:
         show_all(connection, options, found)
@@ -130,7 +130,7 @@ def choose(connection: Connection, options: Namespace, among: Callable[[], Itera
 
 def _is_sure(changes: str, ids: list[str]) -> bool:
     """Ask at the terminal; UsageError where there is none."""
-    what = f"{changes} {len(ids)} {'objects' if len(ids) > 1 else 'object'}: {few(ids)}"
+    what = changes.format(f"{len(ids)} {'objects' if len(ids) > 1 else 'object'}") + f": {few(ids)}"
     if not sys.stdin.isatty():
         raise UsageError(f"this would {what}; add --yes if that is right")
     print(f"{what[0].upper()}{what[1:]}? [y/N] ", end="", file=sys.stderr, flush=True)

@@ -146,7 +146,7 @@ class Connection:
         elif value not in ({}, []):
             has_members = isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict))
             order = self.introspection.result_members(command) if has_members and command else ()
-            render.show(render.value(value, order))
+            render.show(render.value(value, ("id", *order)))
 
     def show_message(self, message: dict[str, Any]) -> None:
         """Print a message for programs: one of many."""
@@ -172,7 +172,8 @@ def _print_names(value: Any) -> None:
     found = value if isinstance(value, list) else [value]
     if not all(isinstance(part, dict) and "id" in part for part in found):
         raise UsageError("-o name: this has no ids; use -o table, json or yaml")
-    render.show("".join(f"{name}\n" for name in dict.fromkeys(part["id"] for part in found)).rstrip("\n"))
+    for name in dict.fromkeys(part["id"] for part in found):
+        print(name)
 
 
 def note(text: str) -> None:

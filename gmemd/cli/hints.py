@@ -141,7 +141,10 @@ def _object_not_found(refusal: Refusal, name: str) -> Iterable[str]:
     ids = sorted(refusal.ids())
     name = name.removeprefix("/objects/")
     longer = [other for other in ids if other.startswith(name)]
-    yield f"did you mean {few(longer)}? '{name}*' means all of them" if len(longer) > 1 else nearest(name, ids)
+    if len(longer) > 1:
+        yield f"did you mean {few(longer)}? '{name}*' means all of them"
+        return
+    yield nearest(name, ids)
     yield listed("the objects here", ids) or "there are no objects; 'gmemctl create' makes one"
 
 

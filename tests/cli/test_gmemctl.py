@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
-from gmemd.cli.gmemctl import SYSTEM_SOCKET, main, socket_path
+from gmemd.cli.gmemctl import SYSTEM_SOCKET, VERBS, main, socket_path
 from gmemd.client.client import Client
 from tests.cli.conftest import Gmemctl
 from tests.daemon import Daemon, Server
@@ -40,6 +42,34 @@ def test_ls(gmemctl: Gmemctl, client: Client) -> None:
     assert f"root/{os.getpid()}" in lines[1]
     found = json.loads(gmemctl("-o", "json", "ls").out)
     assert sorted((status["id"], status["size"]) for status in found) == [("m0", 4096), ("m1", 3 << 29)]
+
+
+def test_ls_finds_and_sorts(gmemctl: Gmemctl, client: Client) -> None:
+    """By pattern, owner and type; the least first, by id unless asked; what matches nothing is said."""
+    for name, kind, size in (("m2", "memfd", 4096), ("m1", "memfd", 8192), ("r0", "ram", 4096)):
+        client.execute("object-add", {"qom-type": f"memory-backend-{kind}", "id": name, "size": size})
+
+    def listed(*words: str) -> list[str]:
+        names = gmemctl("ls", "-o", "name", *words).out.split()
+        assert [status["id"] for status in json.loads(gmemctl("ls", "-o", "json", *words).out)] == names
+        assert [line.split()[0] for line in gmemctl("ls", *words).out.splitlines()[1:]] == names
+        return names
+
+    assert listed() == ["m1", "m2", "r0"]
+    assert listed("-r") == ["r0", "m2", "m1"]
+    assert listed("--sort", "size") == ["m2", "r0", "m1"]
+    assert listed("--sort", "size", "--reverse") == ["m1", "r0", "m2"]
+    assert listed("m*", "--sort=owner") == ["m1", "m2"]
+    assert listed("--type", "ram") == listed("--type", "memory-backend-ram") == ["r0"]
+    assert listed("--owner", "root") == listed("--owner", str(os.getuid())) == ["m1", "m2", "r0"]
+    assert listed("--owner", "nobody") == []
+    assert "none of 3 objects is like that; types here: memfd, ram; owners: root" in gmemctl("ls", "--type", "rum").err
+    wide = gmemctl("ls", "r0", "-o", "wide").out.splitlines()
+    assert [header for header in wide[0].split() if header not in gmemctl("ls").out] == [
+        "OFFSET", "SHARE", "PREALLOC", "POLICY", "NODES", "SURVIVES"]
+    assert wide[1].split()[-6:] == ["B", "off", "off", "default", "-", "vmm-crash,client-disconnect"]
+    assert gmemctl("ls", "m1", "nope").status == 1
+    assert gmemctl("ls", "nope") == (1, "", "gmemctl: object 'nope' not found\n  hint: the objects here: m1, m2, r0\n")
 
 
 def test_create_show_rm(gmemctl: Gmemctl) -> None:
@@ -185,6 +215,7 @@ def speaker(path: Path, text: str) -> Iterator[str]:
         (["E", "-n", "1"], ".000005  E  a=b  c=1\n"),
         (["-o", "json", "--for", "0.01", "E"], '"data": {"a": "b", "c": 1}}\n'),
         (["-f", "-n2"], "E  a=b  c=1\n"),
+        (["-o", "yaml", "E", "-n1"], "event: E\ndata:\n  a: b\n  c: 1\n"),
     ],
 )
 def test_events(tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], expected: str) -> None:
@@ -211,6 +242,39 @@ def test_what_is_not_known_is_a_question_mark(tmp_path: Path, capfd: pytest.Capt
         assert main(["--socket", path, *words]) == 0
     lines = [" ".join(line.split()) for line in capfd.readouterr().out.splitlines()]
     assert [line for line in lines if not line.startswith("ID")] == shown
+
+
+# -- help, output
+
+
+def test_help(capfd: pytest.CaptureFixture[str]) -> None:
+    """help lists the verbs, help VERB is what VERB --help is; neither needs a server."""
+    assert main(["help"]) == 0
+    listed = capfd.readouterr().out
+    assert all(f"  {verb} " in listed for verb in VERBS)
+    assert main(["help", "rm"]) == 0
+    said = capfd.readouterr().out
+    assert "gmemctl rm 'vm0*' --dry-run" in said
+    with pytest.raises(SystemExit):
+        main(["rm", "--help"])
+    assert capfd.readouterr().out == said
+    assert main(["help", "shwo"]) == 2
+    assert capfd.readouterr().err == ("gmemctl: there is no verb 'shwo'\n  hint: did you mean 'show'?\n"
+                                      "  hint: 'gmemctl call shwo help' describes a command of the server\n")
+
+
+def test_yaml(gmemctl: Gmemctl) -> None:
+    """-o yaml says what -o json says; -o name only ids."""
+    gmemctl("create", f"{MEMFD},id=m0,size=1M", f"{MEMFD},id=m1,size=1M")
+    for words in (["ls"], ["show", "m0"], ["survive"], ["call", "query-memdev"], ["create", f"{MEMFD},id=x,size=1M",
+                                                                                  "--dry-run"]):
+        said = yaml.safe_load(gmemctl(*words, "-o", "yaml").out)
+        exact = json.loads(gmemctl(*words, "-o", "json").out)
+        assert json.loads(re.sub(r'"age": \d+', '"age": 0', json.dumps(said))) == json.loads(
+            re.sub(r'"age": \d+', '"age": 0', json.dumps(exact)))
+    assert gmemctl("survive", "-o", "name").out == "m0\nm1\n"
+    assert gmemctl("jobs", "-o", "name") == (0, "", "")
+    assert gmemctl("call", "query-kvm", "-o", "name").status == 2
 
 
 # -- exec

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from gmemd.cli.gmemctl import VERBS
 from tests.cli.conftest import Gmemctl
 from tests.daemon import Daemon
 from tests.patience import PATIENCE
 from tests.programs import ROOT
+from tests.programs import gmemctl as gmemctl_words
 
 PAGE = (ROOT / "docs" / "gmemctl.md").read_text()
 
@@ -58,3 +60,19 @@ def test_dialogues_are_as_shown(gmemctl: Gmemctl) -> None:
     for words, said in dialogues:
         outcome = gmemctl(*shlex.split(words))
         assert outcome.out + outcome.err == said
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("doctor", "shell")])
+def test_examples_work(verb: str, gmemctl: Gmemctl, shared: Daemon) -> None:
+    """What the help shows can be typed as it stands, where there are objects of these names."""
+    for spec in ("ram0", "ram1", "vm00", "gm0,guest-memfd=on", "gm1,guest-memfd=on"):
+        gmemctl("create", f"memory-backend-memfd,size=2M,id={spec}")
+    assert VERBS[verb].examples
+    for example in VERBS[verb].examples:
+        if "create memory-backend-memfd,id=ram0" in example:
+            gmemctl("rm", "ram0")
+        if example == "top":
+            continue
+        line = shlex.join(gmemctl_words("--socket", str(shared.sock))) + f" {example}"
+        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert (done.returncode, done.stderr.count("hint")) == (0, 0), done.stderr

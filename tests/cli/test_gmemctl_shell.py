@@ -47,11 +47,15 @@ def test_script(shared: Daemon) -> None:
         '{"execute":',
         '  "query-name"}',
         "exec m0 -- echo {m0.size}",
+        "rm m0 m1 --dry-run",
+        "help rm",
         "rm m0 m1",
         "call query-memdev -o json",
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == '4096\n{"return": {}}\n65536\n[]\n'
+    lines = done.stdout.splitlines()
+    assert (lines[:3], lines[-1]) == (["4096", '{"return": {}}', "65536"], "[]")
+    assert [line[:17] for line in lines[3:6]] == ["object-del would ", "object-del would ", "usage: gmemctl rm"]
 
 
 @pytest.mark.usefixtures("client")

@@ -9,7 +9,7 @@ from typing import Any
 
 from gmemd.cli import render
 from gmemd.cli.call_syntax import UsageError
-from gmemd.cli.chosen import report, report_table, statuses
+from gmemd.cli.chosen import are_several, report, report_table, statuses
 from gmemd.cli.connection import DONE, Connection, note_lost
 from gmemd.cli.parser import DRY_RUN, IDS, YES, Verbs, argument, seconds
 from gmemd.cli.tables import table
@@ -79,9 +79,9 @@ def convert(connection: Connection, options: Namespace) -> int:
 
     def tell(name: str, done: dict[str, Any]) -> None:
         by = "simulated: holders are not hindered" if done["simulated"] else "by the kernel"
-        print(f"{render.size(done['converted'])} became {to} ({by})")
+        print(f"{name}: " * are_several(options) + f"{render.size(done['converted'])} became {to} ({by})")
 
-    return report(connection, options, ask, tell, changes=f"make {to}")
+    return report(connection, options, ask, tell, between="", changes=f"make {{}} {to}")
 
 
 def _bytes(text: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from gmemd.cli import render
 from gmemd.cli.chosen import are_several, for_each, report, statuses
 from gmemd.cli.connection import DONE, Connection, note, note_lost, short_type
+from gmemd.cli.hints import few
 from gmemd.cli.parser import DRY_RUN, IDS, YES, Verbs, argument
 from gmemd.cli.tables import fields, table
 from gmemd.cli.verbs.server import print_arguments
@@ -43,13 +44,14 @@ def ls(connection: Connection, options: Namespace) -> int:
     status, found, lost = statuses(connection, options)
     meant = [one for one in [*found, *lost] if _is_meant(one, options)]
     meant.sort(key=lambda one: (_SORT[options.sort](one), one["id"]), reverse=options.reverse)
-    if connection.for_people:
+    if not connection.for_people:
+        connection.show([{"id": one["id"], **one} for one in meant if "kind" in one])
+    elif meant or not options.id:
         _print_objects(connection, meant)
-    else:
-        connection.show([one for one in meant if "kind" in one])
     if found and not meant:
-        note(f"none of {len(found)} is like that; types: {', '.join({short_type(one['qom-type']) for one in found})}; "
-             f"owners: {', '.join({_owner(one).partition('/')[0] for one in found})}")
+        types = sorted({short_type(one["qom-type"]) for one in found})
+        owners = sorted({_owner(one).partition("/")[0] for one in found})
+        note(f"none of {len(found)} objects is like that; types here: {few(types)}; owners: {few(owners)}")
     note_lost([one for one in meant if "kind" not in one])
     return status
 
@@ -155,8 +157,8 @@ def create(connection: Connection, options: Namespace) -> int:
 
 @VERBS.add("remove objects", *IDS, YES, DRY_RUN, examples=("rm ram0 ram1", "rm 'vm0*' --dry-run", "rm --all --yes"))
 def rm(connection: Connection, options: Namespace) -> int:
-    return for_each(connection, options, lambda name: connection.change("object-del", {"id": name}), changes="remove",
-                    among=partial(connection.names, "ids"))
+    return for_each(connection, options, lambda name: connection.change("object-del", {"id": name}),
+                    changes="remove {}", among=partial(connection.names, "ids"))
 
 
 @VERBS.add("fetch objects' descriptors and show what they are", *IDS, examples=("get-fd ram0",))
