@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DONE, REFUSED = 0, 1
 _HINT_SECONDS = 2.0  # a hint is not worth a longer wait
+_FEW = 5  # ids named where there may be any number
 
 
 class Connection:
@@ -189,6 +190,6 @@ def short_type(qom_type: str) -> str:
 def note_lost(lost: Sequence[dict[str, Any]]) -> None:
     """Tell of lost objects, and how their ids become free."""
     if lost:
-        ids = " ".join(record["id"] for record in lost)
+        ids = " ".join([*(record["id"] for record in lost[:_FEW]), *["..."] * (len(lost) > _FEW)])
         note(f"the memory of {len(lost)} {'objects' if len(lost) > 1 else 'object'} is lost; "
              f"to forget about it and free the id: gmemctl rm {ids}")

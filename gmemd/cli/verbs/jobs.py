@@ -50,7 +50,7 @@ def verify(connection: Connection, options: Namespace) -> int:
 
 
 @VERBS.add(
-    "list jobs",
+    "list jobs, follow, cancel or dismiss them",
     argument("--cancel", metavar="JOB", completes="jobs", help="cancel this one"),
     argument("--dismiss", metavar="JOB", completes="jobs", help="forget this one, which has ended"),
     argument("-f", "--follow", action="store_true", help="show their progress until all have ended"), DRY_RUN,

@@ -108,7 +108,8 @@ def _owner(status: dict[str, Any]) -> str:
     return f"{render.user(owner['uid'])}/{owner['pid']}" if owner else "-"
 
 
-@VERBS.add("show objects and their properties", *IDS, examples=("show ram0", "show 'vm0*' -o yaml"))
+@VERBS.add("show objects: what they are, their state, their properties", *IDS,
+           examples=("show ram0", "show 'vm0*' -o yaml"))
 def show(connection: Connection, options: Namespace) -> int:
     def ask(name: str) -> dict[str, Any]:
         [status] = connection.execute("query-memdev-status", {"id": name})

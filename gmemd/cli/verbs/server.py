@@ -57,7 +57,8 @@ def print_arguments(connection: Connection, command: str, arguments: dict[str, A
         print(f"and more, depending on {tag}: add {tag}=..., then help")
 
 
-@VERBS.add("send raw QMP and print the replies", argument("text", metavar="JSON", nargs="?"), FD,
+@VERBS.add("send raw QMP and print the replies",
+           argument("text", metavar="JSON", nargs="?", help="without it, or with -, from standard input"), FD,
            examples=("""qmp '{"execute": "query-name", "id": 1}'""",))
 def qmp(connection: Connection, options: Namespace) -> int:
     from gmemd.cli.rawqmp import whole_messages
