@@ -27,12 +27,12 @@ def query_memdev_holders(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]
 
     async def work() -> list[dict[str, Any]]:
         found, _ = await sought.look()
-        return [describe(holder) for holder in found[backend]]
+        return [describe_holder(holder) for holder in found[backend]]
 
     return work()
 
 
-def describe(holder: Holder) -> dict[str, Any]:
+def describe_holder(holder: Holder) -> dict[str, Any]:
     """The members of MemdevHolder."""
     return {"pid": holder.pid, "uid": holder.uid, "comm": holder.comm, "fds": holder.fds, "mapped": holder.mapped,
             "writable": holder.writable, "private-copy": holder.private_copy,
@@ -90,7 +90,7 @@ class _Sought:
             raise
 
     async def look(self) -> tuple[Found, float]:
-        """Who holds each, and the seconds of CPU time that looking took, in a thread; QmpError for want of means."""
+        """Who holds each, and the seconds of CPU time that looking took, in a thread; QmpError if it cannot look."""
         try:
             found: tuple[Found, float] = await in_thread(self._look_and_close)
         except QmpError:  # no thread was to be had, or it has closed them

@@ -8,7 +8,7 @@ from typing import Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
 from gmemd.commands.conversion import describe_ranges
-from gmemd.commands.holders import describe
+from gmemd.commands.holders import describe_holder
 from gmemd.commands.measure import is_there
 from gmemd.commands.status import describe_status
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
@@ -77,7 +77,7 @@ async def holders_of_one(state: State, given: dict[str, Any]) -> Any:
     found = (await state.holders.find([backend])).get(backend.id)
     if found is None:
         raise _not_found(backend.id)
-    return [describe(holder) for holder in found]
+    return [describe_holder(holder) for holder in found]
 
 
 async def holders(state: State, given: dict[str, Any]) -> Any:
@@ -85,7 +85,7 @@ async def holders(state: State, given: dict[str, Any]) -> Any:
     shown = found[given["offset"]:given["offset"] + given["limit"]]
     held = await state.holders.find(shown)
     return {"total": len(found), "offset": given["offset"],
-            "objects": [{"id": name, "holders": [describe(holder) for holder in those]}
+            "objects": [{"id": name, "holders": [describe_holder(holder) for holder in those]}
                         for name, those in held.items()]}
 
 

@@ -44,7 +44,7 @@ class Live:
                 await task
 
     async def _tell(self, response: web.StreamResponse, given: dict[str, Any]) -> None:
-        told: Picture | None = None
+        told = Picture({}, {})
         silent = 0.0
         while True:
             picture = await self._painter.paint(given, _PATIENCE)
@@ -66,13 +66,10 @@ class Live:
             task.cancel()
 
 
-def changes(told: Picture | None, picture: Picture) -> dict[str, Any]:
+def changes(told: Picture, picture: Picture) -> dict[str, Any]:
     """What a viewer who has one picture needs to get the next; {} for nothing."""
-    sections = picture.sections if told is None else {
-        name: text for name, text in picture.sections.items() if told.sections[name] != text}
-    rows = picture.rows if told is None else {
-        name: text for name, text in picture.rows.items() if told.rows.get(name) != text}
+    sections = {name: text for name, text in picture.sections.items() if told.sections.get(name) != text}
+    rows = {name: text for name, text in picture.rows.items() if told.rows.get(name) != text}
     order = list(picture.rows)
-    if not sections and not rows and told is not None and order == list(told.rows):
-        return {}
-    return {"sections": sections, "rows": rows, "order": order}
+    changed = sections or rows or order != list(told.rows)
+    return {"sections": sections, "rows": rows, "order": order} if changed else {}
