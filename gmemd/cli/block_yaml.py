@@ -1,4 +1,4 @@
-"""YAML in block style, for what JSON can say; any YAML reader, 1.1 or 1.2, reads it as the same value."""
+"""YAML in block style for JSON values; any YAML parser, 1.1 or 1.2, reads the same value."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# Texts without quotes: they begin like a word or a path, and hold nothing that means something in YAML.
+# Strings without quotes: they begin like a word or a path, and hold nothing special in YAML.
 _PLAIN = re.compile(r"[A-Za-z_/](?:[A-Za-z0-9_/.,()=+@'-]| (?=[^ ])|:(?=[A-Za-z0-9_/.]))*", re.ASCII)
-_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # they mean something, in any case
+_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # special words, in any case
 
 
 def as_yaml(value: Any) -> str:
@@ -36,13 +36,13 @@ def _lines(value: Any) -> Iterator[str]:
 
 
 def _scalar(value: Any) -> str:
-    """Return what has no parts: a text, a number, true, false, null, [] or {}."""
+    """Return a value without parts: a string, a number, true, false, null, [] or {}."""
     if isinstance(value, str):
         if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
             return value
         return "".join(map(_escaped, json.dumps(value, ensure_ascii=False)))
     text = json.dumps(value)
-    return re.sub(r"^(-?\d+)e", r"\1.0e", text)  # YAML 1.1 takes 1e+16 for a text
+    return re.sub(r"^(-?\d+)e", r"\1.0e", text)  # YAML 1.1 reads 1e+16 as a string
 
 
 def _escaped(character: str) -> str:

@@ -1,7 +1,7 @@
-"""The call syntax: words of a command line, COMMAND key=value ..., into a command's arguments.
+"""The call syntax: from the words COMMAND key=value ... to a command's arguments.
 
-The types come from introspection, so that on/off, 1G and 0-3 become what the command wants; a word that does
-not fit its type goes as it is, and the server says what is wrong with it.
+The types come from introspection, so on/off, 1G and 0-3 become what the command wants; a word that does not fit its
+type is sent as it is, and the server says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class UsageError(Exception):
 
 
 def arguments_of(words: Iterable[str], command: str, introspection: Introspection) -> dict[str, Any]:
-    """Return the arguments that the words give: key=value, key.key=value, or a JSON object; UsageError.
+    """Return the arguments that the words specify: key=value, key.key=value, or a JSON object; UsageError.
 
-    A key given twice extends its list, as in QEMU's host-nodes=0,host-nodes=2.
+    A repeated key extends its list, as in QEMU's host-nodes=0,host-nodes=2.
     """
     pairs: list[tuple[str, str]] = []
     arguments: dict[str, Any] = {}
@@ -34,7 +34,7 @@ def arguments_of(words: Iterable[str], command: str, introspection: Introspectio
             raise UsageError(f"'{word}' is not of the form key=value")
         else:
             pairs.append((key, text))
-    # the words that choose a variant decide what types the others have
+    # the words that select a variant decide the types of the others
     chosen = {**arguments, **dict(pairs)}
     for key, text in pairs:
         _put(arguments, key, text, introspection.members(command, chosen), introspection)
@@ -42,7 +42,7 @@ def arguments_of(words: Iterable[str], command: str, introspection: Introspectio
 
 
 def value_of(text: str, type_name: str, introspection: Introspection) -> Any:
-    """Return what a word means as a value of that type; the word itself if it means nothing there."""
+    """Return a word as a value of that type; the word itself if it is not one."""
     entry = introspection.entry(type_name)
     kind = entry.get("meta-type")
     if kind == "builtin":
@@ -57,7 +57,7 @@ def value_of(text: str, type_name: str, introspection: Introspection) -> Any:
 
 
 def parse_integer(text: str) -> int | None:
-    """Return an integer as QEMU's command line takes it: 4096, 0x1000, 4k, 1.5G, or -1; None if it is none."""
+    """Return an integer as QEMU's command line reads it: 4096, 0x1000, 4k, 1.5G, or -1; None if it is not one."""
     if text.startswith("-") and text[1:].isascii() and text[1:].isdigit():
         return int(text)
     from gmemd.schema.sizes import parse_size
@@ -106,7 +106,7 @@ def _array(text: str, element_type: str, introspection: Introspection) -> Any:
 
 
 def _alternate(text: str, parts: list[str], introspection: Introspection) -> Any:
-    """Take the first meaning that is not merely text: a word of an enum, then JSON of the right type."""
+    """Use the first meaning that is not merely a string: a word of an enum, then JSON of the right type."""
     for part in parts:
         if text in introspection.values(part) and not introspection.is_array(part):
             return text
@@ -133,7 +133,7 @@ def _json_object(word: str) -> dict[str, Any]:
 
 
 def _loads(text: str) -> Any:
-    """Read JSON, without what the json module adds to it: NaN, Infinity, 1e400."""
+    """Read JSON without the json module's extensions: NaN, Infinity, 1e400."""
     return json.loads(text, parse_constant=_finite, parse_float=_finite)
 
 

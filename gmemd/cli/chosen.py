@@ -1,6 +1,6 @@
-"""Which objects a command line means: ids as they are, patterns with * ? [ ], or --all.
+"""Which objects a command line selects: ids, patterns with * ? [ ], or --all.
 
-No id holds these characters, so a word is either an id or a pattern.
+No id contains these characters, so a word is either an id or a pattern.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ def is_pattern(word: str) -> bool:
 
 
 def are_several(options: Namespace) -> bool:
-    """Whether more than one object may be meant: programs then get a list, be it of one."""
+    """Whether more than one object may be selected: programs then get a list, even of one."""
     return len(options.id) != 1 or is_pattern(options.id[0])
 
 
 def for_each(connection: Connection, options: Namespace, do: Callable[[str], object], *, changes: str = "",
              among: Callable[[], Iterable[str]] | None = None) -> int:
-    """Do something with each object that is meant; what is refused is explained, and does not keep the others.
+    """Do something with each selected object; a refusal is explained, and does not stop the others.
 
-    `changes`: what is done to them, as "remove {}"; it needs a yes where nobody named the objects one by one.
+    `changes`: what is done to them, such as "remove {}"; it needs a yes unless the objects were named one by one.
     `among`: gives the ids that a pattern may match; by default all memory backends.
     """
     ids, unmatched = choose(connection, options, among or connection.memory)
@@ -54,7 +54,7 @@ def for_each(connection: Connection, options: Namespace, do: Callable[[str], obj
 
 def gather(connection: Connection, options: Namespace, ask: Callable[[str], Any], **settings: Any
            ) -> tuple[int, dict[str, Any]]:
-    """The same for what answers: the exit status, and the answers by id; one that is None is none."""
+    """The same for queries: the exit status, and the answers by id, without those that are None."""
     found: dict[str, Any] = {}
     status = for_each(connection, options, lambda name: found.update({name: ask(name)}), **settings)
     return status, {name: value for name, value in found.items() if value is not None}
@@ -62,7 +62,7 @@ def gather(connection: Connection, options: Namespace, ask: Callable[[str], Any]
 
 def report(connection: Connection, options: Namespace, ask: Callable[[str], Any], tell: Callable[[str, Any], None],
            *, between: str = "\n", **settings: Any) -> int:
-    """Ask about each object that is meant, and print the answers one after the other; for people by `tell`."""
+    """Query each selected object, and print the answers one after the other; for people through `tell`."""
     status, found = gather(connection, options, ask, **settings)
     if not connection.for_people:
         show_all(connection, options, found)
@@ -75,7 +75,7 @@ def report(connection: Connection, options: Namespace, ask: Callable[[str], Any]
 
 def report_table(connection: Connection, options: Namespace, ask: Callable[[str], Any], header: tuple[str, ...],
                  rows: Callable[[Any], Iterable[tuple[str, ...]]], numbers: tuple[str, ...]) -> int:
-    """The same in one table, for people: an answer becomes rows, with the id where there are several."""
+    """The same in one table for people: an answer becomes rows, with the id if there are several objects."""
     status, found = gather(connection, options, ask)
     if connection.for_people:
         several = are_several(options)
@@ -88,7 +88,7 @@ def report_table(connection: Connection, options: Namespace, ask: Callable[[str]
 
 
 def show_all(connection: Connection, options: Namespace, found: dict[str, Any], command: str = "") -> None:
-    """Print an answer as it is; those of several objects as one list, the id in each."""
+    """Print an answer as it is; answers for several objects as one list, with the id in each."""
     if are_several(options):
         connection.show([{"id": name, **part} for name, value in found.items()
                          for part in (value if isinstance(value, list) else [value])], command)
@@ -98,11 +98,11 @@ def show_all(connection: Connection, options: Namespace, found: dict[str, Any], 
 
 
 def statuses(connection: Connection, options: Namespace) -> tuple[int, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the exit status, the status of each object that is meant, by default all, and the lost ones of them."""
+    """Return the exit status, the status of each selected object (by default all), and the lost ones among them."""
     if not options.id:
         found, lost = connection.execute("query-memdev-status"), connection.lost_objects()
         return DONE, sorted(found, key=lambda one: str(one["id"])), lost
-    lost = [one for one in connection.lost_objects() if one["id"] not in options.id]  # by its name it is refused
+    lost = [one for one in connection.lost_objects() if one["id"] not in options.id]  # refused by its name
     gone = [one["id"] for one in lost]
     status, answers = gather(connection, options, lambda name: [] if name in gone else
                              connection.execute("query-memdev-status", {"id": name}))
@@ -111,7 +111,7 @@ def statuses(connection: Connection, options: Namespace) -> tuple[int, list[dict
 
 def choose(connection: Connection, options: Namespace, among: Callable[[], Iterable[str]]
            ) -> tuple[list[str], list[QmpError]]:
-    """Return the ids that are meant, once each, and what to say of patterns that match nothing."""
+    """Return the selected ids, once each, and messages for patterns that match nothing."""
     if bool(options.id) == options.all:
         raise UsageError(f"{options.verb}: " + ("ids or --all, not both" if options.all else
                                                 "which objects? ids, a quoted pattern such as 'vm*', or --all"))
@@ -129,7 +129,7 @@ def choose(connection: Connection, options: Namespace, among: Callable[[], Itera
 
 
 def _is_sure(changes: str, ids: list[str]) -> bool:
-    """Ask at the terminal; UsageError where there is none."""
+    """Ask on the terminal; UsageError if there is none."""
     what = changes.format(f"{len(ids)} {'objects' if len(ids) > 1 else 'object'}") + f": {few(ids)}"
     if not sys.stdin.isatty():
         raise UsageError(f"this would {what}; add --yes if that is right")

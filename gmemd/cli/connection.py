@@ -1,4 +1,4 @@
-"""What a verb works with: the server, what it says of itself, and how to print."""
+"""What a verb works with: the server, its introspection, and how to print."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
     from gmemd.client.client import Client
 
 DONE, REFUSED = 0, 1
-_HINT_SECONDS = 2.0  # a hint is not worth a longer wait
+_HINT_SECONDS = 2.0  # seconds; a hint is not worth a longer wait
 _FEW = 5  # ids named where there may be any number
 
 
 class Connection:
-    """The client, what was last asked of the server, and how to print."""
+    """The client, the server's last refusal, and how to print."""
 
     def __init__(self, connect: Callable[[], Client], verbs: Mapping[str, Verb], *, output: str = "table",
                  dry_run: bool = False) -> None:
         """`connect` is called when a verb first needs the server."""
         self.verbs = verbs
         self.output = output
-        self.dry_run = dry_run  # changes are only judged
+        self.dry_run = dry_run  # changes are only checked
         self.asked: tuple[str, dict[str, Any]] = ("", {})
         self._connect = connect
 
@@ -50,7 +50,7 @@ class Connection:
 
     @contextmanager
     def lent(self, options: Namespace) -> Iterator[None]:
-        """Go by other options for a while."""
+        """Use other options for a while."""
         client = self.client
         usual = self.output, self.dry_run, client.timeout
         self.output, self.dry_run, client.timeout = options.output, getattr(options, "dry_run", False), options.timeout
@@ -59,10 +59,10 @@ class Connection:
         finally:
             self.output, self.dry_run, client.timeout = usual
 
-    # -- asking
+    # -- commands
 
     def execute(self, command: str, arguments: dict[str, Any] | None = None, fds: Sequence[int] = ()) -> Any:
-        """Run a command and return its value; fds that come with it are closed, with a note."""
+        """Run a command and return its value; fds of the reply are closed, with a note."""
         self.asked = (command, arguments or {})
         value, received = self.client.execute_fds(command, arguments, fds=fds)
         for fd in received:
@@ -85,7 +85,7 @@ class Connection:
         except QmpError as error:
             if "query-command-effect" not in error.desc:
                 raise
-            raise UsageError("this server cannot judge commands without running them") from None
+            raise UsageError("this server cannot check commands without running them") from None
         if self.for_people:
             print(f"{command} {found['effect']}" + ("" if found["complete"] else " (if the kernel lets it)"))
         else:
@@ -94,7 +94,7 @@ class Connection:
 
     @cached_property
     def introspection(self) -> Introspection:
-        """What the server says of its commands; asked once."""
+        """The server's introspection, queried once."""
         return Introspection(self.client.execute("query-qmp-schema"))
 
     @cached_property
@@ -102,7 +102,7 @@ class Connection:
         return make_parser(self.verbs)
 
     def names(self, kind: str) -> list[str]:
-        """Return what there is of a kind: "verbs", "commands", "events", "types", "jobs", "ids" (memory first)."""
+        """Return the names of a kind: "verbs", "commands", "events", "types", "jobs", "ids" (memory first)."""
         if kind == "verbs":
             return list(self.verbs)
         if kind in ("commands", "events"):
@@ -120,22 +120,22 @@ class Connection:
                        *(record["id"] for record in self.lost_objects())])
 
     def objects(self) -> list[tuple[bool, str]]:
-        """Return whether it is memory, and the id, of each object, sorted."""
+        """Return, for each object, whether it is memory, and its id, sorted."""
         listed = self.client.execute("qom-list", {"path": "/objects"})
         return sorted((entry["type"].startswith("child<memory-backend-"), entry["name"]) for entry in listed
                       if entry["type"].startswith("child<"))
 
     def lost_objects(self) -> list[dict[str, Any]]:
-        """Return the objects whose memory did not come back with the daemon; none where nobody can tell."""
+        """Return the objects whose memory did not come back with the daemon; none if the server cannot say."""
         try:
             return sorted(self.client.execute("query-memdev-lost"), key=lambda record: str(record["id"]))
         except QmpError:
             return []
 
-    # -- telling
+    # -- output
 
     def show(self, value: Any, command: str = "") -> None:
-        """Print a result, in short what `command` returned; people need not see that it is nothing."""
+        """Print the result of `command`; an empty one not for people."""
         if self.output == "json":
             print(render.as_json(value))
         elif self.output == "yaml":
@@ -150,7 +150,7 @@ class Connection:
             render.show(render.value(value, ("id", *order)))
 
     def show_message(self, message: dict[str, Any]) -> None:
-        """Print a message for programs: one of many."""
+        """Print one of many messages, for programs."""
         if self.output == "yaml":
             print("---")
             self.show(message)
@@ -158,7 +158,7 @@ class Connection:
             print(render.as_line(message), flush=True)
 
     def explain(self, error: QmpError) -> None:
-        """Print QEMU's sentence, and below it what may help."""
+        """Print the server's message, and hints below it."""
         from gmemd.cli.hints import Refusal, hints
 
         note(error.desc)
@@ -178,18 +178,18 @@ def _print_names(value: Any) -> None:
 
 
 def note(text: str) -> None:
-    """Tell the user something that is not the result."""
+    """Print a note that is not part of the result."""
     print(f"gmemctl: {text}", file=sys.stderr)
 
 
 def short_type(qom_type: str) -> str:
-    """Return the name of a type of memory as people say it."""
+    """Return the short name of a type of memory."""
     return qom_type.removeprefix("memory-backend-")
 
 
 def note_lost(lost: Sequence[dict[str, Any]]) -> None:
-    """Tell of lost objects, and how their ids become free."""
+    """Print a note about lost objects, and how to free their ids."""
     if lost:
         ids = " ".join([*(record["id"] for record in lost[:_FEW]), *["..."] * (len(lost) > _FEW)])
         note(f"the memory of {len(lost)} {'objects' if len(lost) > 1 else 'object'} is lost; "
-             f"to forget about it and free the id: gmemctl rm {ids}")
+             f"to remove it and free the id: gmemctl rm {ids}")

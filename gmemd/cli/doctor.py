@@ -1,6 +1,6 @@
-"""gmemctl doctor: what this host gives gmemd, and what follows where it gives less.
+"""gmemctl doctor: what this host offers gmemd, and the consequences where something is missing.
 
-Looks at the host itself, as the calling user; needs no daemon.
+It examines the host itself, as the calling user, and needs no daemon.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from gmemd.persist.unit import ask, version_of
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"
 SERVICE = "gmemd.service"
-_BUS = "/run/dbus/system_bus_socket"  # by which the daemon asks systemd
-_PODMAN = 1000  # as the container unit tells the daemon: 4.3 starts nothing with 1,020
+_BUS = "/run/dbus/system_bus_socket"  # the daemon asks systemd through it
+_PODMAN = 1000  # the container unit's limit: podman 4.3 cannot start with 1,020
 _EVENTS = {"gmemd-crash": True, "gmemd-upgrade": True, "service-stop": False, "soft-reboot": False,
-           "kexec": False}  # and whether a service that is to keep memory must outlive it
-PROBE = "probe: "  # items of interest to programs: what each single try of the kernel gave
+           "kexec": False}  # and whether a service that is to keep memory must survive it
+PROBE = "probe: "  # for programs: the result of each single probe of the kernel
 
 
 class Finding(NamedTuple):
-    """One line: what was looked at, how it is, the verdict, and what follows."""
+    """One line: what was examined, its value, the verdict, and the consequence."""
 
     item: str
     found: str
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 
 
 def findings() -> list[Finding]:
-    """All that was looked at."""
+    """All findings."""
     return [finding for check in CHECKS for finding in check()]
 
 
@@ -46,7 +46,7 @@ def _kernel() -> Iterator[Finding]:
     if (major, minor) >= (6, 18):
         yield Finding("kernel", release, GOOD)
     else:
-        yield Finding("kernel", release, NOTE, "guest_memfd that can be mapped comes with Linux 6.18: simulated here")
+        yield Finding("kernel", release, NOTE, "a guest_memfd that can be mapped needs Linux 6.18: simulated here")
 
 
 def _kvm() -> Iterator[Finding]:
@@ -112,10 +112,10 @@ def _systemd() -> Iterator[Finding]:
         return
     version = version_of(_systemctl("--version"))
     if version >= 254:
-        yield Finding("service manager", f"systemd {version}", GOOD, "can keep memory over stop and soft-reboot, too")
+        yield Finding("service manager", f"systemd {version}", GOOD, "can keep memory across stop and soft-reboot too")
     else:
         yield Finding("service manager", f"systemd {version or 'of unknown version'}", NOTE,
-                      "keeps memory over crash and restart, not over systemctl stop (254), "
+                      "keeps memory across crash and restart, not across systemctl stop (needs 254), "
                       "and does not tell gmemd its FileDescriptorStoreMax=")
     environment = _systemctl("show", "--value", "--property=Environment", SERVICE).split()
     configured = dict(word.partition("=")[::2] for word in environment).get("GMEMD_FDSTORE", "")
@@ -126,9 +126,9 @@ def _systemd() -> Iterator[Finding]:
 
 def judge_service(unit: Unit | None, configured: str, *, announced: bool, old: bool,
                   contained: bool = False) -> Iterator[Finding]:
-    """What follows for an object from what systemd says of the service; `old`: systemd before 254.
+    """The consequences of the service's settings for objects; `old`: systemd before 254.
 
-    contained: podman starts the daemon, and hands down fewer descriptors than systemd could.
+    contained: podman starts the daemon, and passes on fewer descriptors than systemd could.
     """
     if unit is not None and not unit.loaded and not unit.stored:
         yield Finding(SERVICE, "not installed", NOTE, "see docs/systemd.md, or start gmemd with --keeper")
@@ -138,8 +138,8 @@ def judge_service(unit: Unit | None, configured: str, *, announced: bool, old: b
         yield judge_descriptors(unit)
         if contained and unit.limit + SPARED > _PODMAN:
             unit = unit._replace(nofile=min(unit.nofile, _PODMAN))
-            yield Finding("descriptors that podman can hand down", str(_PODMAN), NOTE,
-                          f"gmemd keeps about {_PODMAN - SPARED} objects at most, whatever is set for systemd")
+            yield Finding("descriptors that podman can pass on", str(_PODMAN), NOTE,
+                          f"gmemd keeps at most about {_PODMAN - SPARED} objects, whatever systemd's settings are")
     keeping = Keeping("systemd", unit=unit, held=0 if unit is None else unit.stored, old=old,
                       live_update=os.path.exists("/dev/liveupdate"))
     for fate in fates("memfd", kept=True, opted_out=False, keeping=keeping):
@@ -150,19 +150,19 @@ def judge_service(unit: Unit | None, configured: str, *, announced: bool, old: b
 
 
 def judge_descriptors(unit: Unit) -> Finding:
-    """What follows from LimitNOFILE=."""
+    """The consequences of LimitNOFILE=."""
     item, found = "LimitNOFILE=", str(unit.nofile)
     if unit.stored + SPARED > unit.nofile:
         return Finding(item, found, BAD, f"the service cannot be started with the {unit.stored} descriptors that are "
                        f"stored: set it to at least {unit.stored + SPARED}")
     if unit.limit + SPARED > unit.nofile:
-        return Finding(item, found, NOTE, f"gmemd keeps about {max(0, unit.nofile - SPARED)} objects at most: "
+        return Finding(item, found, NOTE, f"gmemd keeps at most about {max(0, unit.nofile - SPARED)} objects: "
                        f"FileDescriptorStoreMax={unit.limit} needs at least {unit.limit + SPARED}")
     return Finding(item, found, GOOD)
 
 
 def judge_fd_store(limit: int, configured: str, *, announced: bool) -> Finding:
-    """What follows from FileDescriptorStoreMax= and $GMEMD_FDSTORE; `announced`: gmemd learns the former itself."""
+    """The consequences of FileDescriptorStoreMax= and $GMEMD_FDSTORE; `announced`: gmemd is told the former."""
     from gmemd.persist.notify import store_limit
 
     item, found = "FileDescriptorStoreMax=", str(limit)
@@ -170,11 +170,11 @@ def judge_fd_store(limit: int, configured: str, *, announced: bool) -> Finding:
     if limit == 0:
         return Finding(item, found, BAD, "systemd keeps nothing: give gmemd.service a FileDescriptorStoreMax=")
     if counted > limit:
-        return Finding(item, found, BAD, f"gmemd counts on {counted}, systemd drops what is beyond {limit} without "
-                       f"a word: set Environment=GMEMD_FDSTORE={limit} beside it")
+        return Finding(item, found, BAD, f"gmemd assumes {counted}, but systemd silently drops what exceeds "
+                       f"{limit}: also set Environment=GMEMD_FDSTORE={limit}")
     if counted < limit:
-        return Finding(item, found, NOTE, f"gmemd keeps {counted} objects at most: set "
-                       f"Environment=GMEMD_FDSTORE={limit} beside it")
+        return Finding(item, found, NOTE, f"gmemd keeps at most {counted} objects: also set "
+                       f"Environment=GMEMD_FDSTORE={limit}")
     return Finding(item, found, GOOD)
 
 

@@ -1,9 +1,8 @@
-"""gmemctl: the command line for people.
+"""gmemctl: the command-line tool.
 
-Exit status: 0 done; 1 the server refused, or something here failed; 2 wrong command line, nothing was sent;
-3 no connection, or it was lost; 4 no answer in time (--timeout); 130 interrupted.
-`exec` ends as its command does; with 125 when gmemctl failed before, 126 when the command could not be run,
-127 when it was not found.
+Exit status: 0 done; 1 the server refused, or something failed here; 2 wrong command line, nothing was sent; 3 no
+connection, or it was lost; 4 no answer in time (--timeout); 130 interrupted. `exec` has the exit status of its command;
+125 when gmemctl failed before, 126 when the command could not be run, 127 when it was not found.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ if TYPE_CHECKING:
 DONE, FAILED, USAGE, NO_CONNECTION, TOO_LATE, EXEC_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 125, 130
 
 SYSTEM_SOCKET = "/run/gmemd/qmp.sock"
-_GREETING = 10.0  # seconds; a server greets at once, but a QEMU that has another client does not
+_GREETING = 10.0  # seconds; a server greets at once, but not a QEMU that has another client
 
 VERBS = {**objects.VERBS, **handover.VERBS, **memory.VERBS, **jobs.VERBS, **server.VERBS, **shell.VERBS, **local.VERBS}
 
 
 class NoConnectionError(Exception):
-    """There is no server to talk to."""
+    """No server to talk to."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; return the exit status."""
     open_standard_streams()
-    # a name from outside may hold what the terminal's encoding does not
+    # a name from outside may hold characters that the terminal's encoding lacks
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     options = parse(make_parser(VERBS), list(sys.argv[1:] if argv is None else argv))
     status = run(options)
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Do what the verb says, and tell of what went wrong; return the exit status."""
+    """Carry out the verb, and report errors; return the exit status."""
     try:
         _check_fds(getattr(options, "fd", ()))
         with closing(Connection(partial(connect, options), VERBS, output=options.output,
@@ -70,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         return _fail("no answer in time", TOO_LATE)
     except (NoConnectionError, ConnectionResetError) as error:
         return _fail(str(error), NO_CONNECTION)
-    except BrokenPipeError:  # whoever read our output has gone; exit would complain once more
+    except BrokenPipeError:  # the reader of our output has gone; exit would complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
     except OSError as error:
@@ -80,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check_fds(fds: Sequence[int]) -> None:
-    """Raise UsageError for an --fd that is not open; to be asked before we open anything ourselves."""
+    """Raise UsageError for an --fd that is not open; call it before anything is opened here."""
     for fd in fds:
         try:
             os.fstat(fd)
@@ -105,7 +104,7 @@ def connect(options: argparse.Namespace) -> Client:
     try:
         client = Client(path, timeout=limit, wait=options.wait)
     except TimeoutError:
-        hint = "is the server stopped or busy, or does another client hold the connection?"
+        hint = "is the server stopped or busy, or does another client occupy it?"
         raise NoConnectionError(f"{path}: no greeting in {limit:g} s\n  hint: {hint}") from None
     except OSError as error:
         reason = error.strerror or str(error)

@@ -12,7 +12,7 @@ from gmemd.errors import QmpError, os_errors
 from gmemd.posix.sockets import split_unix
 from gmemd.posix.streams import open_standard_streams, say
 
-TYPE_CHECKING = False  # typing and argparse are not imported for the keeper, which is to be small
+TYPE_CHECKING = False  # typing and argparse are not imported for the keeper, which should be small
 if TYPE_CHECKING:
     import argparse
 
@@ -22,7 +22,7 @@ DEFAULT_SOCKET = "qmp.sock"
 
 
 def runtime_directory() -> str:
-    """Where the socket and the state are by default: what systemd names, /run/gmemd as root, else $XDG_RUNTIME_DIR."""
+    """The default directory of socket and state: systemd's, /run/gmemd as root, else below $XDG_RUNTIME_DIR."""
     given = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     if given:
         return given
@@ -39,31 +39,31 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gmemd", description="Own guest memory and speak QMP.",
                                      epilog="'gmemd demo' shows what it is for.",
                                      allow_abbrev=False, add_help=False)
-    # To a group, because a parser would look up the terminal's size for each, with the help of shutil (5 ms in all).
+    # To a group, because a parser would look up the terminal's size for each, importing shutil (5 ms in total).
     add = parser.add_argument_group("options").add_argument
     add("-h", "--help", action="help", help="show this help message and exit")
     add("--qmp", action="append", metavar="unix:PATH[,pretty=on]",
         help="listen for QMP there (repeatable); a comma in PATH is doubled")
     add("--object", action="append", metavar="SPEC", default=[],
-        help="make an object at start, as QEMU's -object; 'help' lists types, 'TYPE,help' properties")
-    add("--kernel", default="auto", metavar="auto|kvm|simulated[:PROFILE]", help="what makes guest_memfd")
+        help="create an object at start, as QEMU's -object; 'help' lists types, 'TYPE,help' properties")
+    add("--kernel", default="auto", metavar="auto|kvm|simulated[:PROFILE]", help="what provides guest_memfd")
     add("--state-dir", metavar="DIR", help="where the registry lives (default: the runtime directory)")
-    add("--persist", choices=("auto", "on", "off"), default="auto", help="keep objects over restarts")
+    add("--persist", choices=("auto", "on", "off"), default="auto", help="keep objects across restarts")
     add("--name", help="the name that query-name answers")
     add("--uuid", help="the UUID that query-uuid answers")
     add("--http", default="off", metavar="off|unix:PATH|tcp:127.0.0.1:PORT",
-        help="show state, metrics and a status page there; changes nothing")
-    add("--lab", action="store_true", help="offer the fault lab: x-memdev-inject and what belongs to it")
+        help="serve a status page, metrics and a JSON API there, read-only")
+    add("--lab", action="store_true", help="offer the fault lab: x-memdev-inject and related commands")
     add("--compat", metavar="unstable-input=accept|reject", help="policy for unstable members and commands")
     add("--audit", metavar="FILE|-", default="",
-        help="append a JSON line for each change there, opened anew on SIGHUP; -: standard error, or the journal")
-    add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="least level that is logged")
-    add("--version", action="store_true", help="print the version and end")
+        help="append a JSON line for each change there, reopened on SIGHUP; -: standard error, or the journal")
+    add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="lowest level to log")
+    add("--version", action="store_true", help="print the version and exit")
     return parser
 
 
 def parse_qmp(text: str) -> tuple[str, bool]:
-    """unix:PATH[,pretty=on|off] and QEMU's server/wait options, which say what holds anyway: path and pretty."""
+    """unix:PATH[,pretty=on|off], and QEMU's server/wait options, which are the default here: path and pretty."""
     written = split_unix(text)
     if written is None:
         raise QmpError(f"'{text}' is not of the form unix:PATH[,pretty=on]")
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from gmemd.keeper.keeper import run_keeper
 
             return run_keeper(keeper_arguments(arguments))
-        gc.disable()  # until the daemon serves: imports make no garbage
+        gc.disable()  # until the daemon serves: imports produce no garbage
         return _run(make_parser().parse_args(arguments))
     except QmpError as exc:
         say(f"gmemd: {exc.desc}")
@@ -139,9 +139,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def default_socket() -> str:
-    """The path of the default socket, whose directory is there."""
+    """The path of the default socket, whose directory exists."""
     directory = runtime_directory()
-    with os_errors(f"cannot make the runtime directory {directory}; --qmp names another place"):
+    with os_errors(f"cannot create the runtime directory {directory}; choose another path with --qmp"):
         os.makedirs(directory, mode=0o750, exist_ok=True)
     return os.path.join(directory, DEFAULT_SOCKET)
 
@@ -192,7 +192,7 @@ def _http(text: str) -> Address | None:
 
 
 def configure_log(level: str) -> None:
-    """Log to standard error: for people on a terminal, JSON otherwise, with priorities for the journal."""
+    """Log to standard error: readable on a terminal, JSON otherwise, with priorities for the journal."""
     from gmemd.observe.log import for_people, log, reads_journal
 
     log.configure(level=level, render=for_people() if sys.stderr.isatty() else None, journal=reads_journal(os.environ))

@@ -1,7 +1,7 @@
-"""What to do about a refusal: a line or more below QEMU's sentence.
+"""What to do about a refusal: one or more lines below the server's message.
 
-Names, values and types come from the server's own introspection and from what exists there; a rule here knows
-only the form of a sentence. What one verb alone can be refused for is declared with that verb.
+Names, values and types come from the server's own introspection and from what exists there; a rule here knows only the
+form of a message. Hints for refusals of a single verb are declared with that verb.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from gmemd.cli.call_syntax import parse_integer
 from gmemd.cli.introspection import Introspection
 from gmemd.errors import QmpError
 
-_MOST = 20  # names listed in a hint, of those that a server has
-_FEW = 5  # of those that its users made: there may be any number
+_MOST = 20  # names of the server's own that a hint lists
+_FEW = 5  # names given by its users: there may be any number
 
 Rule = Callable[..., Iterable[str]]  # (refusal, what the pattern's groups matched) -> lines
-Hint = tuple[str, str | Rule]  # a pattern of QEMU's sentence; a line with the groups as {}, {command}; or a rule
+Hint = tuple[str, str | Rule]  # a pattern of the message; a line with the groups as {}, {command}; or a rule
 
 
 class Refusal:
-    """A refused command and the means to find out what would have been right."""
+    """A refused command, and the means to find out what would have been right."""
 
     def __init__(self, error: QmpError, command: str, arguments: dict[str, Any], ask: Callable[..., Any]) -> None:
         """`ask(command, arguments)` runs a command on the same server; it may raise."""
@@ -41,7 +41,7 @@ class Refusal:
 
 
 def hints(refusal: Refusal, of_verbs: Iterable[Hint] = ()) -> list[str]:
-    """Return what helps, one line each, [] if nothing is known; never raises for what the server answers."""
+    """Return hints, one line each, [] if there are none; never raises for what the server answers."""
     for pattern, rule in (*of_verbs, *HINTS):
         found = re.search(pattern, refusal.error.desc)
         if found and isinstance(rule, str):
@@ -50,23 +50,23 @@ def hints(refusal: Refusal, of_verbs: Iterable[Hint] = ()) -> list[str]:
             try:
                 return [line for line in rule(refusal, *found.groups()) if line]
             except (QmpError, OSError, LookupError, TypeError):
-                return []  # the server lacks the command asked for, has gone, or answers in another shape
+                return []  # the server lacks the command, has gone, or answers in another form
     return []
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """Return a question after the name most like `word`, "" if none is."""
+    """Return a question with the name most similar to `word`, "" if none is."""
     import difflib
 
     names = list(names)
-    # 'memfd' for 'memory-backend-memfd': what a name ends with says more than the distance
+    # 'memfd' for 'memory-backend-memfd': the end of a name says more than the distance
     tails = sorted((name for name in names if word and name.endswith("-" + word)), key=len)
     similar = tails or difflib.get_close_matches(word.replace("_", "-").lower(), names, n=1)
     return f"did you mean '{similar[0]}'?" if similar else ""
 
 
 def few(names: Iterable[str], most: int = _FEW) -> str:
-    """Return names for a sentence: a few of them, and how many more there are."""
+    """Return names for a sentence: a few of them, and the number of the rest."""
     names = list(names)
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
@@ -77,7 +77,7 @@ def listed(intro: str, names: Iterable[str], most: int = _FEW) -> str:
     return f"{intro}: {few(names, most)}" if (names := list(names)) else ""
 
 
-# -- the rules for what any command may be refused for
+# -- the rules for refusals of any command
 
 
 def _command_not_found(refusal: Refusal, name: str) -> Iterable[str]:
@@ -104,7 +104,7 @@ def _unexpected(refusal: Refusal, name: str) -> Iterable[str]:
 
 def _bad_value(refusal: Refusal, name: str, value: str) -> Iterable[str]:
     known = refusal.introspection()
-    # the sentence names an element of a list 'null'
+    # the message calls an element of a list 'null'
     members = [
         member
         for member in known.members(refusal.command, refusal.arguments)
@@ -122,7 +122,7 @@ def _bad_type(refusal: Refusal, name: str, expected: str) -> Iterable[str]:
     yield {
         "boolean": "in JSON true or false, without quotes",
         "integer": "in JSON a whole number, without quotes or suffix",
-        "string": "in JSON a text in quotes",
+        "string": "in JSON a string in quotes",
     }.get(expected, "")
 
 
@@ -145,23 +145,23 @@ def _object_not_found(refusal: Refusal, name: str) -> Iterable[str]:
         yield f"did you mean {few(longer)}? '{name}*' means all of them"
         return
     yield nearest(name, ids)
-    yield listed("the objects here", ids) or "there are no objects; 'gmemctl create' makes one"
+    yield listed("the objects here", ids) or "there are no objects; 'gmemctl create' creates one"
 
 
 def _no_match(refusal: Refusal) -> Iterable[str]:
-    yield listed("the objects here", sorted(refusal.ids())) or "there are no objects; 'gmemctl create' makes one"
+    yield listed("the objects here", sorted(refusal.ids())) or "there are no objects; 'gmemctl create' creates one"
 
 
 def _lost(refusal: Refusal, name: str) -> list[str]:
-    """What to say of an object whose memory did not come back; [] for any other."""
+    """Hints for an object whose memory did not come back; [] for any other."""
     try:
         lost = refusal.ask("query-memdev-lost")
-    except QmpError:  # a server without it
+    except QmpError:  # a server without this command
         return []
     for record in lost:
         if record["id"] == name:
             return [f"its memory ({record['qom-type']}, {record['size']} bytes) did not come back with the daemon",
-                    f"'gmemctl rm {name}' forgets about it, and frees the id"]
+                    f"'gmemctl rm {name}' removes it and frees the id"]
     return []
 
 
@@ -195,7 +195,7 @@ def _no_memory(refusal: Refusal) -> Iterable[str]:
     if refusal.arguments.get("hugetlb") is True:
         yield "huge pages must be reserved first: see HugePages_Free in /proc/meminfo, vm.nr_hugepages"
     else:
-        yield "the host lacks memory for this size, or may not promise it: 'free -h', vm.overcommit_memory"
+        yield "the host lacks memory for this size, or may not overcommit it: 'free -h', vm.overcommit_memory"
 
 
 def _no_guest_memfd(refusal: Refusal) -> Iterable[str]:

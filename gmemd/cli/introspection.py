@@ -1,6 +1,6 @@
-"""What a server's query-qmp-schema says, asked in the terms of a command line.
+"""A server's query-qmp-schema, from the point of view of a command line.
 
-A type's name means nothing on the wire (it is a number); `Introspection` follows names where they lead.
+A type's name means nothing on the wire (it is a number); `Introspection` resolves names.
 The forms of the entries: reference qmp.md section 13, QEMU's docs/devel/qapi-code-gen.
 """
 
@@ -37,11 +37,11 @@ class Introspection:
         return self._entries.get(name, {})
 
     def members(self, command: str, arguments: Mapping[str, Any] | None = None) -> list[Member]:
-        """Return what a command takes; of the variants, the one that `arguments` choose."""
+        """Return the arguments of a command; of the variants, the one that `arguments` select."""
         return self.object_members(self.entry(command).get("arg-type", ""), arguments or {})
 
     def object_members(self, type_name: str, value: Mapping[str, Any]) -> list[Member]:
-        """Return the members of an object type; of its variants, the one that `value` chooses."""
+        """Return the members of an object type; of its variants, the one that `value` selects."""
         entry = self.entry(type_name)
         if entry.get("meta-type") != "object":
             return []
@@ -56,7 +56,7 @@ class Introspection:
         return next((member for member in self.members(command, arguments) if member.name == name), None)
 
     def cases_with(self, command: str, name: str) -> list[str]:
-        """Return the variants of a command's arguments that have a member of that name."""
+        """Return the variants of a command's arguments that have a member with that name."""
         entry = self.entry(self.entry(command).get("arg-type", ""))
         return [
             variant["case"]
@@ -65,7 +65,7 @@ class Introspection:
         ]
 
     def values(self, type_name: str) -> list[str]:
-        """Return the values of an enum, also one inside an alternate or an array; [] for other types."""
+        """Return the values of an enum, even inside an alternate or an array; [] for other types."""
         entry = self.entry(type_name)
         if entry.get("meta-type") == "enum":
             # "members" since QEMU 7.0; "values", without features, before
@@ -73,7 +73,7 @@ class Introspection:
         return [value for inner in self.parts(type_name) for value in self.values(inner)]
 
     def parts(self, type_name: str) -> list[str]:
-        """Return the types that an alternate may be, or of which an array is made; [] for other types."""
+        """Return the types of an alternate, or of an array's elements; [] for other types."""
         entry = self.entry(type_name)
         if entry.get("meta-type") == "array":
             return [entry["element-type"]]
@@ -100,7 +100,7 @@ class Introspection:
         return type_name
 
     def result_members(self, command: str) -> list[str]:
-        """Return the member names of the objects that a command returns, in the order they are declared."""
+        """Return the member names of the objects that a command returns, in the order of declaration."""
         type_name = self.entry(command).get("ret-type", "")
         return [member.name for part in (*self.parts(type_name), type_name) for member in self.object_members(part, {})]
 

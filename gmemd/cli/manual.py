@@ -1,6 +1,6 @@
 """`python -m gmemd.cli.manual`: derive docs/man, and the verbs in docs/gmemctl.md, from the parsers.
 
-`--write` writes them, `--check` says which is stale and exits with 1.
+`--write` writes them, `--check` lists the stale ones and exits with 1.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _GMEMD_FILES = (("/run/gmemd/qmp.sock", "the socket, as root"),
 def pages() -> dict[Path, str]:
     """What the pages must contain, by path."""
     parser = make_parser(gmemctl.VERBS)
-    return {MAN / "gmemctl.1": _page(parser, 1, "drive gmemd, or any QMP server", _GMEMCTL_FILES),
+    return {MAN / "gmemctl.1": _page(parser, 1, "control gmemd, or any QMP server", _GMEMCTL_FILES),
             MAN / "gmemd.8": _page(gmemd.make_parser(), 8, "own guest memory and speak QMP", _GMEMD_FILES),
             DOCS / "gmemctl.md": _with_verbs((DOCS / "gmemctl.md").read_text(), parser)}
 
 
 def _with_verbs(page: str, parser: argparse.ArgumentParser) -> str:
-    """The page with its first table, that of the verbs, made new."""
+    """The page with its first table, that of the verbs, generated again."""
     rows = "".join(f"| `{usage_of(name, sub).replace('|', ' or ')}` | {text} |\n"
                    for name, (text, sub) in verbs_of(parser).items())
     return re.sub(r"(?<=\n\|---\|---\|\n)(\|.*\n)*", lambda _: rows, page, count=1)
@@ -71,13 +71,13 @@ def _options(parser: argparse.ArgumentParser, leave: list[argparse.Action] | Non
 
 
 def _text(text: str | None) -> str:
-    """Text for roff: no character of it is a command."""
+    """Text for roff: no character of it is a request."""
     shown = (text or "").replace("\\", "\\e").replace("-", "\\-")
     return "\\&" + shown if shown.startswith((".", "'")) else shown
 
 
 def stale() -> list[Path]:
-    """The pages that are not what the parsers say."""
+    """The pages that do not match the parsers."""
     return [path for path, text in pages().items() if not path.is_file() or path.read_text() != text]
 
 

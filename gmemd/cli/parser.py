@@ -1,7 +1,7 @@
-"""The command line: what a verb is, and the parser that follows from the verbs.
+"""The command line: what a verb is, and the parser derived from the verbs.
 
-A verb is declared where its function is, with all that belongs to it: arguments and how they are completed,
-examples, and the hints below a refusal. Parser, help, completion, manual and docs/gmemctl.md follow from that.
+A verb is declared with its function, including arguments and their completion, examples, and hints for refusals.
+Parser, help, completion, manual and docs/gmemctl.md are derived from that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gmemd.cli.connection import Connection
     from gmemd.cli.hints import Hint
 
-_LONGEST = 1e9  # seconds; what the system's calls can take
+_LONGEST = 1e9  # seconds; the limit of the system calls
 OUTPUTS = ("table", "wide", "name", "json", "yaml")
 
 Function = Callable[["Connection", argparse.Namespace], int]
@@ -27,7 +27,7 @@ class Argument(NamedTuple):
 
     flags: tuple[str, ...]
     settings: dict[str, Any]
-    completes: str  # what the server is asked for: a kind of Connection.names
+    completes: str  # completed with this kind of Connection.names
 
 
 def argument(*flags: str, completes: str = "", **settings: Any) -> Argument:
@@ -36,7 +36,7 @@ def argument(*flags: str, completes: str = "", **settings: Any) -> Argument:
 
 
 class Verb(NamedTuple):
-    """A verb and all that belongs to it."""
+    """A verb and everything that belongs to it."""
 
     function: Function
     help: str
@@ -50,7 +50,7 @@ class Verbs(dict[str, Verb]):
 
     def add(self, help: str, *arguments: Argument, examples: tuple[str, ...] = (),
             hints: tuple[Hint, ...] = ()) -> Callable[[Function], Function]:
-        """Declare the verb that the decorated function carries out, and is called like."""
+        """Declare the verb that the decorated function carries out and is named after."""
 
         def declare(function: Function) -> Function:
             name = function.__name__.rstrip("_").replace("_", "-")
@@ -61,7 +61,7 @@ class Verbs(dict[str, Verb]):
 
 
 def seconds(text: str) -> float:
-    """A time that can be waited."""
+    """A time to wait."""
     with suppress(ValueError):
         if 0 <= (value := float(text)) <= _LONGEST:
             return value
@@ -70,25 +70,25 @@ def seconds(text: str) -> float:
 
 ALL = argument("--all", action="store_true", help="all objects")
 IDS = (argument("id", metavar="ID", nargs="*", completes="ids", help="or a pattern with * ? [ ], quoted"), ALL)
-YES = argument("-y", "--yes", action="store_true", help="do not ask where a pattern or --all names the objects")
+YES = argument("-y", "--yes", action="store_true", help="do not ask if a pattern or --all selects the objects")
 FD = argument("--fd", type=int, action="append", default=[], metavar="N", help="send our descriptor N with it")
 DRY_RUN = argument("--dry-run", action="store_true", help="say what would happen; change nothing")
 
 _COMMON = (  # before or behind the verb, with their defaults
     (argument("-o", "--output", choices=OUTPUTS,
-              help="tables for people (default; wide: more of them), ids, or all there is for programs"), "table"),
+              help="tables (default; wide: more columns), ids, or everything for programs"), "table"),
     (argument("--socket", metavar="PATH",
               help="the server's socket (GMEMD_SOCKET), also as unix:PATH with commas doubled"), None),
     (argument("--timeout", metavar="SECONDS", type=seconds,
-              help="for connecting, and for each answer; default none"), None),
-    (argument("--wait", metavar="SECONDS", type=seconds, help="for a server that is not up yet"), 0.0),
+              help="limit for connecting, and for each answer; default none"), None),
+    (argument("--wait", metavar="SECONDS", type=seconds, help="wait for a server that is not up yet"), 0.0),
 )
 
 
 def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = argparse.ArgumentParser(
-        prog="gmemctl", description="Drive gmemd, or any QMP server.", allow_abbrev=False, formatter_class=_formatter,
+        prog="gmemctl", description="Control gmemd, or any QMP server.", allow_abbrev=False, formatter_class=_formatter,
         epilog="Exit status: 0 done, 1 refused, 2 wrong command line, 3 no connection, 4 no answer in time.")
     subs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="gmemctl")
     for name, verb in verbs.items():
@@ -110,7 +110,7 @@ def _add(parser: argparse.ArgumentParser, given: Argument, **more: Any) -> None:
 
 
 def _formatter(prog: str) -> argparse.HelpFormatter:
-    """With a width given, argparse need not import shutil, which it does for every argument, help or not."""
+    """With a width given, argparse does not import shutil, which it would do for every argument, help or not."""
     try:
         width = os.get_terminal_size().columns - 2
     except OSError:
@@ -120,14 +120,14 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 
 def parse(parser: argparse.ArgumentParser, words: list[str],
           preset: argparse.Namespace | None = None) -> argparse.Namespace:
-    """Return the options of a command line, `preset` the defaults; wrong ones: SystemExit, status 2."""
+    """Return the options of a command line, with `preset` as defaults; SystemExit with status 2 if it is wrong."""
     end = words.index("--") if "--" in words and "exec" in words else len(words)
     options, more = parser.parse_known_args(words[:end], preset)
     if end < len(words) and options.verb != "exec":
         options, more = parser.parse_known_args(words, preset)
     elif end < len(words):
         options.exec_command = words[end + 1 :]
-    # argparse takes positional words in one place only: call COMMAND --fd 3 key=value, rm m0 --dry-run m1
+    # argparse accepts positional words in one place only: call COMMAND --fd 3 key=value, rm m0 --dry-run m1
     many = [action.dest for action in verbs_of(parser)[options.verb].parser._actions
             if not action.option_strings and action.nargs in ("*", "+")]
     if more and (not many or any(word.startswith("-") for word in more)):
@@ -137,7 +137,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str],
     return options
 
 
-# -- what a parser takes
+# -- the contents of a parser
 
 
 class Described(NamedTuple):
@@ -148,7 +148,7 @@ class Described(NamedTuple):
 
 
 def verbs_of(parser: argparse.ArgumentParser) -> dict[str, Described]:
-    """The parser's verbs by name; none in a parser without."""
+    """The parser's verbs by name; empty for a parser without verbs."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
@@ -172,7 +172,7 @@ def usage_of(verb: str, parser: argparse.ArgumentParser) -> str:
 
 
 def words_of(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """What may follow a verb: choices as they are, and what the server knows in angle brackets, as <ids>."""
+    """What may follow a verb: choices as they are, and the server's names in angle brackets, as <ids>."""
     for action in parser._actions:
         if not action.option_strings:
             yield from values_of(action)

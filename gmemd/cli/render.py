@@ -1,4 +1,4 @@
-"""Values as people read them (tables, binary units), and as programs do (JSON, exact)."""
+"""Values for people (tables, binary units) and for programs (JSON, exact)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def as_line(value: Any) -> str:
 
 
 def size(number: int) -> str:
-    """Return bytes in the unit that suits, with at most one decimal: 64 MiB, 1.5 GiB."""
+    """Return bytes in a suitable unit, with at most one decimal: 64 MiB, 1.5 GiB."""
     unit = 0
     while abs(number) >= 1 << 10 * (unit + 1) and unit < len(_UNITS) - 1:
         unit += 1
@@ -38,12 +38,12 @@ def size(number: int) -> str:
 
 
 def size_or_unknown(number: int | None) -> str:
-    """Return the same; "?" for what is not known."""
+    """Return the same; "?" if unknown."""
     return "?" if number is None else size(number)
 
 
 def exact_size(number: int) -> str:
-    """Return bytes in both forms where they differ: 1 GiB (1073741824)."""
+    """Return bytes in both forms if they differ: 1 GiB (1073741824)."""
     return size(number) if number < 1024 else f"{size(number)} ({number})"
 
 
@@ -58,7 +58,7 @@ def duration(seconds: int) -> str:
 
 @cache
 def user(uid: int) -> str:
-    """Return a user's name, or the number where there is none."""
+    """Return a user's name, or the number if there is none."""
     import pwd
 
     try:
@@ -68,7 +68,7 @@ def user(uid: int) -> str:
 
 
 def show(what: Table | str) -> None:
-    """Print it; a table at a terminal with colours, and folded to its width, unless it is long."""
+    """Print it; on a terminal a table with colours, wrapped to its width, unless it is long."""
     if isinstance(what, Table) and 0 < len(what.rows) <= LONG and sys.stdout.isatty():
         from gmemd.cli.terminal import print_table
 
@@ -80,7 +80,7 @@ def show(what: Table | str) -> None:
 def value(what: Any, order: Sequence[str] = ()) -> Table | str:
     """Return any command's result for people: a table for a list of objects, lines for an object.
 
-    `order`: the members to begin with; on the wire, their order means nothing.
+    `order`: the members to begin with; their order on the wire means nothing.
     """
     if isinstance(what, dict):
         return fields((name, cell(name, what[name])) for name in ordered(what, order))

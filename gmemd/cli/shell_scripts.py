@@ -1,4 +1,4 @@
-"""gmemctl's completion for bash, zsh and fish, made from its parser; ids and commands are asked of the server."""
+"""gmemctl's completion for bash, zsh and fish, derived from its parser; the server is asked for ids and commands."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def _with_value(parser: argparse.ArgumentParser) -> str:
 
 
 def _asked(words: Iterable[str]) -> str:
-    """Such words as a shell is told them."""
+    """These words in the form for a shell."""
     return " ".join(f"$(gmemctl completion {word[1:-1]} 2>/dev/null)" if word.startswith("<") else word
                     for word in words)
 
 
 def _option_values(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
-    """Flags of options whose values are known, as a pattern, and the values."""
+    """Flags of options with known values, as a pattern, and the values."""
     found: dict[str, str] = {}
     for one in (parser, *(sub for _, sub in verbs_of(parser).values())):
         for action in options_of(one):
@@ -42,7 +42,7 @@ def _option_values(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]
 
 
 def _cases(parser: argparse.ArgumentParser, indent: str) -> str:
-    """The branches of a shell's case on the verb, which set `known`: what a server or the parser knows."""
+    """The branches of a shell's case on the verb, which set `known` from the server or the parser."""
     lines = [f"'') known='{_flags(parser)} {' '.join(verbs_of(parser))}' ;;"]
     for name, (_, sub) in verbs_of(parser).items():
         lines.append(f'{name}) known="{" ".join(filter(None, (_flags(sub), _asked(words_of(sub)))))}" ;;')

@@ -8,7 +8,7 @@ from gmemd.cli.connection import Connection
 from gmemd.cli.parser import options_of, values_of, verbs_of, words_of
 from gmemd.errors import QmpError
 
-_PATIENCE = 2.0  # seconds; a person waits at a command line
+_PATIENCE = 2.0  # seconds; a person is waiting
 
 
 class Completion:
@@ -19,7 +19,7 @@ class Completion:
         self._found: list[str] = []
 
     def candidate(self, line: str, state: int) -> str | None:
-        """Return the candidate number `state` for the last word of the line, as readline asks for them."""
+        """Return candidate number `state` for the last word of the line, as readline requests them."""
         if state == 0:
             client = self._connection.client
             usual, client.timeout = client.timeout, min(client.timeout or _PATIENCE, _PATIENCE)
@@ -32,7 +32,7 @@ class Completion:
         return self._found[state] if state < len(self._found) else None
 
     def candidates(self, line: str) -> list[str]:
-        """Return all words that the last word of the line may become; a blank behind those that end there."""
+        """Return all words that the last word of the line may become; with a blank after those that end there."""
         *before, word = line.split(" ")
         before = [other for other in before if other]
         is_option = bool(before) and (word.startswith("-") or before[-1].startswith("-"))
@@ -46,7 +46,7 @@ class Completion:
         return self._of_command(before, word)
 
     def _of_command(self, before: list[str], word: str) -> list[str]:
-        """Complete an argument of command before[0]: its name, or behind "=" its value."""
+        """Complete an argument of command before[0]: its name, or after "=" its value."""
         known = self._connection.introspection
         arguments = dict(other.split("=", 1) for other in before[1:] if "=" in other)
         members = known.members(before[0], arguments)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Table(NamedTuple):
-    """Rows of cells; the columns named in `numbers` stand to the right. Without a header each row is a member."""
+    """Rows of cells; the columns named in `numbers` are right-aligned. Without a header each row is a member."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]

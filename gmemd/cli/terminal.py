@@ -1,4 +1,4 @@
-"""Tables, colours and progress at a terminal, by rich; imported only there, for that takes longer than most verbs."""
+"""Tables, colours and progress on a terminal, by rich; imported only there, because that is slower than most verbs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _BAR_WIDTH: Final = 20
 
 
 def _console(*, stderr: bool = False) -> Console:
-    """Texts come from outside: nothing in them is an instruction to rich."""
+    """Texts come from outside: nothing in them is rich markup."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 def print_table(table: Table) -> None:
-    """Print a table to standard output; what does not fit is folded, nothing is left out."""
+    """Print a table to standard output; what does not fit is wrapped, nothing is left out."""
     _console().print(_rich(table.header, table.rows, table.numbers))
 
 
@@ -67,7 +67,7 @@ def _bar(job: dict[str, Any]) -> RenderableType:
 
 
 class Bars:
-    """Progress of jobs on standard error, from `with` on; nothing of it stays."""
+    """Progress of jobs on standard error during `with`; removed at the end."""
 
     def __init__(self) -> None:
         self._progress = Progress(TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
@@ -76,7 +76,7 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def show(self, jobs: Iterable[dict[str, Any]]) -> None:
-        """Bring the bars to what query-jobs says."""
+        """Update the bars from the result of query-jobs."""
         for job in jobs:
             if job["id"] not in self._tasks:
                 self._tasks[job["id"]] = self._progress.add_task(job["id"])

@@ -63,7 +63,7 @@ def test_ls_finds_and_sorts(gmemctl: Gmemctl, client: Client) -> None:
     assert listed("--type", "ram") == listed("--type", "memory-backend-ram") == ["r0"]
     assert listed("--owner", "root") == listed("--owner", str(os.getuid())) == ["m1", "m2", "r0"]
     assert listed("--owner", "nobody") == []
-    assert "none of 3 objects is like that; types here: memfd, ram; owners: root" in gmemctl("ls", "--type", "rum").err
+    assert "none of 3 objects matches; types here: memfd, ram; owners: root" in gmemctl("ls", "--type", "rum").err
     wide = gmemctl("ls", "r0", "-o", "wide").out.splitlines()
     assert [header for header in wide[0].split() if header not in gmemctl("ls").out] == [
         "OFFSET", "SHARE", "PREALLOC", "POLICY", "NODES", "SURVIVES"]
@@ -231,7 +231,7 @@ STATUS = ('{"id": "%s", "qom-type": "memory-backend-file", "kind": "file", "kern
 
 @pytest.mark.parametrize(("words", "shown"), [
     (["ls"], ["a file file kvm 4 KiB ? root/1 1s 0", "b file file kvm 4 KiB 1 KiB root/1 1s 0"]),
-    (["top", "-n", "1"], ["2 objects, 1 KiB of 8 KiB in memory, 1 not known", "b file 4 KiB 1 KiB 25% 0",
+    (["top", "-n", "1"], ["2 objects, 1 KiB of 8 KiB in memory, 1 unknown", "b file 4 KiB 1 KiB 25% 0",
                           "a file 4 KiB ? ? 0"]),
 ])
 def test_what_is_not_known_is_a_question_mark(tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str],
@@ -259,7 +259,7 @@ def test_help(capfd: pytest.CaptureFixture[str]) -> None:
         main(["rm", "--help"])
     assert capfd.readouterr().out == said
     assert main(["help", "shwo"]) == 2
-    assert capfd.readouterr().err == ("gmemctl: there is no verb 'shwo'\n  hint: did you mean 'show'?\n"
+    assert capfd.readouterr().err == ("gmemctl: unknown verb 'shwo'\n  hint: did you mean 'show'?\n"
                                       "  hint: 'gmemctl call shwo help' describes a command of the server\n")
 
 

@@ -88,14 +88,14 @@ MEMFD = [*ADD, "qom-type=memory-backend-memfd"]
         (
             [*ADD, "qom-type=memory-backend-file", "id=m0", "size=1M", "mem-path=/no/such/file"],
             "can't open backing store /no/such/file for guest RAM: No such file or directory",
-            "the path is the daemon's",
+            "the daemon opens the path",
         ),
         (["jobs", "--cancel", "x"], "Job not found", "there are no jobs"),
         (["call", "memdev-populate", "id=ram0", "job-id=0"], "Invalid job ID '0'", "a letter, then letters, digits"),
         (
             ["convert", "ram0", "private"],
             "object 'ram0' is no guest_memfd",
-            "only a guest_memfd has private parts: memory-backend-memfd with guest-memfd=on makes one",
+            "only a guest_memfd has private parts: memory-backend-memfd with guest-memfd=on creates one",
         ),
         (
             ["call", "memdev-persist", "id=ram0", "persist=on"],
@@ -122,7 +122,7 @@ def test_hint(gmemctl: Gmemctl, words: list[str], sentence: str, hint: str) -> N
 
 def test_nothing_to_list(gmemctl: Gmemctl) -> None:
     """Without objects the hint says how to make one."""
-    assert "hint: there are no objects; 'gmemctl create' makes one" in gmemctl("rm", "m0").err
+    assert "hint: there are no objects; 'gmemctl create' creates one" in gmemctl("rm", "m0").err
 
 
 def refusal(desc: str, answer: object) -> Refusal:
@@ -169,6 +169,6 @@ def test_hints_about_jobs(gmemctl: Gmemctl) -> None:
     assert gmemctl(*populate).status == 0
     gmemctl("jobs", "-f")
     assert "hint: 'gmemctl jobs' shows it; once it has ended, 'gmemctl jobs --dismiss fill'" in gmemctl(*populate).err
-    assert "hint: 'gmemctl jobs --dismiss fill' forgets it" in gmemctl("jobs", "--cancel", "fill").err
+    assert "hint: 'gmemctl jobs --dismiss fill' removes it" in gmemctl("jobs", "--cancel", "fill").err
     assert "hint: the jobs here: fill" in gmemctl("jobs", "--cancel", "other").err
     assert gmemctl("jobs", "--dismiss", "fill").status == 0

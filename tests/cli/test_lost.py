@@ -53,7 +53,7 @@ def test_lists_have_them(sock: str, capsys: pytest.CaptureFixture[str]) -> None:
         assert row in said.out
         assert [line.split()[0] for line in said.out.splitlines()[1:]] == sorted(
             line.split()[0] for line in said.out.splitlines()[1:])
-        assert "the memory of 2 objects is lost; to forget about it and free the id: gmemctl rm a b" in said.err
+        assert "the memory of 2 objects is lost; to remove it and free the id: gmemctl rm a b" in said.err
         assert main(["--socket", sock, "-o", "json", verb]) == 0
         said = capsys.readouterr()
         assert [status["id"] for status in json.loads(said.out)] == ["c"]
@@ -69,7 +69,7 @@ def test_whoever_names_one_is_told(words: list[str], sock: str, capsys: pytest.C
     assert main(["--socket", sock, *words]) == 1
     said = capsys.readouterr().err
     assert "its memory (memory-backend-memfd, 1048576 bytes) did not come back with the daemon" in said
-    assert "'gmemctl rm a' forgets about it, and frees the id" in said
+    assert "'gmemctl rm a' removes it and frees the id" in said
     assert main(["--socket", sock, "show", "c"]) == 0
 
 
@@ -81,5 +81,5 @@ def test_the_way_out(sock: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--socket", sock, "create", "memory-backend-memfd,id=b,size=4096"]) == 0
     assert main(["--socket", sock, "ls"]) == 0
     said = capsys.readouterr()
-    assert "the memory of 1 object is lost; to forget about it and free the id: gmemctl rm a" in said.err
+    assert "the memory of 1 object is lost; to remove it and free the id: gmemctl rm a" in said.err
     assert main(["--socket", sock, "rm", "b"]) == 0

@@ -104,8 +104,8 @@ def test_doctor_checks_the_host(capsys: pytest.CaptureFixture[str]) -> None:
     (1024, "", False, GOOD, ""),
     (4, "4", False, GOOD, ""),
     (4, "", True, GOOD, ""),
-    (4, "", False, BAD, "gmemd counts on 1024, systemd drops what is beyond 4 without a word"),
-    (4000, "", False, NOTE, "gmemd keeps 1024 objects at most: set Environment=GMEMD_FDSTORE=4000"),
+    (4, "", False, BAD, "gmemd assumes 1024, but systemd silently drops what exceeds 4: also set"),
+    (4000, "", False, NOTE, "gmemd keeps at most 1024 objects: also set Environment=GMEMD_FDSTORE=4000"),
     (0, "", True, BAD, "systemd keeps nothing"),
 ])
 def test_doctor_judges_the_fd_store(limit: int, configured: str, verdict: str, follows: str, *,
@@ -142,7 +142,7 @@ def test_doctor_knows_what_a_container_can_be_given() -> None:
         return {finding.item: finding.verdict for finding in judge_service(
             Unit(limit=limit, stored=limit), "", announced=True, old=False, contained=True)}
 
-    item = "descriptors that podman can hand down"
+    item = "descriptors that podman can pass on"
     assert judged(2000)[item] == NOTE
     assert judged(2000)["memory after gmemd-crash"] == BAD
     assert item not in judged(930)

@@ -1,1 +1,1 @@
-"""What gmemctl does: a module for each family of verbs."""
+"""gmemctl's verbs: a module for each family."""

@@ -1,9 +1,9 @@
 """`gmemctl exec`: run a command in our place, with the descriptors of objects.
 
-The command inherits one descriptor for each object and finds it by what its words say:
-{ID} becomes /proc/self/fd/N, {ID.fd} becomes N, {ID.size} the bytes and {ID.offset} where in the file they begin,
-which is 0 for all but parts of files.  "ID=N" asks for a certain N.
-The process is replaced, so signals, standard streams and the exit status are the command's.
+The command inherits one descriptor for each object and finds it through its words: {ID} becomes /proc/self/fd/N,
+{ID.fd} becomes N, {ID.size} the bytes and {ID.offset} where in the file they begin, which is 0 except for parts of
+files. "ID=N" requests a certain N. The process is replaced, so signals, standard streams and the exit status are the
+command's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VERBS = Verbs()
     ALL, argument("exec_command", metavar="-- COMMAND", nargs="?", default=()),
     examples=("exec ram0 -- head -c 5 {ram0}", "exec ram0=9 -- sh -c 'ls -l /proc/self/fd/9'"))
 def exec_(connection: Connection, options: Namespace) -> int:
-    """Replace this process by the command; return only when that fails."""
+    """Replace this process by the command; return only if that fails."""
     if not options.exec_command:
         raise UsageError("exec needs a command: gmemctl exec ID -- COMMAND")
     wanted = dict(map(_wanted, options.id))
@@ -71,9 +71,9 @@ def _wanted(text: str) -> tuple[str, int | None]:
 
 
 def place(fds: Mapping[str, int], wanted: Mapping[str, int | None]) -> dict[str, int]:
-    """Make the fds inheritable, under the wanted numbers where there are any; return where each is now.
+    """Make the fds inheritable, under the requested numbers if any; return where each is now.
 
-    The fds given are used up.  What was open under a wanted number is closed, as by a shell's N<FILE.
+    The given fds are used up. What was open under a requested number is closed, as by a shell's N<FILE.
     """
     taken = {number for number in wanted.values() if number is not None}
     places: dict[str, int] = {}
@@ -93,7 +93,7 @@ def place(fds: Mapping[str, int], wanted: Mapping[str, int | None]) -> dict[str,
 
 
 def _away_from(taken: Container[int], fd: int) -> int:
-    """Return the fd, or a duplicate in its place, under a number that nobody wants."""
+    """Return the fd, or a duplicate instead, under a number that is not requested."""
     passed = []
     while fd in taken:
         passed.append(fd)
@@ -104,18 +104,18 @@ def _away_from(taken: Container[int], fd: int) -> int:
 
 
 def _begin_elsewhere(values: Mapping[str, Mapping[str, Any]], words: Iterable[str]) -> list[str]:
-    """The objects that are a later part of their file, which the command is not told."""
+    """The objects that are a later part of their file, whose offset is not passed to the command."""
     text = " ".join(words)
     return [name for name, value in values.items() if value.get("offset") and f"{{{name}.offset}}" not in text]
 
 
 def placeholders(values: Mapping[str, Mapping[str, Any]], places: Mapping[str, int]) -> dict[str, str]:
-    """Return what to write for "{...}" in the command's words; an object's id goes before a suffix."""
+    """Return the replacements for "{...}" in the command's words; an object's id comes before a suffix."""
     found: dict[str, str] = {}
     for name, fd in places.items():
         found[f"{name}.fd"] = str(fd)
         found[f"{name}.size"] = str(values[name]["size"])
-        found[f"{name}.offset"] = str(values[name].get("offset", 0))  # an older daemon does not say
+        found[f"{name}.offset"] = str(values[name].get("offset", 0))  # an older daemon does not report it
     for name, fd in places.items():
         found[name] = f"/proc/self/fd/{fd}"
     return found
@@ -130,7 +130,7 @@ def fill_in(word: str, found: Mapping[str, str]) -> str:
 def _replace_process(words: list[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
-    # Python ignores these for itself, and an ignored signal stays ignored over execve
+    # Python ignores these, and an ignored signal stays ignored across execve
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:

@@ -28,7 +28,7 @@ def _jobs_here(refusal: Refusal) -> Iterable[str]:
 
 @VERBS.add("read objects' memory in a job and show its digests", *IDS, examples=("verify ram0",))
 def verify(connection: Connection, options: Namespace) -> int:
-    """Read all that is in memory of an object, in a job, and show its progress."""
+    """Read everything of an object that is in memory, in a job, and show its progress."""
 
     def ask(name: str) -> list[dict[str, Any]]:
         job = f"verify-{name}-{time.time_ns():x}"
@@ -52,19 +52,19 @@ def verify(connection: Connection, options: Namespace) -> int:
 @VERBS.add(
     "list jobs, follow, cancel or dismiss them",
     argument("--cancel", metavar="JOB", completes="jobs", help="cancel this one"),
-    argument("--dismiss", metavar="JOB", completes="jobs", help="forget this one, which has ended"),
+    argument("--dismiss", metavar="JOB", completes="jobs", help="remove this one, which has ended, from the list"),
     argument("-f", "--follow", action="store_true", help="show their progress until all have ended"), DRY_RUN,
     examples=("jobs", "jobs -f"),
     hints=(
         (r"^Job not found$", _jobs_here),
-        (r"^Job '(.*)' in state 'concluded' cannot accept", "'gmemctl jobs --dismiss {}' forgets it"),
+        (r"^Job '(.*)' in state 'concluded' cannot accept", "'gmemctl jobs --dismiss {}' removes it"),
         (r"^Job '.*' in state '.*' cannot accept", "'gmemctl jobs -f' waits for its end"),
         (r"^Job ID '(.*)' already in use$",
-         "'gmemctl jobs' shows it; once it has ended, 'gmemctl jobs --dismiss {}' forgets it"),
+         "'gmemctl jobs' shows it; once it has ended, 'gmemctl jobs --dismiss {}' removes it"),
         (r"^object '.*' is busy: ", "'gmemctl jobs -f' shows the progress and waits for the end"),
     ))
 def jobs(connection: Connection, options: Namespace) -> int:
-    """The jobs there are; with --cancel or --dismiss, do that to one."""
+    """The jobs; with --cancel or --dismiss, do that to one."""
     for verb in ("cancel", "dismiss"):
         if getattr(options, verb):
             connection.change(f"job-{verb}", {"id": getattr(options, verb)})
@@ -80,7 +80,7 @@ def jobs(connection: Connection, options: Namespace) -> int:
 
 
 def _follow(connection: Connection, job: str = "") -> list[dict[str, Any]]:
-    """Wait until a job (all jobs) has ended, with bars at a terminal; what query-jobs says of it (them) then."""
+    """Wait until a job (all jobs) has ended, with bars on a terminal; its (their) final query-jobs entries."""
     with _bars() as bars:
         while True:
             found = [state for state in connection.execute("query-jobs") if job in ("", state["id"])]

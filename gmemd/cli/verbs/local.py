@@ -12,7 +12,7 @@ from gmemd.cli.tables import table
 
 VERBS = Verbs()
 SHELLS = ("bash", "zsh", "fish")
-_PATIENCE = 2.0  # seconds; a person waits at a command line
+_PATIENCE = 2.0  # seconds; a person is waiting
 
 
 @VERBS.add("check this host: kernel, KVM, huge pages, limits, systemd", examples=("doctor",))
@@ -32,24 +32,24 @@ def doctor(connection: Connection, options: Namespace) -> int:
 @VERBS.add(
     "print a shell's completion script",
     argument("what", metavar="SHELL", choices=(*SHELLS, "ids", "commands", "jobs", "events", "types", "verbs"),
-             help="bash, zsh or fish; ids, commands, jobs, events, types, verbs: what the script asks"),
+             help="bash, zsh or fish; ids, commands, jobs, events, types, verbs: for the script"),
     examples=("completion bash",))
 def completion(connection: Connection, options: Namespace) -> int:
-    """Print a script, or what it asks for, one a line."""
+    """Print a script, or the names that it requests, one per line."""
     if options.what in SHELLS:
         from gmemd.cli.shell_scripts import script
 
         print(script(options.what, connection.parser), end="")
         return DONE
     if options.timeout is None:
-        options.timeout = _PATIENCE  # we are not connected yet
+        options.timeout = _PATIENCE  # not connected yet
     names = connection.names(options.what)
     if names:
         print("\n".join(names))
     return DONE
 
 
-@VERBS.add("show what there is, or how a verb is used",
+@VERBS.add("list the verbs, or show how one is used",
            argument("about", metavar="VERB", nargs="?", completes="verbs"), examples=("help", "help rm"))
 def help_(connection: Connection, options: Namespace) -> int:
     if options.about is None:
@@ -61,5 +61,5 @@ def help_(connection: Connection, options: Namespace) -> int:
 
         hints = [nearest(options.about, connection.verbs),
                  f"'gmemctl call {options.about} help' describes a command of the server"]
-        raise UsageError("\n  hint: ".join([f"there is no verb '{options.about}'", *filter(None, hints)]))
+        raise UsageError("\n  hint: ".join([f"unknown verb '{options.about}'", *filter(None, hints)]))
     return DONE

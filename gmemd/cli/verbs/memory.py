@@ -1,4 +1,4 @@
-"""The verbs about what memory is in and who is at it: survive, who, convert, ranges, top."""
+"""The verbs about the state and the holders of memory: survive, who, convert, ranges, top."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SAID = {"yes": "yes", "no": "NO", "unknown": "unknown", "not-tried": "not tried
 _VISIBILITIES = ("private", "shared")
 
 
-@VERBS.add("show what objects outlive, and what to change", *IDS, examples=("survive", "survive ram0"),
+@VERBS.add("show what objects survive, and what to change", *IDS, examples=("survive", "survive ram0"),
            hints=((r"^nobody keeps objects here", "'gmemctl survive' says what to change"),))
 def survive(connection: Connection, options: Namespace) -> int:
-    """What each object outlives, and what to change where it does not."""
+    """What each object survives, and what to change where it does not."""
     status, found, lost = statuses(connection, options)
     if connection.for_people:
         rows = [(one["id"], fate["event"], _SAID[fate["answer"]], fate.get("advice", ""))
@@ -37,7 +37,7 @@ def survive(connection: Connection, options: Namespace) -> int:
 
 @VERBS.add("show which processes hold objects", *IDS, examples=("who ram0", "who --all"),
            hints=((r"^object '.*' is leased to process ",
-                   "that process gives it back by memdev-release, or by ending; "
+                   "that process ends the lease with memdev-release, or by exiting; "
                    "see 'gmemctl call query-memdev-leases'"),))
 def who(connection: Connection, options: Namespace) -> int:
     """Which processes hold an object."""
@@ -56,19 +56,19 @@ def _access(holder: dict[str, Any]) -> str:
 
 @VERBS.add(
     "convert part of guest_memfds to private or shared", *IDS,
-    argument("to", choices=_VISIBILITIES, nargs="?", help="what it is to be"),
+    argument("to", choices=_VISIBILITIES, nargs="?", help="what it is to become"),
     argument("--offset", metavar="SIZE", default="0", help="where it begins; default 0"),
     argument("--size", metavar="SIZE", help="default: to the end"),
     argument("--preserve", action="store_true", help="keep the content"), YES, DRY_RUN,
     examples=("convert gm0 private --offset 1M --preserve", "convert 'gm*' shared --yes"),
     hints=((r"^object '.*' is (?:no|not a) guest_memfd$",
-            "only a guest_memfd has private parts: memory-backend-memfd with guest-memfd=on makes one"),))
+            "only a guest_memfd has private parts: memory-backend-memfd with guest-memfd=on creates one"),))
 def convert(connection: Connection, options: Namespace) -> int:
     """Make a part of a guest_memfd private or shared."""
-    # for argparse the last of many words is one of them
+    # argparse counts the last of many words among them
     *options.id, to = [*options.id, *filter(None, [options.to])] or [""]
     if to not in _VISIBILITIES:
-        raise UsageError(f"convert: say behind the ids what they are to be, private or shared; '{to}' is neither")
+        raise UsageError(f"convert: after the ids comes what they are to become, private or shared; '{to}' is neither")
     offset = _bytes(options.offset)
 
     def ask(name: str) -> Any:
@@ -78,7 +78,7 @@ def convert(connection: Connection, options: Namespace) -> int:
                                                     "preserve": options.preserve})
 
     def tell(name: str, done: dict[str, Any]) -> None:
-        by = "simulated: holders are not hindered" if done["simulated"] else "by the kernel"
+        by = "simulated: holders can still access it" if done["simulated"] else "by the kernel"
         print(f"{name}: " * are_several(options) + f"{render.size(done['converted'])} became {to} ({by})")
 
     return report(connection, options, ask, tell, between="", changes=f"make {{}} {to}")
@@ -90,7 +90,7 @@ def _bytes(text: str) -> int:
 
     number = parse_size(text)
     if number is None:
-        raise UsageError(f"'{text}' is not a size: use bytes, or k, M, G, T behind the number")
+        raise UsageError(f"'{text}' is not a size: use bytes, or k, M, G, T after the number")
     return number
 
 
@@ -107,12 +107,12 @@ def ranges(connection: Connection, options: Namespace) -> int:
 
 @VERBS.add(
     "show what objects occupy, continuously",
-    argument("-d", "--delay", type=seconds, default=2.0, metavar="SECONDS", help="between two times; default 2"),
+    argument("-d", "--delay", type=seconds, default=2.0, metavar="SECONDS", help="between updates; default 2"),
     argument("-n", "--count", type=int, metavar="N", help="end after N times"),
     argument("--lines", type=int, default=20, metavar="N", help="the first N objects"),
     examples=("top", "top -n 1 --lines 5"))
 def top(connection: Connection, options: Namespace) -> int:
-    """The objects, by what they occupy, again and again."""
+    """The objects by what they occupy, continuously."""
     count = options.count
     while count is None or count > 0:
         found = sorted(connection.execute("query-memdev-status"),
@@ -142,4 +142,4 @@ def _summary(found: list[dict[str, Any]]) -> str:
     unknown = len(found) - len(resident)
     return (f"{len(found)} objects, {render.size(sum(resident))} of "
             f"{render.size(sum(status['size'] for status in found))} in memory"
-            + (f", {unknown} not known" if unknown else ""))
+            + (f", {unknown} unknown" if unknown else ""))

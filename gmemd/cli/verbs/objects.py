@@ -31,14 +31,14 @@ _NUMBERS = ("SIZE", "RESIDENT", "OUT", "OFFSET")
 
 @VERBS.add(
     "list the objects", *IDS,
-    argument("--owner", metavar="UID|NAME", help="only what this user made"),
+    argument("--owner", metavar="UID|NAME", help="only objects of this user"),
     argument("--type", metavar="TYPE", completes="types", help="only this type: memfd, memory-backend-memfd"),
-    argument("--sort", choices=tuple(_SORT), default="id", help="the least first; by default by id"),
-    argument("-r", "--reverse", action="store_true", help="the other way round"),
+    argument("--sort", choices=tuple(_SORT), default="id", help="ascending; default: by id"),
+    argument("-r", "--reverse", action="store_true", help="in reverse order"),
     examples=("ls", "ls 'vm0*' --sort resident -r", "ls --owner root --type memfd -o wide", "ls -o name"))
 def ls(connection: Connection, options: Namespace) -> int:
     if connection.output == "name" and options.sort == "id" and not (options.id or options.owner or options.type):
-        names = [name for is_memory, name in connection.objects() if is_memory]  # they need not be measured for it
+        names = [name for is_memory, name in connection.objects() if is_memory]  # they need not be measured for that
         connection.show([{"id": name} for name in (reversed(names) if options.reverse else names)])
         return DONE
     status, found, lost = statuses(connection, options)
@@ -51,7 +51,7 @@ def ls(connection: Connection, options: Namespace) -> int:
     if found and not meant:
         types = sorted({short_type(one["qom-type"]) for one in found})
         owners = sorted({_owner(one).partition("/")[0] for one in found})
-        note(f"none of {len(found)} objects is like that; types here: {few(types)}; owners: {few(owners)}")
+        note(f"none of {len(found)} objects matches; types here: {few(types)}; owners: {few(owners)}")
     note_lost([one for one in meant if "kind" not in one])
     return status
 
@@ -73,7 +73,7 @@ def _print_objects(connection: Connection, statuses: list[dict[str, Any]]) -> No
 
 
 def _row(status: dict[str, Any]) -> tuple[str, ...]:
-    """The cells of an object, of which a lost one has few."""
+    """The cells of an object; a lost one has few."""
     return (
         status["id"],
         short_type(status["qom-type"]),
@@ -142,7 +142,7 @@ def _field(name: str, value: Any) -> str:
     DRY_RUN,
     examples=("create memory-backend-memfd,id=ram0,size=64M,share=on", "create memory-backend-memfd,help"),
     hints=((r"^can't open backing store ",
-            "the path is the daemon's: as its user, in its mount namespace, from its working directory"),))
+            "the daemon opens the path: as its user, in its mount namespace, from its working directory"),))
 def create(connection: Connection, options: Namespace) -> int:
     from gmemd.schema.keyval import parse_object
 
@@ -180,6 +180,6 @@ def get_fd(connection: Connection, options: Namespace) -> int:
     def tell(name: str, value: dict[str, Any]) -> None:
         names = {"id": name, **value} if are_several(options) else value
         render.show(fields((member, _field(member, part)) for member, part in names.items()))
-        note(f"the descriptor ends with this process; 'gmemctl exec {name} -- COMMAND' hands it on")
+        note(f"the descriptor is closed with this process; 'gmemctl exec {name} -- COMMAND' passes it on")
 
     return report(connection, options, ask, tell)

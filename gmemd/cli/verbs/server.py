@@ -43,7 +43,7 @@ def call(connection: Connection, options: Namespace) -> int:
 
 
 def print_arguments(connection: Connection, command: str, arguments: dict[str, Any]) -> None:
-    """Print what a command takes; of the variants, what the arguments choose."""
+    """Print the arguments of a command; of the variants, the one that they select."""
     known = connection.introspection
     if not known.entry(command):
         connection.execute(command)  # the server's own word for it
@@ -64,7 +64,7 @@ def qmp(connection: Connection, options: Namespace) -> int:
     from gmemd.cli.rawqmp import whole_messages
 
     text = sys.stdin.read() if options.text in (None, "-") else options.text
-    data = text.encode("utf-8", "surrogateescape") + b" "  # ends a number, but no string
+    data = text.encode("utf-8", "surrogateescape") + b" "  # ends a number, but not a string
     count = whole_messages(data)
     if count is None:
         raise UsageError("the JSON is not complete; nothing was sent")
@@ -78,11 +78,11 @@ def qmp(connection: Connection, options: Namespace) -> int:
     "print events as they arrive",
     argument("name", metavar="NAME", nargs="*", completes="events", help="only these"),
     argument("-f", "--follow", action="store_true", help="until interrupted (the default)"),
-    argument("-n", "--count", type=int, metavar="N", help="end after N events"),
-    argument("--for", type=seconds, metavar="SECONDS", dest="seconds", help="end after that time"),
+    argument("-n", "--count", type=int, metavar="N", help="exit after N events"),
+    argument("--for", type=seconds, metavar="SECONDS", dest="seconds", help="exit after that time"),
     examples=("events --for 0.1",))
 def events(connection: Connection, options: Namespace) -> int:
-    """Print events until enough have come, or the time is over (which is not a failure), or until interrupted."""
+    """Print events until enough have arrived, the time is over (which is not a failure), or it is interrupted."""
     end = None if options.seconds is None else time.monotonic() + options.seconds
     left = options.count
     while left is None or left > 0:

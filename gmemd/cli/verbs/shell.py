@@ -1,7 +1,7 @@
 """`gmemctl shell`: one line after another, on a terminal with history and completion, or from a script.
 
-A line is a verb of gmemctl (ls, show m0), a command of the server in call syntax (object-del id=m0), or raw
-QMP, which may go over several lines.
+A line is a verb of gmemctl (ls, show m0), a command of the server in call syntax (object-del id=m0), or raw QMP, which
+may span several lines.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ VERBS = Verbs()
 HELP = """\
 VERB ...               a verb of gmemctl; 'help VERB' says more: {verbs}
 COMMAND key=value ...  a command of the server; 'COMMAND help' lists the keys, 'call' all commands
-{{"execute": ...}}       raw QMP, over several lines if need be
+{{"execute": ...}}       raw QMP, over several lines if needed
 exit (or Ctrl-D)       leave; the server's own 'quit' ends the server and must be written 'call quit'
 """
 
 
 @VERBS.add("read commands from a terminal or a script", examples=("shell",))
 def shell(connection: Connection, options: Namespace) -> int:
-    """Run lines to the end of the input; the status of the last one that went wrong, else 0."""
+    """Run lines until the end of the input; the status of the last one that failed, else 0."""
     status = DONE
     with _reader(connection) as read:
         while True:
@@ -56,7 +56,7 @@ def run_line(connection: Connection, options: Namespace, line: str, read: Callab
         note(str(error))
     except TimeoutError:
         note("no answer in time")
-    except SystemExit:  # argparse has said what is wrong
+    except SystemExit:  # argparse has reported what is wrong
         pass
     return REFUSED
 
@@ -85,13 +85,13 @@ def _run_verb(connection: Connection, words: list[str]) -> int:
     preset = Namespace(output=connection.output, timeout=connection.client.timeout)
     given = parse(connection.parser, words, preset)
     if given.socket is not None:
-        raise UsageError("the shell stays at its server; leave it to use --socket")
+        raise UsageError("the shell stays with its server; leave it to use --socket")
     with connection.lent(given):
         return connection.verbs[given.verb].function(connection, given)
 
 
 def _run_child(options: Namespace, words: list[str]) -> int:
-    """exec replaces its process, so it gets one of its own."""
+    """exec replaces its process, so run it in another one."""
     import subprocess
 
     given = {"--socket": options.socket, "--timeout": options.timeout, "--wait": options.wait, "-o": options.output}
@@ -117,7 +117,7 @@ def _print_events(connection: Connection) -> None:
 
 @contextmanager
 def _reader(connection: Connection) -> Iterator[Callable[[str], str]]:
-    """Yield what reads a line, given a prompt; EOFError at the end."""
+    """Yield the function that reads a line, given a prompt; EOFError at the end."""
     if not sys.stdin.isatty():
         yield lambda prompt: _line_of_script()
         return
@@ -148,7 +148,7 @@ def _line_of_script() -> str:
 
 
 def history_path() -> str:
-    """Return where the lines typed are kept: below $XDG_STATE_HOME."""
+    """Return the path of the history, below $XDG_STATE_HOME."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return os.path.join(state, "gmemd", "gmemctl-history")
 
