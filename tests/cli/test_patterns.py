@@ -156,7 +156,7 @@ def at_terminal(daemon: Daemon, words: list[str], typed: Callable[[str], bytes])
     if pid == 0:
         argv = command_line("--socket", str(daemon.sock), *words)
         os.execve(argv[0], argv, {**os.environ, "TERM": "dumb", "INPUTRC": "/dev/null",
-                                  "XDG_STATE_HOME": "/nonexistent"})
+                                  "XDG_STATE_HOME": "/dev/null"})
     said, new, end = "", "", time.monotonic() + PATIENCE
     try:
         while time.monotonic() < end:
