@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import os
 import resource
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -269,6 +271,19 @@ async def test_what_is_deleted_meanwhile_is_left_out(live: LiveMachine, number: 
     assert (await gone_during(lambda: swept(live)))[1].unknown == 0
     with pytest.raises(QmpError, match="object 'gone' not found"):
         await gone_during(lambda: status(live, id="gone"))
+
+
+async def test_what_is_deleted_is_forgotten(live: LiveMachine) -> None:
+    """What was measured of an object does not keep it, and another one of its id is unknown."""
+    await add(live, "m")
+    measurer = Measurer(live.gmemd)
+    await measurer.measure([live.gmemd.objects.find("m")], 0)
+    gone = weakref.ref(live.gmemd.objects.find("m"))
+    await live.do("object-del", id="m")
+    gc.collect()
+    assert gone() is None
+    await add(live, "m")
+    assert measurer.last(live.gmemd.objects.find("m")) is None
 
 
 # -- a shortage
