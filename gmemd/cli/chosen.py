@@ -28,10 +28,11 @@ def are_several(options: Namespace) -> bool:
     return len(options.id) != 1 or is_pattern(options.id[0])
 
 
-def for_each(connection: Connection, options: Namespace, do: Callable[[str], object], *, changes: str = "",
-             among: Callable[[], Iterable[str]] | None = None) -> int:
-    """Do something with each selected object; a refusal is explained, and does not stop the others.
+def gather(connection: Connection, options: Namespace, ask: Callable[[str], Any], *, changes: str = "",
+           among: Callable[[], Iterable[str]] | None = None) -> tuple[int, dict[str, Any]]:
+    """Ask about each selected object; return the exit status, and the answers by id, without those that are None.
 
+    A refusal is explained, and does not stop the others.
     `changes`: what is done to them, such as "remove {}"; it needs a yes unless the objects were named one by one.
     `among`: gives the ids that a pattern may match; by default all memory backends.
     """
@@ -41,22 +42,15 @@ def for_each(connection: Connection, options: Namespace, do: Callable[[str], obj
     by_name = not (options.all or any(map(is_pattern, options.id)))
     if changes and ids and not (by_name or connection.dry_run or options.yes or _is_sure(changes, ids)):
         note("nothing was changed")
-        return REFUSED
+        return REFUSED, {}
     status = REFUSED if unmatched else DONE
+    found: dict[str, Any] = {}
     for name in ids:
         try:
-            do(name)
+            found[name] = ask(name)
         except QmpError as error:
             connection.explain(error)
             status = REFUSED
-    return status
-
-
-def gather(connection: Connection, options: Namespace, ask: Callable[[str], Any], **settings: Any
-           ) -> tuple[int, dict[str, Any]]:
-    """The same for queries: the exit status, and the answers by id, without those that are None."""
-    found: dict[str, Any] = {}
-    status = for_each(connection, options, lambda name: found.update({name: ask(name)}), **settings)
     return status, {name: value for name, value in found.items() if value is not None}
 
 

@@ -31,8 +31,8 @@ def pages() -> dict[Path, str]:
 
 def _with_verbs(page: str, parser: argparse.ArgumentParser) -> str:
     """The page with its first table, that of the verbs, generated again."""
-    rows = "".join(f"| `{usage_of(name, sub).replace('|', ' or ')}` | {text} |\n"
-                   for name, (text, sub) in verbs_of(parser).items())
+    rows = "".join(f"| `{usage_of(name, sub).replace('|', ' or ')}` | {sub.description} |\n"
+                   for name, sub in verbs_of(parser).items())
     return re.sub(r"(?<=\n\|---\|---\|\n)(\|.*\n)*", lambda _: rows, page, count=1)
 
 
@@ -44,8 +44,8 @@ def _page(parser: argparse.ArgumentParser, section: int, purpose: str, files: tu
              ".SH DESCRIPTION", _text(parser.description), ".SH OPTIONS", *_options(parser)]
     if name == "gmemctl":
         lines.append(".SH VERBS")
-        for verb, (text, sub) in verbs_of(parser).items():
-            lines += [f".SS {_text(usage_of(verb, sub))}", _text(text) + "."]
+        for verb, sub in verbs_of(parser).items():
+            lines += [f".SS {_text(usage_of(verb, sub))}", _text(sub.description) + "."]
             lines += _options(sub, leave=options_of(parser))
             lines += [".PP", ".nf", *(f"\\fBgmemctl {_text(example)}\\fR" for example in gmemctl.VERBS[verb].examples),
                       ".fi"]

@@ -75,8 +75,8 @@ FD = argument("--fd", type=int, action="append", default=[], metavar="N", help="
 DRY_RUN = argument("--dry-run", action="store_true", help="say what would happen; change nothing")
 
 _COMMON = (  # before or behind the verb, with their defaults
-    (argument("-o", "--output", choices=OUTPUTS,
-              help="tables (default; wide: more columns), ids, or everything for programs"), "table"),
+    (argument("-o", "--output", metavar="FORMAT", choices=OUTPUTS,
+              help="table (default), wide (with more columns), name (only ids), json or yaml"), "table"),
     (argument("--socket", metavar="PATH",
               help="the server's socket (GMEMD_SOCKET), also as unix:PATH with commas doubled"), None),
     (argument("--timeout", metavar="SECONDS", type=seconds,
@@ -128,7 +128,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str],
     elif end < len(words):
         options.exec_command = words[end + 1 :]
     # argparse accepts positional words in one place only: call COMMAND --fd 3 key=value, rm m0 --dry-run m1
-    many = [action.dest for action in verbs_of(parser)[options.verb].parser._actions
+    many = [action.dest for action in verbs_of(parser)[options.verb]._actions
             if not action.option_strings and action.nargs in ("*", "+")]
     if more and (not many or any(word.startswith("-") for word in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)}")
@@ -140,20 +140,10 @@ def parse(parser: argparse.ArgumentParser, words: list[str],
 # -- the contents of a parser
 
 
-class Described(NamedTuple):
-    """A verb in a parser."""
-
-    help: str
-    parser: argparse.ArgumentParser
-
-
-def verbs_of(parser: argparse.ArgumentParser) -> dict[str, Described]:
-    """The parser's verbs by name; empty for a parser without verbs."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
-            return {name: Described(helps[name], sub) for name, sub in action.choices.items()}
-    return {}
+def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the verbs, by name; empty for a parser without verbs."""
+    found = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(found[0]) if found else {}
 
 
 def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:

@@ -19,7 +19,7 @@ def _flags(parser: argparse.ArgumentParser) -> str:
 
 def _with_value(parser: argparse.ArgumentParser) -> str:
     """A pattern of all options that take a value."""
-    parsers = [parser, *(sub for _, sub in verbs_of(parser).values())]
+    parsers = [parser, *verbs_of(parser).values()]
     return "|".join(dict.fromkeys(flag for one in parsers for action in options_of(one) if action.nargs != 0
                                   for flag in action.option_strings))
 
@@ -33,7 +33,7 @@ def _asked(words: Iterable[str]) -> str:
 def _option_values(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
     """Flags of options with known values, as a pattern, and the values."""
     found: dict[str, str] = {}
-    for one in (parser, *(sub for _, sub in verbs_of(parser).values())):
+    for one in (parser, *verbs_of(parser).values()):
         for action in options_of(one):
             values = _asked(values_of(action))
             if values:
@@ -44,7 +44,7 @@ def _option_values(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]
 def _cases(parser: argparse.ArgumentParser, indent: str) -> str:
     """The branches of a shell's case on the verb, which set `known` from the server or the parser."""
     lines = [f"'') known='{_flags(parser)} {' '.join(verbs_of(parser))}' ;;"]
-    for name, (_, sub) in verbs_of(parser).items():
+    for name, sub in verbs_of(parser).items():
         lines.append(f'{name}) known="{" ".join(filter(None, (_flags(sub), _asked(words_of(sub)))))}" ;;')
     return "\n".join(indent + line for line in lines)
 
@@ -107,9 +107,9 @@ def _fish(parser: argparse.ArgumentParser) -> str:
     lines = ["# gmemctl's completion for fish: gmemctl completion fish | source",
              "complete -c gmemctl -f"]
     lines += [_fish_option("", action) for action in options_of(parser)]
-    for name, (text, sub) in verbs_of(parser).items():
+    for name, sub in verbs_of(parser).items():
         condition = f"-n '__fish_seen_subcommand_from {name}' "
-        lines.append(f"complete -c gmemctl -n __fish_use_subcommand -a {name} -d {_quoted(text)}")
+        lines.append(f"complete -c gmemctl -n __fish_use_subcommand -a {name} -d {_quoted(sub.description or '')}")
         lines += [_fish_option(condition, action) for action in options_of(sub)]
         for word in words_of(sub):
             asked = f"'(gmemctl completion {word[1:-1]} 2>/dev/null)'" if word.startswith("<") else word

@@ -68,7 +68,7 @@ class Completion:
 
     def _of_verb(self, before: list[str], word: str) -> list[str]:
         """Complete an option of a verb, an option's value, or what the verb works on."""
-        parser = verbs_of(self._connection.parser)[before[0]].parser
+        parser = verbs_of(self._connection.parser)[before[0]]
         options = {flag: action for action in options_of(parser) for flag in action.option_strings}
         if word.startswith("-"):
             return list(options)

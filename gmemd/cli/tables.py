@@ -13,17 +13,24 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
     numbers: Sequence[str] = ()
 
+    @property
+    def lines(self) -> Sequence[Sequence[str]]:
+        return [self.header, *self.rows] if self.header else self.rows
+
+    @property
+    def widths(self) -> list[int]:
+        return [max(map(len, column)) for column in zip(*self.lines, strict=True)]
+
     def __str__(self) -> str:
         """Return lines of columns two blanks apart."""
-        lines = [self.header, *self.rows] if self.header else self.rows
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        widths = self.widths
         right = [name in self.numbers for name in self.header] or [False] * len(widths)
         return "\n".join(
             "  ".join(
                 cell.rjust(width) if to_right else cell.ljust(width)
                 for cell, width, to_right in zip(line, widths, right, strict=True)
             ).rstrip()
-            for line in lines
+            for line in self.lines
         )
 
 

@@ -24,6 +24,7 @@ from gmemd.cli.tables import Table
 
 STYLES: Final = {"NO": "bold red", "BAD": "bold red", "note": "yellow", "yes": "green", "ok": "green"}  # by cell
 _BAR_WIDTH: Final = 20
+_WRAPPED: Final = 20  # columns of the screen; what is narrower is not wrapped
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -33,7 +34,12 @@ def _console(*, stderr: bool = False) -> Console:
 
 def print_table(table: Table) -> None:
     """Print a table to standard output; what does not fit is wrapped, nothing is left out."""
-    _console().print(_rich(table.header, table.rows, table.numbers))
+    *widths, last = table.widths
+    console = _console()
+    if sum(width + 2 for width in widths) + min(last, _WRAPPED) > console.width:
+        print(table)
+    else:
+        console.print(_rich(table.header, table.rows, table.numbers))
 
 
 def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:

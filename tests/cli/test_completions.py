@@ -59,7 +59,9 @@ def completed(shared: Daemon, tmp_path: Path, *words: str) -> list[str]:
     (("rm", "comp"), ["comp0", "comp1"]), (("convert", "comp0", "pri"), ["private"]),
     (("rm", "--dry"), ["--dry-run"]), (("call", "query-nam"), ["query-name"]),
     (("completion", "f"), ["fish"]), (("exec", "comp0", "--", "com"), []), (("jobs", "--cancel", "compj"), ["compjob"]),
-    (("events", "MEMDEV_OR"), ["MEMDEV_ORPHANED"]),
+    (("events", "MEMDEV_OR"), ["MEMDEV_ORPHANED"]), (("ls", "--type", "memf"), ["memfd"]),
+    (("help", "ran"), ["ranges"]), (("ls", "--sort", "re"), ["resident"]),
+    (("convert", "comp0", "comp1", "sha"), ["shared"]),
 ])
 def test_bash_completes(shared: Daemon, client: Client, tmp_path: Path, words: tuple[str, ...],
                         offered: list[str]) -> None:
@@ -84,7 +86,7 @@ def test_what_verbs_take_is_offered(verb: str, client: Client) -> None:
     client.execute("object-add", {"qom-type": "memory-backend-ram", "id": "one", "size": 4096})
     names = Connection(lambda: client, VERBS).names
     shell = Completion(Connection(lambda: client, VERBS))
-    _, parser = verbs_of(make_parser(VERBS))[verb]
+    parser = verbs_of(make_parser(VERBS))[verb]
     [branch] = [line for line in completion("bash").splitlines() if line.strip().startswith(f"{verb}) known=")]
     for action in parser._actions:
         if action.nargs == 0:

@@ -76,6 +76,13 @@ def test_a_table_has_colours(terminal: Terminal) -> None:
     assert sorted(plain.split()) == sorted(_plain(screen).split())
 
 
+def test_a_wide_table_loses_nothing(terminal: Terminal) -> None:
+    """What is wider than the screen goes on in the next line, as in a pipe."""
+    screen = _plain(terminal("ls", "-o", "wide"))
+    assert len(max(screen.splitlines(), key=len)) > 100  # tmux joins what it has wrapped
+    assert re.search(r"ram0 +memfd +memfd +simulated .* vmm-crash,client-disconnect", screen)
+
+
 def test_no_colours_where_they_are_not_wanted(terminal: Terminal) -> None:
     """NO_COLOR (no-color.org), a terminal that has none, and a pipe."""
     for before, after in (("env NO_COLOR=1", ""), ("env TERM=dumb", ""), ("", "| cat")):

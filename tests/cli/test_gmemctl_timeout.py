@@ -127,7 +127,7 @@ def test_a_place_that_becomes_free_is_taken(tmp_path: Path) -> None:
 
 def words_of(verb: str) -> list[str]:
     """A right command line of a verb."""
-    _, parser = verbs_of(make_parser(VERBS))[verb]
+    parser = verbs_of(make_parser(VERBS))[verb]
     given = []
     for action in parser._actions:
         if not action.option_strings and (action.nargs != "*" or action.dest == "id"):

@@ -55,7 +55,7 @@ def help_(connection: Connection, options: Namespace) -> int:
     if options.about is None:
         connection.parser.print_help()
     elif options.about in connection.verbs:
-        verbs_of(connection.parser)[options.about].parser.print_help()
+        verbs_of(connection.parser)[options.about].print_help()
     else:
         from gmemd.cli.hints import nearest
 

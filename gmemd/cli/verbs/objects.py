@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from gmemd.cli import render
-from gmemd.cli.chosen import are_several, for_each, report, statuses
+from gmemd.cli.chosen import are_several, gather, report, statuses
 from gmemd.cli.connection import DONE, Connection, note, note_lost, short_type
 from gmemd.cli.hints import few
 from gmemd.cli.parser import DRY_RUN, IDS, YES, Verbs, argument
@@ -158,8 +158,9 @@ def create(connection: Connection, options: Namespace) -> int:
 
 @VERBS.add("remove objects", *IDS, YES, DRY_RUN, examples=("rm ram0 ram1", "rm 'vm0*' --dry-run", "rm --all --yes"))
 def rm(connection: Connection, options: Namespace) -> int:
-    return for_each(connection, options, lambda name: connection.change("object-del", {"id": name}),
-                    changes="remove {}", among=partial(connection.names, "ids"))
+    status, _ = gather(connection, options, lambda name: connection.change("object-del", {"id": name}),
+                       changes="remove {}", among=partial(connection.names, "ids"))
+    return status
 
 
 @VERBS.add("fetch objects' descriptors and show what they are", *IDS, examples=("get-fd ram0",))
