@@ -201,10 +201,8 @@ class HostMemoryBackend(Piece):
             return []
         for enforcer in self.enforcers:
             self.drop(enforcer)
-        pieces, self.aside = self.pieces(), None
-        fds = [piece.fd for piece in pieces if piece.fd >= 0]
-        for piece in pieces:
-            piece.fd = -1
+        fds = [piece.fd for piece in self.pieces() if piece.fd >= 0]
+        self.fd, self.aside = -1, None
         return fds
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
@@ -59,28 +59,31 @@ class Judged(Exception):
 class Change:
     """One change. As a command's result: its `value` is acknowledged once `settled` says that it is durable."""
 
-    __slots__ = ("_claimed", "_done", "_notes", "_reserved", "_settler", "_undo", "ending", "error", "operations",
-                 "trial", "value")
+    # What few changes have is on the class.
+    _claimed: tuple[tuple[HostMemoryBackend, str], ...] = ()
+    _done: tuple[Step, ...] = ()
+    _notes: tuple[Callable[[], Operation], ...] = ()  # what custody is to do
+    _reserved = 0  # places in custody that are held
+    operations: Sequence[Operation] = ()  # what it was given to do
+    value: Any = None
+    error: QmpError | None = None  # why it could not be made durable; it is undone then
+    ending: Ending = None  # what the last step still waits for
+    trial = False  # it is to be judged only
 
-    def __init__(self, settler: Settler, *, trial: bool = False) -> None:
+    def __init__(self, settler: Settler) -> None:
         self._settler = settler
-        self._claimed: list[tuple[HostMemoryBackend, str]] = []
         self._undo: list[Step] = []
-        self._done: list[Step] = []
-        self._notes: list[Callable[[], Operation]] = []  # what custody is to do
-        self._reserved = 0  # places in custody that are held
-        self.operations: list[Operation] = []  # what it was given to do
-        self.value: Any = None
-        self.error: QmpError | None = None  # why it could not be made durable; it is undone then
-        self.ending: Ending = None  # what the last step still waits for
-        self.trial = trial  # it is to be judged only
+        self.undo: Callable[[Step], None] = self._undo.append  # register how what comes next, or was done, is undone
 
     # -- deciding --------------------------------------------------------------------------------
 
-    def judged(self, effect: Callable[[], Any] | None = None, *, whole: bool = True) -> None:
-        """All that can be refused is; a trial ends here. `effect` gives the sentence behind "would"."""
+    def judged(self, effect: str | Coroutine[Any, Any, str] | None = None, *, whole: bool = True) -> None:
+        """All that can be refused is: a trial ends here.
+
+        effect: what a trial is told, for which alone it is to be made: the sentence behind "would", or a coroutine.
+        """
         if self.trial:
-            raise Judged(_UNTOLD, whole=False) if effect is None else Judged(effect(), whole=whole)
+            raise Judged(_UNTOLD, whole=False) if effect is None else Judged(effect, whole=whole)
 
     def claim(self, backend: HostMemoryBackend, doing: str, *, shared: bool = False) -> None:
         """Keep others from changing an object until this change has ended; QmpError says who has it.
@@ -88,35 +91,33 @@ class Change:
         shared: others may claim it likewise, for work that only reads.
         """
         backend.claim(doing, shared=shared)
-        self._claimed.append((backend, doing))
+        self._claimed += ((backend, doing),)
 
     def release(self, backend: HostMemoryBackend) -> None:
         """End the claim on an object early."""
-        for claim in [claim for claim in self._claimed if claim[0] is backend]:
-            self._claimed.remove(claim)
-            close_beside(backend.unclaim(claim[1]))
+        for _, doing in [claim for claim in self._claimed if claim[0] is backend]:
+            close_beside(backend.unclaim(doing))
+        self._claimed = tuple(claim for claim in self._claimed if claim[0] is not backend)
 
     def reserve(self) -> None:
         """Hold room in custody for one more piece until `keep`; QmpError if there is none."""
-        self._settler.custody.reserve()
-        self._reserved += 1
+        custody = self._settler.custody
+        if custody.keeps:
+            custody.reserve()
+            self._reserved += 1
 
     # -- acting ----------------------------------------------------------------------------------
 
-    def undo(self, step: Step) -> None:
-        """Register how what comes next, or was just done, is undone."""
-        self._undo.append(step)
-
     def done(self, step: Step) -> None:
         """Register what is done once all is durable."""
-        self._done.append(step)
+        self._done += (step,)
 
     def keep(self, piece: Piece, *, again: Again | None = None) -> None:
         """Give a piece to custody, using up a reservation; `again` as of Custody.add."""
         custody = self._settler.custody
         if custody.keeps:
             self._record(piece, record_of(piece, self._settler.kernel))
-            self._notes.append(partial(self._add, piece, again))
+            self._notes += (partial(self._add, piece, again),)
 
     def keep_stored(self, piece: Piece, name: str) -> None:
         """The same for what the service manager has already, by the name that it has there."""
@@ -128,14 +129,14 @@ class Change:
             record.fd_name, record.st_size = name, status.st_size
             record.st_dev, record.st_ino = status.st_dev, status.st_ino
             self._record(piece, record)
-            self._notes.append(partial(custody.add, record))
+            self._notes += (partial(custody.add, record),)
 
     def rewrite(self, backend: HostMemoryBackend) -> None:
         """Have what is written about an object, if it is, follow its properties, visibility and lease."""
         custody = self._settler.custody
         if custody.keeps and backend.record is not None:
             self._record(backend, updated(backend))
-            self._notes.append(partial(custody.update, backend.record))
+            self._notes += (partial(custody.update, backend.record),)
 
     def forget(self, piece: Piece) -> None:
         """Take a piece, if it is kept, out of custody."""
@@ -147,13 +148,13 @@ class Change:
         """Take what a record describes, whether it came back or not, out of custody."""
         custody = self._settler.custody
         assert custody.keeps
-        self._notes.append(partial(custody.remove, record))
+        self._notes += (partial(custody.remove, record),)
 
     def let_go(self, name: str) -> None:
         """Take what has no record out of the service manager's store, by its name there."""
         custody = self._settler.custody
         if custody.keeps:
-            self._notes.append(partial(custody.give_up, name))
+            self._notes += (partial(custody.give_up, name),)
 
     def _record(self, piece: Piece, record: Record | None) -> None:
         before, piece.record = piece.record, record
@@ -184,8 +185,11 @@ class Change:
                 return self._reply(value, self.settled())
             self.value = value
             return self
-        ending = self.finish()
-        return value if ending is None else _after(ending, value)
+        if self._done or self._reserved:
+            ending = self.finish()
+            if ending is not None:
+                return _after(ending, value)
+        return value
 
     def refuse(self, error: BaseException) -> Coroutine[Any, Any, None]:
         """Undo all after an error: raise it, now or, where undoing takes long, from the coroutine."""
@@ -208,7 +212,7 @@ class Change:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def tell() -> None:
-            self.operations = []
+            self.operations = ()
             if not done.done():
                 done.set_result(None) if self.error is None else done.set_exception(self.error)
 
@@ -248,55 +252,59 @@ class Change:
     def hand_over(self) -> Change:
         """All this as another change, for work that goes on after the reply; this one is empty then."""
         other = Change(self._settler)
-        for name in ("_claimed", "_undo", "_done", "_notes", "_reserved"):
-            mine, theirs = getattr(self, name), getattr(other, name)
-            setattr(other, name, mine)
-            setattr(self, name, theirs)
+        other.__dict__, self.__dict__ = self.__dict__, other.__dict__
         return other
 
     def finish(self) -> Ending:
         """All is durable: take the last steps, and what was done is no longer undone."""
-        steps, self._done, self._undo = self._done, [], []
-        return self._take(steps)
+        steps, self._done = self._done, ()
+        self._undo.clear()
+        if self._reserved:
+            self._give_back()
+        return in_order(steps) if steps else None
 
     def revert(self) -> Ending:
         """Undo all, the last step first."""
-        steps, self._done, self._undo, self._notes = self._undo[::-1], [], [], []
-        return self._take(steps)
+        steps, self._done, self._notes = self._undo[::-1], (), ()
+        self._undo.clear()
+        self._give_back()
+        return in_order(steps)
 
     def unclaim(self) -> None:
         """End all claims."""
-        for backend, doing in self._claimed:
+        claimed, self._claimed = self._claimed, ()
+        for backend, doing in claimed:
             close_beside(backend.unclaim(doing))
-        self._claimed = []
 
-    def _take(self, steps: list[Step]) -> Ending:
-        if self._reserved:
-            for _ in range(self._reserved):
-                self._settler.custody.release()
-            self._reserved = 0
-        return in_order(iter(steps))
+    def _give_back(self) -> None:
+        while self._reserved:
+            self._settler.custody.release()
+            self._reserved -= 1
 
     def _note(self) -> None:
         """Give custody all that it is to do, or nothing."""
-        notes, self._notes = self._notes, []
+        notes, self._notes = self._notes, ()
+        noted: list[Operation] = []
         try:
             for note in notes:
-                self.operations.append(note())
+                noted.append(note())
         except BaseException:
-            for operation in reversed(self.operations):
+            for operation in reversed(noted):
                 self._settler.custody.withdraw(operation)
-            self.operations = []
             raise
+        self.operations = noted
 
 
-def begun(settler: Settler, function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a changing function, which is given a change behind its arguments, as of Change.conclude."""
-    change = Change(settler)
-    try:
-        return change.conclude(function(*arguments, change))
-    except BaseException as exc:
-        return change.refuse(exc)
+def changing(settler: Settler, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that gives its result, for one that is given a change behind its arguments."""
+    def run(gmemd: Any, caller: Any, arguments: dict[str, Any]) -> Any:
+        change = Change(settler)
+        try:
+            return change.conclude(function(gmemd, caller, arguments, change))
+        except BaseException as exc:
+            return change.refuse(exc)
+
+    return run
 
 
 async def completed(result: Any) -> Any:

@@ -21,7 +21,7 @@ from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
 class Unsettled(Protocol):
     """A change, as far as it is settled here."""
 
-    operations: list[Operation]
+    operations: Sequence[Operation]
     error: QmpError | None  # set when it was undone
     ending: Ending  # what the last step still waits for
 

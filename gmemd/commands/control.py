@@ -55,8 +55,8 @@ def query_yank(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[
 
 
 def quit(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
-    change.judged(lambda: f"end gmemd; of {len(gmemd.objects)} objects "
-                          f"{sum(backend.record is not None for backend in gmemd.objects)} come back with the next one")
+    kept = sum(backend.record is not None for backend in gmemd.objects)
+    change.judged(f"end gmemd; of {len(gmemd.objects)} objects {kept} come back with the next one")
     gmemd.shutdown("host-qmp-quit")
     return {}
 

@@ -27,14 +27,11 @@ _AT_ONCE = 8 << 20  # bytes that may be copied or given back on the event loop
 def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     backend, offset, size = part(gmemd, arguments)
     visibility, to = visibility_of(backend), arguments["to"]
-
-    def effect() -> str:
+    if change.trial:
         changed = sum(length for _, length, state in visibility.ranges(offset, size)
                       if (state is PRIVATE) != (to == "private"))
         content = "keep their content" if arguments["preserve"] else "read as zero"
-        return f"make {changed} of {size} bytes of '{backend.id}' {to}; they would {content}"
-
-    change.judged(effect, whole=False)
+        change.judged(f"make {changed} of {size} bytes of '{backend.id}' {to}; they would {content}", whole=False)
     preserves = arguments["preserve"] and to == "private"
     begins_store = preserves and backend.record is not None and backend.aside is None
     if size > _AT_ONCE or begins_store:
@@ -152,8 +149,9 @@ def describe_ranges(gmemd: Gmemd, backend: HostMemoryBackend, offset: int,
 
 def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     backend, offset, size = part(gmemd, arguments)
-    change.judged(lambda: with_resident(gmemd, backend, offset, size, lambda resident: (
-        f"give back {resident} of {size} bytes of '{backend.id}', which then read as zero")))
+    if change.trial:
+        change.judged(with_resident(gmemd, backend, offset, size, (
+            f"give back {{}} of {size} bytes of '{backend.id}', which then read as zero")))
     if size > _AT_ONCE or backend.on_file:
         change.claim(backend, "a part of it is being discarded")
         return _discard_slowly(gmemd, backend, offset, size)

@@ -8,7 +8,7 @@ from functools import partial
 from types import CoroutineType, ModuleType
 from typing import Any
 
-from gmemd.changes.change import begun, completed
+from gmemd.changes.change import changing, completed
 from gmemd.changes.threads import in_thread
 from gmemd.commands import (
     accounting,
@@ -53,7 +53,7 @@ class Dispatcher:
         for name, command in gmemd.schema.commands.items():
             functions[name] = command, effect if name == "query-command-effect" else find_function(name, modules)
         # What changes something is given a change.
-        self._commands = {name: (command, function if command.reads_only else partial(begun, gmemd.settler, function))
+        self._commands = {name: (command, function if command.reads_only else changing(gmemd.settler, function))
                           for name, (command, function) in functions.items()}
         # The same without those that the policy forbids: what a plain request needs no further question for.
         self._allowed = {name: entry for name, entry in self._commands.items() if not entry[0].is_forbidden}

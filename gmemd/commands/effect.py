@@ -30,7 +30,8 @@ def foretell(commands: Mapping[str, tuple[Command, Function]], gmemd: Gmemd, cal
 
 def _judged(function: Function, gmemd: Gmemd, caller: Caller, complete: dict[str, Any]) -> Any:
     """Run a changing command up to where it would act."""
-    trial = Change(gmemd.settler, trial=True)
+    trial = Change(gmemd.settler)
+    trial.trial = True
     try:
         result = function(gmemd, caller, complete, trial)
         assert type(result) is CoroutineType, "a changing command that does not say when it acts"

@@ -37,14 +37,14 @@ def query_jobs(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
 
 def job_cancel(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     job = gmemd.jobs.find(arguments["id"])
-    change.judged(lambda: f"cancel the job '{job.id}', which is {job.status}", whole=False)
+    change.judged(f"cancel the job '{job.id}', which is {job.status}", whole=False)
     job.cancel()
     return {}
 
 
 def job_dismiss(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     job = gmemd.jobs.find(arguments["id"])
-    change.judged(lambda: f"dismiss the job '{job.id}', which is {job.status}", whole=False)
+    change.judged(f"dismiss the job '{job.id}', which is {job.status}", whole=False)
     gmemd.jobs.dismiss(job.id)
     return {}
 

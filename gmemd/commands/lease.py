@@ -9,11 +9,11 @@ import asyncio
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.changes.change import Change, WithFds, begun, completed
+from gmemd.changes.change import Change, WithFds, changing, completed
 from gmemd.changes.threads import close_copies
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
-from gmemd.commands.memdev import delete
+from gmemd.commands.memdev import object_del
 from gmemd.commands.status import describe_memory
 from gmemd.errors import QmpError, os_errors
 from gmemd.memory.lease import Lease
@@ -169,7 +169,7 @@ async def _delete(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> Non
         _later(gmemd, backend, lease, _BUSY_AGAIN)
         return
     try:
-        await completed(begun(gmemd.settler, delete, gmemd, backend.id))
+        await completed(changing(gmemd.settler, object_del)(gmemd, None, {"id": backend.id}))
     except QmpError:  # custody's, which has said it: the object stays, and its time begins anew
         _later(gmemd, backend, lease, max(_BUSY_AGAIN, lease.delete_after))
         return

@@ -215,12 +215,12 @@ async def _here(backends: Iterable[HostMemoryBackend], measure: Callable[[Item],
 
 
 async def with_resident(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int,
-                        sentence: Callable[[str], str]) -> str:
-    """The sentence with how many bytes of a part of an object are in memory."""
+                        sentence: str) -> str:
+    """A sentence, put together for str.format, with how many bytes of a part of an object are in memory."""
     def resident(item: Item) -> int | None:
         return occupied(gmemd.kernel, item._replace(offset=item.offset + offset, size=size, aside_fd=-1))
 
     async for found in measured(gmemd, [backend], resident):
         for _, count in found:
-            return sentence("an unknown number of" if count is None else str(count))
+            return sentence.format("an unknown number of" if count is None else count)
     raise QmpError(f"object '{backend.id}' not found")

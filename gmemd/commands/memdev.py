@@ -44,7 +44,8 @@ def _add_context(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> Any
     check_cpus(arguments)
     gmemd.objects.reserve(object_id)
     change.undo(partial(gmemd.objects.release, object_id))
-    change.judged(lambda: f"make the thread context '{object_id}', gone when gmemd ends", whole=False)
+    if change.trial:
+        change.judged(f"make the thread context '{object_id}', gone when gmemd ends", whole=False)
 
     async def work() -> dict[str, Any]:
         gmemd.objects.add_context(ThreadContext(object_id, await usable_cpus(arguments)))
@@ -57,7 +58,7 @@ def _try(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
     """Make memory and give it back, where that leaves no trace; what was injected is not for a trial."""
     kept = "kept over restarts of gmemd" if gmemd.custody.keeps else "gone when gmemd ends"
     if not backend.on_trial or gmemd.lab is not None:
-        change.judged(lambda: f"make '{backend.id}' of {backend.size} bytes, {kept}", whole=False)
+        change.judged(f"make '{backend.id}' of {backend.size} bytes, {kept}", whole=False)
     change.undo(backend.close)
     backend.allocate(gmemd.kernel)
     backend.finish(gmemd.kernel)
@@ -67,7 +68,7 @@ def _try(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
             gmemd.kernel.check_headroom(backend.memory_size, backend.fd)
         except OSError as exc:
             raise QmpError(f"qemu_prealloc_mem: preallocating memory failed: {os.strerror(exc.errno or 0)}") from exc
-    change.judged(lambda: f"make '{backend.id}', {backend.memory_size} bytes of {backend.kind}, {kept}",
+    change.judged(f"make '{backend.id}', {backend.memory_size} bytes of {backend.kind}, {kept}",
                   whole=not populates)
 
 
@@ -130,19 +131,22 @@ def delete(gmemd: Gmemd, object_id: str, change: Change) -> dict[str, Any]:
     if object_id in gmemd.lost:
         _forget(gmemd, object_id, change)
     elif object_id in gmemd.objects.contexts:
-        change.judged(lambda: f"delete the thread context '{object_id}'")
+        if change.trial:
+            change.judged(f"delete the thread context '{object_id}'")
         gmemd.objects.remove_context(object_id)
     else:
         backend = gmemd.objects.find(object_id)
         backend.check_idle()
-        change.judged(lambda: with_resident(gmemd, backend, 0, backend.memory_size, lambda resident: (
-            f"delete '{object_id}' with {resident} bytes in memory; its descriptor was handed out "
-            f"{backend.handed_out} times, and who still has it keeps the memory")))
-        for piece in backend.pieces():
-            change.forget(piece)
+        if change.trial:
+            change.judged(with_resident(gmemd, backend, 0, backend.memory_size, (
+                f"delete '{object_id}' with {{}} bytes in memory; its descriptor was handed out "
+                f"{backend.handed_out} times, and who still has it keeps the memory")))
+        if backend.record is not None:
+            for piece in backend.pieces():
+                change.forget(piece)
         gmemd.objects.remove(object_id)
-        change.undo(lambda: gmemd.objects.restore([backend]))
-        change.done(lambda: _let_go(gmemd, backend))
+        change.undo(partial(gmemd.objects.restore, [backend]))
+        change.done(partial(_let_go, gmemd, backend))
     return {}
 
 
@@ -159,7 +163,8 @@ def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | 
 def _forget(gmemd: Gmemd, object_id: str, change: Change) -> None:
     """Delete what is left of a lost object: its record."""
     record = gmemd.lost[object_id]
-    change.judged(lambda: f"delete what is left of '{object_id}', which is lost")
+    if change.trial:
+        change.judged(f"delete what is left of '{object_id}', which is lost")
     change.drop(record)
     del gmemd.lost[object_id]
     gmemd.objects.lose(object_id, lost=False)

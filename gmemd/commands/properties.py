@@ -23,8 +23,9 @@ def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Cha
         return node.set(name, value, change.judged)
     backend.check_idle()
     value = judge_value(gmemd, backend, name, value)
-    change.judged(lambda: f"change '{name}' of '{backend.id}' from {backend.get(name)!r} to {value!r}",
-                  whole=name != "prealloc")
+    if change.trial:
+        change.judged(f"change '{name}' of '{backend.id}' from {backend.get(name)!r} to {value!r}",
+                      whole=name != "prealloc")
     if name == "prealloc" and value and not backend.properties["prealloc"]:
         change.claim(backend, "it is being populated")
         return _preallocate(gmemd, backend, change)

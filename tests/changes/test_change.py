@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from gmemd.changes.change import Change, Judged, WithFds, begun, completed
+from gmemd.changes.change import Change, Judged, WithFds, changing, completed
 from gmemd.errors import QmpError
 from gmemd.persist.custody import Custody
 from gmemd.persist.fdstore import FdStore
@@ -74,6 +74,11 @@ def steps(change: Change, said: list[str], *names: str) -> None:
         change.done(lambda name=name: said.append(f"done {name}"))  # type: ignore[misc]
 
 
+def run(machine: LiveMachine, command: Callable[[Change], Any]) -> Any:
+    """The result of a command that needs nothing but its change."""
+    return changing(machine.gmemd.settler, lambda gmemd, caller, arguments, change: command(change))(None, None, {})
+
+
 def never(change: Change) -> None:
     raise QmpError("refused")
 
@@ -96,7 +101,7 @@ def test_a_refusal_undoes_the_last_step_first() -> None:
         raise QmpError("refused")
 
     with pytest.raises(QmpError, match="refused"):
-        begun(machine.gmemd.settler, command)
+        run(machine, command)
     assert said == ["undo two", "undo one"]
     machine.gmemd.close()
 
@@ -108,7 +113,7 @@ def test_nobody_keeps_settles_at_once() -> None:
         steps(change, said, "one", "two")
         return {"value": 1}
 
-    assert begun(machine.gmemd.settler, command) == {"value": 1}
+    assert run(machine, command) == {"value": 1}
     assert said == ["done one", "done two"]
     machine.gmemd.close()
 
@@ -124,7 +129,7 @@ async def test_a_step_waits_for_the_one_before(live: LiveMachine) -> None:
         raise QmpError("refused")
 
     with pytest.raises(QmpError, match="refused"):
-        await completed(begun(live.gmemd.settler, command))
+        await completed(run(live, command))
     assert said == ["undo three", "undo slowly", "undo one"]
 
 
@@ -138,7 +143,7 @@ async def test_a_step_that_fails_holds_up_no_other(live: LiveMachine) -> None:
         raise QmpError("refused")
 
     with pytest.raises(QmpError, match="refused"):
-        begun(live.gmemd.settler, command)
+        run(live, command)
     assert said == ["undo three", "undo one"]
 
 
@@ -152,7 +157,7 @@ async def test_acknowledged_when_durable(kept: Kept) -> None:
         change.rewrite(kept.gmemd.objects.find("g"))
         return {}
 
-    result = begun(kept.gmemd.settler, command)
+    result = run(kept, command)
     assert (type(result), said) == (Change, [])
     assert await completed(result) == {}
     assert said == ["done one"]
@@ -181,7 +186,7 @@ async def test_a_flush_that_fails_undoes_it(kept: Kept, long: bool) -> None:
 
     kept.cut_off()
     with pytest.raises(QmpError):
-        await completed(begun(kept.gmemd.settler, command))
+        await completed(run(kept, command))
     assert said == ["undo two", "undo one"]
     assert backend.record is before
 
@@ -202,7 +207,7 @@ async def test_what_was_settled_stays(kept: Kept) -> None:
         return work()
 
     with pytest.raises(QmpError, match="refused"):
-        await completed(begun(kept.gmemd.settler, command))
+        await completed(run(kept, command))
     assert said == ["done one", "undo two"]
 
 
@@ -222,7 +227,7 @@ async def test_custody_is_given_all_or_nothing(kept: Kept) -> None:
 
     fd = os.dup(backend.fd)
     with pytest.raises(QmpError, match="Bad file descriptor"):
-        begun(kept.gmemd.settler, command)
+        run(kept, command)
     os.dup2(fd, backend.fd)
     os.close(fd)
     assert not kept.gmemd.custody.dirty
@@ -238,8 +243,8 @@ async def test_no_room_is_left_reserved(kept: Kept) -> None:
     before = kept.gmemd.custody.room
     for _ in range(3):
         with pytest.raises(QmpError, match="refused"):
-            begun(kept.gmemd.settler, command)
-    begun(kept.gmemd.settler, lambda change: change.reserve())
+            run(kept, command)
+    run(kept, lambda change: change.reserve())
     assert kept.gmemd.custody.room == before
 
 
@@ -297,9 +302,10 @@ async def test_a_claim_goes_on_with_the_job(live: LiveMachine) -> None:
 
 def test_a_trial_ends_where_it_would_act() -> None:
     machine = LiveMachine()
-    change = Change(machine.gmemd.settler, trial=True)
+    change = Change(machine.gmemd.settler)
+    change.trial = True
     with pytest.raises(Judged) as caught:
-        change.judged(lambda: "do it")
+        change.judged("do it")
     assert (caught.value.effect, caught.value.whole) == ("do it", True)
-    Change(machine.gmemd.settler).judged(lambda: never(change))  # nobody asks
+    Change(machine.gmemd.settler).judged("do it")
     machine.gmemd.close()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any
 
-from gmemd.changes.change import Change, begun
+from gmemd.changes.change import Change, changing
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.emulator.commands import memory, runstate, system
 from gmemd.emulator.tree import machine_of
@@ -111,7 +111,7 @@ def _balloon(gmemd: Gmemd, caller: Caller) -> list[str]:
 def _as_qmp(command: Callable[[Gmemd, Caller, dict[str, Any], Change], Any]) -> Callable[[Gmemd, Caller], list[str]]:
     """A command without arguments and output, as over QMP."""
     def run(gmemd: Gmemd, caller: Caller) -> list[str]:
-        result = begun(gmemd.settler, command, gmemd, caller, {})
+        result = changing(gmemd.settler, command)(gmemd, caller, {})
         if isinstance(result, CoroutineType):
             gmemd.spawn(result)
         return []
