@@ -60,7 +60,9 @@ class Change:
     """One change. As a command's result: its `value` is acknowledged once `settled` says that it is durable."""
 
     # What few changes have is on the class.
+    pending = False  # there is something to be done when it is concluded
     _claimed: tuple[tuple[HostMemoryBackend, str], ...] = ()
+    _undo: tuple[Step, ...] = ()
     _done: tuple[Step, ...] = ()
     _notes: tuple[Callable[[], Operation], ...] = ()  # what custody is to do
     _reserved = 0  # places in custody that are held
@@ -72,8 +74,6 @@ class Change:
 
     def __init__(self, settler: Settler) -> None:
         self._settler = settler
-        self._undo: list[Step] = []
-        self.undo: Callable[[Step], None] = self._undo.append  # register how what comes next, or was done, is undone
 
     # -- deciding --------------------------------------------------------------------------------
 
@@ -92,6 +92,7 @@ class Change:
         """
         backend.claim(doing, shared=shared)
         self._claimed += ((backend, doing),)
+        self.pending = True
 
     def release(self, backend: HostMemoryBackend) -> None:
         """End the claim on an object early."""
@@ -105,19 +106,25 @@ class Change:
         if custody.keeps:
             custody.reserve()
             self._reserved += 1
+            self.pending = True
 
     # -- acting ----------------------------------------------------------------------------------
+
+    def undo(self, step: Step) -> None:
+        """Register how what comes next, or was just done, is undone."""
+        self._undo += (step,)
 
     def done(self, step: Step) -> None:
         """Register what is done once all is durable."""
         self._done += (step,)
+        self.pending = True
 
     def keep(self, piece: Piece, *, again: Again | None = None) -> None:
         """Give a piece to custody, using up a reservation; `again` as of Custody.add."""
         custody = self._settler.custody
         if custody.keeps:
             self._record(piece, record_of(piece, self._settler.kernel))
-            self._notes += (partial(self._add, piece, again),)
+            self._note(partial(self._add, piece, again))
 
     def keep_stored(self, piece: Piece, name: str) -> None:
         """The same for what the service manager has already, by the name that it has there."""
@@ -129,14 +136,14 @@ class Change:
             record.fd_name, record.st_size = name, status.st_size
             record.st_dev, record.st_ino = status.st_dev, status.st_ino
             self._record(piece, record)
-            self._notes += (partial(custody.add, record),)
+            self._note(partial(custody.add, record))
 
     def rewrite(self, backend: HostMemoryBackend) -> None:
         """Have what is written about an object, if it is, follow its properties, visibility and lease."""
         custody = self._settler.custody
         if custody.keeps and backend.record is not None:
             self._record(backend, updated(backend))
-            self._notes += (partial(custody.update, backend.record),)
+            self._note(partial(custody.update, backend.record))
 
     def forget(self, piece: Piece) -> None:
         """Take a piece, if it is kept, out of custody."""
@@ -148,13 +155,17 @@ class Change:
         """Take what a record describes, whether it came back or not, out of custody."""
         custody = self._settler.custody
         assert custody.keeps
-        self._notes += (partial(custody.remove, record),)
+        self._note(partial(custody.remove, record))
 
     def let_go(self, name: str) -> None:
         """Take what has no record out of the service manager's store, by its name there."""
         custody = self._settler.custody
         if custody.keeps:
-            self._notes += (partial(custody.give_up, name),)
+            self._note(partial(custody.give_up, name))
+
+    def _note(self, note: Callable[[], Operation]) -> None:
+        self._notes += (note,)
+        self.pending = True
 
     def _record(self, piece: Piece, record: Record | None) -> None:
         before, piece.record = piece.record, record
@@ -162,7 +173,7 @@ class Change:
         def undo() -> None:
             piece.record = before
 
-        self._undo.append(undo)
+        self.undo(undo)
 
     def _add(self, piece: Piece, again: Again | None) -> Operation:
         custody = self._settler.custody
@@ -180,16 +191,15 @@ class Change:
             return self._carry(value)
         assert not self._claimed, "what is claimed would be free before it is durable"
         if self._notes:
-            self._note()
+            self._give()
             if type(value) is WithFds:
                 return self._reply(value, self.settled())
             self.value = value
             return self
-        if self._done or self._reserved:
-            ending = self.finish()
-            if ending is not None:
-                return _after(ending, value)
-        return value
+        if self._reserved:
+            self._give_back()
+        ending = in_order(self._done)
+        return value if ending is None else _after(ending, value)
 
     def refuse(self, error: BaseException) -> Coroutine[Any, Any, None]:
         """Undo all after an error: raise it, now or, where undoing takes long, from the coroutine."""
@@ -201,7 +211,7 @@ class Change:
 
     async def settle(self) -> None:
         """Have what was done so far made durable, after which it is no longer undone; QmpError if it could not be."""
-        self._note()
+        self._give()
         await self.settled()
 
     def settled(self) -> asyncio.Future[None]:
@@ -257,16 +267,13 @@ class Change:
 
     def finish(self) -> Ending:
         """All is durable: take the last steps, and what was done is no longer undone."""
-        steps, self._done = self._done, ()
-        self._undo.clear()
-        if self._reserved:
-            self._give_back()
-        return in_order(steps) if steps else None
+        steps, self._done, self._undo = self._done, (), ()
+        self._give_back()
+        return in_order(steps)
 
     def revert(self) -> Ending:
         """Undo all, the last step first."""
-        steps, self._done, self._notes = self._undo[::-1], (), ()
-        self._undo.clear()
+        steps, self._done, self._undo, self._notes = self._undo[::-1], (), (), ()
         self._give_back()
         return in_order(steps)
 
@@ -281,7 +288,7 @@ class Change:
             self._settler.custody.release()
             self._reserved -= 1
 
-    def _note(self) -> None:
+    def _give(self) -> None:
         """Give custody all that it is to do, or nothing."""
         notes, self._notes = self._notes, ()
         noted: list[Operation] = []
@@ -300,7 +307,8 @@ def changing(settler: Settler, function: Callable[..., Any]) -> Callable[..., An
     def run(gmemd: Any, caller: Any, arguments: dict[str, Any]) -> Any:
         change = Change(settler)
         try:
-            return change.conclude(function(gmemd, caller, arguments, change))
+            value = function(gmemd, caller, arguments, change)
+            return value if type(value) is dict and not change.pending else change.conclude(value)
         except BaseException as exc:
             return change.refuse(exc)
 

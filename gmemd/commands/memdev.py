@@ -27,15 +27,16 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
     if arguments["qom-type"] == ThreadContext.qom_type:
         return _add_context(gmemd, arguments, change)
     backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, trial=change.trial)
-    change.undo(partial(gmemd.objects.cancel, backend))
+    change.undo(partial(_unmake, gmemd, backend))
     change.reserve()
     if change.trial:
-        return _try(gmemd, backend, change)
-    if backend.blocks:
+        _try(gmemd, backend, change)
+    elif backend.blocks:
         return _add_blocking(gmemd, caller, backend, change)
-    change.undo(backend.abandon)
     _make(gmemd, backend)
-    return added(gmemd, backend, change)
+    change.keep(backend)
+    gmemd.objects.commit(backend)
+    return {}
 
 
 def _add_context(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> Any:
@@ -59,7 +60,6 @@ def _try(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
     kept = "kept over restarts of gmemd" if gmemd.custody.keeps else "gone when gmemd ends"
     if not backend.on_trial or gmemd.lab is not None:
         change.judged(f"make '{backend.id}' of {backend.size} bytes, {kept}", whole=False)
-    change.undo(backend.close)
     backend.allocate(gmemd.kernel)
     backend.finish(gmemd.kernel)
     populates = backend.properties["prealloc"]
@@ -70,6 +70,12 @@ def _try(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
             raise QmpError(f"qemu_prealloc_mem: preallocating memory failed: {os.strerror(exc.errno or 0)}") from exc
     change.judged(f"make '{backend.id}', {backend.memory_size} bytes of {backend.kind}, {kept}",
                   whole=not populates)
+
+
+def _unmake(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
+    """Give up an object, however far it has come."""
+    gmemd.objects.cancel(backend)
+    backend.abandon()
 
 
 def _make(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
@@ -115,7 +121,7 @@ def added(gmemd: Gmemd, backend: HostMemoryBackend, change: Change, *, again: Ag
     """Make an object visible and have it kept; `again` as of Custody.add."""
     change.keep(backend, again=again)
     gmemd.objects.commit(backend)
-    change.undo(partial(gmemd.objects.remove, backend.id))
+    change.undo(partial(gmemd.objects.cancel, backend))
     return {}
 
 

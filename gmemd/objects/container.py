@@ -157,14 +157,15 @@ class Objects:
         self._count(backend, 1)
 
     def cancel(self, backend: HostMemoryBackend) -> None:
-        """Undo `begin`: free the id. The memory, if there is any, is the caller's to abandon."""
+        """Undo `begin`, and `commit`: free the id. The memory, if there is any, is the caller's to abandon."""
+        if self._live.get(backend.id) is backend:
+            self.remove(backend.id)
         self._adding.discard(backend.id)
         self._slots.discard(backend.id, rebuild=False)
 
     def remove(self, object_id: str) -> HostMemoryBackend:
-        """Take an object out; its memory goes to the caller, who closes it or puts it back with `restore`."""
-        backend = self.find(object_id)
-        del self._live[object_id]
+        """Take out an object that is there; its memory goes to the caller, who closes it or calls `restore`."""
+        backend = self._live.pop(object_id)
         self._count(backend, -1)
         self._slots.discard(object_id, rebuild=False)
         return backend

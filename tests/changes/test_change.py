@@ -50,6 +50,7 @@ class Kept(LiveMachine):
     async def close(self) -> None:
         self._receiving.cancel()
         await super().close()
+        self.gmemd.custody.close()
         self.notifier.close()
         self.manager.close()
 
