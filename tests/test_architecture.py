@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,6 +72,55 @@ def test_a_layer_is_a_folder() -> None:
     """The list of layers is the list of what lies in gmemd/."""
     found = {path.stem for path in ROOT.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert found - {"__init__"} == set(LAYERS)
+
+
+PAGE = (ROOT.parent / "docs" / "architecture.md").read_text()
+
+
+def test_the_page_lists_the_layers() -> None:
+    """Its table has all of them in their order, and what each uses where it says so."""
+    rows = re.findall(r"^\| `([a-z_]+)` \| .* \| ([a-z, ]*)\|$", PAGE.partition("\n## Nouns")[0], re.MULTILINE)
+    assert [name for name, _ in rows] == list(LAYERS)
+    used = {name: {other.split(".")[1] for module, tree in ALL.items() if module.split(".")[0] == name
+                   for other in imports(tree, module) if other.startswith("gmemd.")} for name in LAYERS}
+    told = {name: set(words.strip().split(", ")) - {""} for name, words in rows if "earlier" not in words}
+    assert told == {name: used[name] - {name, "errors", "__version__"} for name in told}
+
+
+def _defined() -> dict[str, set[str]]:
+    """The names that each module and each class defines, a class with those of its bases."""
+    found: dict[str, set[str]] = {}
+    for module, tree in ALL.items():
+        found[module] = {node.name for node in tree.body if hasattr(node, "name")}
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                found[node.name] = {inner.name for inner in node.body if hasattr(inner, "name")} | {
+                    inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute)}
+                found[node.name].update(*(found.get(ast.unparse(base), set()) for base in node.bases))
+    return found
+
+
+DEFINED = _defined()
+
+
+def _exists(word: str, path: str) -> bool:
+    """Whether there is a file, a method, a function of a module; a function or class in the module at `path`."""
+    owner, _, name = word.partition("(")[0].rpartition(".")
+    if "/" in word or name == "py":
+        return any([*ROOT.glob(word), *ROOT.parent.glob(word)])
+    if not owner:
+        return name in DEFINED[path.removesuffix(".py").replace("/", ".")]
+    return word in ALL or any(name in names for place, names in DEFINED.items() if f".{place}".endswith(f".{owner}"))
+
+
+def test_what_the_page_names_exists() -> None:
+    """Each path, each `Class.method` and `module.function`, and what stands beside a path."""
+    text = PAGE.partition("\n## What should not exist")[0]
+    named = [(word, "") for word in re.findall(r"`(\w[\w*]*(?:[/.][\w*.]+)+)[`(]", text)]
+    named += [(word, path) for path, words in re.findall(r"^\| `(\S+\.py)` ([^|]*)", text, re.MULTILINE)
+              for word in re.findall(r"`(\w+)`", words)]
+    assert len(named) > 50
+    assert [word for word, path in named if not _exists(word, path)] == []
 
 
 def test_no_circle() -> None:
