@@ -120,8 +120,10 @@ def _run(options: argparse.Namespace) -> int:
             if text is not None:
                 print(text)
                 return 0
-    configure_log(options.log_level)
     from gmemd.daemon import Daemon, Options, QmpSocket
+    from gmemd.observe.log import configure_log
+
+    configure_log(options.log_level)
 
     if options.qmp:
         sockets = tuple(QmpSocket(*parse_qmp(text)) for text in options.qmp)
@@ -189,13 +191,6 @@ def _http(text: str) -> Address | None:
     from gmemd.web.address import parse_http
 
     return parse_http(text)
-
-
-def configure_log(level: str) -> None:
-    """Log to standard error: readable on a terminal, JSON otherwise, with priorities for the journal."""
-    from gmemd.observe.log import for_people, log, reads_journal
-
-    log.configure(level=level, render=for_people() if sys.stderr.isatty() else None, journal=reads_journal(os.environ))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def tell(text: str) -> None:
 
 
 def _run(line: CommandLine, ready: Callable[[], None]) -> None:
-    from gmemd.cli.gmemd import configure_log
+    from gmemd.observe.log import configure_log
     from gmemd.server.loop import run  # before anything imports asyncio
 
     configure_log("warning")

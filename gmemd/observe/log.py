@@ -187,6 +187,11 @@ def _to_json(members: dict[str, Any]) -> str:
     return json.dumps(members, default=str)
 
 
+def configure_log(level: str) -> None:
+    """Log to standard error: readable on a terminal, JSON otherwise, with priorities for the journal."""
+    log.configure(level=level, render=for_people() if os.isatty(2) else None, journal=reads_journal(os.environ))
+
+
 def reads_journal(environ: Mapping[str, str]) -> bool:
     """Whether standard error goes to the journal (systemd.exec(5), JOURNAL_STREAM)."""
     status = os.fstat(2)
