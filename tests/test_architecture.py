@@ -37,20 +37,17 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
         yield name, ast.parse(path.read_text())
 
 
-def imports(tree: ast.Module, module: str) -> Iterator[str]:
-    """Names of what a module imports at run time (not under TYPE_CHECKING); own modules without the "gmemd."."""
+def imports(tree: ast.Module, *, types: bool = False) -> Iterator[str]:
+    """Names of what a module imports at run time, or under TYPE_CHECKING, too."""
     guarded = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If)
                and "TYPE_CHECKING" in ast.unparse(node.test) for inner in ast.walk(node)}
     for node in ast.walk(tree):
-        if id(node) in guarded:
+        if id(node) in guarded and not types:
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            parent = module.split(".")[:-node.level] if node.level else []
-            base = ".".join(parent + ([node.module] if node.module else []))
-            prefix = "gmemd." if node.level else ""
-            yield from (f"{prefix}{base}.{alias.name}" for alias in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def layer(name: str) -> int:
@@ -64,7 +61,7 @@ ALL = dict(modules())
 @pytest.mark.parametrize("name", [name for name in ALL if name != "__init__"])
 def test_imports_only_from_below(name: str) -> None:
     """No module imports from a layer above its own."""
-    others = [other.removeprefix("gmemd.") for other in imports(ALL[name], name) if other.startswith("gmemd.")]
+    others = [other.removeprefix("gmemd.") for other in imports(ALL[name]) if other.startswith("gmemd.")]
     assert [other for other in others if other != "__version__" and layer(other) > layer(name)] == []
 
 
@@ -82,7 +79,7 @@ def test_the_page_lists_the_layers() -> None:
     rows = re.findall(r"^\| `([a-z_]+)` \| .* \| ([a-z, ]*)\|$", PAGE.partition("\n## Nouns")[0], re.MULTILINE)
     assert [name for name, _ in rows] == list(LAYERS)
     used = {name: {other.split(".")[1] for module, tree in ALL.items() if module.split(".")[0] == name
-                   for other in imports(tree, module) if other.startswith("gmemd.")} for name in LAYERS}
+                   for other in imports(tree) if other.startswith("gmemd.")} for name in LAYERS}
     told = {name: set(words.strip().split(", ")) - {""} for name, words in rows if "earlier" not in words}
     assert told == {name: used[name] - {name, "errors", "__version__"} for name in told}
 
@@ -124,11 +121,11 @@ def test_what_the_page_names_exists() -> None:
 
 
 def test_no_circle() -> None:
-    """No modules need each other at run time."""
-    graph = {name: {other for seen in imports(tree, name) if seen.startswith("gmemd.")
-                    for other in [seen.removeprefix("gmemd.")]} for name, tree in ALL.items()}
-    graph = {name: {module for other in others for module in (other, other.rpartition(".")[0]) if module in ALL}
-             for name, others in graph.items()}
+    """No modules need each other, not even for types."""
+    graph: dict[str, set[str]] = {}
+    for name, tree in ALL.items():
+        seen = [other.removeprefix("gmemd.") for other in imports(tree, types=True)]
+        graph[name] = {module for other in seen for module in (other, other.rpartition(".")[0]) if module in ALL}
     while free := {name for name, others in graph.items() if not others & graph.keys() - {name}}:
         graph = {name: others for name, others in graph.items() if name not in free}
     assert graph == {}
@@ -137,7 +134,7 @@ def test_no_circle() -> None:
 @pytest.mark.parametrize("library", MAY_IMPORT)
 def test_libraries_stay_where_they_belong(library: str) -> None:
     """asyncio, sockets, system calls and logging are each in few places."""
-    users = [name for name, tree in ALL.items() if any(other.split(".")[0] == library for other in imports(tree, name))]
+    users = [name for name, tree in ALL.items() if any(other.split(".")[0] == library for other in imports(tree))]
     allowed = MAY_IMPORT[library]
     assert [name for name in users
             if not any(name == place or name.startswith(place + ".") for place in allowed)] == []
@@ -146,7 +143,7 @@ def test_libraries_stay_where_they_belong(library: str) -> None:
 def test_the_keeper_stands_alone() -> None:
     """What it does not import cannot fail in it."""
     others = {other.split(".")[1] for name, tree in ALL.items() if name.startswith("keeper")
-              for other in imports(tree, name) if other.startswith("gmemd.")}
+              for other in imports(tree) if other.startswith("gmemd.")}
     assert others <= {"keeper", "posix", "errors"}
 
 

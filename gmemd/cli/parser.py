@@ -13,13 +13,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from gmemd.cli.connection import Connection
     from gmemd.cli.hints import Hint
 
 _LONGEST = 1e9  # seconds; the limit of the system calls
 OUTPUTS = ("table", "wide", "name", "json", "yaml")
 
-Function = Callable[["Connection", argparse.Namespace], int]
+Function = Callable[[Any, argparse.Namespace], int]  # of a verb, given the Connection and what was parsed
 
 
 class Argument(NamedTuple):
