@@ -15,7 +15,6 @@ from gmemd.cli import render
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.connection import DONE, REFUSED, Connection, note
 from gmemd.cli.hints import few
-from gmemd.cli.tables import table
 from gmemd.errors import QmpError
 
 
@@ -75,7 +74,7 @@ def report_table(connection: Connection, options: Namespace, ask: Callable[[str]
         several = are_several(options)
         lines = [(*[name] * several, *row) for name, value in found.items() for row in rows(value)]
         if found or options.all:
-            render.show(table((*["ID"] * several, *header), lines, numbers))
+            render.show(render.Table((*["ID"] * several, *header), lines, numbers))
     else:
         show_all(connection, options, found)
     return status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -137,7 +138,7 @@ class Connection:
     def show(self, value: Any, command: str = "") -> None:
         """Print the result of `command`; an empty one not for people."""
         if self.output == "json":
-            print(render.as_json(value))
+            print(json.dumps(value, indent=2, ensure_ascii=False))
         elif self.output == "yaml":
             from gmemd.cli.block_yaml import as_yaml
 

@@ -6,9 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
-
-from gmemd.cli.tables import Table, fields, table
+from typing import Any, NamedTuple
 
 # Members that count bytes: in query-qmp-schema a size is an int like any other.
 BYTES = frozenset(("size", "resident", "hugetlbsize", "align", "offset", "base-memory", "plugged-memory"))
@@ -16,9 +14,28 @@ LONG = 200  # rows; rich takes a millisecond for each
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
-def as_json(value: Any) -> str:
-    """Return JSON over several lines, exact."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
+class Table(NamedTuple):
+    """Rows of cells; the columns named in `numbers` are right-aligned. Without a header each row is a member."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numbers: Sequence[str] = ()
+
+    @property
+    def lines(self) -> Sequence[Sequence[str]]:
+        return [self.header, *self.rows] if self.header else self.rows
+
+    @property
+    def widths(self) -> list[int]:
+        return [max(map(len, column)) for column in zip(*self.lines, strict=True)]
+
+    def __str__(self) -> str:
+        """Return lines of columns two blanks apart."""
+        widths = self.widths
+        to_right = [name in self.numbers for name in self.header] or [False] * len(widths)
+        padded = ([cell.rjust(width) if right else cell.ljust(width)
+                   for cell, width, right in zip(line, widths, to_right, strict=True)] for line in self.lines)
+        return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def as_line(value: Any) -> str:
@@ -83,7 +100,7 @@ def value(what: Any, order: Sequence[str] = ()) -> Table | str:
     `order`: the members to begin with; their order on the wire means nothing.
     """
     if isinstance(what, dict):
-        return fields((name, cell(name, what[name])) for name in ordered(what, order))
+        return Table((), [(name, cell(name, what[name])) for name in ordered(what, order)])
     if isinstance(what, list) and what and all(isinstance(row, dict) for row in what):
         return _table_of(what, order)
     if isinstance(what, list):
@@ -109,5 +126,5 @@ def cell(name: str, what: Any) -> str:
 def _table_of(rows: list[dict[str, Any]], order: Sequence[str]) -> Table:
     names = ordered((name for row in rows for name in row), order)
     numbers = [name.upper() for name in names if all(type(row.get(name, 0)) is int for row in rows)]
-    cells = ([cell(name, row[name]) if name in row else "" for name in names] for row in rows)
-    return table([name.upper() for name in names], cells, numbers)
+    cells = [[cell(name, row[name]) if name in row else "" for name in names] for row in rows]
+    return Table([name.upper() for name in names], cells, numbers)

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import Any, Final, Self
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
 
+from rich import progress
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.progress_bar import ProgressBar
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from gmemd.cli.tables import Table
+from gmemd.cli.render import Table
 
 STYLES: Final = {"NO": "bold red", "BAD": "bold red", "note": "yellow", "yes": "green", "ok": "green"}  # by cell
 _BAR_WIDTH: Final = 20
@@ -72,27 +64,18 @@ def _bar(job: dict[str, Any]) -> RenderableType:
     return bar
 
 
-class Bars:
-    """Progress of jobs on standard error during `with`; removed at the end."""
+@contextmanager
+def bars() -> Iterator[Callable[[list[dict[str, Any]]], None]]:
+    """Yield what draws the result of query-jobs as bars on standard error; they are removed at the end."""
+    tasks: dict[str, progress.TaskID] = {}
+    columns = (progress.TextColumn("{task.description}", markup=False), progress.BarColumn(),
+               progress.TaskProgressColumn(), progress.DownloadColumn(binary_units=True),
+               progress.TimeRemainingColumn())
+    with progress.Progress(*columns, console=_console(stderr=True), transient=True) as drawn:
+        def show(jobs: list[dict[str, Any]]) -> None:
+            for job in jobs:
+                if job["id"] not in tasks:
+                    tasks[job["id"]] = drawn.add_task(job["id"])
+                drawn.update(tasks[job["id"]], completed=job["current-progress"], total=job["total-progress"] or 1)
 
-    def __init__(self) -> None:
-        self._progress = Progress(TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
-                                  DownloadColumn(binary_units=True), TimeRemainingColumn(),
-                                  console=_console(stderr=True), transient=True)
-        self._tasks: dict[str, TaskID] = {}
-
-    def show(self, jobs: Iterable[dict[str, Any]]) -> None:
-        """Update the bars from the result of query-jobs."""
-        for job in jobs:
-            if job["id"] not in self._tasks:
-                self._tasks[job["id"]] = self._progress.add_task(job["id"])
-            self._progress.update(self._tasks[job["id"]], completed=job["current-progress"],
-                                  total=job["total-progress"] or 1)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
-        self._progress.stop()
+        yield show

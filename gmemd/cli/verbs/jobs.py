@@ -5,18 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gmemd.cli.chosen import gather, show_all
 from gmemd.cli.connection import DONE, Connection, note
 from gmemd.cli.hints import Refusal, listed
 from gmemd.cli.parser import DRY_RUN, IDS, Verbs, argument
 from gmemd.errors import QmpError
-
-if TYPE_CHECKING:
-    from gmemd.cli.terminal import Bars
 
 VERBS = Verbs()
 _POLL_SECONDS = 0.1
@@ -81,19 +78,18 @@ def jobs(connection: Connection, options: Namespace) -> int:
 
 def _follow(connection: Connection, job: str = "") -> list[dict[str, Any]]:
     """Wait until a job (all jobs) has ended, with bars on a terminal; its (their) final query-jobs entries."""
-    with _bars() as bars:
+    with _bars() as show:
         while True:
             found = [state for state in connection.execute("query-jobs") if job in ("", state["id"])]
-            if bars is not None:
-                bars.show(found)
+            show(found)
             if all(state["status"] == "concluded" for state in found):
                 return found
             time.sleep(_POLL_SECONDS)
 
 
-def _bars() -> AbstractContextManager[Bars | None]:
+def _bars() -> AbstractContextManager[Callable[[list[dict[str, Any]]], None]]:
     if not sys.stderr.isatty():
-        return nullcontext()
-    from gmemd.cli.terminal import Bars
+        return nullcontext(lambda jobs: None)
+    from gmemd.cli.terminal import bars
 
-    return Bars()
+    return bars()

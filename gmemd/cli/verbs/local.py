@@ -8,7 +8,6 @@ from gmemd.cli import render
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.connection import DONE, REFUSED, Connection
 from gmemd.cli.parser import Verbs, argument, verbs_of
-from gmemd.cli.tables import table
 
 VERBS = Verbs()
 SHELLS = ("bash", "zsh", "fish")
@@ -23,7 +22,7 @@ def doctor(connection: Connection, options: Namespace) -> int:
     found = findings()
     if connection.for_people:
         rows = [tuple(finding) for finding in found if not finding.item.startswith(PROBE)]
-        render.show(table(("ITEM", "FOUND", "VERDICT", "WHAT FOLLOWS"), rows))
+        render.show(render.Table(("ITEM", "FOUND", "VERDICT", "WHAT FOLLOWS"), rows))
     else:
         connection.show([finding._asdict() for finding in found])
     return REFUSED if any(finding.verdict == BAD for finding in found) else DONE

@@ -12,7 +12,6 @@ from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.chosen import are_several, report, report_table, statuses
 from gmemd.cli.connection import DONE, Connection, note_lost
 from gmemd.cli.parser import DRY_RUN, IDS, YES, Verbs, argument, seconds
-from gmemd.cli.tables import table
 
 VERBS = Verbs()
 _SAID = {"yes": "yes", "no": "NO", "unknown": "unknown", "not-tried": "not tried"}  # the SurvivalAnswer
@@ -28,7 +27,7 @@ def survive(connection: Connection, options: Namespace) -> int:
         rows = [(one["id"], fate["event"], _SAID[fate["answer"]], fate.get("advice", ""))
                 for one in found for fate in one["survival"]]
         rows += [(record["id"], "(lost already)", "NO", "") for record in lost]
-        render.show(table(("ID", "EVENT", "SURVIVES", "TO CHANGE THAT"), sorted(rows, key=lambda row: row[0])))
+        render.show(render.Table(("ID", "EVENT", "SURVIVES", "TO CHANGE THAT"), sorted(rows, key=lambda row: row[0])))
     else:
         connection.show([{"id": one["id"], "survival": one["survival"]} for one in found])
     note_lost(lost)
@@ -125,7 +124,7 @@ def top(connection: Connection, options: Namespace) -> int:
 
             clear()
         print(_summary(found))
-        render.show(table(("ID", "KIND", "SIZE", "RESIDENT", "", "OUT"), rows, ("SIZE", "RESIDENT", "", "OUT")))
+        render.show(render.Table(("ID", "KIND", "SIZE", "RESIDENT", "", "OUT"), rows, ("SIZE", "RESIDENT", "", "OUT")))
         sys.stdout.flush()
         count = None if count is None else count - 1
         if count != 0:

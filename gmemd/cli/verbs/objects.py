@@ -13,7 +13,6 @@ from gmemd.cli.chosen import are_several, gather, report, statuses
 from gmemd.cli.connection import DONE, Connection, note, note_lost, short_type
 from gmemd.cli.hints import few
 from gmemd.cli.parser import DRY_RUN, IDS, YES, Verbs, argument
-from gmemd.cli.tables import fields, table
 from gmemd.cli.verbs.server import print_arguments
 
 VERBS = Verbs()
@@ -67,9 +66,9 @@ def _print_objects(connection: Connection, statuses: list[dict[str, Any]]) -> No
     if connection.output == "wide":
         memdevs = {memdev["id"]: memdev for memdev in connection.execute("query-memdev")}
         rows = [(*_row(status), *_more(status, memdevs.get(status["id"], {}))) for status in statuses]
-        render.show(table((*_COLUMNS, *_WIDE), rows, _NUMBERS))
+        render.show(render.Table((*_COLUMNS, *_WIDE), rows, _NUMBERS))
     else:
-        render.show(table(_COLUMNS, map(_row, statuses), _NUMBERS))
+        render.show(render.Table(_COLUMNS, list(map(_row, statuses)), _NUMBERS))
 
 
 def _row(status: dict[str, Any]) -> tuple[str, ...]:
@@ -127,13 +126,14 @@ def _print_object(connection: Connection, status: dict[str, Any], properties: di
     people = {"resident": "unknown", **status, "owner": _owner(status), "age": render.duration(status["age"]),
               "survival": ", ".join(_survived(status))}
     names = render.ordered(people, connection.introspection.result_members("query-memdev-status"))
-    render.show(fields((name, _field(name, people[name])) for name in names))
+    _print_fields({name: people[name] for name in names})
     print()
-    render.show(fields((name, _field(name, value)) for name, value in properties.items()))
+    _print_fields(properties)
 
 
-def _field(name: str, value: Any) -> str:
-    return render.exact_size(value) if name in render.BYTES and type(value) is int else render.cell(name, value)
+def _print_fields(value: dict[str, Any]) -> None:
+    render.show(render.Table((), [(name, render.exact_size(part) if name in render.BYTES and type(part) is int else
+                                   render.cell(name, part)) for name, part in value.items()]))
 
 
 @VERBS.add(
@@ -179,8 +179,7 @@ def get_fd(connection: Connection, options: Namespace) -> int:
         return value
 
     def tell(name: str, value: dict[str, Any]) -> None:
-        names = {"id": name, **value} if are_several(options) else value
-        render.show(fields((member, _field(member, part)) for member, part in names.items()))
+        _print_fields({"id": name, **value} if are_several(options) else value)
         note(f"the descriptor is closed with this process; 'gmemctl exec {name} -- COMMAND' passes it on")
 
     return report(connection, options, ask, tell)

@@ -11,7 +11,6 @@ from gmemd.cli import render
 from gmemd.cli.call_syntax import UsageError, arguments_of
 from gmemd.cli.connection import DONE, REFUSED, Connection
 from gmemd.cli.parser import DRY_RUN, FD, Verbs, argument, seconds
-from gmemd.cli.tables import table
 
 VERBS = Verbs()
 
@@ -52,7 +51,7 @@ def print_arguments(connection: Connection, command: str, arguments: dict[str, A
         (member.name, "" if member.optional else "needed", " ".join(member.features), known.describe(member.type))
         for member in known.members(command, arguments)
     ]
-    render.show(table(("ARGUMENT", "", "FEATURES", "TYPE"), rows) if rows else f"{command} takes no arguments")
+    render.show(render.Table(("ARGUMENT", "", "FEATURES", "TYPE"), rows) if rows else f"{command} takes no arguments")
     if tag and tag not in arguments:
         print(f"and more, depending on {tag}: add {tag}=..., then help")
 
