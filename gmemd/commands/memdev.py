@@ -27,12 +27,13 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
     if arguments["qom-type"] == ThreadContext.qom_type:
         return _add_context(gmemd, arguments, change)
     backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, trial=change.trial)
-    change.undo(partial(_unmake, gmemd, backend))
+    slow = backend.blocks and not change.trial
+    change.undo(partial(gmemd.objects.cancel, backend) if slow else partial(_unmake, gmemd, backend))
     change.reserve()
+    if slow:
+        return _add_blocking(gmemd, caller, backend, change)
     if change.trial:
         _try(gmemd, backend, change)
-    elif backend.blocks:
-        return _add_blocking(gmemd, caller, backend, change)
     _make(gmemd, backend)
     change.keep(backend)
     gmemd.objects.commit(backend)
@@ -121,7 +122,7 @@ def added(gmemd: Gmemd, backend: HostMemoryBackend, change: Change, *, again: Ag
     """Make an object visible and have it kept; `again` as of Custody.add."""
     change.keep(backend, again=again)
     gmemd.objects.commit(backend)
-    change.undo(partial(gmemd.objects.cancel, backend))
+    change.undo(partial(gmemd.objects.uncommit, backend))
     return {}
 
 

@@ -165,7 +165,7 @@ def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
     change.undo(lambda: gmemd.unclaimed.extend((name, fd) for fd in _taken_back(backend)))
     change.keep_stored(backend, name)
     gmemd.objects.commit(backend)
-    change.undo(partial(gmemd.objects.cancel, backend))
+    change.undo(partial(gmemd.objects.uncommit, backend))
     return {}
 
 

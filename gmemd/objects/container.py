@@ -156,12 +156,19 @@ class Objects:
         self._live[backend.id] = backend
         self._count(backend, 1)
 
+    def uncommit(self, backend: HostMemoryBackend) -> None:
+        """Undo `commit`: the object is invisible, and its id taken until `cancel`."""
+        del self._live[backend.id]
+        self._adding.add(backend.id)
+        self._count(backend, -1)
+
     def cancel(self, backend: HostMemoryBackend) -> None:
         """Undo `begin`, and `commit`: free the id. The memory, if there is any, is the caller's to abandon."""
         if self._live.get(backend.id) is backend:
             self.remove(backend.id)
         self._adding.discard(backend.id)
-        self._slots.discard(backend.id, rebuild=False)
+        if backend.id not in self._live:  # else one that was deleted before is back
+            self._slots.discard(backend.id, rebuild=False)
 
     def remove(self, object_id: str) -> HostMemoryBackend:
         """Take out an object that is there; its memory goes to the caller, who closes it or calls `restore`."""

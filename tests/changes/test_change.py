@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from gmemd.changes.change import Change, Judged, WithFds, changing, completed
+from gmemd.commands.memdev import added
 from gmemd.errors import QmpError
 from gmemd.persist.custody import Custody
 from gmemd.persist.fdstore import FdStore
@@ -31,7 +32,7 @@ class Kept(LiveMachine):
         self.notifier = Notifier(self.manager.address)
         self._registry = Registry(str(directory / "registry"))
         super().__init__(custody=Custody(self._registry, self.notifier, FdStore(1024)))
-        self._receiving = asyncio.create_task(self._receive())
+        self.go_on()
 
     async def _receive(self) -> None:
         while True:
@@ -41,7 +42,18 @@ class Kept(LiveMachine):
     def cut_off(self) -> None:
         """No flush succeeds any more."""
         self.notifier.close()
-        self._registry._db.execute("PRAGMA query_only = 1")
+        self.lock()
+
+    def lock(self, *, locked: bool = True) -> None:
+        """Nothing can be written down, or it can again."""
+        self._registry._db.execute(f"PRAGMA query_only = {int(locked)}")
+
+    def hang(self) -> None:
+        """The manager answers nothing until `go_on`."""
+        self._receiving.cancel()
+
+    def go_on(self) -> None:
+        self._receiving = asyncio.create_task(self._receive())
 
     async def make(self, *names: str) -> None:
         for name in names:
@@ -262,6 +274,52 @@ async def test_descriptors_leave_when_it_is_durable(kept: Kept) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
     [lease] = await kept.do("query-memdev-leases")
     assert lease["policy"] == "keep"
+
+
+async def test_an_id_is_taken_until_all_is_undone(live: LiveMachine) -> None:
+    """Whoever took it before would lose it to the last step."""
+    m = {"qom-type": "memory-backend-memfd", "id": "m", "size": PAGE}
+
+    def command(change: Change) -> None:
+        gmemd = live.gmemd
+        backend = gmemd.objects.begin(gmemd.schema.check_object(m), (0, 0), str)
+        change.undo(lambda: gmemd.objects.cancel(backend))
+        change.undo(ending([], "memory is given back"))
+        added(gmemd, backend, change)
+        raise QmpError("refused")
+
+    undoing = run(live, command)
+    assert not list(live.gmemd.objects)
+    assert "duplicate" in await live.refused("object-add", **m)
+    with pytest.raises(QmpError, match="refused"):
+        await undoing
+    await live.do("object-add", **m)
+    assert [backend.id for backend in live.gmemd.objects] == ["m"]
+
+
+async def test_a_deleted_object_comes_back_though_its_id_was_used_again(kept: Kept) -> None:
+    """All of a flush that fails is undone, and undoing what took the id takes longest."""
+    await kept.make("m")
+    before = kept.gmemd.objects.find("m")
+    kept.hang()
+    new = {"qom_type": "memory-backend-memfd", "size": PAGE}
+    replies = [asyncio.ensure_future(completed(kept.dispatch("object-add", id="n", **new)))]
+    while kept.gmemd.custody.dirty:  # what comes now waits for the next flush
+        await asyncio.sleep(0)
+    replies += [asyncio.ensure_future(completed(result)) for result in (
+        kept.dispatch("object-del", id="m"), kept.dispatch("object-add", id="m", prealloc=True, **new))]
+    while kept.gmemd.objects.get("m") in (None, before):
+        await asyncio.sleep(0.001)
+    kept.lock()
+    kept.go_on()
+    acknowledged, *others = await asyncio.gather(*replies, return_exceptions=True)
+    assert acknowledged == {}
+    assert all(isinstance(error, QmpError) for error in others)
+    assert sorted(backend.id for backend in kept.gmemd.objects) == ["m", "n"]
+    assert kept.gmemd.objects.find("m") is before
+    kept.lock(locked=False)
+    await completed(kept.dispatch("object-del", id="m"))
+    await kept.make("m")
 
 
 async def test_claims(live: LiveMachine) -> None:

@@ -36,6 +36,7 @@ class Machine:
         self.uid, self.pid = os.getuid(), os.getpid()
         self.sent: list[int] = []
         self.named_fds = NamedFds()
+        self.gone = False
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
         self.events.append((name, data))
@@ -46,7 +47,7 @@ class Machine:
         raise AssertionError("nothing goes on after its reply here")
 
     def is_gone(self) -> bool:
-        return False
+        return self.gone
 
     def take_fd(self) -> int:
         if not self.sent:

@@ -7,9 +7,10 @@ import fcntl
 import json
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -17,6 +18,8 @@ from gmemd.changes.change import Change
 from gmemd.client.client import Client
 from gmemd.commands.memdev import delete
 from gmemd.errors import QmpError
+from gmemd.kernel.choose import choose_kernel
+from gmemd.kernel.kernel import Kernel
 from tests.commands.conftest import Machine
 from tests.commands.live import LiveMachine
 from tests.daemon import Daemon
@@ -24,6 +27,7 @@ from tests.patience import PATIENCE, wait_for
 from tests.robustness.world import World
 
 MIB = 1 << 20
+PAGE = os.sysconf("SC_PAGESIZE")
 FIFO_REFUSED = "unable to map backing store for guest RAM: No such device"
 
 
@@ -131,6 +135,45 @@ def test_nothing_waits_for_a_client_that_has_gone(what: str, tmp_path: Path, lea
             wait_for(lambda ram=ram: _done(other, "object-add", ram))  # type: ignore[misc]
         wait_for(lambda: threads() <= before)
         assert len(other.execute("query-memdev")) == 5
+
+
+async def test_a_thread_keeps_its_descriptor(tmp_path: Path) -> None:
+    """The file of a client that has gone is closed, and removed, once: by the thread that works on it."""
+    path, begun, released = tmp_path / "file", threading.Event(), threading.Event()
+    kernel = choose_kernel("simulated")
+
+    def held(fd: int) -> int:
+        begun.set()
+        assert released.wait(PATIENCE)
+        return PAGE
+
+    def opened() -> int:
+        return [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")].count(str(path))
+
+    live = LiveMachine(cast(Kernel, Meddled(kernel, file_page_size=held)))
+    adding = asyncio.ensure_future(live.do("object-add", **file(path)))
+    while not begun.is_set():
+        await asyncio.sleep(0.001)
+    live.gone = True
+    with pytest.raises(QmpError, match="the client has gone before its file was open"):
+        await adding
+    assert (opened(), path.exists()) == (1, True)
+    released.set()
+    while path.exists():
+        await asyncio.sleep(0.001)
+    assert opened() == 0
+    await live.close()
+
+
+class Meddled:
+    """A kernel with some calls of the test's own."""
+
+    def __init__(self, kernel: Kernel, **calls: Callable[..., Any]) -> None:
+        self._kernel = kernel
+        self.__dict__ |= calls
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernel, name)
 
 
 def _done(client: Client, command: str, arguments: dict[str, Any]) -> bool:
