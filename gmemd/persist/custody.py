@@ -131,6 +131,8 @@ class Custody:
                 raise QmpError(f"looking at memory to be kept: {os.strerror(exc.errno or 0)}") from exc
             file = status.st_dev, status.st_ino
             stored, late = (fd, False) if again is None else self._to_store(fd, file, again)
+        else:  # which no reservation has asked for
+            self.check_writable()
         self._seq += 1
         record.seq = self._seq
         if status is None or fd < 0:

@@ -443,6 +443,7 @@ class TestFailures:
         assert world.custody.read_only
         for change in (
             world.custody.reserve,
+            lambda: world.custody.add(operation.record),  # of an fd that the manager has
             lambda: world.custody.remove(operation.record),
             lambda: world.custody.update(operation.record),
         ):
