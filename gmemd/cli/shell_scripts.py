@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from gmemd.cli.parser import options_of, values_of, verbs_of, words_of
 
 
 def script(shell: str, parser: argparse.ArgumentParser) -> str:
-    """The script for a shell, to be sourced."""
-    return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](parser)
+    """The script for a shell, to be sourced; zsh reads that of bash."""
+    if shell == "fish":
+        return _fish(parser)
+    return "autoload -U +X bashcompinit && bashcompinit\n" * (shell == "zsh") + _bash(parser)
 
 
 def _flags(parser: argparse.ArgumentParser) -> str:
@@ -24,35 +26,20 @@ def _with_value(parser: argparse.ArgumentParser) -> str:
                                   for flag in action.option_strings))
 
 
-def _asked(words: Iterable[str]) -> str:
+def _asked(words: Iterable[str], opening: str = "$(") -> str:
     """These words in the form for a shell."""
-    return " ".join(f"$(gmemctl completion {word[1:-1]} 2>/dev/null)" if word.startswith("<") else word
+    return " ".join(f"{opening}gmemctl completion {word[1:-1]} 2>/dev/null)" if word.startswith("<") else word
                     for word in words)
 
 
-def _option_values(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
-    """Flags of options with known values, as a pattern, and the values."""
-    found: dict[str, str] = {}
-    for one in (parser, *verbs_of(parser).values()):
-        for action in options_of(one):
-            values = _asked(values_of(action))
-            if values:
-                found["|".join(action.option_strings)] = values
-    yield from found.items()
-
-
-def _cases(parser: argparse.ArgumentParser, indent: str) -> str:
-    """The branches of a shell's case on the verb, which set `known` from the server or the parser."""
-    lines = [f"'') known='{_flags(parser)} {' '.join(verbs_of(parser))}' ;;"]
-    for name, sub in verbs_of(parser).items():
-        lines.append(f'{name}) known="{" ".join(filter(None, (_flags(sub), _asked(words_of(sub)))))}" ;;')
-    return "\n".join(indent + line for line in lines)
-
-
 def _bash(parser: argparse.ArgumentParser) -> str:
+    values = {"|".join(action.option_strings): _asked(values_of(action))
+              for one in (parser, *verbs_of(parser).values()) for action in options_of(one)}
     choices = "\n".join(f'        {flags}) COMPREPLY=($(compgen -W "{words}" -- "$current")); return ;;'
-                        for flags, words in _option_values(parser))
-    return f"""# gmemctl's completion for bash: source <(gmemctl completion bash)
+                        for flags, words in values.items() if words)
+    verbs = "\n".join(f'        {name}) known="{" ".join(filter(None, (_flags(sub), _asked(words_of(sub)))))}" ;;'
+                      for name, sub in verbs_of(parser).items())
+    return f"""# gmemctl's completion: source <(gmemctl completion bash), or zsh
 _gmemctl() {{
     local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} verb='' known='' i
     for ((i = 1; i < COMP_CWORD; i++)); do
@@ -68,38 +55,12 @@ _gmemctl() {{
         {_with_value(parser)}) COMPREPLY=($(compgen -f -- "$current")); return ;;
     esac
     case $verb in
-{_cases(parser, "        ")}
+        '') known='{_flags(parser)} {' '.join(verbs_of(parser))}' ;;
+{verbs}
     esac
     COMPREPLY=($(compgen -W "$known" -- "$current"))
 }}
 complete -o default -F _gmemctl gmemctl
-"""
-
-
-def _zsh(parser: argparse.ArgumentParser) -> str:
-    choices = "\n".join(f"        {flags}) compadd -- {words}; return ;;" for flags, words in _option_values(parser))
-    return f"""#compdef gmemctl
-# gmemctl's completion for zsh: source <(gmemctl completion zsh)
-_gmemctl() {{
-    local verb='' known='' i
-    for ((i = 2; i < CURRENT; i++)); do
-        case $words[i] in
-            --) _files; return ;;
-            {_with_value(parser)}) ((i++)) ;;
-            -*) ;;
-            *) verb=${{verb:-$words[i]}} ;;
-        esac
-    done
-    case $words[CURRENT-1] in
-{choices}
-        {_with_value(parser)}) _files; return ;;
-    esac
-    case $verb in
-{_cases(parser, "        ")}
-    esac
-    compadd -- ${{=known}}
-}}
-compdef _gmemctl gmemctl
 """
 
 
@@ -111,16 +72,13 @@ def _fish(parser: argparse.ArgumentParser) -> str:
         condition = f"-n '__fish_seen_subcommand_from {name}' "
         lines.append(f"complete -c gmemctl -n __fish_use_subcommand -a {name} -d {_quoted(sub.description or '')}")
         lines += [_fish_option(condition, action) for action in options_of(sub)]
-        for word in words_of(sub):
-            asked = f"'(gmemctl completion {word[1:-1]} 2>/dev/null)'" if word.startswith("<") else word
-            lines.append(f"complete -c gmemctl {condition}-a {asked}")
+        lines += [f"complete -c gmemctl {condition}-a '{_asked([word], '(')}'" for word in words_of(sub)]
     return "\n".join(lines) + "\n"
 
 
 def _fish_option(condition: str, action: argparse.Action) -> str:
     flags = " ".join(f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in action.option_strings)
-    known = " ".join(f"(gmemctl completion {word[1:-1]} 2>/dev/null)" if word.startswith("<") else word
-                     for word in values_of(action))
+    known = _asked(values_of(action), "(")
     value = "" if action.nargs == 0 else f" -x -a '{known}'" if known else " -r"
     return f"complete -c gmemctl {condition}{flags}{value} -d {_quoted(action.help or '')}"
 

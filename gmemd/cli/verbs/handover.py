@@ -13,8 +13,8 @@ import re
 import signal
 import sys
 from argparse import Namespace
-from collections.abc import Container, Iterable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Container, Mapping
+from typing import Any
 
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.chosen import choose
@@ -23,7 +23,6 @@ from gmemd.cli.parser import ALL, Verbs, argument
 
 # as env(1), and every shell
 CANNOT_RUN, NOT_FOUND = 126, 127
-
 
 VERBS = Verbs()
 
@@ -55,10 +54,11 @@ def exec_(connection: Connection, options: Namespace) -> int:
         values[name], [fds[name]] = connection.execute_fds("memdev-get-fd", {"id": name})
     connection.client.close()
     places = place(fds, wanted)
-    for name in _begin_elsewhere(values, options.exec_command):
-        note(f"'{name}' begins at byte {values[name]['offset']} of its file: tell the command by {{{name}.offset}}")
-    words = [fill_in(word, placeholders(values, places)) for word in options.exec_command]
-    return _replace_process(words)
+    text = " ".join(options.exec_command)
+    for name, value in values.items():
+        if value.get("offset") and f"{{{name}.offset}}" not in text:
+            note(f"'{name}' begins at byte {value['offset']} of its file: tell the command by {{{name}.offset}}")
+    return _replace_process([fill_in(word, placeholders(values, places)) for word in options.exec_command])
 
 
 def _wanted(text: str) -> tuple[str, int | None]:
@@ -103,12 +103,6 @@ def _away_from(taken: Container[int], fd: int) -> int:
     return fd
 
 
-def _begin_elsewhere(values: Mapping[str, Mapping[str, Any]], words: Iterable[str]) -> list[str]:
-    """The objects that are a later part of their file, whose offset is not passed to the command."""
-    text = " ".join(words)
-    return [name for name, value in values.items() if value.get("offset") and f"{{{name}.offset}}" not in text]
-
-
 def placeholders(values: Mapping[str, Mapping[str, Any]], places: Mapping[str, int]) -> dict[str, str]:
     """Return the replacements for "{...}" in the command's words; an object's id comes before a suffix."""
     found: dict[str, str] = {}
@@ -134,14 +128,10 @@ def _replace_process(words: list[str]) -> int:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     try:
-        _exec(words)
+        os.execvp(words[0], words)
     except (FileNotFoundError, NotADirectoryError) as error:
         note(f"{words[0]}: {error.strerror}")
         return NOT_FOUND
     except (OSError, ValueError) as error:
         note(f"{words[0]}: {getattr(error, 'strerror', None) or error}")
         return CANNOT_RUN
-
-
-def _exec(words: list[str]) -> NoReturn:
-    os.execvp(words[0], words)

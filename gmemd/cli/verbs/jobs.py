@@ -25,18 +25,15 @@ def _jobs_here(refusal: Refusal) -> Iterable[str]:
 
 @VERBS.add("read objects' memory in a job and show its digests", *IDS, examples=("verify ram0",))
 def verify(connection: Connection, options: Namespace) -> int:
-    """Read everything of an object that is in memory, in a job, and show its progress."""
-
     def ask(name: str) -> list[dict[str, Any]]:
         job = f"verify-{name}-{time.time_ns():x}"
         connection.execute("memdev-verify", {"id": name, "job-id": job})
         [state] = _follow(connection, job)
-        digests: list[dict[str, Any]] = []
-        if not state.get("error"):
-            digests = connection.execute("query-memdev-digests", {"job-id": job})
+        error = state.get("error")
+        digests: list[dict[str, Any]] = [] if error else connection.execute("query-memdev-digests", {"job-id": job})
         connection.execute("job-dismiss", {"id": job})
-        if state.get("error"):
-            raise QmpError(state["error"])
+        if error:
+            raise QmpError(error)
         if not digests:
             note(f"nothing of '{name}' is in memory")
         return digests
@@ -61,7 +58,6 @@ def verify(connection: Connection, options: Namespace) -> int:
         (r"^object '.*' is busy: ", "'gmemctl jobs -f' shows the progress and waits for the end"),
     ))
 def jobs(connection: Connection, options: Namespace) -> int:
-    """The jobs; with --cancel or --dismiss, do that to one."""
     for verb in ("cancel", "dismiss"):
         if getattr(options, verb):
             connection.change(f"job-{verb}", {"id": getattr(options, verb)})

@@ -16,7 +16,6 @@ _PATIENCE = 2.0  # seconds; a person is waiting
 
 @VERBS.add("check this host: kernel, KVM, huge pages, limits, systemd", examples=("doctor",))
 def doctor(connection: Connection, options: Namespace) -> int:
-    """Print all findings; exit status 1 if one is bad."""
     from gmemd.cli.doctor import BAD, PROBE, findings
 
     found = findings()
@@ -34,7 +33,6 @@ def doctor(connection: Connection, options: Namespace) -> int:
              help="bash, zsh or fish; ids, commands, jobs, events, types, verbs: for the script"),
     examples=("completion bash",))
 def completion(connection: Connection, options: Namespace) -> int:
-    """Print a script, or the names that it requests, one per line."""
     if options.what in SHELLS:
         from gmemd.cli.shell_scripts import script
 
@@ -42,9 +40,7 @@ def completion(connection: Connection, options: Namespace) -> int:
         return DONE
     if options.timeout is None:
         options.timeout = _PATIENCE  # not connected yet
-    names = connection.names(options.what)
-    if names:
-        print("\n".join(names))
+    print("".join(f"{name}\n" for name in connection.names(options.what)), end="")
     return DONE
 
 

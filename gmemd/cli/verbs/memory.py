@@ -21,12 +21,11 @@ _VISIBILITIES = ("private", "shared")
 @VERBS.add("show what objects survive, and what to change", *IDS, examples=("survive", "survive ram0"),
            hints=((r"^nobody keeps objects here", "'gmemctl survive' says what to change"),))
 def survive(connection: Connection, options: Namespace) -> int:
-    """What each object survives, and what to change where it does not."""
     status, found, lost = statuses(connection, options)
     if connection.for_people:
         rows = [(one["id"], fate["event"], _SAID[fate["answer"]], fate.get("advice", ""))
                 for one in found for fate in one["survival"]]
-        rows += [(record["id"], "(lost already)", "NO", "") for record in lost]
+        rows += [(one["id"], "(lost already)", "NO", "") for one in lost]
         render.show(render.Table(("ID", "EVENT", "SURVIVES", "TO CHANGE THAT"), sorted(rows, key=lambda row: row[0])))
     else:
         connection.show([{"id": one["id"], "survival": one["survival"]} for one in found])
@@ -39,7 +38,6 @@ def survive(connection: Connection, options: Namespace) -> int:
                    "that process ends the lease with memdev-release, or by exiting; "
                    "see 'gmemctl call query-memdev-leases'"),))
 def who(connection: Connection, options: Namespace) -> int:
-    """Which processes hold an object."""
     return report_table(
         connection, options, lambda name: connection.execute("query-memdev-holders", {"id": name}),
         ("PID", "COMMAND", "USER", "FDS", "MAPPED", "ACCESS", "CGROUP"),
@@ -63,7 +61,6 @@ def _access(holder: dict[str, Any]) -> str:
     hints=((r"^object '.*' is (?:no|not a) guest_memfd$",
             "only a guest_memfd has private parts: memory-backend-memfd with guest-memfd=on creates one"),))
 def convert(connection: Connection, options: Namespace) -> int:
-    """Make a part of a guest_memfd private or shared."""
     # argparse counts the last of many words among them
     *options.id, to = [*options.id, *filter(None, [options.to])] or [""]
     if to not in _VISIBILITIES:
@@ -95,7 +92,6 @@ def _bytes(text: str) -> int:
 
 @VERBS.add("list the private and shared parts of guest_memfds", *IDS, examples=("ranges gm0",))
 def ranges(connection: Connection, options: Namespace) -> int:
-    """Which parts of a guest_memfd are private and which shared."""
     return report_table(
         connection, options, lambda name: connection.execute("query-memdev-ranges", {"id": name}),
         ("OFFSET", "SIZE", "VISIBILITY"),
@@ -111,7 +107,6 @@ def ranges(connection: Connection, options: Namespace) -> int:
     argument("--lines", type=int, default=20, metavar="N", help="the first N objects"),
     examples=("top", "top -n 1 --lines 5"))
 def top(connection: Connection, options: Namespace) -> int:
-    """The objects by what they occupy, continuously."""
     count = options.count
     while count is None or count > 0:
         found = sorted(connection.execute("query-memdev-status"),
@@ -123,7 +118,10 @@ def top(connection: Connection, options: Namespace) -> int:
             from gmemd.cli.terminal import clear
 
             clear()
-        print(_summary(found))
+        known = [status["resident"] for status in found if "resident" in status]
+        unknown = f", {len(found) - len(known)} unknown" * (len(known) < len(found))
+        total = render.size(sum(status["size"] for status in found))
+        print(f"{len(found)} objects, {render.size(sum(known))} of {total} in memory{unknown}")
         render.show(render.Table(("ID", "KIND", "SIZE", "RESIDENT", "", "OUT"), rows, ("SIZE", "RESIDENT", "", "OUT")))
         sys.stdout.flush()
         count = None if count is None else count - 1
@@ -134,11 +132,3 @@ def top(connection: Connection, options: Namespace) -> int:
 
 def _share(status: dict[str, Any]) -> str:
     return f"{100 * status['resident'] // max(1, status['size'])}%" if "resident" in status else "?"
-
-
-def _summary(found: list[dict[str, Any]]) -> str:
-    resident = [status["resident"] for status in found if "resident" in status]
-    unknown = len(found) - len(resident)
-    return (f"{len(found)} objects, {render.size(sum(resident))} of "
-            f"{render.size(sum(status['size'] for status in found))} in memory"
-            + (f", {unknown} unknown" if unknown else ""))
