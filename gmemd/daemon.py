@@ -1,8 +1,8 @@
-"""The daemon: makes the parts, starts and stops them in order.
+"""The daemon: creates its parts, starts and stops them in order.
 
-Start: what the service manager passed on, kernel, schema, objects (restored, then those of the command line),
-sockets, READY=1; behind that, what was left out to start fast.
-Stop: SHUTDOWN to the clients, sockets closed, what waits for custody settled, objects left to it.
+Start: what the service manager passed, kernel, schema, objects (restored, then those of the command line), sockets,
+READY=1; after that, what was left out for a fast start. Stop: SHUTDOWN to the clients, sockets closed, pending changes
+settled, objects left to custody.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from gmemd.web.address import Address
     from gmemd.web.server import HttpServer
 
-# The dialect that is spoken: QEMU 11.1.
+# The dialect: QEMU 11.1.
 QEMU_VERSION = {"major": 11, "minor": 1, "micro": 0}
 
-_GREETINGS = 0.02  # seconds in which those who waited for the start go first
+_GREETINGS = 0.02  # seconds; clients that waited for the start go first
 
 
 class QmpSocket(NamedTuple):
@@ -54,21 +54,21 @@ class QmpSocket(NamedTuple):
 
     path: str
     pretty: bool = False
-    default: bool = False  # nobody asked for it: only where the service manager passes no socket
+    default: bool = False  # not requested: used only if the service manager passes no socket
 
 
 class Options(NamedTuple):
-    """What the command line says."""
+    """The options of the command line."""
 
     qmp: tuple[QmpSocket, ...]
-    objects: tuple[dict[str, Any], ...] = ()  # properties, as object-add takes them
+    objects: tuple[dict[str, Any], ...] = ()  # properties, in the form of object-add
     kernel: str = "auto"
     state_dir: str = ""
     persist: str = "auto"
     name: str | None = None
     uuid: str | None = None
     unstable_input: str = "accept"
-    lab: bool = False  # the fault lab is there
+    lab: bool = False  # with the fault lab
     http: Address | None = None
     audit: str = ""  # a file, "-" for standard error; "": none
 
@@ -79,34 +79,34 @@ def package_version() -> str:
 
 
 class Listening(NamedTuple):
-    """A socket that is listened on."""
+    """A socket to listen on."""
 
     sock: socket.socket
     pretty: bool = False
-    remove: bool = False  # its file, at the end
-    named_fds: NamedFds | None = None  # the names of getfd that its clients share; None: each has its own
+    remove: bool = False  # remove its file at the end
+    named_fds: NamedFds | None = None  # names of getfd shared by its clients; None: each has its own
 
 
 class Program(Protocol):
     """What a daemon runs."""
 
     schema: Schema
-    modules: tuple[ModuleType, ...]  # where the functions of the commands are
+    modules: tuple[ModuleType, ...]  # with the functions of the commands
 
     async def build(self, dispatcher: Dispatcher) -> None:
-        """Make what is there from the start; QmpError if that is refused."""
+        """Create what exists from the start; QmpError if that is refused."""
         ...
 
     def sockets(self, passed: list[socket.socket]) -> Iterable[Listening]:
-        """What is listened on; `passed` came from the service manager."""
+        """The sockets to listen on; `passed` came from the service manager."""
         ...
 
     def hang_up(self, gmemd: Gmemd) -> None:
-        """Do what SIGHUP asks for."""
+        """Handle SIGHUP."""
         ...
 
     def ready(self) -> None:
-        """Say that all is served, where somebody but the service manager waits for that."""
+        """Report that everything is served, to anybody but the service manager that waits for that."""
         ...
 
 
@@ -117,13 +117,13 @@ class Plain:
         self._options = options
         self.schema = Schema.load(unstable_input=options.unstable_input, lab=options.lab)
         self.modules = MODULES
-        if options.lab:  # loaded only where it is asked for
+        if options.lab:  # loaded only on request
             from gmemd.commands import lab
 
             self.modules += (lab,)
 
     async def build(self, dispatcher: Dispatcher) -> None:
-        """Make the objects of the command line, except those that a predecessor has left."""
+        """Create the objects of the command line, except those that a predecessor has left."""
         gmemd = dispatcher.gmemd
         for properties in self._options.objects:
             if gmemd.objects.get(properties.get("id", "")) is None or not gmemd.custody.keeps:
@@ -141,7 +141,7 @@ class Plain:
                 yield Listening(bind_unix(option.path), option.pretty, remove=True)
 
     def hang_up(self, gmemd: Gmemd) -> None:
-        """Open the audit's file again, which log rotation may have moved away."""
+        """Reopen the audit's file, which log rotation may have moved away."""
         if gmemd.audit is not None:
             gmemd.audit.reopen()
 
@@ -160,7 +160,7 @@ class Daemon:
         self._listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._loading: list[asyncio.Future[None]] = []  # done when the thread that loads ahead is
+        self._loading: list[asyncio.Future[None]] = []  # done when the thread that loads ahead is done
         self._http: HttpServer | None = None
         self._stopped: asyncio.Event
         self._manager = manager or Manager.from_environ(os.environ)
@@ -192,7 +192,7 @@ class Daemon:
             if self._http is not None:
                 self._http.state.serving = True
                 log.info("serving HTTP", url=self._http.url)
-            gc.freeze()  # what is there now stays; collections need not look at it
+            gc.freeze()  # what exists now stays; collections need not examine it
             self._manager.serve(self._loop, gmemd.describe)
             gmemd.outlook.start()
             self._program.ready()
@@ -203,7 +203,7 @@ class Daemon:
             await self._close()
 
     async def _load_ahead(self, directories: HeldDirectories) -> None:
-        """Load what a client may need, in a thread; whoever needs it sooner waits for it."""
+        """Load what clients may need, in a thread; a client that needs it sooner waits."""
         try:
             with directories:
                 await asyncio.sleep(_GREETINGS)
@@ -220,7 +220,7 @@ class Daemon:
         options, manager, schema = self._options, self._manager, self._program.schema
         kernel = choose_kernel(options.kernel)
         faults = audit = None
-        if options.lab:  # loaded only where it is asked for, as the audit
+        if options.lab:  # loaded only on request, as the audit
             from gmemd.lab import Lab, LabKernel, LabNotifier
 
             faults = lab = Lab()
@@ -245,7 +245,7 @@ class Daemon:
         return [socket.socket(fileno=fd) for _, fd in restored.sockets]
 
     async def _start_http(self, dispatcher: Dispatcher) -> None:
-        """Serve HTTP, if it is asked for; only then are its libraries loaded."""
+        """Serve HTTP, if requested; only then are its libraries loaded."""
         if self._options.http is not None:
             from gmemd.web.server import HttpServer
 
@@ -277,7 +277,7 @@ class Daemon:
         self._loop.call_soon(self._stopped.set)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        if self._closing:  # nothing begins any more
+        if self._closing:  # nothing starts any more
             work.close()
             return
         task = self._loop.create_task(work)
@@ -311,5 +311,5 @@ class Daemon:
 
 
 def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Log what no one has caught; asyncio's own logger would wait for whoever reads standard error."""
+    """Log uncaught exceptions; asyncio's own logger would wait for the reader of standard error."""
     log.error("internal error", desc=context["message"], exc_info=context.get("exception"))

@@ -1,1 +1,1 @@
-"""One file a qom-type."""
+"""One file for each qom-type."""

@@ -2,10 +2,10 @@
 
 Life of a backend, in QEMU's order (host_memory_backend_* and user_creatable_complete):
   1. `check()`: each property on its own, in the fixed order of the setters.
-  2. `allocate(kernel)`: the type's own rules, then the memory itself: `fd` is set and belongs to the backend.
+  2. `allocate(kernel)`: the type's own rules, then the memory itself; sets `fd`, which belongs to the backend.
   3. `finish(kernel)`: policy against host-nodes, binding.
   4. `populate(kernel)`: preallocation; long, may run in a worker thread.
-Each step raises QmpError in QEMU's words; `close()` then gives everything back.
+Each step raises QmpError in QEMU's words; `close()` then frees everything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MEMDEV_MEMBERS = ("share", "reserve", "prealloc", "host-nodes", "size", "merge"
 
 @dataclass(eq=False)
 class Enforcer:
-    """A process whose mapping of an object gmemd lets fault where the object is private; owns `fd`."""
+    """A process whose mapping of an object faults where the object is private; owns `fd`."""
 
     pid: int
     address: int
@@ -47,49 +47,49 @@ class HostMemoryBackend(Piece):
 
     qom_type: ClassVar[str]
     own_order: ClassVar[tuple[str, ...]] = ()  # own properties in QOM's listing order
-    # Properties that a live object keeps: name -> the refusal; those of `unseen` whatever the value is.
+    # Properties that cannot change on a live object: name -> the refusal; those of `unseen` whatever the value is.
     fixed: ClassVar[dict[str, str]] = {
         "size": "cannot change property size of {type} ",
         "share": "cannot change property value",
         "reserve": "cannot change property value",
     }
     unseen: ClassVar[frozenset[str]] = frozenset({"size"})
-    on_file: ClassVar[bool] = False  # on a disk or behind a server that may hang: the event loop asks nothing of its fd
-    on_trial: ClassVar[bool] = True  # its memory can be made and given back without a trace
+    on_file: ClassVar[bool] = False  # on a disk or a server that may hang: the event loop does nothing with its fd
+    on_trial: ClassVar[bool] = True  # its memory can be created and freed without a trace
 
-    # What an object is at first, beside what a piece is: on the class, as there.
-    file_kind = ""  # of a file, what Kernel.identify called it when it was looked at beside the event loop
+    # The initial state of an object, besides that of a piece: on the class, as there.
+    file_kind = ""  # for a file, the result of Kernel.identify off the event loop
     guest_memfd_flags: int | None = None
     owner = (-1, -1)  # uid and pid of the creator
     handed_out = 0
-    foreign = False  # somebody may have had it before this process did
+    foreign = False  # other processes may have had it before this one
     lease: Lease | None = None
-    enforcers: tuple[Enforcer, ...] = ()  # mappings in which private pages fault; shared ones are then all there
-    visibility: RangeMap | None = None  # what is private and what shared; None: it is no guest_memfd
-    aside: Aside | None = None  # the private bytes that were preserved; None: there are none
-    claims: tuple[str, ...] = ()  # what they do that have claimed it
-    shared = False  # they only read, and others may do so, too
-    waits = False  # its file is being opened and looked at, which can take for ever
+    enforcers: tuple[Enforcer, ...] = ()  # mappings in which private pages fault; all shared ones are then allocated
+    visibility: RangeMap | None = None  # what is private and what shared; None: it is not a guest_memfd
+    aside: Aside | None = None  # the preserved private bytes; None: there are none
+    claims: tuple[str, ...] = ()  # what the changes that have claimed it do
+    shared = False  # the claims are shared: they only read
+    waits = False  # its file is being opened and examined, which can take forever
     unwanted = False  # nobody waits for that any more
     lasting = False  # its memory belongs to another gmemd and outlives this process
-    _leaving = False  # it was given up while it was claimed
+    _leaving = False  # it was deleted while it was claimed
     _memdev: bytes | None = None
 
     def __init__(self, object_id: str, properties: dict[str, Any]) -> None:
         self.id = object_id
         self.properties = properties
         self.size: int = properties["size"]  # bytes, as asked
-        canonical = properties.get("x-use-canonical-path-for-ramblock-id")  # a later change names nothing anew
+        canonical = properties.get("x-use-canonical-path-for-ramblock-id")  # a later change does not rename it
         self.region_name = f"/objects/{object_id}" if canonical else object_id
         self.made = boottime.now()  # seconds since boot
 
     @property
     def age(self) -> int:
-        """Seconds since it was made."""
+        """Seconds since it was created."""
         return int(boottime.now() - self.made)
 
     def pieces(self) -> tuple[Piece, ...]:
-        """Itself, and what it keeps aside."""
+        """Itself, and what is set aside for it."""
         return (self,) if self.aside is None else (self, self.aside)
 
     # -- step 1 ----------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ class HostMemoryBackend(Piece):
                 self.check_value(name, 0)
 
     def check_value(self, name: str, value: Any) -> None:
-        """Raise the refusal of a value that is of the right type but not allowed."""
+        """Raise for a value that has the right type but is not allowed."""
         if value == 0 and name in ("prealloc-threads", "size"):
             raise QmpError(f"property '{name}' of {self.qom_type} doesn't take value '0'")
         if name == "host-nodes":
@@ -125,12 +125,12 @@ class HostMemoryBackend(Piece):
     # -- step 2 ----------------------------------------------------------------------------------
 
     def allocate(self, kernel: Kernel) -> None:
-        """Make the memory; `fd`, `kind` and `memory_size` are set afterwards."""
+        """Create the memory; `fd`, `kind` and `memory_size` are set afterwards."""
         raise NotImplementedError
 
     @property
     def blocks(self) -> bool:
-        """Whether steps 2 to 4 can take so long that they must not run on the event loop."""
+        """Whether steps 2 to 4 can take too long for the event loop."""
         return self.on_file or bool(self.properties["prealloc"])
 
     # -- steps 3 and 4 ---------------------------------------------------------------------------
@@ -152,7 +152,7 @@ class HostMemoryBackend(Piece):
 
     def populate(self, kernel: Kernel, progress: Callable[[int], None] | None = None,
                  cancelled: Callable[[], bool] | None = None) -> None:
-        """Allocate every page; blocks. On failure nothing that it allocated stays."""
+        """Allocate every page; blocks. On failure everything that it allocated is freed."""
         try:
             kernel.populate(self.fd, self.offset, self.memory_size, self.properties["prealloc-threads"],
                             policy=self.properties["policy"], nodes=self.properties["host-nodes"],
@@ -162,30 +162,30 @@ class HostMemoryBackend(Piece):
                            f"{os.strerror(exc.errno or 0)}") from exc
 
     def drop(self, enforcer: Enforcer) -> None:
-        """Let go of one who cooperated; with the last copy of its fd its pages fault no more."""
+        """Release a cooperating process; when the last copy of its fd is closed, its pages no longer fault."""
         self.enforcers = tuple(one for one in self.enforcers if one is not enforcer)
         enforcer.end()
         close_fd(enforcer.fd)
 
     @property
     def busy(self) -> str:
-        """What is done by the one that has claimed it; "": nobody has."""
+        """What the change that has claimed it does; "": it is not claimed."""
         return self.claims[0] if self.claims else ""
 
     def check_idle(self) -> None:
-        """Refuse while a command has claimed it."""
+        """Refuse while a change has claimed it."""
         if self.claims:
             raise QmpError(f"object '{self.id}' is busy: {self.busy}")
 
     def claim(self, doing: str, *, shared: bool = False) -> None:
-        """Keep every other command from changing it until `unclaim`; `doing`: what is said to them."""
+        """Keep all other commands from changing it until `unclaim`; `doing`: the reason in their refusal."""
         if not (shared and self.shared):
             self.check_idle()
         self.claims += (doing,)
         self.shared = shared
 
     def unclaim(self, doing: str) -> list[int]:
-        """End a claim; the descriptors to be closed if the object was given up meanwhile."""
+        """End a claim; the descriptors to close if the object was deleted meanwhile."""
         claims = list(self.claims)
         if doing in claims:
             claims.remove(doing)
@@ -193,7 +193,7 @@ class HostMemoryBackend(Piece):
         return self.detach() if self._leaving and not claims else []
 
     def detach(self) -> list[int]:
-        """Give the descriptors away, to be closed; none while it is claimed: `unclaim` gives them then."""
+        """Give the descriptors away, to be closed; none while it is claimed: then `unclaim` returns them."""
         if self.lease is not None:
             self.lease.end()
         if self.claims:
@@ -206,18 +206,18 @@ class HostMemoryBackend(Piece):
         return fds
 
     def close(self) -> None:
-        """Give the memory back, as far as this process holds it; may take long."""
+        """Free the memory, as far as this process holds it; may take long."""
         for fd in self.detach():
             close_fd(fd)
 
     def discard(self, kernel: Kernel, fd: int) -> None:
-        """Give up what would outlive the object, if that is asked for; when it is surely deleted. May take long.
+        """Discard what would outlive the object, if requested; call it when the deletion is final. May take long.
 
-        `fd` is what was its fd, before that is closed.
+        `fd` is its former fd, not closed yet.
         """
 
     def abandon(self) -> None:
-        """Close an object that never came into being, with what it has left elsewhere; may take long."""
+        """Close an object that was never completed, and remove what it has left elsewhere; may take long."""
         self.close()
 
     # -- as a QOM object -------------------------------------------------------------------------
@@ -228,7 +228,7 @@ class HostMemoryBackend(Piece):
         return BASE_ORDER + cls.own_order
 
     def get(self, name: str) -> Any:
-        """A property's value as qom-get gives it."""
+        """A property's value as returned by qom-get."""
         if name == "hugetlbsize":
             return self.properties.get(name, 0)
         if name == "prealloc-context":
@@ -239,18 +239,18 @@ class HostMemoryBackend(Piece):
         """Change the stored value of a property of a live object, after `refuse_set` and the type check."""
         self.check_value(name, value)
         if name == "prealloc" and not value:
-            return  # once true it stays
-        if name == "host-nodes":  # QEMU adds to the set, and never takes a node out of it
+            return  # once true, it stays true
+        if name == "host-nodes":  # QEMU adds to the set, and never removes a node
             value = sorted({*self.properties[name], *value})
         self.reset(name, value)
 
     def reset(self, name: str, value: Any) -> None:
-        """Store a value that was judged before."""
+        """Store a value that was checked before."""
         self.properties[name] = value
         self._memdev = None
 
     def refuse_set(self, name: str, *, seen: bool) -> None:
-        """Raise for a property that a live object keeps; called before (`seen` false) and after the value check."""
+        """Raise for a property that cannot change; called before (`seen` false) and after the value check."""
         text = self.fixed.get(name)
         if text is not None and (seen or name in self.unseen):
             raise QmpError(text.format(type=self.qom_type, name=name))

@@ -1,4 +1,4 @@
-"""memory-backend-file: memory behind a path; the file stays when the object goes."""
+"""memory-backend-file: memory in the file at a path; the file stays when the object is deleted."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.kernel import Kernel
 
-_TRIES: Final = 100  # to open or make a file that comes and goes
+_TRIES: Final = 100  # to open or create a file that comes and goes
 _LEASE_SECONDS: Final = 60.0  # the kernel breaks a lease after 45 (/proc/sys/fs/lease-break-time)
 _PAUSE: Final = 0.02  # seconds
 
 
 class FileBackend(HostMemoryBackend):
-    """Private by default; a missing file is made, a directory gets an unlinked temporary file."""
+    """Private by default; a missing file is created, a directory gets an unlinked temporary file."""
 
     qom_type = "memory-backend-file"
     on_file = True
@@ -36,7 +36,7 @@ class FileBackend(HostMemoryBackend):
         "pmem": "cannot change property '{name}' of {type}.",
     }
     unseen = HostMemoryBackend.unseen | {"align", "offset", "rom"}
-    _made = False  # the file was not there before
+    _made = False  # the file did not exist before
 
     def get(self, name: str) -> object:
         if name == "rom" and self.properties["rom"] == "auto":
@@ -62,7 +62,7 @@ class FileBackend(HostMemoryBackend):
             raise QmpError("property 'rom' = 'off' is incompatible with 'readonly' = 'on' and 'share' = 'on'")
 
     def _open(self, path: str) -> tuple[int, bool]:
-        """Open or make the file: fd (owned by the caller), and whether it was made."""
+        """Open or create the file: fd (owned by the caller), and whether it was created."""
         readonly = self.properties["readonly"]
         mode = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
         try:
@@ -88,14 +88,14 @@ class FileBackend(HostMemoryBackend):
                     raise
             try:
                 return _made(path, mode), True
-            except FileExistsError:  # somebody was faster, or it is a symbolic link to nothing
+            except FileExistsError:  # another process was faster, or it is a dangling symbolic link
                 continue
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def _open_existing(self, path: str, mode: int) -> int:
-        """Open it as if one waited in open(2): for a lease to end (F_SETLEASE), for the other end of a FIFO.
+        """Open it as if waiting in open(2): for a lease to end (F_SETLEASE), for the other end of a FIFO.
 
-        But not there, for from there nobody comes back whose client has gone.
+        But not in open(2) itself, which would not return when the client has gone.
         """
         end = time.monotonic() + _LEASE_SECONDS
         while True:
@@ -120,7 +120,7 @@ class FileBackend(HostMemoryBackend):
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
     def _check_file(self, kernel: Kernel) -> None:
-        """Judge size, alignment and offset against the file and its pages; give an empty file its size."""
+        """Check size, alignment and offset against the file and its pages; give an empty file its size."""
         properties, page = self.properties, kernel.file_page_size(self.fd)
         align, offset, readonly = properties["align"], properties["offset"], properties["readonly"]
         self.memory_size = self.round_up(kernel.page_size)
@@ -142,13 +142,13 @@ class FileBackend(HostMemoryBackend):
         if not actual and not readonly:
             self._grow(kernel)
         if self.size % page:
-            self._made = False  # judged so late that QEMU leaves the file
+            self._made = False  # checked so late that QEMU leaves the file
             raise QmpError(f"backend '{self.qom_type}' memory size must be multiple of {_in_units(page)}")
 
     def _grow(self, kernel: Kernel) -> None:
-        """Give an empty file its size: who touched what is beyond its end would get SIGBUS.
+        """Give an empty file its size, because an access beyond its end would be SIGBUS.
 
-        What has no size of its own (FIFO, device) is left to mmap(2).
+        What has no size (FIFO, device) is left to mmap(2).
         """
         try:
             kernel.truncate(self.fd, self.memory_size + self.offset)
@@ -164,10 +164,10 @@ class FileBackend(HostMemoryBackend):
                 os.unlink(self.properties["mem-path"])
 
     def discard(self, kernel: Kernel, fd: int) -> None:
-        """With discard-data, punch the object's part out of a shared file, as QEMU does by MADV_REMOVE."""
+        """With discard-data, punch the object's part out of a shared file, as QEMU does with MADV_REMOVE."""
         properties = self.properties
         if properties["discard-data"] and properties["share"] and not properties["readonly"]:
-            with contextlib.suppress(OSError):  # not every file system can
+            with contextlib.suppress(OSError):  # not every file system supports it
                 kernel.punch_hole(fd, self.offset, self.memory_size)
 
     def finish(self, kernel: Kernel) -> None:
@@ -184,7 +184,7 @@ def _in_units(size: int) -> str:
 
 
 def _waiting(fd: int) -> int:
-    """The fd, which was opened without waiting, as if it had not been so; closes it when that fails."""
+    """Turn an fd that was opened with O_NONBLOCK into an ordinary one; closes it when that fails."""
     try:
         os.set_blocking(fd, True)
     except OSError:
@@ -194,7 +194,7 @@ def _waiting(fd: int) -> int:
 
 
 def _made(path: str, mode: int) -> int:
-    """Make a file; nothing is left of one that cannot be used."""
+    """Create a file; if it cannot be used, nothing is left of it."""
     fd = os.open(path, mode | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         return _waiting(fd)
@@ -204,21 +204,21 @@ def _made(path: str, mode: int) -> int:
 
 
 def _has_writer(fd: int) -> bool:
-    """Wait a little for the writer of a FIFO that was opened for reading; True if it has come, or the file is none."""
+    """Wait a little for the writer of a FIFO opened for reading; True if there is one, or the file is not a FIFO."""
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         return True
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    if poll.poll(_PAUSE * 1000):  # it has written, or gone again
+    if poll.poll(_PAUSE * 1000):  # it has written, or has gone again
         return True
     try:
         return bool(os.read(fd, 1))
-    except BlockingIOError:  # it is there and has not written
+    except BlockingIOError:  # it exists and has not written
         return True
 
 
 def _is_directory(fd: int) -> bool:
-    """Is it a directory? Closes the fd when that cannot be told."""
+    """Is it a directory? Closes the fd if that cannot be found out."""
     try:
         return stat.S_ISDIR(os.fstat(fd).st_mode)
     except OSError:

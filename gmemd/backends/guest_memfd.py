@@ -1,6 +1,6 @@
-"""guest_memfd memory: memory-backend-guest-memfd, and what guest-memfd=on of memory-backend-memfd makes.
+"""guest_memfd memory: memory-backend-guest-memfd, and guest-memfd=on of memory-backend-memfd.
 
-Both are a KVM guest_memfd of flags MMAP | INIT_SHARED: mapped like a memfd, fully shared, fixed in size.
+Both are a KVM guest_memfd with the flags MMAP | INIT_SHARED: mapped like a memfd, fully shared, of fixed size.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class GuestMemfdBackend(HostMemoryBackend):
             make_guest_memfd(self, kernel, 0)
             return
         begins_shared = self.properties["init-shared"]
-        # Where only gmemd converts, the kernel must not stand in the way of what becomes shared later.
+        # If only gmemd converts, the kernel must not block what becomes shared later.
         make_guest_memfd(self, kernel, GUEST_MEMFD_SHARED if begins_shared or not kernel.conversion
                          else GUEST_MEMFD_FLAG_MMAP)
         if not begins_shared:

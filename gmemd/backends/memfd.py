@@ -11,7 +11,7 @@ from gmemd.errors import QmpError
 from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.uapi import MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_HUGE_SHIFT, MFD_HUGETLB, SEALS_OF_SIZE
 
-_SURELY_MAPPABLE = 1 << 40  # bytes, shared; above this, for private memory and huge pages, the kernel is asked
+_SURELY_MAPPABLE = 1 << 40  # bytes, shared; above this, and for private memory and huge pages, mmap(2) is tried
 
 
 class MemfdBackend(HostMemoryBackend):
@@ -57,7 +57,7 @@ class MemfdBackend(HostMemoryBackend):
             self.check_mappable(kernel, shared=properties["share"])
 
     def _creation_flags(self) -> int:
-        """The memfd_create(2) flags that the properties ask for."""
+        """The memfd_create(2) flags for the properties."""
         properties = self.properties
         hugetlbsize = properties.get("hugetlbsize", 0)
         if hugetlbsize and not hugetlbsize & 1 and hugetlbsize & (hugetlbsize - 1):

@@ -13,18 +13,18 @@ _ALIGN = 2 << 20  # bytes: how QEMU aligns anonymous memory on x86 (QEMU_VMALLOC
 
 
 class RamBackend(HostMemoryBackend):
-    """Refuses what the kernel would refuse to map anonymously, then makes a memfd of the rounded size."""
+    """Refuses what the kernel would refuse to map anonymously, then creates a memfd of the rounded size."""
 
     qom_type = "memory-backend-ram"
 
     def allocate(self, kernel: Kernel) -> None:
         self.memory_size = self.round_up(kernel.page_size)
         reserve, share = self.properties["reserve"], self.properties["share"]
-        # A size that rounds up to 0 is more than there can be.
+        # A size that rounds up to 0 is too large.
         wanted = self.memory_size or (1 << 64) - kernel.page_size
         try:
             self.try_reserve(kernel, _ALIGN)
-            # Shared memory is a file's, which the kernel does not count before it is there.
+            # Shared memory is a file's, which the kernel does not count before it is allocated.
             kernel.try_map(None, wanted, reserve=reserve and not share, writable=not share, shared=False)
             self.fd = new_memfd(kernel, self.id, self.memory_size)
         except OSError as exc:

@@ -1,4 +1,4 @@
-"""Sealed memfds: what ordinary memory is made of."""
+"""Sealed memfds, which back ordinary memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gmemd.kernel.uapi import MFD_ALLOW_SEALING, MFD_CLOEXEC, SEALS_OF_SIZE
 
 
 def new_memfd(kernel: Kernel, name: str, size: int) -> int:
-    """A memfd of `size` bytes that nobody can resize any more; the caller owns it."""
+    """A memfd of `size` bytes that nobody can resize; the caller owns it."""
     fd = kernel.memfd_create(name[:200], MFD_CLOEXEC | MFD_ALLOW_SEALING)
     try:
         kernel.truncate(fd, size)

@@ -1,4 +1,4 @@
-"""memory-backend-shm: POSIX shared memory that was unlinked at once; here the same thing, a memfd."""
+"""memory-backend-shm: POSIX shared memory that is unlinked at once; here the equivalent, a memfd."""
 
 from __future__ import annotations
 

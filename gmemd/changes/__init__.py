@@ -1,1 +1,1 @@
-"""How a change is made: what it claims, what runs beside the event loop, what is undone."""
+"""How a change is made: what it claims, what it undoes, what settles it, and what runs off the event loop."""

@@ -1,16 +1,16 @@
-"""A change: what a command is given that does more than read.
+"""A change: given to every command that does more than read.
 
-Each step of the command registers how it is undone and what finishes it, claims what it works on, and says what
-custody is to keep.  Whatever ends the command early (a refusal, an exception, a flush that fails, a trial that was
-only to be judged) undoes the steps in reverse, once; else the change is finished when custody has made it durable.
+Each step of the command registers how it is undone and what finishes it, claims what it works on, and says what custody
+is to keep. Whatever ends the command early (a refusal, an exception, a failed flush, a dry run) undoes the steps in
+reverse, once; otherwise the change is finished when custody has made it durable.
 
-    change.claim(backend, "it is being wiped")    # refused at once if somebody else has it
-    change.undo(...)                              # how to take back what comes next
-    change.keep(backend)                          # nothing, where nobody keeps
+    change.claim(backend, "it is being wiped")    # refused at once if another change has it
+    change.undo(...)                              # how to undo what comes next
+    change.keep(backend)                          # no effect if objects are not kept
     change.done(...)                              # when it is durable
 
-The order of all is that of the calls.  A command that takes long returns a coroutine, which begins when what others
-changed before is durable, and may settle what it has done so far before it goes on.
+Everything happens in the order of the calls. A long command returns a coroutine, which begins when what others changed
+before is durable, and may settle what it has done so far before it goes on.
 """
 
 from __future__ import annotations
@@ -49,28 +49,28 @@ class WithFds:
 
 
 class Judged(Exception):
-    """A trial has come to where the command would act."""
+    """A dry run has reached the point where the command would act."""
 
     def __init__(self, effect: Any, *, whole: bool) -> None:
-        self.effect = effect  # the sentence behind "would", or a coroutine that gives it
-        self.whole = whole  # everything that can refuse it was asked
+        self.effect = effect  # the sentence after "would", or a coroutine that returns it
+        self.whole = whole  # all checks were made
 
 
 class Change:
-    """One change. As a command's result: its `value` is acknowledged once `settled` says that it is durable."""
+    """One change. As a command's result: its `value` is acknowledged once it is durable (`settled`)."""
 
-    # What few changes have is on the class.
+    # Defaults of what few changes need are on the class.
     pending = False  # there is something to be done when it is concluded
     _claimed: tuple[tuple[HostMemoryBackend, str], ...] = ()
     _undo: tuple[Step, ...] = ()
     _done: tuple[Step, ...] = ()
-    _notes: tuple[Callable[[], Operation], ...] = ()  # what custody is to do
-    _reserved = 0  # places in custody that are held
-    operations: Sequence[Operation] = ()  # what it was given to do
+    _notes: tuple[Callable[[], Operation], ...] = ()  # operations for custody
+    _reserved = 0  # reserved places in custody
+    operations: Sequence[Operation] = ()  # operations that custody has
     value: Any = None
-    error: QmpError | None = None  # why it could not be made durable; it is undone then
+    error: QmpError | None = None  # why it could not be made durable, and was undone
     ending: Ending = None  # what the last step still waits for
-    trial = False  # it is to be judged only
+    trial = False  # it is a dry run
 
     def __init__(self, settler: Settler) -> None:
         self._settler = settler
@@ -78,17 +78,17 @@ class Change:
     # -- deciding --------------------------------------------------------------------------------
 
     def judged(self, effect: str | Coroutine[Any, Any, str] | None = None, *, whole: bool = True) -> None:
-        """All that can be refused is: a trial ends here.
+        """All checks are done: a dry run ends here.
 
-        effect: what a trial is told, for which alone it is to be made: the sentence behind "would", or a coroutine.
+        effect: the result of the dry run, made only for one: the sentence after "would", or a coroutine.
         """
         if self.trial:
             raise Judged(_UNTOLD, whole=False) if effect is None else Judged(effect, whole=whole)
 
     def claim(self, backend: HostMemoryBackend, doing: str, *, shared: bool = False) -> None:
-        """Keep others from changing an object until this change has ended; QmpError says who has it.
+        """Keep others from changing an object until this change has ended; QmpError says what has claimed it.
 
-        shared: others may claim it likewise, for work that only reads.
+        shared: others may share the claim, for work that only reads.
         """
         backend.claim(doing, shared=shared)
         self._claimed += ((backend, doing),)
@@ -101,7 +101,7 @@ class Change:
         self._claimed = tuple(claim for claim in self._claimed if claim[0] is not backend)
 
     def reserve(self) -> None:
-        """Hold room in custody for one more piece until `keep`; QmpError if there is none."""
+        """Reserve room in custody for one more piece until `keep`; QmpError if there is none."""
         custody = self._settler.custody
         if custody.keeps:
             custody.reserve()
@@ -111,23 +111,23 @@ class Change:
     # -- acting ----------------------------------------------------------------------------------
 
     def undo(self, step: Step) -> None:
-        """Register how what comes next, or was just done, is undone."""
+        """Register how to undo what comes next, or was just done."""
         self._undo += (step,)
 
     def done(self, step: Step) -> None:
-        """Register what is done once all is durable."""
+        """Register what to do once everything is durable."""
         self._done += (step,)
         self.pending = True
 
     def keep(self, piece: Piece, *, again: Again | None = None) -> None:
-        """Give a piece to custody, using up a reservation; `again` as of Custody.add."""
+        """Give a piece to custody, using up a reservation; `again` as for Custody.add."""
         custody = self._settler.custody
         if custody.keeps:
             self._record(piece, record_of(piece, self._settler.kernel))
             self._note(partial(self._add, piece, again))
 
     def keep_stored(self, piece: Piece, name: str) -> None:
-        """The same for what the service manager has already, by the name that it has there."""
+        """The same for a piece that the service manager already has under this name."""
         custody = self._settler.custody
         if custody.keeps:
             record = record_of(piece, self._settler.kernel)
@@ -139,26 +139,26 @@ class Change:
             self._note(partial(custody.add, record))
 
     def rewrite(self, backend: HostMemoryBackend) -> None:
-        """Have what is written about an object, if it is, follow its properties, visibility and lease."""
+        """Update the record of an object, if it is kept, with its properties, visibility and lease."""
         custody = self._settler.custody
         if custody.keeps and backend.record is not None:
             self._record(backend, updated(backend))
             self._note(partial(custody.update, backend.record))
 
     def forget(self, piece: Piece) -> None:
-        """Take a piece, if it is kept, out of custody."""
+        """Remove a piece, if it is kept, from custody."""
         if piece.record is not None:
             self.drop(piece.record)
             self._record(piece, None)
 
     def drop(self, record: Record) -> None:
-        """Take what a record describes, whether it came back or not, out of custody."""
+        """Remove what a record describes, whether it came back or not, from custody."""
         custody = self._settler.custody
         assert custody.keeps
         self._note(partial(custody.remove, record))
 
     def let_go(self, name: str) -> None:
-        """Take what has no record out of the service manager's store, by its name there."""
+        """Remove a descriptor without a record from the service manager's store, by its name there."""
         custody = self._settler.custody
         if custody.keeps:
             self._note(partial(custody.give_up, name))
@@ -186,10 +186,10 @@ class Change:
     # -- ending ----------------------------------------------------------------------------------
 
     def conclude(self, value: Any) -> Any:
-        """The command's result, from what its function has returned: `value`, itself, or a coroutine that gives it."""
+        """The command's result from its function's: `value`, this change, or a coroutine."""
         if type(value) is CoroutineType:
             return self._carry(value)
-        assert not self._claimed, "what is claimed would be free before it is durable"
+        assert not self._claimed, "the claim would end before the change is durable"
         if self._notes:
             self._give()
             if type(value) is WithFds:
@@ -202,7 +202,7 @@ class Change:
         return value if ending is None else _after(ending, value)
 
     def refuse(self, error: BaseException) -> Coroutine[Any, Any, None]:
-        """Undo all after an error: raise it, now or, where undoing takes long, from the coroutine."""
+        """Undo everything after an error: raise it, now or, if undoing takes long, from the returned coroutine."""
         ending = self.revert()
         self.unclaim()
         if ending is None:
@@ -210,14 +210,14 @@ class Change:
         return _raise_after(ending, error)
 
     async def settle(self) -> None:
-        """Have what was done so far made durable, after which it is no longer undone; QmpError if it could not be."""
+        """Make everything so far durable, after which it is no longer undone; QmpError if that failed."""
         self._give()
         await self.settled()
 
     def settled(self) -> asyncio.Future[None]:
-        """The future, which must be awaited, of what was noted: it goes with the next flush, whenever that is.
+        """A future, to be awaited, for what was noted, which goes with the next flush.
 
-        Ends with QmpError when the flush has failed and all is undone.
+        Ends with QmpError when the flush has failed and everything is undone.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -233,7 +233,7 @@ class Change:
         return done
 
     async def _carry(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do long work, and settle it. When the daemon ends meanwhile, all is left as a crash would leave it."""
+        """Do long work, and settle it. If the daemon ends meanwhile, everything is left as after a crash."""
         try:
             if self._claimed:
                 await self._settler.durable()
@@ -260,19 +260,19 @@ class Change:
         return value
 
     def hand_over(self) -> Change:
-        """All this as another change, for work that goes on after the reply; this one is empty then."""
+        """Move everything to a new change, for work that goes on after the reply; this one is then empty."""
         other = Change(self._settler)
         other.__dict__, self.__dict__ = self.__dict__, other.__dict__
         return other
 
     def finish(self) -> Ending:
-        """All is durable: take the last steps, and what was done is no longer undone."""
+        """Everything is durable: take the final steps; it is no longer undone."""
         steps, self._done, self._undo = self._done, (), ()
         self._give_back()
         return in_order(steps)
 
     def revert(self) -> Ending:
-        """Undo all, the last step first."""
+        """Undo everything, the last step first."""
         steps, self._done, self._undo, self._notes = self._undo[::-1], (), (), ()
         self._give_back()
         return in_order(steps)
@@ -289,7 +289,7 @@ class Change:
             self._reserved -= 1
 
     def _give(self) -> None:
-        """Give custody all that it is to do, or nothing."""
+        """Give custody all operations, or none."""
         notes, self._notes = self._notes, ()
         noted: list[Operation] = []
         try:
@@ -303,7 +303,7 @@ class Change:
 
 
 def changing(settler: Settler, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A command that gives its result, for one that is given a change behind its arguments."""
+    """Wrap a command that takes a change as its last argument; the result is that of Change.conclude."""
     def run(gmemd: Any, caller: Any, arguments: dict[str, Any]) -> Any:
         change = Change(settler)
         try:
@@ -316,7 +316,7 @@ def changing(settler: Settler, function: Callable[..., Any]) -> Callable[..., An
 
 
 async def completed(result: Any) -> Any:
-    """The value that a command's result, whatever it is, comes to in the end, durable; QmpError if it does not."""
+    """The final, durable value of a command's result, whatever its form; QmpError if it fails."""
     if type(result) is CoroutineType:
         result = await result
     if type(result) is Change:

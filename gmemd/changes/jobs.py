@@ -1,6 +1,6 @@
-"""Long work as QEMU's jobs: identity, status and progress; who does the work is not known here.
+"""Long work as QEMU's jobs: identity, status and progress; the work itself is elsewhere.
 
-The states and which verb each accepts are those of QEMU's job.c, as far as these jobs reach them:
+The states, and the verbs that each accepts, are those of QEMU's job.c, as far as these jobs reach them:
 
     created -> running -> waiting -> pending -> concluded -> null
                        -> aborting (failed or cancelled)  -> concluded -> null
@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from gmemd.errors import QmpError
 
-CANCELLED: Final = "Operation canceled"  # strerror(ECANCELED), what QEMU gives as a cancelled job's error
+CANCELLED: Final = "Operation canceled"  # strerror(ECANCELED), QEMU's error of a cancelled job
 
 # verb -> the states that accept it
 _VERBS: Final = {
@@ -36,13 +36,13 @@ class Job:
         self.current = 0  # bytes
         self.total = total  # bytes; the estimate may change
         self.error: str | None = None
-        self.cancelled = False  # read by whoever does the work, in any thread
-        self.interrupt: Callable[[], None] = lambda: None  # set by work that has to be woken to see `cancelled`
-        self.result: Any = None  # of a job that succeeded; its shape is the kind's own
+        self.cancelled = False  # read by the work, in any thread
+        self.interrupt: Callable[[], None] = lambda: None  # set by work that must be woken to see `cancelled`
+        self.result: Any = None  # of a job that succeeded; its form depends on the kind
         self._emit = emit
 
     def go(self, *states: str) -> None:
-        """Pass through states, each announced."""
+        """Go through states, each with an event."""
         for state in states:
             self.status = state
             self._emit("JOB_STATUS_CHANGE", {"id": self.id, "status": state})
@@ -59,7 +59,7 @@ class Job:
         self.interrupt()
 
     def conclude(self, error: str | None) -> None:
-        """End the job: well when there is no error."""
+        """End the job; without an error, successfully."""
         self.error = CANCELLED if self.cancelled and error is not None else error
         self.interrupt = lambda: None
         if self.error is None:
@@ -78,7 +78,7 @@ class Job:
 
 
 class Jobs:
-    """All jobs that were not dismissed yet."""
+    """All jobs that have not been dismissed."""
 
     def __init__(self, emit: Callable[[str, dict[str, Any]], None]) -> None:
         self._emit = emit
@@ -92,21 +92,21 @@ class Jobs:
         return iter(reversed(list(self._jobs.values())))
 
     def create(self, job_id: str, kind: str, total: int) -> Job:
-        """A new job, `created` and then `running`; QmpError if the id is none or taken."""
+        """A new job, `created` and then `running`; QmpError if the id is malformed or taken."""
         self.check_id(job_id)
         job = self._jobs[job_id] = Job(job_id, kind, total, self._emit)
         job.go("created", "running")
         return job
 
     def check_id(self, job_id: str) -> None:
-        """Refuse what cannot be a new job's id."""
+        """Refuse an id that cannot be a new job's."""
         if not _IDENTIFIER.fullmatch(job_id):
             raise QmpError(f"Invalid job ID '{job_id}'")
         if job_id in self._jobs:
             raise QmpError(f"Job ID '{job_id}' already in use")
 
     def find(self, job_id: str) -> Job:
-        """The job of that id; QmpError if there is none."""
+        """The job with that id; QmpError if there is none."""
         job = self._jobs.get(job_id)
         if job is None:
             raise QmpError("Job not found")

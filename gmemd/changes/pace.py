@@ -1,4 +1,4 @@
-"""Long work in short turns, between which the event loop serves others."""
+"""Long work in short turns; in between, the event loop serves others."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ TURN: Final = 100e-6  # seconds
 
 
 class Pace:
-    """The pace of one piece of work."""
+    """The pace of one task."""
 
     def __init__(self) -> None:
         self._began = perf_counter()
 
     async def keep(self) -> None:
-        """Let others go first when this turn has been long enough."""
+        """Let others go first if this turn has been long enough."""
         if perf_counter() - self._began >= TURN:
             await asyncio.sleep(0)
             self._began = perf_counter()

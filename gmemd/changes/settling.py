@@ -1,4 +1,4 @@
-"""Settling changes: one flush of custody makes durable whatever was changed in a turn of the loop, for all at once."""
+"""Settling changes: one flush of custody makes everything durable that was changed in a turn of the loop."""
 
 from __future__ import annotations
 
@@ -19,53 +19,53 @@ from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
 
 
 class Unsettled(Protocol):
-    """A change, as far as it is settled here."""
+    """What is settled here: a change."""
 
     operations: Sequence[Operation]
     error: QmpError | None  # set when it was undone
     ending: Ending  # what the last step still waits for
 
     def finish(self) -> Ending:
-        """It is durable."""
+        """Called when it is durable."""
         ...
 
     def revert(self) -> Ending:
-        """It is not."""
+        """Called when it is not."""
         ...
 
 
 Waiting = list[tuple[Sequence[Unsettled], Callable[[], None]]]
 
-_SOON: Final = 0.001  # seconds; a manager at rest needs a twentieth of it, and asking the loop to wait takes longer
+_SOON: Final = 0.001  # seconds; an idle manager needs a twentieth of it, and waiting on the loop takes longer
 _RETRY_SECONDS: Final = 30.0
 
 
 class Settler:
-    """What changes stand on: the objects, and who keeps them. `flushed` is called after each flush."""
+    """Settles changes of the objects with custody. `flushed` is called after each flush."""
 
     def __init__(self, objects: Objects, kernel: Kernel, custody: AnyCustody, flushed: Callable[[], None]) -> None:
         self.kernel = kernel
         self.custody = custody
-        self.not_kept = ""  # why the latest change could not be made durable; "": it could
+        self.not_kept = ""  # why the latest change could not be made durable; "": it was
         self._objects = objects
         self._told = flushed
         self._unsettled: Waiting = []
         self._flushing = False
 
     def check_live(self, backend: HostMemoryBackend) -> None:
-        """Raise QmpError for an object that is no longer there: its creation could not be made durable."""
+        """Raise QmpError for an object that no longer exists: its creation could not be made durable."""
         if self._objects.get(backend.id) is not backend:
             raise QmpError(f"object '{backend.id}' not found")
 
     def settle(self, changes: Sequence[Unsettled], settled: Callable[[], None]) -> None:
-        """Have changes made durable by the next flush, which everybody shares who asks in this turn of the loop."""
+        """Have changes made durable by the next flush, shared by all requests in this turn of the loop."""
         self._unsettled.append((changes, settled))
         if not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     async def durable(self) -> None:
-        """Wait until all that was changed so far is durable, or undone."""
+        """Wait until everything changed so far is durable or undone."""
         if self._flushing:
             await self.flush()
 
@@ -81,7 +81,7 @@ class Settler:
             await asyncio.sleep(0.001)
 
     def catch_up(self) -> None:
-        """Have done what earlier flushes could not do, now and, for as long as the loop runs, now and then."""
+        """Do what earlier flushes could not, now and, as long as the loop runs, periodically."""
         if self.custody.dirty:
             self.settle([], lambda: None)
         asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._retry)
@@ -91,7 +91,7 @@ class Settler:
         self.catch_up()
 
     def _flush(self) -> None:
-        """Start a flush for all that wait, or stop when there is nothing to do."""
+        """Start a flush for all waiting changes, or stop when there is nothing to do."""
         waiting, self._unsettled = self._unsettled, []
         if not waiting and not self.custody.dirty:
             self._flushing = False
@@ -100,7 +100,7 @@ class Settler:
         self._drive(flush, partial(next, flush), waiting)
 
     def _drive(self, flush: Flush, advance: Callable[[], Wait], waiting: Waiting) -> None:
-        """Carry a flush on to the next thing that it has to wait long for, or to its end."""
+        """Advance a flush to the next longer wait, or to its end."""
         try:
             wait = advance()
             while _comes_soon(wait):
@@ -126,7 +126,7 @@ class Settler:
             self._drive(flush, partial(flush.throw, exc), waiting)
 
     def _flushed(self, waiting: Waiting, error: NotKept | None) -> None:
-        """Finish the changes of a flush, undo those that did not happen, let the replies go, go on."""
+        """Finish the changes of a flush, undo those that did not happen, release the replies, go on."""
         if error is not None:  # what was noted meanwhile is undone with it
             waiting += self._unsettled
             self._unsettled = []
@@ -140,13 +140,13 @@ class Settler:
         for changes, settled in waiting:
             after([change.ending for change in changes], settled)
         self._told()
-        asyncio.get_running_loop().call_soon(self._flush)  # others have their turn between two flushes
+        asyncio.get_running_loop().call_soon(self._flush)  # others get their turn between two flushes
 
 
 def _comes_soon(wait: Wait) -> bool:
     """Wait a moment here for a barrier; False: it has not passed, or the flush waits for something else.
 
-    Room for more messages is the loop's to wait for: a large batch asks for it often.
+    Waiting for room for more messages is left to the loop: a large batch does so often.
     """
     try:
         return wait.what == "readable" and wait_for(wait, _SOON)
@@ -161,7 +161,7 @@ def _undo(error: NotKept, changes: list[Unsettled]) -> None:
     for operation in error.undone:
         change = by_operation.get(operation)
         if change is None:
-            log.error("internal error", why="an operation of no change", id=operation.record.id)
+            log.error("internal error", why="an operation without a change", id=operation.record.id)
         elif change.error is None:
             change.error = error
             change.ending = change.revert()

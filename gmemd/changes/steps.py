@@ -1,4 +1,4 @@
-"""Steps that finish a change or undo it: one that takes long returns a future, which ends by no error."""
+"""Steps that finish or undo a change: a long one returns a future, which never ends with an error."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from gmemd.observe.log import log
 
 Step = Callable[[], object]
-Ending = asyncio.Future[None] | None  # what is still to be waited for; None: nothing
+Ending = asyncio.Future[None] | None  # what to wait for; None: nothing
 
 
 def after(endings: Iterable[Ending], then: Callable[[], None]) -> None:
-    """Call back when the last of these has ended; at once, when there is none."""
+    """Call back when the last of these has ended; at once if there is none."""
     waiting = [ending for ending in endings if ending is not None]
     if waiting:
         asyncio.gather(*waiting).add_done_callback(lambda _: in_order([then]))
@@ -21,7 +21,7 @@ def after(endings: Iterable[Ending], then: Callable[[], None]) -> None:
 
 
 def in_order(steps: Sequence[Step]) -> Ending:
-    """Take steps, each when the one before has ended."""
+    """Take steps, each after the one before has ended."""
     for number, step in enumerate(steps, 1):
         try:
             ending = step()

@@ -1,4 +1,4 @@
-"""What does not run on the event loop: functions that block, and closing what takes long to close."""
+"""What does not run on the event loop: functions that block, and slow closing of descriptors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _CLOSED_AT_ONCE: Final = 4 << 20  # bytes of memory that may be freed on the eve
 
 
 def in_thread(function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
-    """Run a function that blocks in a thread of its own: one that never returns does not keep the process alive.
+    """Run a blocking function in a new thread: one that never returns does not keep the process alive.
 
-    Not by threading.Thread, whose start() waits for ever for a thread that has no memory to begin with (gh-140746).
+    Without threading.Thread, whose start() waits forever for a thread that lacks memory to start with (gh-140746).
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
-    first: list[Callable[[], None]] = []  # who came first, `work` or `give_up`
+    first: list[Callable[[], None]] = []  # which came first, `work` or `give_up`
 
     def settle(result: Any, error: BaseException | None) -> None:
         patience.cancel()
@@ -49,23 +49,23 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> Awaitable[Any]:
 
     try:
         start_new_thread(work, ())
-    except RuntimeError as exc:  # pthread_create(3) knows EAGAIN alone
+    except RuntimeError as exc:  # the only error of pthread_create(3)
         raise QmpError(f"cannot start a thread: {os.strerror(errno.EAGAIN)}") from exc
     patience = loop.call_later(_THREAD_PATIENCE, give_up)
     return future
 
 
 def beside(function: Callable[[], object]) -> asyncio.Future[None]:
-    """Have a function that blocks run, surely: here, where no thread is to be had. The future ends by no error.
+    """Run a blocking function in any case: here, if no thread can be started.
 
-    For what must be done, and whose failure is nobody's concern any more.
+    The future never ends with an error. For what must be done, and whose failure no longer matters.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
     def ended(running: asyncio.Future[Any] | None) -> None:
         error = QmpError("") if running is None else None if running.cancelled() else running.exception()
-        if isinstance(error, QmpError):  # it has not begun
+        if isinstance(error, QmpError):  # it has not started
             with contextlib.suppress(OSError):
                 function()
         if not done.done():
@@ -83,11 +83,11 @@ def beside(function: Callable[[], object]) -> asyncio.Future[None]:
 
 
 def close_beside(fds: Iterable[int], *, first: Callable[[], object] | None = None) -> asyncio.Future[None] | None:
-    """Close descriptors, which are given away, without holding the event loop up.
+    """Close descriptors, which are given away, without holding up the event loop.
 
-    None: they are closed. Else the future that ends, never by an error, when they are. Closing the last descriptor of
-    memory frees it (0.3 s a GiB), and a socket may linger for as long as whoever passed it has set.
-    `first` is done before, where there is any; then the descriptors are not even looked at here.
+    None: they are closed. Otherwise a future that ends, never with an error, when they are. Closing the last descriptor
+    of memory frees it (0.3 s per GiB), and a socket may linger as long as its sender has set. `first`, if given, is
+    called before; then the descriptors are not even examined here.
     """
     slow = [fd for fd in fds if first is not None or not _closed_at_once(fd)]
     if not slow:
@@ -108,9 +108,9 @@ def close_beside(fds: Iterable[int], *, first: Callable[[], object] | None = Non
 
 
 def close_copies(fds: list[int]) -> None:
-    """Close what somebody else has open, too, so that nothing is freed; the list is empty then.
+    """Close descriptors of files that are also open elsewhere, so nothing is freed; empties the list.
 
-    Even that asks the server of a file (FUSE_FLUSH, NFS), which may not answer.
+    Even that calls the server of a file (FUSE_FLUSH, NFS), which may not answer.
     """
     on_disk = []
     while fds:
@@ -125,7 +125,8 @@ def close_copies(fds: list[int]) -> None:
 
 
 def _closed_at_once(fd: int) -> bool:
-    """Close it here if that cannot take long: a pipe, or little memory. To ask what else it is may take long, too."""
+    """Close it here if that is certain to be fast: a pipe, or little memory. Examining anything else may be slow
+    too."""
     try:
         if seals(fd) is not None:
             return closed_at_once(fd)
@@ -138,9 +139,9 @@ def _closed_at_once(fd: int) -> bool:
 
 
 def closed_at_once(fd: int) -> bool:
-    """Close the descriptor of a memfd here if there is little in it; else it stays open."""
+    """Close the descriptor of a memfd here if it holds little memory; otherwise it stays open."""
     try:
-        if os.fstat(fd).st_blocks * 512 > _CLOSED_AT_ONCE:  # swapped pages are among them
+        if os.fstat(fd).st_blocks * 512 > _CLOSED_AT_ONCE:  # including swapped pages
             return False
     except OSError:
         return False

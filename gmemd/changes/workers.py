@@ -1,4 +1,4 @@
-"""Room for worker processes: a few for each CPU at a time, however many are asked for; the rest waits in line."""
+"""Room for worker processes: a few per CPU at a time, however many are requested; the rest wait in line."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _A_CPU: Final = 2  # processes
 
 
 class Workers:
-    """So many at a time, first come, first served."""
+    """A limited number at a time, first come, first served."""
 
     def __init__(self, most: int) -> None:
         self._free = most
-        self._line: deque[asyncio.Future[bool]] = deque()  # True: it is your turn; False: you need not wait any more
+        self._line: deque[asyncio.Future[bool]] = deque()  # True: its turn; False: no need to wait any more
 
     @contextlib.asynccontextmanager
     async def room(self, job: Job | None) -> AsyncIterator[None]:
-        """Wait until there is room for one, and have it; QmpError when the job is cancelled meanwhile."""
+        """Wait for room for one, and hold it; QmpError when the job is cancelled meanwhile."""
         if self._free:
             self._free -= 1
         elif not await self._turn(job):

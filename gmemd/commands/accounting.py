@@ -1,6 +1,6 @@
 """What each owner, each kind and all objects together occupy, and how that compares with the kernel's figures.
 
-It is measured and added up in worker threads, so that nobody waits for it.
+It is measured and added up in worker threads, so nobody else waits for it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def query_memdev_accounting(gmemd: Gmemd, caller: Caller, arguments: dict[str, A
 
 
 async def _account(gmemd: Gmemd, listed: list[HostMemoryBackend], wanted: int) -> Any:
-    """The answer, with as many of the objects listed as are wanted."""
+    """The answer, listing the requested number of objects."""
     rows: dict[HostMemoryBackend, _Row] = {}
     async for found in measured(gmemd, gmemd.objects.in_creation_order(), Ledger(gmemd.kernel).enter):
         rows.update({backend: _row(backend, entry) for backend, entry in found})
@@ -61,7 +61,7 @@ def _row(backend: HostMemoryBackend, entry: Entry) -> _Row:
 
 
 def _add_up(kernel: Kernel, rows: list[_Row]) -> dict[str, Any]:
-    """The sums, in which memory counts once that several objects have, beside what the machine says."""
+    """The sums, in which shared memory counts once, and the machine's figures."""
     rows = [row for row in rows if row.entry.size]
     online, pools = online_nodes(), kernel.huge_pools()
     kinds = _grouped(rows, "kind", lambda row: row.kind)
@@ -114,9 +114,9 @@ def machine(proc: str = PROC) -> dict[str, int]:
 
 def comparisons(by_kind: Mapping[str, Usage], guest_counter: str, figures: Mapping[str, int],
                 pools: Iterable[HugePool]) -> list[dict[str, Any]]:
-    """Ours beside the kernel's sums: each must not be less than ours, for it has the memory of others, too.
+    """Our sums next to the kernel's, which must not be less, because they include other memory.
 
-    guest_counter: the one of the machine's figures in which guest_memfds are counted.
+    guest_counter: the machine's figure that counts guest_memfds.
     """
     memory, guest = by_kind.get("memfd", Usage()), by_kind.get("guest-memfd", Usage())
     ours = {"Shmem": memory.resident + memory.aside + guest.aside}
@@ -132,7 +132,7 @@ def _compared(what: str, ours: int, kernel: int) -> dict[str, Any]:
 
 
 def placement(policy: str, nodes: list[int], online: list[int]) -> int | None:
-    """The node that an object's pages are surely on; None when that is not known without mapping them."""
+    """The node of all of an object's pages; None if that is unknown without mapping them."""
     if len(online) == 1:
         return online[0]
     return nodes[0] if policy == "bind" and len(nodes) == 1 else None

@@ -1,10 +1,10 @@
-"""What a command sees: the parts of the daemon (`Gmemd`) and who asks (`Caller`).
+"""What a command sees: the parts of the daemon (`Gmemd`) and the client (`Caller`).
 
-A command that only reads is a function `name(gmemd, caller, arguments)` with complete, checked arguments, one that
-does more has a fourth parameter, its `Change`.  It returns
+A command that only reads is a function `name(gmemd, caller, arguments)` with complete, checked arguments; one that does
+more has a fourth parameter, its `Change`. It returns
 - a JSON value, or `bytes` that are JSON already;
 - `WithFds`, a value whose reply carries file descriptors;
-- a coroutine that gives one of these, when the work is long.
+- a coroutine that returns one of these, when the work is long.
 It raises QmpError to refuse.
 """
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 Function = Callable[..., Any]  # of a command
 
-EVENTS_KEPT = 200  # the latest, for those who come later
+EVENTS_KEPT = 200  # the latest, for later viewers
 
 
 class Caller(Protocol):
@@ -50,14 +50,14 @@ class Caller(Protocol):
     session: Session
     uid: int
     pid: int
-    named_fds: NamedFds  # its own; they end with it, once its running command has ended
+    named_fds: NamedFds  # its own; closed when it disconnects and its running command has ended
 
     def is_gone(self) -> bool:
-        """Whether nobody will read the answer to what it has sent."""
+        """Whether nobody will read the answers any more."""
         ...
 
     def take_fd(self) -> int:
-        """Give away the first fd that came by SCM_RIGHTS and close the rest of its batch; QmpError if none did."""
+        """Give away the first fd received by SCM_RIGHTS and close the rest of its batch; QmpError if there is none."""
         ...
 
 
@@ -83,7 +83,7 @@ class Gmemd:
     def __init__(self, *, schema: Schema, kernel: Kernel, version: dict[str, Any], host: Host, name: str | None = None,
                  uuid: str | None = None, custody: AnyCustody | None = None, manager: Manager | None = None,
                  lab: Lab | None = None, audit: Audit | None = None) -> None:
-        """Without `custody` nobody keeps anything; `lab` and `audit` are there where they are asked for."""
+        """Without `custody` nothing is kept; `lab` and `audit` exist only on request."""
         manager = manager or Unmanaged()
         self.schema = schema
         self.kernel = kernel
@@ -105,7 +105,7 @@ class Gmemd:
         self.events: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)  # when (seconds), name, data
         self.fd_sets = FdSets()
         self.jobs = Jobs(host.emit)
-        self.lost: dict[str, Record] = {}  # objects of which only the record came back
+        self.lost: dict[str, Record] = {}  # objects whose record came back, but not their memory
         self.unclaimed: list[tuple[str, int]] = []  # fds that came back without a record, by fd-store name; ours
         self.stopping = False
         self._encoded: dict[str, bytes] = {}
@@ -125,7 +125,7 @@ class Gmemd:
             self.objects.lose(object_id)
 
     def kept(self) -> Iterator[tuple[str, int]]:
-        """All that the service manager is to hold, by the name in its store; the fds are borrowed."""
+        """Everything that the service manager is to hold, by its name in the store; the fds are borrowed."""
         for backend in list(self.objects):
             for piece in backend.pieces():
                 if piece.record is not None and piece.record.fd_name and piece.fd >= 0:
@@ -133,19 +133,19 @@ class Gmemd:
         yield from list(self.unclaimed)
 
     def encoded(self, key: str, make: Callable[[], Any]) -> bytes:
-        """The encoded value of `make()`, which never changes while the daemon runs; made at the first call."""
+        """The encoded value of `make()`, which never changes while the daemon runs; cached."""
         if key not in self._encoded:
             self._encoded[key] = encode(make())
         return self._encoded[key]
 
     def describe(self) -> str:
-        """What is held, in one line."""
+        """A summary of the objects in one line."""
         size = sum(backend.memory_size for backend in self.objects) >> 20
         lost = f", {len(self.lost)} lost" if self.lost else ""
-        return f"{len(self.objects)} objects of {size} MiB in all, kernel {self.kernel.name}{lost}"
+        return f"{len(self.objects)} objects of {size} MiB in total, kernel {self.kernel.name}{lost}"
 
     def shutdown(self, reason: str) -> None:
-        """Announce the end (SHUTDOWN event) and bring it about; objects stay with custody."""
+        """Announce the end (SHUTDOWN event) and stop; objects stay with custody."""
         if not self.stopping:
             self.stopping = True
             self.emit("SHUTDOWN", {"guest": False, "reason": reason})

@@ -1,4 +1,4 @@
-"""The CPUs of thread contexts: what is chosen is judged, and the kernel says what a thread gets of it."""
+"""The CPUs of thread contexts: the choice is checked, and the kernel decides what a thread gets of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ AFFINITIES: Final = {"cpu-affinity": "CPU", "node-affinity": "Node"}
 
 
 def check_cpus(properties: Mapping[str, Any]) -> None:
-    """Judge the lists that a thread context is given."""
+    """Check the lists of a thread context."""
     for name, what in AFFINITIES.items():
         if properties.get(name) == []:
             raise QmpError(f"{what} list is empty")
@@ -25,7 +25,7 @@ def check_cpus(properties: Mapping[str, Any]) -> None:
 
 
 async def usable_cpus(properties: Mapping[str, Any]) -> list[int]:
-    """The CPUs that a thread gets of those chosen: the kernel judges, in a thread of its own."""
+    """The CPUs that a thread gets of the chosen ones, tried in a separate thread."""
     cpus: set[int] | None = None
     if "node-affinity" in properties:
         cpus = cpus_of(properties["node-affinity"])
@@ -40,7 +40,7 @@ async def usable_cpus(properties: Mapping[str, Any]) -> list[int]:
 
 def change_cpus(schema: Schema, context: ThreadContext, name: str, value: Any,
                 change: Change) -> Coroutine[Any, Any, dict[str, Any]]:
-    """Choose CPUs for a thread context by one of AFFINITIES; the result of qom-set."""
+    """Set the CPUs of a thread context by one of AFFINITIES; the result of qom-set."""
     chosen = {name: schema.check_property(context.qom_type, name, value)}
     check_cpus(chosen)
     change.judged()

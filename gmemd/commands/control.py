@@ -61,5 +61,5 @@ def quit(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change
     return {}
 
 
-# A memory daemon has no vCPUs to run: what QEMU answers under -S.
+# A memory daemon has no vCPUs to run: QEMU's answer under -S.
 _STATUS = encode({"status": "prelaunch", "running": False})

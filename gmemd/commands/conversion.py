@@ -21,7 +21,7 @@ from gmemd.kernel.rules import check_inside
 from gmemd.memory.ranges import PRIVATE, SHARED, RangeMap
 from gmemd.objects.conversion import convert, fill, forget, set_aside
 
-_AT_ONCE = 8 << 20  # bytes that may be copied or given back on the event loop
+_AT_ONCE = 8 << 20  # bytes that may be copied or freed on the event loop
 
 
 def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
@@ -50,7 +50,7 @@ def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chan
 
 async def _convert_slowly(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any], change: Change, *,
                           begins_store: bool) -> Any:
-    """The same with waiting, under a claim that lasts until it is durable and what it needs no more is given back."""
+    """The same with waiting, under a claim that lasts until it is durable and what it no longer needs is freed."""
     run = in_thread if arguments["size"] > _AT_ONCE else _at_once
     back = _undo(gmemd, backend, arguments)
     if begins_store:
@@ -60,7 +60,7 @@ async def _convert_slowly(gmemd: Gmemd, backend: HostMemoryBackend, arguments: d
         await run(_set_aside, gmemd, backend, arguments)
     if begins_store and backend.aside is not None:
         change.keep(backend.aside)
-        await change.settle()  # before the bytes are only there
+        await change.settle()  # before it has the only copy of the bytes
     converted = await run(_convert, gmemd, backend, arguments)
     change.undo(lambda: beside(back))
     change.rewrite(backend)
@@ -101,7 +101,7 @@ def _convert(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]
 
 
 def _undo(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> Callable[[], None]:
-    """What puts map and preserved content back as they are now; content that was not preserved stays zero."""
+    """A function that restores map and preserved content as they are now; other content stays zero."""
     visibility, kernel = visibility_of(backend), gmemd.kernel
     to = arguments["to"] == "private"
     before = [(start, length) for start, length, state in visibility.ranges(arguments["offset"], arguments["size"])
@@ -119,7 +119,7 @@ def _undo(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -
 
 
 def _forget(gmemd: Gmemd, backend: HostMemoryBackend, arguments: dict[str, Any]) -> None:
-    """Give back what is kept aside of what is shared now; it is only room: set_aside() begins with the same."""
+    """Free what is set aside for what is shared now; only to save room: set_aside() begins with the same."""
     with contextlib.suppress(OSError):
         forget(backend, gmemd.kernel, arguments["offset"], arguments["size"])
 
@@ -151,7 +151,7 @@ def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chan
     backend, offset, size = part(gmemd, arguments)
     if change.trial:
         change.judged(with_resident(gmemd, backend, offset, size, (
-            f"give back {{}} of {size} bytes of '{backend.id}', which then read as zero")))
+            f"free {{}} of {size} bytes of '{backend.id}', which then read as zero")))
     if size > _AT_ONCE or backend.on_file:
         change.claim(backend, "a part of it is being discarded")
         return _discard_slowly(gmemd, backend, offset, size)
@@ -163,7 +163,7 @@ async def _discard_slowly(gmemd: Gmemd, backend: HostMemoryBackend, offset: int,
 
 
 def _discard(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int) -> dict[str, Any]:
-    with os_errors(f"cannot discard of '{backend.id}'"):
+    with os_errors(f"cannot discard part of '{backend.id}'"):
         gmemd.kernel.punch_hole(backend.fd, backend.offset + offset, size)
         if backend.aside is not None:
             gmemd.kernel.punch_hole(backend.aside.fd, offset, size)
@@ -174,18 +174,18 @@ def _discard(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int) -
 
 
 def part(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[HostMemoryBackend, int, int]:
-    """The object and the range that a command names, both fit to be worked on; else QmpError."""
+    """The object and the range that a command names, both valid; else QmpError."""
     backend, offset, size = gmemd.objects.find(arguments["id"]), arguments["offset"], arguments["size"]
     backend.check_idle()
-    with os_errors(f"offset {offset:#x} and size {size:#x} are no range of pages of '{backend.id}'"):
+    with os_errors(f"offset {offset:#x} and size {size:#x} are not a range of pages of '{backend.id}'"):
         check_inside(offset, size, backend.memory_size)
     return backend, offset, size
 
 
 def visibility_of(backend: HostMemoryBackend) -> RangeMap:
-    """What of an object is private and what shared; QmpError if it is no guest_memfd."""
+    """What of an object is private and what shared; QmpError if it is not a guest_memfd."""
     if backend.visibility is None:
-        raise QmpError(f"object '{backend.id}' is no guest_memfd")
+        raise QmpError(f"object '{backend.id}' is not a guest_memfd")
     return backend.visibility
 
 

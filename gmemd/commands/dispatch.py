@@ -37,7 +37,7 @@ MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, enforce, fds
 
 
 def find_function(name: str, modules: Sequence[ModuleType] = MODULES) -> Function:
-    """The function of a command of the schema; what a later module has replaces what an earlier one has."""
+    """The function of a command of the schema; later modules override earlier ones."""
     wanted = name.replace("-", "_")
     found: Function = next(vars(module)[wanted] for module in reversed(modules) if wanted in vars(module))
     return found
@@ -52,10 +52,10 @@ class Dispatcher:
         effect = partial(foretell, functions)
         for name, command in gmemd.schema.commands.items():
             functions[name] = command, effect if name == "query-command-effect" else find_function(name, modules)
-        # What changes something is given a change.
+        # Commands that change something are given a change.
         self._commands = {name: (command, function if command.reads_only else changing(gmemd.settler, function))
                           for name, (command, function) in functions.items()}
-        # The same without those that the policy forbids: what a plain request needs no further question for.
+        # The same without those that the policy forbids: for these a plain request needs no further check.
         self._allowed = {name: entry for name, entry in self._commands.items() if not entry[0].is_forbidden}
 
     def run(self, request: Request, session: Session, caller: Caller) -> Any:
@@ -89,7 +89,7 @@ class Dispatcher:
         return found
 
     async def query(self, name: str, arguments: dict[str, Any]) -> Any:
-        """What a command that only reads answers to gmemd itself: a value, or `bytes` that are JSON; or QmpError."""
+        """The answer of a command that only reads, for gmemd itself: a value, or `bytes` that are JSON; or QmpError."""
         command, function = self._commands[name]
         assert command.reads_only
         result = function(self.gmemd, AtStart(), command.check(arguments))

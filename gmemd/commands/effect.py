@@ -1,4 +1,4 @@
-"""What a command would do: the command itself, as far as it judges, and a sentence instead of the act."""
+"""What a command would do: the command itself, up to its last check, and a sentence instead of the act."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _judged(function: Function, gmemd: Gmemd, caller: Caller, complete: dict[str
     trial.trial = True
     try:
         result = function(gmemd, caller, complete, trial)
-        assert type(result) is CoroutineType, "a changing command that does not say when it acts"
+        assert type(result) is CoroutineType, "a changing command without change.judged()"
         return _later(trial, result, complete)
     except Judged as exc:
         return _told(trial, exc, complete)
@@ -57,10 +57,10 @@ def _told(trial: Change, judged: Judged, complete: dict[str, Any]) -> Any:
 
 
 async def _later(trial: Change, judging: CoroutineType[Any, Any, Any], complete: dict[str, Any]) -> Any:
-    """The same for a command that has to wait for what it judges."""
+    """The same for a command whose checks have to wait."""
     try:
         await judging
-        raise AssertionError("a changing command that does not say when it acts")
+        raise AssertionError("a changing command without change.judged()")
     except Judged as exc:
         told = _told(trial, exc, complete)
     except BaseException as exc:

@@ -1,4 +1,4 @@
-"""Private pages that fault: the cooperation of a holder that hands over its userfaultfd."""
+"""Private pages that fault, for a cooperating holder that passes its userfaultfd."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
     backend, name, address = gmemd.objects.find(arguments["id"]), arguments["fdname"], arguments["address"]
     backend.check_idle()
     if backend.visibility is None:
-        raise QmpError(f"object '{backend.id}' is no guest_memfd")
+        raise QmpError(f"object '{backend.id}' is not a guest_memfd")
     if not can_miss(backend.fd):
         raise QmpError(f"object '{backend.id}' is a real guest_memfd: userfaultfd cannot make its pages fault")
     with os_errors("cannot look at the descriptor"):
         found = features(caller.named_fds.look(name))
     if found is None or not found & UFFD_FEATURE_SIGBUS:
-        raise QmpError(f"the descriptor '{name}' is no userfaultfd with UFFD_FEATURE_SIGBUS")
+        raise QmpError(f"the descriptor '{name}' is not a userfaultfd with UFFD_FEATURE_SIGBUS")
     with os_errors(f"cannot see process {caller.pid}"):
         start = start_time(caller.pid)
     names, pid = caller.named_fds, caller.pid
@@ -49,7 +49,7 @@ def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
 
 async def _enforce(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: int, pid: int, start: int,
                    change: Change) -> dict[str, Any]:
-    """Take the descriptor `fd` into service; it is closed when that fails."""
+    """Start using the descriptor `fd`; it is closed if that fails."""
 
     def drop() -> None:
         if enforcer in backend.enforcers:
@@ -63,7 +63,7 @@ async def _enforce(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: i
     if end is None:
         raise QmpError(f"process {pid} has ended")
     enforcer.end = end
-    with os_errors(f"cannot let private pages of '{backend.id}' fault"):
+    with os_errors(f"cannot make private pages of '{backend.id}' fault"):
         used = os.dup(fd)  # by the thread: the process may end meanwhile
         try:
             await in_thread(_begin, gmemd, backend, used, address)
@@ -73,7 +73,7 @@ async def _enforce(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: i
 
 
 def _begin(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: int) -> None:
-    """Allocate what is shared, have missing pages fault, and let go of what private ones have pages."""
+    """Allocate what is shared, make missing pages fault, and free the pages of private parts."""
     assert backend.visibility is not None
     ranges = list(backend.visibility.ranges())
     for start, length, state in ranges:

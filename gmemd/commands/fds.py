@@ -40,7 +40,7 @@ def query_fdsets(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any
 
 
 def _once_closed(fds: list[int]) -> Any:
-    """The empty answer, once the descriptors are closed; others do not wait for that."""
+    """The empty answer, once the descriptors are closed; other clients do not wait for that."""
     closing = close_beside(fds)
     return {} if closing is None else _wait(closing)
 

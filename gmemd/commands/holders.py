@@ -1,4 +1,4 @@
-"""The command that tells who holds an object, and looking for the holders of many at once, for those who ask often."""
+"""The command that lists the holders of an object, and finding those of many objects for frequent queries."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.maps import shown
 from gmemd.processes.holders import Holder, Memory, holders_of
 
-FRESH: Final = 2.0  # seconds that a look is good for at least
-REST: Final = 20  # looks are not repeated before this many times the CPU time that one takes
+FRESH: Final = 2.0  # seconds that a result is valid, at least
+REST: Final = 20  # a search is not repeated before this many times the CPU time of the last one
 
 Found = dict[HostMemoryBackend, list[Holder]]
 
@@ -40,7 +40,7 @@ def describe_holder(holder: Holder) -> dict[str, Any]:
 
 
 class HolderFinder:
-    """Keeps the result of the last look, which all who ask share."""
+    """Keeps the result of the last search, shared by all queries."""
 
     def __init__(self) -> None:
         self._found: Found = {}
@@ -49,7 +49,7 @@ class HolderFinder:
         self._looking: asyncio.Task[dict[str, list[Holder]]] | None = None
 
     async def find(self, backends: Iterable[HostMemoryBackend]) -> dict[str, list[Holder]]:
-        """The holders of each of these objects, by its id; QmpError where looking is not possible now."""
+        """The holders of each of these objects, by its id; QmpError if they cannot be found out now."""
         async with self._lock:
             wanted = [backend for backend in backends if backend.fd >= 0]
             if monotonic() >= self._due or not self._found.keys() >= set(wanted):
@@ -58,26 +58,26 @@ class HolderFinder:
             return {backend.id: self._found[backend] for backend in wanted}
 
     async def find_soon(self, backends: Sequence[HostMemoryBackend], wait: float) -> dict[str, list[Holder]]:
-        """The same as far as it is known within `wait` seconds."""
+        """The same, as far as it is known within `wait` seconds."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self.find(backends))
         await asyncio.wait([self._looking], timeout=wait)
         if self._looking.done() and not self._looking.cancelled() and self._looking.exception() is not None:
-            return {}  # as long as looking is not possible
+            return {}  # while a search is not possible
         return {backend.id: self._found[backend] for backend in backends if backend in self._found}
 
     def close(self) -> None:
-        """End a look that is under way."""
+        """End a running search."""
         if self._looking is not None:
             self._looking.cancel()
 
 
 class _Sought:
-    """The memory of objects as it is now; `look` must follow."""
+    """The memory of objects as it is now; call `look` afterwards."""
 
     def __init__(self, backends: Iterable[HostMemoryBackend]) -> None:
         self._memories: dict[HostMemoryBackend, Memory] = {}
-        self._files: dict[HostMemoryBackend, int] = {}  # of those whose file system is to be asked: our duplicates
+        self._files: dict[HostMemoryBackend, int] = {}  # duplicates for those whose file system must be asked
         try:
             with os_errors("cannot look for holders"):
                 for backend in backends:
@@ -90,10 +90,10 @@ class _Sought:
             raise
 
     async def look(self) -> tuple[Found, float]:
-        """Who holds each, and the seconds of CPU time that looking took, in a thread; QmpError if it cannot look."""
+        """The holders of each, and the seconds of CPU time that the search took in a thread; QmpError if it failed."""
         try:
             found: tuple[Found, float] = await in_thread(self._look_and_close)
-        except QmpError:  # no thread was to be had, or it has closed them
+        except QmpError:  # no thread could be started, or it has closed them
             self._give_back()
             raise
         return found

@@ -23,8 +23,8 @@ from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.program import worker_program
 from gmemd.objects.fds import share
 
-_CHUNKS_MAX: Final = 1 << 20  # digests that one job may give: some 150 MiB
-_PART: Final = 2  # half of the descriptors that there may be
+_CHUNKS_MAX: Final = 1 << 20  # digests of one job at most: about 150 MiB
+_PART: Final = 2  # half of the process's descriptors
 _WIPE_CHUNK: Final = 64 << 20  # bytes between two reports of progress
 
 Part = tuple[int, int, int]  # fd, offset, bytes
@@ -55,10 +55,10 @@ def memdev_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
     if chunk == 0 or chunk % gmemd.kernel.page_size:
         raise QmpError(f"parameter 'chunk' must be a multiple of the page size, {gmemd.kernel.page_size}")
     if backend.memory_size > chunk * _CHUNKS_MAX:
-        raise QmpError(f"chunks of {chunk} bytes would give more than {_CHUNKS_MAX} digests")
+        raise QmpError(f"chunks of {chunk} bytes would yield more than {_CHUNKS_MAX} digests")
     waiting = sum([job.kind == "verify" and job.status != "concluded" for job in gmemd.jobs])
     if waiting >= share(_PART):
-        raise QmpError(f"{waiting} objects are being verified already: each takes a descriptor, and there are no more")
+        raise QmpError(f"{waiting} objects are being verified already: each takes a descriptor, and none is left")
     change.judged()
     with os_errors(f"cannot read '{backend.id}'"):
         part = (os.dup(backend.fd), backend.offset, backend.memory_size)
@@ -77,7 +77,7 @@ async def _verify(job: Job, part: Part, chunk: int) -> list[dict[str, Any]]:
     try:
         await _worker(job, "hash", part, chunk, said)
     finally:
-        close_beside([part[0]])  # the object may be gone, and this the last descriptor of its memory
+        close_beside([part[0]])  # the object may be deleted, and this the last descriptor of its memory
     return digests
 
 
@@ -127,7 +127,7 @@ def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
 
 
 async def _wipe(backend: HostMemoryBackend, job: Job | None) -> None:
-    """Overwrite the contents of an object, and of what it keeps aside."""
+    """Overwrite the contents of an object, and what is set aside for it."""
     def said(message: dict[str, Any]) -> None:
         if job is not None:
             job.current = message["done"]
@@ -143,7 +143,7 @@ async def _wipe(backend: HostMemoryBackend, job: Job | None) -> None:
 
 def _run(gmemd: Gmemd, arguments: dict[str, Any], kind: str, backend: HostMemoryBackend, doing: str,
          work: Callable[[Job | None, Change], Coroutine[Any, Any, Any]], change: Change) -> Any:
-    """The work on an object, which is claimed for it: a job where that is asked for, else the monitor waits."""
+    """Work on a claimed object: as a job if requested, otherwise the monitor waits."""
     if "job-id" in arguments:
         gmemd.jobs.check_id(arguments["job-id"])
     change.judged()
@@ -156,7 +156,7 @@ def _run(gmemd: Gmemd, arguments: dict[str, Any], kind: str, backend: HostMemory
 
 
 async def _conclude(job: Job, work: Callable[[], Awaitable[Any]]) -> None:
-    """Do a job's work, to its end."""
+    """Do a job's work until its end."""
     error: str | None = "internal error"
     try:
         job.result = await work()
@@ -168,13 +168,13 @@ async def _conclude(job: Job, work: Callable[[], Awaitable[Any]]) -> None:
 
 
 async def _worker(job: Job | None, work: str, part: Part, chunk: int, said: Said) -> None:
-    """Have a process of its own work on contents, once there is room for one."""
+    """Let a worker process work on contents, once there is room for one."""
     async with workers.room(job):
         await _work(job, work, part, chunk, said)
 
 
 async def _work(job: Job | None, work: str, part: Part, chunk: int, said: Said) -> None:
-    """Have a process of its own work on contents; QmpError when it fails, is killed, or kills itself."""
+    """Let a worker process work on contents; QmpError when it fails or is killed."""
     fd, *numbers = part
     program = worker_program()
     with os_errors("cannot start the worker process"):
@@ -199,7 +199,7 @@ async def _work(job: Job | None, work: str, part: Part, chunk: int, said: Said) 
             said(message)
         if job is not None and job.cancelled:
             raise QmpError(CANCELLED)
-        raise QmpError(f"the worker process ended by itself: {_why_ended(await process.wait())}")
+        raise QmpError(f"the worker process ended unexpectedly: {_why_ended(await process.wait())}")
     finally:
         if job is not None:
             job.interrupt = lambda: None

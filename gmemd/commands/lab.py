@@ -1,4 +1,4 @@
-"""The commands of the fault lab; they exist only where gmemd was started with --lab."""
+"""The commands of the fault lab; they exist only if gmemd was started with --lab."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def x_memdev_inject_clear(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any
     change.judged()
     number = arguments.get("injection")
     if not _lab(gmemd).clear(number):
-        raise QmpError(f"there is no injection {number}")
+        raise QmpError(f"unknown injection {number}")
     return {}
 
 
@@ -50,12 +50,12 @@ def x_query_memdev_injections(gmemd: Gmemd, caller: Caller, arguments: dict[str,
 
 
 def _code(name: str | None) -> int | None:
-    """The errno of a name, as ENOMEM."""
+    """The errno with a name such as ENOMEM."""
     if name is None:
         return None
     code = getattr(errno, name, None)
     if not isinstance(code, int):
-        raise QmpError(f"'{name}' is the name of no errno")
+        raise QmpError(f"unknown errno '{name}'")
     return code
 
 

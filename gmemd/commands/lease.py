@@ -1,6 +1,6 @@
-"""Handing memory out: freely, as QEMU would, or as a lease to one writer whose end is watched for.
+"""Handing out memory: to anybody, or as a lease to one writer whose end is watched.
 
-What runs here outside a command is called by the event loop: a holder has ended, an orphan's time is over.
+Apart from commands, the event loop calls this module: a holder has ended, an orphan's time is over.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from gmemd.memory.lease import Lease
 from gmemd.processes.identity import command_name, start_time
 from gmemd.processes.watch import watch
 
-_WATCH_AGAIN = 1.0  # seconds until a holder that could not be watched is tried again
-_BUSY_AGAIN = 1.0  # seconds until the deletion of a busy orphan is tried again
+_WATCH_AGAIN = 1.0  # seconds until watching a holder is retried
+_BUSY_AGAIN = 1.0  # seconds until deleting a busy orphan is retried
 
 
 def memdev_get_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> WithFds:
@@ -35,7 +35,7 @@ def memdev_get_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
         new = None if wanted is None else _lease(backend, caller, wanted, arguments["delete-after"])
         change.judged()
         reply = _hand_out(gmemd, backend, change)
-        _exchange(gmemd, backend, new, change)  # it is recorded before the fd leaves
+        _exchange(gmemd, backend, new, change)  # it is recorded before the fd is sent
         return reply
     change.judged()
     return _hand_out(gmemd, backend, change)
@@ -60,7 +60,7 @@ def query_memdev_leases(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
 
 
 def _check_free(backend: HostMemoryBackend, lease: Lease, caller: Caller) -> None:
-    """Refuse whoever is not the holder of a lease that is in force."""
+    """Refuse a process that does not hold the current lease."""
     with os_errors(f"cannot see the holder of '{backend.id}'"):
         own = lease.is_of(caller.pid)
     if not lease.orphaned and not own:
@@ -87,12 +87,12 @@ def _lease(backend: HostMemoryBackend, caller: Caller, policy: str, delete_after
     with os_errors(f"cannot lease '{backend.id}'"):
         start = start_time(caller.pid)
     if start is None:
-        raise QmpError(f"cannot lease '{backend.id}': the receiving process cannot be seen from here")
+        raise QmpError(f"cannot lease '{backend.id}': the receiving process is not visible from here")
     return Lease(caller.pid, start, caller.uid, policy, delete_after)
 
 
 def _exchange(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None, change: Change) -> None:
-    """Put a lease in place of another."""
+    """Replace a lease by another."""
     before = backend.lease
     if lease is not None:
         with os_errors(f"cannot lease '{backend.id}'"):
@@ -126,7 +126,7 @@ def watch_leases(gmemd: Gmemd) -> None:
 def _resume(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> None:
     try:
         living = not lease.orphaned and _watch(gmemd, backend, lease)
-    except OSError:  # short of descriptors, say: nobody is declared dead for that
+    except OSError:  # for example too few descriptors: that does not mean that the process is dead
         lease.end = asyncio.get_running_loop().call_later(_WATCH_AGAIN, _resume, gmemd, backend, lease).cancel
         return
     if not living:
@@ -143,7 +143,7 @@ def _watch(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> bool:
 
 
 def _orphaned(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> None:
-    """The holder has ended: say so, and let the policy run."""
+    """The holder has ended: announce it, and apply the policy."""
     lease.orphaned = True
     gmemd.emit("MEMDEV_ORPHANED", {"id": backend.id, **{name: value for name, value in lease.describe().items()
                                                         if name != "orphaned"}})
@@ -162,15 +162,15 @@ def _later(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease, seconds: floa
 
 
 async def _delete(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> None:
-    """Delete an orphan, unless somebody has taken it in the turn since its time was over."""
+    """Delete an orphan, unless it was handed out in the turn since its time was over."""
     if backend.lease is not lease:
         return
-    if gmemd.objects.get(backend.id) is not backend:  # somebody else's deletion is not durable yet
+    if gmemd.objects.get(backend.id) is not backend:  # another deletion is not durable yet
         _later(gmemd, backend, lease, _BUSY_AGAIN)
         return
     try:
         await completed(changing(gmemd.settler, object_del)(gmemd, None, {"id": backend.id}))
-    except QmpError:  # custody's, which has said it: the object stays, and its time begins anew
+    except QmpError:  # custody's, which has logged it: the object stays, and its time starts over
         _later(gmemd, backend, lease, max(_BUSY_AGAIN, lease.delete_after))
         return
     gmemd.emit("MEMDEV_EXPIRED", {"id": backend.id})

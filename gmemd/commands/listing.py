@@ -1,6 +1,6 @@
-"""Lists of any length as answers: a long one is made, and encoded, in short turns, between which others are served.
+"""Lists of any length as answers: a long one is generated and encoded in short turns, with others served in between.
 
-What its rows are made of may change meanwhile, so a long list is not the picture of one moment.
+The data may change meanwhile, so a long list does not show one moment.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any, Final
 from gmemd.changes.pace import Pace
 from gmemd.qmp.encode import encode
 
-SHORT: Final = 100  # rows that are made at once
+SHORT: Final = 100  # rows that are generated at once
 
 
 def listed(rows: Iterable[Any], count: int, **around: Any) -> Any:
-    """The answer that `rows`, about `count` JSON values, are, or that has them as a member.
+    """The answer made of `rows`, about `count` JSON values, or with them as a member.
 
     `around`: that member, given as ..., and the others.
     """
@@ -26,7 +26,7 @@ def listed(rows: Iterable[Any], count: int, **around: Any) -> Any:
 
 
 async def in_turns(rows: Iterable[Any], pace: Pace, **around: Any) -> bytes:
-    """The same, encoded, of any number of rows, which may also be `bytes` that are JSON already."""
+    """The same, encoded, for any number of rows, which may also be `bytes` that are JSON already."""
     made, separator = bytearray(b"["), b""
     for row in rows:
         made += separator

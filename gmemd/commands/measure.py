@@ -1,12 +1,12 @@
-"""Measuring objects beside the event loop's work: the one way for commands, sums and the web.
+"""Measuring objects off the event loop, for commands, sums and the web alike.
 
-A worker thread measures a batch at a time, on duplicates of the objects' descriptors.  Whatever goes wrong with one
-object is that object's alone, which is then unknown; one that is deleted before its batch has been measured is left
-out, whoever asks.  Where no descriptor is left for a duplicate, or no thread to be had, objects are measured on the
-event loop, others having their turn after each, and what would take long there is unknown.
+A worker thread measures a batch at a time, on duplicates of the objects' descriptors. A failure concerns only its
+object, which is then unknown; an object that is deleted before its batch has been measured is left out. Without a
+descriptor for a duplicate, or without a thread, objects are measured on the event loop, with turns for others in
+between, and what would take long there is unknown.
 
-Measuring costs a system call for each part of an object that is of one visibility, and time in the kernel in
-proportion to what is resident.  So those who look again and again share a Measurer.
+Measuring costs a system call for each part of an object with the same visibility, and time in the kernel in proportion
+to what is resident. So frequent users share a Measurer.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError, close_fd
 from gmemd.memory.usage import Item, Ledger, Usage, measure, occupied, total
 
-AT_ONCE: Final = 256 << 20  # bytes of objects that may be measured on the event loop: some ms if they are in memory
-_RANGES_AT_ONCE: Final = 500  # of differing visibility, each of which takes a system call
+AT_ONCE: Final = 256 << 20  # bytes of objects that may be measured on the event loop: a few ms if they are in memory
+_RANGES_AT_ONCE: Final = 500  # ranges, each of which takes a system call
 BATCH: Final = 100  # objects that one thread measures
 TURN: Final = 200e-6  # seconds that a gentle thread works: while it computes, the event loop waits for the interpreter
 PAUSE: Final = 500e-6  # seconds that it then sleeps
 REST: Final = 20  # a sweep is not repeated before this many times its own duration
-FRESH: Final = 1.0  # seconds that a sweep is good for at least
+FRESH: Final = 1.0  # seconds that a sweep is valid, at least
 
 T = TypeVar("T")
 
 
 async def measured(gmemd: Gmemd, backends: Iterable[HostMemoryBackend], measure: Callable[[Item], T], *,
                    batch: int = BATCH, gently: bool = False) -> AsyncIterator[list[tuple[HostMemoryBackend, T]]]:
-    """Measure objects in their order; gives those of each batch with what `measure` has found, which runs in a thread.
+    """Measure objects in their order; yields those of each batch with the results of `measure`, which runs in a thread.
 
-    gently: with pauses, for work that nobody is waiting for.
+    gently: with pauses, for work that nobody waits for.
     """
     left = deque(backends)
     while left:
@@ -55,7 +55,7 @@ async def measured(gmemd: Gmemd, backends: Iterable[HostMemoryBackend], measure:
 
 
 class Sweep(NamedTuple):
-    """What all objects together were found to occupy; memory that several of them have counts once."""
+    """What all objects together occupy; memory that several of them share counts once."""
 
     usage: Usage
     when: float  # monotonic seconds at its end
@@ -63,7 +63,7 @@ class Sweep(NamedTuple):
 
 
 class Measurer:
-    """Keeps the last measurement of each object, and of all together, for all who ask."""
+    """Keeps the last measurement of each object, and of all together, for all users."""
 
     def __init__(self, gmemd: Gmemd) -> None:
         self._gmemd = gmemd
@@ -72,12 +72,12 @@ class Measurer:
         self._swept: Sweep | None = None
 
     def last(self, backend: HostMemoryBackend) -> Usage | None:
-        """What was measured last, however long ago; None if that is nothing, or the kernel did not tell."""
+        """The last measurement, however old; None if there is none, or the result was unknown."""
         usage = self._known.get(backend, _NEVER)[1]
         return None if usage.unknown else usage
 
     async def measure(self, backends: Iterable[HostMemoryBackend], max_age: float) -> None:
-        """Measure those (few) of which nothing is known that is younger than `max_age` seconds."""
+        """Measure those (few) whose last measurement is older than `max_age` seconds."""
         oldest = monotonic() - max_age
         stale = [backend for backend in backends if self._known.get(backend, _NEVER)[0] < oldest]
         async for found in measured(self._gmemd, stale, partial(measure, self._gmemd.kernel), gently=True):
@@ -86,7 +86,7 @@ class Measurer:
     async def sweep(self, wait: float) -> Sweep | None:
         """A sweep over all objects, which takes at most a twentieth of one CPU's time.
 
-        An older one when that takes longer than `wait` seconds, None when there has been none.
+        An older one if that takes longer than `wait` seconds, None if there has been none.
         """
         last = self._swept
         if self._sweep is None and (last is None or monotonic() - last.when > max(FRESH, REST * last.seconds)):
@@ -112,7 +112,7 @@ class Measurer:
             self._known[backend] = now, usage
 
     def close(self) -> None:
-        """End a sweep that is under way."""
+        """End a running sweep."""
         if self._sweep is not None:
             self._sweep.cancel()
 
@@ -121,14 +121,14 @@ _NEVER: Final = (float("-inf"), Usage(unknown=1))
 
 
 def are_quick(backends: Collection[HostMemoryBackend]) -> bool:
-    """Whether objects may be measured on the event loop: little, and no file, whose server need not answer."""
+    """Whether objects may be measured on the event loop: little memory, and not a file, whose server may not answer."""
     return sum([backend.memory_size for backend in backends]) <= AT_ONCE and all([
         backend.kind != "file" and (backend.visibility is None or len(backend.visibility) <= _RANGES_AT_ONCE)
         for backend in backends])
 
 
 def item_of(backend: HostMemoryBackend, fds: tuple[int, int] | None = None) -> Item:
-    """What is to be measured of an object; `fds` instead of its own."""
+    """What to measure of an object; with `fds` instead of its own."""
     fd, aside_fd = fds or (backend.fd, -1 if backend.aside is None else backend.aside.fd)
     return Item(kind_of(backend), fd, backend.offset, backend.memory_size, backend.visibility, aside_fd)
 
@@ -139,13 +139,13 @@ def kind_of(backend: HostMemoryBackend) -> str:
 
 
 def is_there(gmemd: Gmemd, backend: HostMemoryBackend) -> bool:
-    """Whether an object has not been deleted meanwhile."""
+    """Whether an object still exists."""
     return gmemd.objects.get(backend.id) is backend and backend.fd >= 0
 
 
 def _duplicated(gmemd: Gmemd, left: deque[HostMemoryBackend],
                 most: int) -> tuple[list[HostMemoryBackend], list[Item]]:
-    """Take the next of the objects off, and duplicate their fds: of fewer where descriptors run short."""
+    """Take the next objects off, and duplicate their fds; fewer objects when descriptors run short."""
     found: list[HostMemoryBackend] = []
     items: list[Item] = []
     while left and len(items) < most:
@@ -173,7 +173,7 @@ def _duplicate(backend: HostMemoryBackend) -> Item:
 
 
 async def _in_thread(measure: Callable[[Item], T], items: list[Item], *, gently: bool) -> list[T] | None:
-    """Measure and close; None where there is no thread to be had."""
+    """Measure and close; None if no thread could be started."""
     try:
         results: list[T] = await in_thread(_work, measure, items, gently)
     except QmpError:
@@ -186,7 +186,7 @@ def _work(measure: Callable[[Item], T], items: list[Item], gently: bool) -> list
     try:
         return [*_gently(measure, items)] if gently else [measure(item) for item in items]
     finally:
-        for item in items:  # the last descriptor of memory may be among them: closing it takes long
+        for item in items:  # one may be the last descriptor of memory: closing it takes long
             for fd in _fds_of(item):
                 close_fd(fd)
 
@@ -216,7 +216,7 @@ async def _here(backends: Iterable[HostMemoryBackend], measure: Callable[[Item],
 
 async def with_resident(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int,
                         sentence: str) -> str:
-    """A sentence, put together for str.format, with how many bytes of a part of an object are in memory."""
+    """A sentence from a str.format template, with the number of bytes of a part of an object that are in memory."""
     def resident(item: Item) -> int | None:
         return occupied(gmemd.kernel, item._replace(offset=item.offset + offset, size=size, aside_fd=-1))
 

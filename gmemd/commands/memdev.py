@@ -1,4 +1,4 @@
-"""Commands that make and delete memory objects: QEMU's object-add and object-del."""
+"""Commands that create and delete memory objects: QEMU's object-add and object-del."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gmemd.objects.container import ThreadContext
 if TYPE_CHECKING:
     from gmemd.persist.custody import Again
 
-_LOOK_SECONDS = 0.2  # between two looks whether the client of a file that does not open is still there
+_LOOK_SECONDS = 0.2  # between two checks whether the client waiting for a file to open is still connected
 
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
@@ -47,7 +47,7 @@ def _add_context(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> Any
     gmemd.objects.reserve(object_id)
     change.undo(partial(gmemd.objects.release, object_id))
     if change.trial:
-        change.judged(f"make the thread context '{object_id}', gone when gmemd ends", whole=False)
+        change.judged(f"create the thread context '{object_id}', which ends with gmemd", whole=False)
 
     async def work() -> dict[str, Any]:
         gmemd.objects.add_context(ThreadContext(object_id, await usable_cpus(arguments)))
@@ -57,10 +57,10 @@ def _add_context(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> Any
 
 
 def _try(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
-    """Make memory and give it back, where that leaves no trace; what was injected is not for a trial."""
-    kept = "kept over restarts of gmemd" if gmemd.custody.keeps else "gone when gmemd ends"
+    """Create memory and free it again, if that leaves no trace; injected faults are not for a dry run."""
+    kept = "kept across restarts of gmemd" if gmemd.custody.keeps else "which ends with gmemd"
     if not backend.on_trial or gmemd.lab is not None:
-        change.judged(f"make '{backend.id}' of {backend.size} bytes, {kept}", whole=False)
+        change.judged(f"create '{backend.id}' of {backend.size} bytes, {kept}", whole=False)
     backend.allocate(gmemd.kernel)
     backend.finish(gmemd.kernel)
     populates = backend.properties["prealloc"]
@@ -69,7 +69,7 @@ def _try(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
             gmemd.kernel.check_headroom(backend.memory_size, backend.fd)
         except OSError as exc:
             raise QmpError(f"qemu_prealloc_mem: preallocating memory failed: {os.strerror(exc.errno or 0)}") from exc
-    change.judged(f"make '{backend.id}', {backend.memory_size} bytes of {backend.kind}, {kept}",
+    change.judged(f"create '{backend.id}', {backend.memory_size} bytes of {backend.kind}, {kept}",
                   whole=not populates)
 
 
@@ -87,9 +87,9 @@ def _make(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
 
 
 async def _add_blocking(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, change: Change) -> Any:
-    """The same in a worker thread; the id is taken meanwhile, the object not yet visible.
+    """The same in a worker thread; meanwhile the id is taken and the object not yet visible.
 
-    For a client that has gone nobody waits until a file opens at last.
+    Nobody waits for a file to open when the client has disconnected.
     """
     making = asyncio.ensure_future(in_thread(_make, gmemd, backend))
     change.undo(partial(_give_up, backend, making))
@@ -101,7 +101,7 @@ async def _add_blocking(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend
 
 
 def _give_up(backend: HostMemoryBackend, making: asyncio.Future[None]) -> asyncio.Future[None] | None:
-    """Give up what a thread has made, or still makes; the future ends when that is done."""
+    """Discard what a thread has created, or is still creating; the future ends when that is done."""
     if making.done():
         if backend.busy:  # it closes when the claim ends
             backend.abandon()
@@ -119,7 +119,7 @@ def _give_up(backend: HostMemoryBackend, making: asyncio.Future[None]) -> asynci
 
 
 def added(gmemd: Gmemd, backend: HostMemoryBackend, change: Change, *, again: Again | None = None) -> dict[str, Any]:
-    """Make an object visible and have it kept; `again` as of Custody.add."""
+    """Make an object visible and have it kept; `again` as for Custody.add."""
     change.keep(backend, again=again)
     gmemd.objects.commit(backend)
     change.undo(partial(gmemd.objects.uncommit, backend))
@@ -133,7 +133,7 @@ def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
 def delete(gmemd: Gmemd, object_id: str, change: Change) -> dict[str, Any]:
     """Delete an object, or what is left of a lost one.
 
-    Its memory is free, as far as nobody else has it, when the change has ended.
+    When the change has ended, its memory is free, unless another process has it.
     """
     if object_id in gmemd.lost:
         _forget(gmemd, object_id, change)
@@ -147,7 +147,7 @@ def delete(gmemd: Gmemd, object_id: str, change: Change) -> dict[str, Any]:
         if change.trial:
             change.judged(with_resident(gmemd, backend, 0, backend.memory_size, (
                 f"delete '{object_id}' with {{}} bytes in memory; its descriptor was handed out "
-                f"{backend.handed_out} times, and who still has it keeps the memory")))
+                f"{backend.handed_out} times, and processes that still have it keep the memory")))
         if backend.record is not None:
             for piece in backend.pieces():
                 change.forget(piece)
@@ -158,7 +158,7 @@ def delete(gmemd: Gmemd, object_id: str, change: Change) -> dict[str, Any]:
 
 
 def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | None:
-    """Free what a deleted object has; None when that is done."""
+    """Free a deleted object's memory; None when that is done."""
     fd, fds = backend.fd, backend.detach()
     if backend.on_file:
         return close_beside(fds, first=lambda: backend.discard(gmemd.kernel, fd))

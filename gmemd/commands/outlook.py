@@ -1,7 +1,7 @@
-"""Know who keeps the memory, and what it really keeps, for as long as the daemon runs.
+"""Know which manager keeps the memory, and what it really keeps, as long as the daemon runs.
 
-systemd is asked after the start, whenever it may have been reloaded, and now and then; what it has let go of, as it
-does when the unit file is missing at a reload, this process still has, and it is given again.
+systemd is asked after the start, whenever it may have been reloaded, and periodically; what it has dropped, for example
+because the unit file was missing at a reload, this process still has and stores again.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gmemd.observe.log import log
 from gmemd.persist.keeping import Keeping, Unit
 from gmemd.persist.unit import mark
 
-TICK: Final = 2.0  # seconds between two looks at whether systemd has been reloaded
-RENEWED: Final = 20.0  # seconds after which it is asked if it has not
-FRESH: Final = 30.0  # seconds for which an answer is believed
-PATIENCE: Final = 2.0  # seconds for which a command waits for an answer
+TICK: Final = 2.0  # seconds between two checks whether systemd has been reloaded
+RENEWED: Final = 20.0  # seconds after which it is asked in any case
+FRESH: Final = 30.0  # seconds that an answer is valid
+PATIENCE: Final = 2.0  # seconds that a command waits for an answer
 
 
 def _log(words: str) -> None:
@@ -29,24 +29,24 @@ def _log(words: str) -> None:
 
 
 class Manager(Protocol):
-    """The service manager, as far as it is asked here."""
+    """The service manager, as far as it is used here."""
 
     @property
     def keeping(self) -> Keeping:
-        """What was known of it at start."""
+        """What was known about it at start."""
         ...
 
     def ask(self) -> Unit | None:
-        """What systemd says of the service; None where it does not answer. Blocks."""
+        """What systemd reports for the service; None if it does not answer. Blocks."""
         ...
 
     def status_changed(self) -> None:
-        """Show soon what is held now."""
+        """Update the status soon."""
         ...
 
 
 class Unmanaged:
-    """Where there is none."""
+    """The manager if there is none."""
 
     keeping: Final = Keeping()
 
@@ -56,7 +56,7 @@ class Unmanaged:
 
 
 class Outlook:
-    """What is known of the manager. `entries` gives all that it is to hold, by the names in its store."""
+    """What is known about the manager. `entries` yields everything that it is to hold, by the names in its store."""
 
     def __init__(self, settler: Settler, manager: Manager, spawn: Callable[[Coroutine[Any, Any, None]], None],
                  entries: Callable[[], Iterator[tuple[str, int]]], *, tell: Callable[[str], None] = _log,
@@ -70,34 +70,34 @@ class Outlook:
         self._tell = tell  # the operator
         self._mark = mark
         self._patience = patience
-        self._seen = 0  # the mark when systemd was asked last
+        self._seen = 0  # the mark when systemd was last asked
         self._asked = -FRESH  # when that was, monotonic seconds
         self._looking: asyncio.Task[None] | None = None
         self._told = ""
 
     def start(self) -> None:
-        """Look now, and again for as long as the loop runs."""
+        """Check now, and periodically as long as the loop runs."""
         if self._keeping.manager == "systemd":
             self._tick()
 
     def is_stale(self, after: float = FRESH) -> bool:
-        """Whether systemd may say something else by now; `after`: seconds."""
+        """Whether systemd's answer may be different by now; `after`: seconds."""
         if self._keeping.manager != "systemd":
             return False
         mark = self._mark()
         return mark != self._seen or monotonic() - self._asked >= (after if mark else TICK)
 
     def must_look(self) -> bool:
-        """Whether it has to be waited for what systemd says."""
+        """Whether an answer of systemd must be waited for."""
         return self.is_stale() or (self._looking is not None and not self._looking.done())
 
     def keeping(self) -> Keeping:
-        """Who keeps what, as far as it is known now."""
+        """Which manager keeps what, as far as it is known now."""
         return self._keeping._replace(held=self._custody.room[0],
                                       unit=None if self.is_stale() else self._keeping.unit)
 
     async def look(self) -> None:
-        """Ask, once for all that want it at the same time, until what is known is fresh; but wait not for long."""
+        """Ask, once for all simultaneous callers, until the answer is fresh; but do not wait long."""
         end = monotonic() + self._patience
         while self.must_look() and (left := end - monotonic()) > 0:
             if self._looking is None or self._looking.done():
@@ -117,23 +117,23 @@ class Outlook:
             await self._give_again(wholly=unit.stored == 0)
             unit, missing = await self._ask()
             if not missing:
-                self._tell(f"systemd had let go of {before} descriptors, and was given them again")
+                self._tell(f"systemd had dropped {before} descriptors; they were stored again")
         words = self._trouble(unit, missing)
         if words and words != self._told:
             self._tell(words)
         self._told = words
 
     def _trouble(self, unit: Unit | None, missing: int) -> str:
-        """What the operator should know; "" when all is well."""
+        """What the operator should know; "" if all is well."""
         if unit is None and self._custody.keeps and self._keeping.old:
             return (f"systemd does not say how many descriptors it keeps, and could not be asked: "
-                    f"{self._custody.room[1]} are counted on (GMEMD_FDSTORE tells another number)")
+                    f"{self._custody.room[1]} are assumed (set GMEMD_FDSTORE if the number is another one)")
         if unit is None or not missing:
             return ""
         return f"systemd does not hold {missing} descriptors: raise FileDescriptorStoreMax= (it is {unit.limit})"
 
     async def _ask(self) -> tuple[Unit | None, int]:
-        """What systemd says, and how many descriptors it should hold and does not."""
+        """What systemd reports, and how many descriptors it should hold and does not."""
         custody = self._custody
         seen, steady = self._mark(), custody.steady
         try:
@@ -146,7 +146,7 @@ class Outlook:
             custody.allow(unit.limit, unit.nofile)
             if steady and steady == custody.steady:
                 missing = max(0, custody.room[0] - unit.stored)
-            else:  # what it held is not what it is to hold now: ask again soon
+            else:  # what it is to hold has changed meanwhile: ask again soon
                 self._asked -= FRESH - TICK
                 missing = self._keeping.missing
         self._keeping = self._keeping._replace(unit=unit, missing=missing)

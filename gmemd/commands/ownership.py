@@ -1,4 +1,4 @@
-"""Commands about who holds memory: holders, adoption, what came back without a record, what is kept."""
+"""Commands about owning memory: adoption, memory that came back without a record, what is kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gmemd.persist.fdstore import opened_again
 if TYPE_CHECKING:
     from gmemd.persist.custody import Again
 
-# Which type an adopted fd becomes, by what it is.
+# The type of an adopted fd, by what it is.
 _TYPES = {"memfd": "memory-backend-memfd", "hugetlb-memfd": "memory-backend-memfd",
           "guest-memfd": "memory-backend-guest-memfd", "file": "memory-backend-file"}
 
@@ -32,13 +32,13 @@ Judged = tuple[str, os.stat_result, int]  # a descriptor's kind, status and page
 def memdev_adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     fd = caller.named_fds.look(arguments["fdname"])
     with os_errors("cannot look at the descriptor"):
-        if gmemd.kernel.seals(fd) is None:  # it may be a file, whose server need not answer
+        if gmemd.kernel.seals(fd) is None:  # it may be a file, whose server may not answer
             return _adopt_file(gmemd, caller, os.dup(fd), arguments, change)
     return _adopt(gmemd, caller, arguments, _judge(gmemd, fd, arguments), opened_again, change)
 
 
 async def _adopt_file(gmemd: Gmemd, caller: Caller, copy: int, arguments: dict[str, Any], change: Change) -> Any:
-    """The same without waiting here for what the descriptor is; `copy` is closed."""
+    """The same, examining the descriptor off the event loop; `copy` is closed."""
     another = _Another()
     try:
         judged = await in_thread(_judge, gmemd, copy, arguments)
@@ -51,14 +51,14 @@ async def _adopt_file(gmemd: Gmemd, caller: Caller, copy: int, arguments: dict[s
 
 
 class _Another:
-    """Another open file of a file, opened beside the event loop for custody, which may not need it."""
+    """Another open file of a file, opened off the event loop for custody, which may not need it."""
 
     def __init__(self) -> None:
         self._fd = -1
         self._error = OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     def open(self, fd: int) -> None:
-        """Open it; may take long. Whether that fails is the concern of who takes it."""
+        """Open it; may take long. A failure is reported when it is taken."""
         try:
             self._fd = opened_again(fd)
         except OSError as exc:
@@ -72,7 +72,7 @@ class _Another:
         return fd
 
     def close(self) -> None:
-        """Close it if nobody has taken it."""
+        """Close it if it was not taken."""
         close_beside([self._fd] if self._fd >= 0 else [])
         self._fd = -1
 
@@ -97,7 +97,7 @@ def _taken_back(backend: HostMemoryBackend) -> list[int]:
 
 def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judged,
              change: Change) -> HostMemoryBackend:
-    """The object-to-be of an fd, judged; its id is taken."""
+    """The object for an fd, checked; its id is taken."""
     kind, status, page = judged
     size = status.st_size
     properties: dict[str, Any] = {"qom-type": _TYPES[kind], "id": object_id, "size": size, "share": True}
@@ -119,15 +119,15 @@ def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judg
 
 
 def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> Judged:
-    """What an fd is; QmpError for what is not memory or not what was asked for."""
+    """What an fd is; QmpError if it is not memory or not what was asked for."""
     with os_errors("cannot look at the descriptor"):
         kind, status = gmemd.kernel.identify(fd), os.fstat(fd)
         seals, page = gmemd.kernel.seals(fd), gmemd.kernel.file_page_size(fd)
     if kind not in _TYPES:
-        raise QmpError(f"the descriptor is no memory: {os.readlink(f'/proc/self/fd/{fd}')}")
+        raise QmpError(f"the descriptor is not memory: {os.readlink(f'/proc/self/fd/{fd}')}")
     wanted, size = arguments.get("size"), status.st_size
     if size == 0 or size % page:
-        raise QmpError(f"the descriptor has {size} bytes, which are no whole pages")
+        raise QmpError(f"the descriptor has {size} bytes, which is not a whole number of pages")
     if wanted is not None and size != wanted:
         raise QmpError(f"the descriptor has {size} bytes, not {wanted}")
     if arguments["require-seals"] and kind.endswith("memfd") and kind != "guest-memfd" and not (
@@ -155,7 +155,7 @@ def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
     name = arguments["name"]
     found = next((entry for entry in gmemd.unclaimed if entry[0] == name), None)
     if found is None:
-        raise QmpError(f"no unclaimed memory has the name '{name}'")
+        raise QmpError(f"no unclaimed memory is named '{name}'")
     if "id" not in arguments:
         return _give_up(gmemd, name, change)
     judged = _judge(gmemd, found[1], {**arguments, "require-seals": False})
@@ -170,7 +170,7 @@ def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
 
 
 def _give_up(gmemd: Gmemd, name: str, change: Change) -> dict[str, Any]:
-    """Let go of all unclaimed memory of a name."""
+    """Release all unclaimed memory with a name."""
     change.judged()
     gone = [entry for entry in gmemd.unclaimed if entry[0] == name]
     gmemd.unclaimed = [entry for entry in gmemd.unclaimed if entry[0] != name]
@@ -188,25 +188,25 @@ def query_memdev_lost(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -
 def memdev_persist(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     backend = gmemd.objects.find(arguments["id"])
     if not gmemd.custody.keeps:
-        raise QmpError("nobody keeps objects here: gmemd runs with --persist off, or without systemd and --keeper")
+        raise QmpError("objects are not kept: gmemd runs with --persist off, or without systemd and --keeper")
     backend.check_idle()
     change.judged()
     if arguments["persist"] == (backend.record is not None):
         return {}
-    # Claimed until it is durable: what others changed of an object that is not kept would not be written down.
-    change.claim(backend, "it is being kept, or kept no more")
+    # Claimed until it is durable: changes by others to an object that is not kept would not be recorded.
+    change.claim(backend, "its persistence is being changed")
     return _keep(backend, change) if arguments["persist"] else _let_go(backend, change)
 
 
 async def _let_go(backend: HostMemoryBackend, change: Change) -> dict[str, Any]:
-    """Take an object out of custody, with the private bytes that it keeps aside."""
+    """Remove an object, with its private bytes set aside, from custody."""
     for piece in backend.pieces():
         change.forget(piece)
     return {}
 
 
 async def _keep(backend: HostMemoryBackend, change: Change) -> dict[str, Any]:
-    """Give an object to custody, with the private bytes that it keeps aside."""
+    """Give an object, with its private bytes set aside, to custody."""
     another = _Another()
     change.undo(another.close)
     if backend.on_file:

@@ -33,7 +33,7 @@ def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Cha
 
 
 def judge_value(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any) -> Any:
-    """The value that a property of a live object may be set to; QmpError if it may not."""
+    """The value to which a property of a live object may be set; QmpError if it may not."""
     backend.refuse_set(name, seen=False)
     value = gmemd.schema.check_property(backend.qom_type, name, value)
     if name == "prealloc-context" and value:
@@ -56,7 +56,7 @@ async def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend, change: Change)
 
 
 def set_property(backend: HostMemoryBackend, name: str, value: Any, change: Change) -> dict[str, Any]:
-    """Store a judged value, also in the record."""
+    """Store a checked value, also in the record."""
     before = backend.properties.get(name)
     change.undo(lambda: backend.reset(name, before))
     backend.set(name, value)

@@ -1,4 +1,4 @@
-"""Commands that tell of memory objects: what they are, what of them is in memory, and what they outlive."""
+"""Commands that describe memory objects: what they are, how much is in memory, and what they survive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gmemd.qmp.encode import encode
 if TYPE_CHECKING:
     from gmemd.commands.outlook import Outlook
 
-_BATCH = 25  # objects that are measured, and described, at a time
+_BATCH = 25  # objects that are measured and described at a time
 
 
 def query_memdev(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -34,7 +34,7 @@ def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
 
 
 async def _status_after_a_look(gmemd: Gmemd, outlook: Outlook, arguments: dict[str, Any]) -> Any:
-    """The same, once systemd has said what it keeps now."""
+    """The same, once systemd has reported what it keeps now."""
     await outlook.look()
     status = _status(gmemd, arguments)
     return status if isinstance(status, list) else await status
@@ -49,23 +49,23 @@ def _status(gmemd: Gmemd, arguments: dict[str, Any]) -> Any:
 
 
 async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend], wanted: str | None) -> bytes:
-    """The same without holding others up; what is deleted meanwhile is left out."""
+    """The same without holding up others; objects deleted meanwhile are left out."""
     rows: list[bytes] = []
-    survival: dict[tuple[str, bool], bytes] = {}  # alike for most objects, and most of what is to be written
+    survival: dict[tuple[str, bool], bytes] = {}  # the same for most objects, and most of the output
     async for found in measured(gmemd, backends, partial(occupied, gmemd.kernel), batch=_BATCH):
         for backend, resident in found:
             key = kind_of(backend), backend.record is not None
             if key not in survival:
                 survival[key] = b'"survival": ' + encode(describe_survival(gmemd, backend))
             row = encode({**_describe(gmemd, backend, resident), "survival": []})
-            rows.append(row.replace(b'"survival": []', survival[key]))  # no text has that: its quotes are escaped
+            rows.append(row.replace(b'"survival": []', survival[key]))  # in a string its quotes are escaped
     if wanted is not None and not rows:
         raise QmpError(f"object '{wanted}' not found")
     return b"[%b]" % b", ".join(rows)
 
 
 def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
-    """What memory an object is: the members of MemdevFd."""
+    """The members of MemdevFd for an object."""
     info: dict[str, Any] = {"size": backend.memory_size, "offset": backend.offset, "kind": backend.kind,
                             "kernel": gmemd.kernel.name}
     if backend.guest_memfd_flags is not None:
@@ -74,7 +74,7 @@ def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
 
 
 def describe_status(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) -> dict[str, Any]:
-    """The members of MemdevStatus; `resident` bytes were measured, None: that is not known."""
+    """The members of MemdevStatus; `resident` is the measured bytes, None: unknown."""
     return {**_describe(gmemd, backend, resident), "survival": describe_survival(gmemd, backend)}
 
 
@@ -98,5 +98,5 @@ def describe_survival(gmemd: Gmemd, backend: HostMemoryBackend) -> list[dict[str
 
 
 def query_memory_size_summary(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:
-    # No machine, no RAM of a machine: the objects are in query-memdev.
+    # No machine, so no RAM of a machine: the objects are in query-memdev.
     return {"base-memory": 0, "plugged-memory": 0}

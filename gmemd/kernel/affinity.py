@@ -1,4 +1,4 @@
-"""NUMA nodes and their CPUs, and on which of them threads run."""
+"""NUMA nodes, their CPUs, and the CPUs that threads run on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gmemd.kernel.hugepages import SYS
 
 
 def online_nodes(sys: str = SYS) -> list[int]:
-    """The NUMA nodes that are online; [0] on a kernel that knows none."""
+    """The online NUMA nodes; [0] on a kernel without NUMA."""
     try:
         with open(f"{sys}/devices/system/node/online") as file:
             return sorted(_list(file.read()))
@@ -19,7 +19,7 @@ def online_nodes(sys: str = SYS) -> list[int]:
 
 
 def cpus_of(nodes: Iterable[int], sys: str = SYS) -> set[int]:
-    """The CPUs of these NUMA nodes; a kernel built without NUMA has node 0 alone."""
+    """The CPUs of these NUMA nodes; a kernel built without NUMA has only node 0."""
     if not os.path.isdir(f"{sys}/devices/system/node"):
         return os.sched_getaffinity(0) if 0 in nodes else set()
     cpus: set[int] = set()
@@ -36,7 +36,7 @@ def _list(text: str) -> set[int]:
 
 
 def bind(cpus: Iterable[int] | None) -> list[int]:
-    """Bind the calling thread to those of the CPUs that it may use (None: leave it); return its CPUs."""
+    """Bind the calling thread to those of the CPUs that it may use (None: unchanged); return its CPUs."""
     if cpus is not None:
         os.sched_setaffinity(0, cpus)
     return sorted(os.sched_getaffinity(0))
@@ -44,7 +44,7 @@ def bind(cpus: Iterable[int] | None) -> list[int]:
 
 @contextmanager
 def bound(cpus: Iterable[int] | None) -> Iterator[None]:
-    """Bind the calling thread, and those that it starts, in the block; as well as the CPUs of now allow it."""
+    """Bind the calling thread, and those that it starts, in the block, as far as the CPUs allow it now."""
     if cpus is None:
         yield
         return

@@ -1,8 +1,7 @@
 """How much memory can still be allocated: the machine's and each memory cgroup's above this process.
 
-guest_memfd has no ENOMEM at creation, and over a cgroup's limit the answer is an OOM kill of the largest
-process (reference, section 6), so gmemd looks before it allocates. What the file cache could give back is
-not counted as used.
+A guest_memfd has no ENOMEM at creation, and over a cgroup's limit the largest process is OOM-killed (reference, section
+6), so gmemd checks before it allocates. Reclaimable file cache does not count as used.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from gmemd.kernel.hugepages import HugePool, huge_pools
 
 PROC = "/proc"
 
-# Kernel memory for each resident GiB is 2.4 MiB without and 4.4 MiB with page tables: one part in 256 is
-# set aside.
+# Kernel memory for each resident GiB is 2.4 MiB without and 4.4 MiB with page tables: reserve 1/256.
 OVERHEAD_SHIFT = 8
 
 _MACHINE = ("MemAvailable:", "MemTotal:")
@@ -26,18 +24,18 @@ _V2 = ("memory.max", "memory.current", "")
 
 
 class Headroom(NamedTuple):
-    """How much can still be allocated, and what sets that limit."""
+    """How much can still be allocated, and what the limit is."""
 
     available: int  # bytes; never negative
     total: int  # bytes
-    limit: str  # what limits: "the machine", "the cgroup /a/b", "the pool of 2048 KiB pages"
+    limit: str  # the limit: "the machine", "the cgroup /a/b", "the pool of 2048 KiB pages"
 
     def __str__(self) -> str:
         return f"{self.available} of {self.total} bytes left in {self.limit}"
 
 
 class NoHeadroom(OSError):
-    """ENOMEM before it is an OOM kill: `wanted` bytes do not fit into `headroom`."""
+    """ENOMEM instead of an OOM kill: `wanted` bytes do not fit into `headroom`."""
 
     def __init__(self, wanted: int, headroom: Headroom) -> None:
         super().__init__(errno.ENOMEM, f"{wanted} bytes wanted, {headroom}")
@@ -46,12 +44,12 @@ class NoHeadroom(OSError):
 
 
 def with_overhead(size: int) -> int:
-    """The bytes that allocating size bytes takes, the kernel's own included."""
+    """The bytes that allocating `size` bytes takes, including the kernel's own."""
     return size + (size >> OVERHEAD_SHIFT)
 
 
 def pool_headroom(pool: HugePool) -> Headroom:
-    """What a pool of huge pages can still give, surplus pages included."""
+    """What a pool of huge pages can still provide, including surplus pages."""
     surplus = max(0, pool.overcommit - pool.surplus)
     pages = max(0, pool.free - pool.reserved + surplus)
     limit = f"the pool of {pool.page_size >> 10} KiB pages"
@@ -59,9 +57,9 @@ def pool_headroom(pool: HugePool) -> Headroom:
 
 
 def check_pool(size: int, page_size: int, *, own_reservation: int = 0) -> None:
-    """Raise NoHeadroom when size bytes do not fit into the machine's pool of pages of that size.
+    """Raise NoHeadroom when `size` bytes do not fit into the machine's pool of pages of that size.
 
-    own_reservation: bytes of the reserved pages that may be for this very purpose.
+    own_reservation: bytes of the reserved pages that may belong to this allocation.
     """
     pool = next(pool for pool in huge_pools() if pool.page_size == page_size and pool.node is None)
     left = pool_headroom(pool)
@@ -70,7 +68,7 @@ def check_pool(size: int, page_size: int, *, own_reservation: int = 0) -> None:
 
 
 def check_memory(size: int, reader: HeadroomReader, already: Callable[[], int] = lambda: 0) -> None:
-    """Raise NoHeadroom when size bytes do not fit; `already` is asked only then how many of them exist."""
+    """Raise NoHeadroom when `size` bytes do not fit; only then `already` is called for how many of them exist."""
     left = reader.read()
     if with_overhead(size) > left.available:
         size -= already()
@@ -79,18 +77,18 @@ def check_memory(size: int, reader: HeadroomReader, already: Callable[[], int] =
 
 
 class HeadroomReader:
-    """Finds the memory cgroups of this process once, then reads their figures as often as asked."""
+    """Finds the memory cgroups of this process once, then reads their figures on request."""
 
     def __init__(self, proc: str = PROC) -> None:
         self._meminfo = f"{proc}/meminfo"
         self._cgroups = find_cgroups(proc)
 
     def read(self) -> Headroom:
-        """The tightest head-room of all that apply."""
+        """The tightest headroom of all that apply."""
         return min(self.read_all(), key=lambda headroom: headroom.available)
 
     def read_all(self) -> list[Headroom]:
-        """The machine's head-room, then that of each cgroup that has a limit."""
+        """The machine's headroom, then that of each cgroup with a limit."""
         found = [self._machine()]
         for cgroup in self._cgroups:
             headroom = cgroup.read()
@@ -113,7 +111,7 @@ class Cgroup:
         self._stat, self._prefix = f"{directory}/memory.stat", names[2]
 
     def read(self) -> Headroom | None:
-        """Its head-room; None when it has no limit (or is gone: then it limits nothing)."""
+        """Its headroom; None when it has no limit (or is gone: then it limits nothing)."""
         try:
             limit = _read(self._limit).strip()
             if limit == "max" or int(limit) >= 1 << 62:  # v1 writes "none" as the last page below 2^63
@@ -124,7 +122,7 @@ class Cgroup:
         return Headroom(max(0, int(limit) - used), int(limit), f"the cgroup {self._path}")
 
     def _reclaimable(self) -> int:
-        """The bytes of clean file cache, which goes before anything is killed (no memfd is in it)."""
+        """The bytes of clean file cache, which is reclaimed before anything is killed (no memfd is in it)."""
         stat = _table(_read(self._stat))
         names = {"inactive_file": 1, "active_file": 1, self._dirty: -1, self._writeback: -1}
         return max(0, sum(sign * stat.get(self._prefix + name, 0) for name, sign in names.items()))
@@ -139,7 +137,7 @@ class Cgroup:
 
 
 def find_cgroups(proc: str) -> list[Cgroup]:
-    """The memory cgroups of this process, its own first, up to the highest that is mounted here."""
+    """The memory cgroups of this process, its own first, up to the highest one mounted here."""
     found: list[Cgroup] = []
     with open(f"{proc}/self/mountinfo", errors="surrogateescape") as lines:
         mounts = _mounts(lines)
@@ -181,7 +179,7 @@ def _ancestry(mount: tuple[str, str] | None, path: str, names: tuple[str, str, s
 
 
 def _read(path: str) -> str:
-    """A small file of the kernel's; read before each step, so without the layers of open()."""
+    """The text of a small kernel file; it is read before each step, so without the layers of open()."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return os.read(fd, 1 << 16).decode()

@@ -9,15 +9,15 @@ SYS = "/sys"
 
 
 class HugePool(NamedTuple):
-    """One pool of huge pages: of one size, on one node or (node None) of the machine. Counts are in pages."""
+    """One pool of huge pages of one size, on one node or (node None) of the machine. Counts are in pages."""
 
     page_size: int  # bytes
     node: int | None
     total: int
     free: int
     surplus: int
-    reserved: int  # of the free ones, promised to mappings; counted only as a whole: 0 for a node
-    overcommit: int  # how many surplus pages the kernel may make in all; 0 for a node
+    reserved: int  # of the free ones, reserved for mappings; counted only for the machine: 0 for a node
+    overcommit: int  # how many surplus pages the kernel may allocate in total; 0 for a node
 
 
 def huge_pools(sys: str = SYS) -> list[HugePool]:
@@ -30,7 +30,7 @@ def huge_pools(sys: str = SYS) -> list[HugePool]:
 
 
 def _list(directory: str, prefix: str) -> list[str]:
-    """What is in a directory and begins so; [] where there is no such directory."""
+    """The entries of a directory with this prefix; [] if it does not exist."""
     try:
         return [f"{directory}/{name}" for name in os.listdir(directory) if name.startswith(prefix)]
     except FileNotFoundError:

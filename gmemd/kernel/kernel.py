@@ -1,11 +1,11 @@
-"""What makes and measures memory: all that every kernel does alike, and what each does in its own way.
+"""What creates and measures memory: everything that kernels do alike, and what each does in its own way.
 
 The rules are guest_memfd's, the stricter ones, for every fd that goes through gmemd: sizes and ranges are aligned to
 `page_size` and not empty, the size is fixed by the caller's seals, allocation keeps the size and stays inside it, a
-punch past the end does nothing. What was not allowed raises the errno the kernel gives for a guest_memfd.
+punch past the end does nothing. A violation raises the errno that the kernel returns for a guest_memfd.
 
 No asyncio here. Methods that say "may take long" are for worker threads; system calls release the GIL.
-Every error of the system is the bare OSError, turned into QmpError by whoever knows what was being done.
+Errors of the system are plain OSErrors; the caller, which knows what was being done, turns them into QmpError.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gmemd.kernel.rules import PAGE_SIZE, check_inside, check_range, refuse
 
 
 class PageInUse(OSError):
-    """EAGAIN of a conversion: somebody holds the page at `offset` (bytes); nothing was converted."""
+    """EAGAIN of a conversion: the page at `offset` (bytes) is in use; nothing was converted."""
 
     def __init__(self, offset: int) -> None:
         super().__init__(errno.EAGAIN, f"page in use at {offset:#x}")
@@ -31,49 +31,49 @@ class PageInUse(OSError):
 
 
 class Kernel(ABC):
-    """What makes memory: real Linux with KVM, or the simulation. Chosen once, by `choose.choose_kernel`."""
+    """What creates memory: real Linux with KVM, or the simulation. Chosen once, by `choose.choose_kernel`."""
 
     name: str  # "kvm" or "simulated"
-    why: str  # one clause for people: why this one was chosen
+    why: str  # why this one was chosen, a readable clause
     kvm_present: bool  # for query-kvm
     kvm_enabled: bool  # for query-kvm
     guest_memfd_flags: int | None  # mask of the legal creation flags; None: no guest_memfd at all
-    shared_policy: bool  # a guest_memfd keeps its NUMA policy (Linux 6.19); else it is placed by populate
+    shared_policy: bool  # a guest_memfd has a NUMA policy of its own (Linux 6.19); otherwise populate places its pages
     conversion: bool  # the guest_memfd itself can be converted between private and shared
-    simulated: bool  # the guest_memfds that it makes are stand-ins
-    guest_counter: str  # what of /proc/meminfo they are counted in
+    simulated: bool  # the guest_memfds that it creates are stand-ins
+    guest_counter: str  # the field of /proc/meminfo that counts them
     page_size = PAGE_SIZE  # bytes
 
     # -- what each does in its own way
 
     @abstractmethod
     def create_guest_memfd(self, size: int, flags: int) -> int:
-        """Make a guest_memfd, fixed in size for life; return its fd, which the caller owns; CLOEXEC is set.
+        """Create a guest_memfd of fixed size; return its fd, which the caller owns; CLOEXEC is set.
 
-        EINVAL: size 0, not a multiple of the page or not below 2^63, or a flag outside `guest_memfd_flags`.
+        EINVAL: size 0, not a multiple of the page size or not below 2^63, or a flag outside `guest_memfd_flags`.
         ENOTTY: no guest_memfd.
         """
 
     @abstractmethod
     def probe(self) -> Mapping[str, int | str]:
-        """Try the real thing item by item and return the outcomes, as `gmemctl doctor` shows them."""
+        """Try every item for real and return the outcomes, as `gmemctl doctor` shows them."""
 
     def convert(self, fd: int, offset: int, size: int, parts: Sequence[tuple[int, int]], *, private: bool) -> None:
         """Make a checked range of a guest_memfd private or shared; `parts` are (offset, bytes) of what changes.
 
-        Where the kernel itself converts (`conversion`) it is asked; else the bytes only leave the view that
-        holders have. Either way the content of the parts is zero afterwards. PageInUse, or the kernel's errno.
+        If the kernel itself converts (`conversion`), it does so; otherwise the bytes are only removed from the view of
+        holders. Either way the content of the parts is zero afterwards. PageInUse, or the kernel's errno.
         """
         for start, length in parts:
             self.punch_hole(fd, start, length)
 
     @abstractmethod
     def check_mapping(self, fd: int, *, shared: bool) -> None:
-        """Raise what this kernel refuses of a mapping though mmap(2) would make it."""
+        """Raise for a mapping that this kernel refuses although mmap(2) would create it."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give the kernel's own fds back; memory that was made lives on with its holders."""
+        """Close the kernel's own fds; memory that was created lives on with its holders."""
 
     # -- what all do alike
 
@@ -87,33 +87,33 @@ class Kernel(ABC):
     populate = staticmethod(populate.populate)
 
     def memfd_create(self, name: str, flags: int) -> int:
-        """Make a memfd as memfd_create(2) and return its fd, which the caller owns; CLOEXEC is always set.
+        """Create a memfd as memfd_create(2) does and return its fd, which the caller owns; CLOEXEC is always set.
 
         EINVAL: unknown flags. ENODEV: no such huge page size.
         """
         return os.memfd_create(name, flags | uapi.MFD_CLOEXEC)
 
     def truncate(self, fd: int, size: int) -> None:
-        """Set the size in bytes; EINVAL from 2^63 on, for negative ones, and unaligned on huge pages."""
+        """Set the size in bytes; EINVAL from 2^63 on, for negative sizes, and for unaligned ones on huge pages."""
         if size > uapi.OFFSET_MAX:
             raise refuse(errno.EINVAL)
         os.ftruncate(fd, size)
 
     def seal(self, fd: int, seals: int) -> None:
-        """Add seals (uapi.F_SEAL_*) to a memfd; EPERM when sealed against that, EINVAL when it is none."""
+        """Add seals (uapi.F_SEAL_*) to a memfd; EPERM when sealed against that, EINVAL when it is not a memfd."""
         fcntl.fcntl(fd, uapi.F_ADD_SEALS, seals)
 
     def allocate(self, fd: int, offset: int, size: int) -> None:
-        """Allocate the pages of a range inside the size, in one step; what exists stays. May take long.
+        """Allocate the pages of a range inside the size, in one step; existing pages stay.
 
-        EINVAL: unaligned, empty, negative or past the size. EFBIG: past 2^63. ENOSPC: the huge pages ran out.
-        Not atomic: after a failure a part may stay. `populate` checks, goes in steps and takes back.
+        May take long. EINVAL: unaligned, empty, negative or past the size. EFBIG: past 2^63. ENOSPC: no more huge
+        pages. Not atomic: after a failure a part may stay. `populate` checks first, works in steps and undoes them.
         """
         check_inside(offset, size, os.fstat(fd).st_size)
         syscalls.fallocate(fd, uapi.FALLOC_FL_KEEP_SIZE, offset, size)
 
     def punch_hole(self, fd: int, offset: int, size: int) -> None:
-        """Give the pages of a range back; it then reads as zeros. At and past the end nothing happens.
+        """Free the pages of a range; it then reads as zeros. At and past the end nothing happens.
 
         EINVAL: unaligned, empty or negative. EFBIG: past 2^63. EPERM: sealed against writing.
         """
@@ -121,9 +121,9 @@ class Kernel(ABC):
         syscalls.fallocate(fd, uapi.FALLOC_FL_KEEP_SIZE | uapi.FALLOC_FL_PUNCH_HOLE, offset, size)
 
     def present_ranges(self, fd: int, offset: int, size: int) -> list[tuple[int, int]]:
-        """[(offset, bytes)] of all that may hold anything but zeros: what is resident or in swap, ascending.
+        """[(offset, bytes)] of everything that may hold anything but zeros: what is resident or in swap, ascending.
 
-        Where not all can be counted, pages that were allocated and never touched are left out.
+        Where not everything can be counted, pages that were allocated and never touched are left out.
         """
         known = backing.contents(fd, offset, size)
         return residency.data_ranges(fd, offset, size) if known is None else known
@@ -146,11 +146,11 @@ class Kernel(ABC):
         return HeadroomReader().read()
 
     def headrooms(self) -> list[Headroom]:
-        """The machine's head-room and that of each memory cgroup with a limit, its own first."""
+        """The machine's headroom and that of each memory cgroup with a limit, its own first."""
         return HeadroomReader().read_all()
 
     def check_headroom(self, size: int, fd: int | None = None) -> None:
-        """Raise NoHeadroom when size bytes more do not fit; with an fd on huge pages, into their pool."""
+        """Raise NoHeadroom when `size` more bytes do not fit; with an fd on huge pages, into their pool."""
         page = PAGE_SIZE if fd is None else backing.page_size(fd)
         if page == PAGE_SIZE:
             check_memory(size, HeadroomReader())
@@ -158,7 +158,7 @@ class Kernel(ABC):
             check_pool(size, page)
 
     def duplicate(self, fd: int) -> int:
-        """Another fd of the same file for somebody to be given; the caller owns it, CLOEXEC is set."""
+        """Another fd of the same file, to be handed out; the caller owns it, CLOEXEC is set."""
         return os.dup(fd)
 
     def identify(self, fd: int) -> str:
@@ -173,14 +173,14 @@ class Kernel(ABC):
         return "file" if S_ISREG(os.fstat(fd).st_mode) else "other"
 
     def unusable(self, fd: int, size: int) -> str:
-        """Why somebody else's fd is not memory to read and write, a sentence about it; "" when it is.
+        """Why another process's fd is not memory to read and write, as a sentence; "" when it is.
 
-        Its access mode, O_APPEND and seals are named; what else mmap(2) refuses is asked of the kernel.
+        Checks access mode, O_APPEND and seals; the rest is left to mmap(2).
         """
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         if flags & os.O_PATH or flags & os.O_ACCMODE != os.O_RDWR:
             return "the descriptor was not opened for reading and writing"
-        if flags & os.O_APPEND:  # pwrite(2) would append whatever the offset
+        if flags & os.O_APPEND:  # pwrite(2) would append, whatever the offset
             return "the descriptor was opened for appending"
         if (syscalls.seals(fd) or 0) & (uapi.F_SEAL_WRITE | uapi.F_SEAL_FUTURE_WRITE):
             return "the memfd is sealed against writing"

@@ -1,8 +1,7 @@
-"""Real guest_memfd: one long-lived VM of this process, on which every guest_memfd is made.
+"""Real guest_memfd: one long-lived VM of this process, on which every guest_memfd is created.
 
-VM ioctls answer only in the process that made the VM (EIO after a fork), so a LinuxKernel is made after any
-fork. A guest_memfd pins its VM, not the reverse: what was made lives on with its holders (reference,
-sections 1 and 5).
+VM ioctls work only in the process that created the VM (EIO after a fork), so create a LinuxKernel after any fork. A
+guest_memfd pins its VM, not the reverse: it lives on with its holders (reference, sections 1 and 5).
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ _U64 = 1 << 64
 
 
 class Unsupported(Exception):
-    """This host cannot make a shared guest_memfd; the text is the reason, one clause for people."""
+    """This host cannot create a shared guest_memfd; the text is the reason, a readable clause."""
 
 
 class LinuxKernel(Kernel):
-    """guest_memfd by KVM. Raises Unsupported when a first page cannot be made and used."""
+    """guest_memfd by KVM. Raises Unsupported when a test page cannot be created and used."""
 
     name = "kvm"
     simulated = False
@@ -37,7 +36,7 @@ class LinuxKernel(Kernel):
     kvm_present = True
     kvm_enabled = True
 
-    device: int  # the fd of /dev/kvm; borrowed, for those who try its ioctls
+    device: int  # the fd of /dev/kvm; borrowed, for probing its ioctls
     vm: int  # the VM's fd; likewise
 
     def __init__(self, path: str = "/dev/kvm") -> None:
@@ -48,9 +47,9 @@ class LinuxKernel(Kernel):
         except BaseException:
             self.close()
             raise
-        self.why = "a shared guest_memfd was made, mapped, written, punched and measured"
+        self.why = "a shared guest_memfd was created, mapped, written, punched and measured"
         if not residency.can_count():
-            self.why += "; its pages count as resident once touched, as the system call cachestat is refused"
+            self.why += "; its pages count as resident once touched, because the system call cachestat is refused"
 
     def create_guest_memfd(self, size: int, flags: int) -> int:
         if not (0 <= size < _U64 and 0 <= flags < _U64):
@@ -75,7 +74,7 @@ class LinuxKernel(Kernel):
         """Nothing: mmap(2) itself refuses."""
 
     def probe(self) -> dict[str, int | str]:
-        from gmemd.kernel.profiles import DEFAULT, PROFILES  # only here, for `gmemctl doctor`
+        from gmemd.kernel.profiles import DEFAULT, PROFILES  # imported only here, for `gmemctl doctor`
 
         found: dict[str, int | str] = {}
         for name in PROFILES[DEFAULT].capabilities:
@@ -97,14 +96,14 @@ class LinuxKernel(Kernel):
         self.vm = self.device = -1
 
     def _use_one_page(self) -> tuple[bool, bool]:
-        """Make, map, write, punch, read and measure a page; return whether it converts and keeps a policy."""
+        """Allocate, map, write, punch, read and measure a page; return whether it converts and has a policy."""
         step = "created"
         try:
             fd = self.create_guest_memfd(PAGE_SIZE, uapi.GUEST_MEMFD_SHARED)
             try:
                 step = "mapped and written"
                 with mmap.mmap(fd, PAGE_SIZE) as page:
-                    page.madvise(uapi.MADV_POPULATE_WRITE)  # EFAULT here would be SIGBUS at a touch
+                    page.madvise(uapi.MADV_POPULATE_WRITE)  # EFAULT here would be SIGBUS on access
                     page[0] = 1
                     step = "punched"
                     self.punch_hole(fd, 0, PAGE_SIZE)
@@ -121,7 +120,7 @@ class LinuxKernel(Kernel):
 
 
 def why_not_opened(path: str, code: int) -> str:
-    """The reason for the errno of opening the device."""
+    """The reason for an errno of opening the device."""
     if code == errno.ENOENT:
         return f"no {path}"
     if code in (errno.ENXIO, errno.ENODEV):
@@ -165,7 +164,7 @@ def _create_vm(kvm: int) -> int:
     while True:
         try:
             return fcntl.ioctl(kvm, uapi.KVM_CREATE_VM, _vm_type(kvm))
-        except InterruptedError:  # fcntl.ioctl does not repeat
+        except InterruptedError:  # fcntl.ioctl does not retry
             continue
         except OSError as exc:
             raise Unsupported(f"KVM cannot create a VM: {exc.strerror}") from exc
@@ -179,7 +178,7 @@ def _vm_type(kvm: int) -> int:
 
 
 def _legal_flags(vm: int) -> int:
-    """The mask of creation flags; both questions are for the VM, as the answers depend on its type."""
+    """The mask of creation flags; both are asked of the VM, because the answers depend on its type."""
     capability = fcntl.ioctl(vm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_GUEST_MEMFD)
     flags = fcntl.ioctl(vm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_GUEST_MEMFD_FLAGS)
     reason = why_not_shared(capability, flags)

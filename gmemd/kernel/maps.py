@@ -1,8 +1,9 @@
-"""How /proc/PID/maps shows a file, which is not always what fstat(2) says of it.
+"""How /proc/PID/maps shows a file, which is not always what fstat(2) reports.
 
 On overlayfs, btrfs and others a line of maps has the device of a file system below or of the whole, while st_dev is
-the mount's or the subvolume's.  A mapping of one's own shows what the lines of others must have.  In a snapshot of a
-btrfs subvolume files look the same there as in the original; /proc/PID/map_files tells them apart, for who may look.
+the mount's or the subvolume's.  A mapping of our own shows what the lines of other processes must have.  In a snapshot
+of a btrfs subvolume files look the same there as in the original; /proc/PID/map_files distinguishes them, if it may be
+read.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from gmemd.processes.holders import Shown, shown_as, target
 
 
 def shown(fds: Sequence[int]) -> list[Shown]:
-    """How each file is shown: by mapping a page of it, untouched; what cannot be mapped by fstat(2)."""
+    """How each file is shown, found by mapping a page of it, untouched; by fstat(2) if it cannot be mapped."""
     found = [shown_as((status.st_dev, status.st_ino)) for status in map(os.fstat, fds)]
     places: dict[int, int] = {}  # address: index
     try:
@@ -38,7 +39,7 @@ def shown(fds: Sequence[int]) -> list[Shown]:
 
 
 def _mapped(fd: int) -> int:
-    """Map a page; 0 for what cannot be mapped: a FIFO, or what was opened for writing only."""
+    """Map a page; 0 if it cannot be mapped: a FIFO, or a file opened for writing only."""
     try:
         return syscalls.mmap(PAGE_SIZE, uapi.PROT_NONE, uapi.MAP_SHARED | uapi.MAP_NORESERVE, fd, 0)
     except OSError:
@@ -46,7 +47,7 @@ def _mapped(fd: int) -> int:
 
 
 def _own_lines(addresses: Sequence[int]) -> list[tuple[int, list[str]]]:
-    """The line of this process's maps for each (ascending) address, in fields."""
+    """The line of this process's maps for each (ascending) address, split into fields."""
     found: list[tuple[int, list[str]]] = []
     if addresses:
         with open("/proc/self/maps", errors="replace") as lines:

@@ -1,4 +1,4 @@
-"""NUMA policies: of a file by way of a mapping (mbind), of a thread (set_mempolicy)."""
+"""NUMA policies: of a file through a mapping (mbind), of a thread (set_mempolicy)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MODES = {"default": uapi.MPOL_DEFAULT, "preferred": uapi.MPOL_PREFERRED, "bind"
 
 
 def _mode(policy: str, nodes: Sequence[int]) -> int:
-    """The kernel's number; several preferred nodes need the mode made for that (Linux 5.15)."""
+    """The kernel's number; several preferred nodes need their own mode (Linux 5.15)."""
     if any(node < 0 for node in nodes):
         raise refuse(errno.EINVAL)
     if policy == "preferred" and len(nodes) > 1:
@@ -23,9 +23,9 @@ def _mode(policy: str, nodes: Sequence[int]) -> int:
 
 
 def set_policy(fd: int, size: int, policy: str, nodes: Sequence[int]) -> None:
-    """Set the policy of the file's pages to come; EINVAL when none of the nodes is online.
+    """Set the policy for the file's future pages; EINVAL when none of the nodes is online.
 
-    A kernel built without NUMA has one node and only the default policy, which then needs no call.
+    A kernel built without NUMA has one node and only the default policy, which needs no call.
     """
     mode = _mode(policy, nodes)
     try:
@@ -38,7 +38,7 @@ def set_policy(fd: int, size: int, policy: str, nodes: Sequence[int]) -> None:
 
 @contextmanager
 def policy_for_thread(policy: str, nodes: Sequence[int]) -> Iterator[None]:
-    """Place what the calling thread allocates in the block; afterwards its policy is what it was."""
+    """Place what the calling thread allocates in the block; afterwards its policy is restored."""
     mode = _mode(policy, nodes)
     before = syscalls.get_mempolicy()
     syscalls.set_mempolicy(mode, nodes)

@@ -1,9 +1,9 @@
-"""Allocate much memory: in steps, by several threads, looking at the head-room first.
+"""Allocate much memory: in steps, by several threads, checking the headroom first.
 
-Why in steps: one fallocate over the limit ends in an OOM kill and leaves its pages (reference, section 6).
-A step of 128 MiB takes 15 to 25 ms, so a look at the head-room (0.1 ms) costs nothing and a cancellation is
-heeded at once; 16 to 256 MiB measured the same. The threads take steps from one counter, in ascending
-order, so what was begun is one range.
+Why in steps: one fallocate over the limit ends in an OOM kill and leaves its pages (reference, section 6). A step of
+128 MiB takes 15 to 25 ms, so checking the headroom (0.1 ms) costs nothing and a cancellation takes effect at once; 16
+to 256 MiB measured the same. The threads take steps from one counter, in ascending order, so what was begun is one
+range.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from gmemd.kernel.numa import policy_for_thread
 from gmemd.kernel.rules import PAGE_SIZE, check_inside, refuse
 
 STEP: Final = 128 << 20  # bytes
-UNIT: Final = 2 << 20  # bytes; small objects are shared among the threads in multiples of this
+UNIT: Final = 2 << 20  # bytes; small objects are divided among the threads in multiples of this
 
 Placed = Callable[[], AbstractContextManager[None]]  # sets the policy of the thread that enters it
-Check = Callable[[int, int, int], None]  # bytes in flight, and the offset and bytes of the step to come
+Check = Callable[[int, int, int], None]  # bytes in flight, and the offset and bytes of the next step
 
 
 def populate(fd: int, offset: int, size: int, threads: int, *, fresh: bool = False, policy: str = "default",
              nodes: Sequence[int] = (), progress: Callable[[int], None] | None = None,
              cancelled: Callable[[], bool] | None = None) -> None:
-    """Allocate a range by `threads` threads in steps, looking at the head-room before each. Takes long.
+    """Allocate a range with `threads` threads in steps, checking the headroom before each. Takes long.
 
-    threads: the most, the caller's own included; no more than there are CPUs are used.
-    fresh: nobody else has the fd yet; then a failure or cancellation gives back exactly what was newly
-    allocated (a disk's file is left alone). Otherwise it stays: a holder may have written there already.
-    policy, nodes: set for the threads; a guest_memfd of a kernel without `shared_policy` is placed only by this.
-    progress is told the bytes done so far, cancelled is asked between steps; both are called in any of
-    the threads, one at a time. Raises NoHeadroom (ENOMEM), ECANCELED, or the errno of `Kernel.allocate`.
+    threads: the maximum, including the caller; no more than the number of CPUs are used.
+    fresh: no other process has the fd yet; a failure or cancellation then frees exactly what was newly allocated (a
+    file on a disk is left alone). Otherwise it stays: a holder may have written there already.
+    policy, nodes: set for the threads; on a kernel without `shared_policy` only this places a guest_memfd's pages.
+    progress is called with the bytes done so far, cancelled between steps; both in any of the threads, one at a time.
+    Raises NoHeadroom (ENOMEM), ECANCELED, or the errno of `Kernel.allocate`.
     """
     check_inside(offset, size, os.fstat(fd).st_size)
     placed: Placed = partial(policy_for_thread, policy, nodes) if policy != "default" else nullcontext
@@ -56,13 +56,13 @@ def populate(fd: int, offset: int, size: int, threads: int, *, fresh: bool = Fal
 
 
 def _checked(fd: int, missing: int, page: int, *, fresh: bool) -> Check:
-    """Raise NoHeadroom if what is missing does not fit; return the check to be made before each step.
+    """Raise NoHeadroom if what is missing does not fit; return the check to make before each step.
 
-    A pool of huge pages ends in ENOSPC, not in a kill, so one look is enough; and none at a file that others
-    may have mapped, as pages may be reserved for it. The blocks of a disk are its file system's to refuse.
+    An exhausted pool of huge pages is ENOSPC, not a kill, so one check is enough; and none for a file that others may
+    have mapped, because pages may be reserved for it. A disk's blocks are left to its file system.
     """
     if page != PAGE_SIZE:
-        if fresh:  # mapping it to see whether that works has reserved pages for it
+        if fresh:  # mapping it as a test has reserved pages for it
             check_pool(missing, page, own_reservation=missing)
         return lambda *_: None
     if not backing.is_only_memory(fd):
@@ -81,11 +81,11 @@ def _give_back(fd: int, ranges: list[tuple[int, int]], reason: BaseException) ->
         for start, length in ranges:
             syscalls.fallocate(fd, uapi.FALLOC_FL_KEEP_SIZE | uapi.FALLOC_FL_PUNCH_HOLE, start, length)
     except OSError as exc:
-        reason.add_note(f"what was allocated could not be given back: {exc.strerror}")
+        reason.add_note(f"the allocated memory could not be freed: {exc.strerror}")
 
 
 def shared_among(size: int, threads: int, unit: int, cpus: int) -> tuple[int, int]:
-    """How many threads to use and the bytes of a step, a multiple of unit.
+    """The number of threads and the bytes of a step, a multiple of `unit`.
 
     More threads than CPUs gain nothing, and a client may ask for 2^32 - 1.
     """
@@ -96,7 +96,7 @@ def shared_among(size: int, threads: int, unit: int, cpus: int) -> tuple[int, in
 
 
 class Population:
-    """One run over a range; `run` returns when all is allocated, or raises after every thread has ended."""
+    """One run over a range; `run` returns when everything is allocated, or raises after all threads have ended."""
 
     def __init__(self, fd: int, offset: int, size: int, *, check: Check, progress: Callable[[int], None] | None,
                  cancelled: Callable[[], bool] | None) -> None:
@@ -106,27 +106,27 @@ class Population:
         self._cancelled = cancelled
         self._lock = threading.Condition()
         self._at_work = 0  # threads
-        self._over = False  # who has not begun by now need not
+        self._over = False  # threads that have not started by now need not
         self._end = offset + size
         self._size = size
         self.step = STEP
         self._in_flight = 0  # bytes
         self._done = 0  # bytes
         self._failure: BaseException | None = None
-        self.reached = offset  # up to here steps were begun
+        self.reached = offset  # steps were begun up to here
 
     def run(self, threads: int, placed: Placed, unit: int = UNIT) -> None:
-        """Allocate by so many threads, the caller's among them, each under the policy that `placed` sets.
+        """Allocate with that many threads, including the caller, each under the policy that `placed` sets.
 
-        unit is the least that can be allocated and given back: a huge page may be larger than UNIT.
+        unit is the least that can be allocated and freed: a huge page may be larger than UNIT.
         """
         cpus = len(os.sched_getaffinity(0))
         count, self.step = shared_among(self._size, threads, max(unit, UNIT), cpus)
         try:
             for _ in range(count - 1):
-                _start(self._work, placed)  # one without memory to begin with never does: nobody waits for it
+                _start(self._work, placed)  # one without memory to start with never starts: do not wait for it
             self._work(placed)
-        except BaseException as exc:  # no thread to be had, or a signal: the others stop at their next step
+        except BaseException as exc:  # no thread available, or a signal: the others stop at their next step
             self._fail(exc)
         with self._lock:
             self._over = True
@@ -144,7 +144,7 @@ class Population:
                 while step := self._begin():
                     syscalls.fallocate(self._fd, uapi.FALLOC_FL_KEEP_SIZE, *step)
                     self._finish(step[1])
-        except BaseException as exc:  # carried over to the thread that called run
+        except BaseException as exc:  # passed to the thread that called run
             self._fail(exc)
         finally:
             with self._lock:
@@ -156,7 +156,7 @@ class Population:
             self._failure = self._failure or exc
 
     def _begin(self) -> tuple[int, int] | None:
-        """Take the next step; None when there is none or another thread failed."""
+        """Take the next step; None when there is none or another thread has failed."""
         with self._lock:
             size = min(self.step, self._end - self.reached)
             if self._failure is not None or size == 0:
@@ -180,12 +180,12 @@ class Population:
 def _start(function: Callable[[Placed], None], placed: Placed) -> None:
     try:
         start_new_thread(function, (placed,))
-    except RuntimeError as exc:  # pthread_create(3) knows EAGAIN alone
+    except RuntimeError as exc:  # the only error of pthread_create(3)
         raise refuse(errno.EAGAIN) from exc
 
 
 def without(ranges: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """[(offset, bytes)] of what is left of start..end when the ranges (ascending) are taken out."""
+    """[(offset, bytes)] of what is left of start..end without the ranges (ascending)."""
     left = []
     for offset, size in [*ranges, (end, 0)]:
         stop = min(offset, end)

@@ -1,4 +1,4 @@
-"""What a kernel answers when each item is really tried; `gmemctl doctor` shows it, a profile promises it."""
+"""What a kernel does when each item is really tried; `gmemctl doctor` shows it, a profile promises it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLAGS = range(9)
 
 
 def outcome(call: Callable[[], Any]) -> str:
-    """How a call ends: "OK", or the name of the errno that it raises, as the kernel's headers spell it."""
+    """How a call ends: "OK", or the name of the errno that it raises, as spelt in the kernel's headers."""
     try:
         call()
     except OSError as exc:
@@ -27,7 +27,7 @@ def outcome(call: Callable[[], Any]) -> str:
 
 
 def attempt(kernel: Kernel) -> dict[str, str]:
-    """{item: outcome} of what goes through the kernel's own methods; every fd is closed again."""
+    """{item: outcome} for the kernel's own methods; every fd is closed again."""
     found = {f"create flags={flags}": outcome(partial(_make, kernel, PAGE_SIZE, flags)) for flags in FLAGS}
     legal = kernel.guest_memfd_flags or 0
     for name, size in SIZES.items():

@@ -1,6 +1,6 @@
-"""What each kernel that can be simulated offers: one table a profile, and nothing but tables.
+"""What each kernel that can be simulated offers: one table per profile, and nothing but tables.
 
-A profile says what a client or `gmemctl doctor` sees. Sources: the reference page on guest_memfd, sections
+A profile describes what a client or `gmemctl doctor` sees. Sources: the reference page on guest_memfd, sections
 2 to 4 and 9. What no release has (in-place, no-direct-map) follows the patch series as posted.
 """
 
@@ -15,7 +15,7 @@ DEFAULT: Final = "6.18"
 
 
 class Profile(NamedTuple):
-    """One kernel as its users see it."""
+    """One kernel, as its users see it."""
 
     guest_memfd_flags: int | None  # mask of the legal creation flags; None: no guest_memfd
     magic: int = ANON_INODE_FS_MAGIC  # statfs
@@ -25,16 +25,16 @@ class Profile(NamedTuple):
 
     @property
     def capabilities(self) -> dict[str, int]:
-        """KVM_CAP_*: what KVM_CHECK_EXTENSION answers on a VM of the default type."""
+        """KVM_CAP_*: what KVM_CHECK_EXTENSION returns on a VM of the default type."""
         return {"USER_MEMORY2": 1, "MEMORY_ATTRIBUTES": 0, "GUEST_MEMFD": int(self.guest_memfd_flags is not None),
                 "VM_TYPES": 1, "PRE_FAULT_MEMORY": 0, "GUEST_MEMFD_FLAGS": self.guest_memfd_flags or 0}
 
 
-# From Linux 6.19 on guest_memfd has its own file system, and the file keeps its NUMA policy.
+# Since Linux 6.19 guest_memfd has its own file system, and the file has a NUMA policy.
 _IN_6_19 = Profile(GUEST_MEMFD_SHARED, GUEST_MEMFD_MAGIC, "/[kvm-gmem] (deleted)", shared_policy=True)
 
 PROFILES: Final[Mapping[str, Profile]] = {
-    "6.17": Profile(0),  # it can be made, not mapped
+    "6.17": Profile(0),  # it can be created, but not mapped
     "6.18": Profile(GUEST_MEMFD_SHARED),
     "6.19": _IN_6_19,
     "in-place": _IN_6_19._replace(conversion=True),

@@ -1,8 +1,8 @@
 """How a worker process is started: with a program that is read when the daemon starts.
 
-The package on disk may be replaced or away while the daemon runs, and another version of it need not fit this one.
-So the worker gets the sources of its modules on its standard input, and the library that makes digests as an open
-file; it needs nothing else but the interpreter and its standard library.
+The package on disk may be replaced or removed while the daemon runs, and another version need not be compatible. So the
+worker gets the sources of its modules on its standard input, and the digest library as an open file; it needs nothing
+else but the interpreter and its standard library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-# What the worker consists of; none imports what comes behind it.
+# The worker's modules; none imports a later one.
 _MODULES = ("gmemd", "gmemd.kernel", "gmemd.kernel.uapi", "gmemd.kernel.rules", "gmemd.kernel.syscalls",
             "gmemd.kernel.residency", "gmemd.kernel.backing", "gmemd.kernel.worker")
 
@@ -42,7 +42,7 @@ sys.exit(sys.modules["gmemd.kernel.worker"].main(sys.argv[1:]))
 
 
 class Program(NamedTuple):
-    """A command line, what its standard input is to give, and the descriptors that it needs besides."""
+    """A command line, its standard input, and further descriptors that it needs."""
 
     command: tuple[str, ...]
     text: bytes
@@ -51,11 +51,11 @@ class Program(NamedTuple):
 
 @cache
 def worker_program() -> Program:
-    """The worker's program, to which its arguments are added; read by the first call and held from then on."""
+    """The worker's program, without its arguments; read by the first call and kept from then on."""
     library = os.open(_library(), os.O_RDONLY | os.O_CLOEXEC)
     sources = {name: _source(name) for name in _MODULES}
     text = _BEGIN.format(library=library, sources=sources).encode()
-    # Not the environment's own interpreter, which may go with it; no site-packages, and nothing from the directory.
+    # Not the environment's interpreter, which may be removed with it; no site-packages, and nothing from the directory.
     interpreter = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     return Program((interpreter, "-sSP", "-"), text, (library,))
 

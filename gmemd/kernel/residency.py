@@ -1,9 +1,8 @@
-"""Which bytes of a file are in memory, asked from the kernel without touching any (reference, section 6).
+"""Which bytes of a file are in memory, without touching any (reference, section 6).
 
-cachestat(2) counts the pages of a range; the exact map is found by bisecting with it. Looking through a
-mapping instead would allocate every hole it meets. Where cachestat is not to be had (Linux before 6.5, a
-container's filter of system calls), a guest_memfd is asked by mincore(2), which leaves out pages that were
-allocated and never touched.
+cachestat(2) counts the pages of a range; the exact map is found by bisecting with it. Reading through a mapping instead
+would allocate every hole. Where cachestat is not available (Linux before 6.5, a container's seccomp filter), a
+guest_memfd is examined with mincore(2), which misses pages that were allocated and never touched.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from gmemd.kernel.rules import PAGE_SIZE, check_range, refuse
 def resident(fd: int, offset: int = 0, size: int = 0) -> int:
     """The resident bytes of an aligned range; size 0 is to the end.
 
-    Where cachestat does not do, st_blocks counts the whole of an ordinary file; for a part of one that is
-    neither empty nor full there is no answer then: EOPNOTSUPP.
+    Where cachestat does not work, st_blocks counts the whole of an ordinary file; a part of one that is neither empty
+    nor full is then unknown: EOPNOTSUPP.
     """
     if size or offset:
         check_range(offset, size or PAGE_SIZE)
@@ -38,7 +37,7 @@ def resident(fd: int, offset: int = 0, size: int = 0) -> int:
 
 @cache
 def can_count() -> bool:
-    """Whether this process may ask cachestat."""
+    """Whether this process may use cachestat."""
     try:
         syscalls.cachestat(-1, 0, 0)
     except OSError as exc:
@@ -47,7 +46,7 @@ def can_count() -> bool:
 
 
 def by_blocks(fd: int, offset: int, size: int) -> int:
-    """The same from st_blocks, as far as that tells it."""
+    """The same from st_blocks, as far as possible."""
     stat = os.fstat(fd)
     blocks = stat.st_blocks * 512
     if blocks == 0 and _is_guest_memfd(fd):
@@ -61,7 +60,7 @@ def by_blocks(fd: int, offset: int, size: int) -> int:
 
 
 def touched_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
-    """[(offset, bytes)] of a guest_memfd's pages in a range that somebody has touched; size 0: to the end."""
+    """[(offset, bytes)] of a guest_memfd's pages in a range that were touched; size 0: to the end."""
     length = os.fstat(fd).st_size
     end = min(length, offset + size) if size else length
     ranges: list[tuple[int, int]] = []
@@ -72,7 +71,7 @@ def touched_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
 
 
 def data_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
-    """[(offset, bytes)] of what may hold anything but zeros in a range, swapped pages included, ascending."""
+    """[(offset, bytes)] of what may hold anything but zeros in a range, including swapped pages, ascending."""
     if _is_guest_memfd(fd):  # it cannot seek
         return resident_ranges(fd, offset, size)
     found: list[tuple[int, int]] = []
@@ -93,7 +92,7 @@ def data_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
 def resident_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
     """[(offset, bytes)] of the resident ranges in an aligned range, ascending, neighbours joined.
 
-    While others allocate or punch, the map is one that was true for each page at some time during the call.
+    While others allocate or punch, the map shows each page as it was at some time during the call.
     """
     check_range(offset, size)
     if not can_count() and _is_guest_memfd(fd):
@@ -114,12 +113,12 @@ def resident_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
     return ranges
 
 
-_WINDOW = 1 << 30  # bytes that one mincore looks at: a byte for each page
+_WINDOW = 1 << 30  # bytes that one mincore examines: a byte for each page
 _PRESENT = re.compile(rb"\x01+")
 
 
 def _is_guest_memfd(fd: int) -> bool:
-    """Is it a real one? Its file system tells that from Linux 6.18 or so on, its link always."""
+    """Is it a real one? The file system says so since about Linux 6.18, the link always does."""
     return (syscalls.filesystem(fd)[0] in (uapi.GUEST_MEMFD_MAGIC, uapi.ANON_INODE_FS_MAGIC)
             and "[kvm-gmem]" in os.readlink(f"/proc/self/fd/{fd}"))
 

@@ -1,4 +1,4 @@
-"""The rules of a range, guest_memfd's for every file, and the error for what breaks them."""
+"""The rules for ranges, guest_memfd's for every file, and the error for breaking them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGE_SIZE: Final = os.sysconf("SC_PAGESIZE")  # bytes; 4, 16 or 64 KiB on arm64
 
 
 def refuse(code: int) -> OSError:
-    """The OSError of an errno, as the kernel would have raised it."""
+    """The OSError of an errno, as if the kernel had raised it."""
     return OSError(code, os.strerror(code))
 
 
@@ -27,7 +27,7 @@ def check_range(offset: int, size: int) -> None:
 
 
 def check_inside(offset: int, size: int, limit: int) -> None:
-    """Raise EINVAL also when the range ends past the file's size."""
+    """Also raise EINVAL when the range ends past the file's size."""
     check_range(offset, size)
     if offset + size > limit:
         raise refuse(errno.EINVAL)

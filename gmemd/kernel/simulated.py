@@ -1,6 +1,6 @@
 """Simulated guest_memfd, for hosts without KVM or a new enough kernel: the same rules on sealed memfds.
 
-Everything else (memfds, files, huge pages, allocation, residency) is real. The rules hold for all that goes
+Everything else (memfds, files, huge pages, allocation, residency) is real. The rules apply to everything that goes
 through gmemd; what a holder of the fd can do beyond them is listed in docs/kernel.md.
 """
 
@@ -58,11 +58,11 @@ class SimulatedKernel(Kernel):
         return found
 
     def close(self) -> None:
-        """It has none."""
+        """It has no fds."""
 
 
 def _strictest_memfd_flags() -> int:
-    """The flags of a stand-in: never executable where the kernel can say so (Linux 6.3)."""
+    """The flags of a stand-in: never executable, where the kernel supports that (Linux 6.3)."""
     flags = uapi.MFD_CLOEXEC | uapi.MFD_NOEXEC_SEAL
     try:
         os.close(os.memfd_create("probe", flags))

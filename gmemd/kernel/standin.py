@@ -1,7 +1,7 @@
-"""The simulated guest_memfd: a memfd, sealed in size, of mode 0600, whose name carries its creation flags.
+"""The simulated guest_memfd: a memfd of sealed size and mode 0600, whose name contains its creation flags.
 
-The name makes it self-describing: after a restart, or in another process, the fd alone says what it stands
-for. It keeps the data semantics of a guest_memfd; as a descriptor it is laxer (docs/kernel.md).
+The name makes it self-describing: after a restart, or in another process, the fd alone shows what it stands for. It has
+the data semantics of a guest_memfd; as a descriptor it is laxer (docs/kernel.md).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 
 from gmemd.kernel import uapi
 
-MODE = 0o600  # as a guest_memfd; stops other users from opening it anew by /proc/PID/fd/N
+MODE = 0o600  # as for a guest_memfd; keeps other users from reopening it through /proc/PID/fd/N
 
 _NAME = "gmemd-guest-memfd:"
 _LINK = f"/memfd:{_NAME}"
@@ -32,7 +32,7 @@ def create(size: int, flags: int, memfd_flags: int) -> int:
 
 
 def flags_of(fd: int) -> int | None:
-    """The creation flags that a stand-in was made with; None for any other file."""
+    """The creation flags of a stand-in; None for any other file."""
     if os.fstat(fd).st_mode & 0o777 != MODE:
         return None
     link = os.readlink(f"/proc/self/fd/{fd}")

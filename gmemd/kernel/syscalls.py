@@ -1,4 +1,4 @@
-"""System calls that Python's os and fcntl do not offer, by ctypes; each raises OSError and releases the GIL.
+"""System calls missing in Python's os and fcntl, by ctypes; each raises OSError and releases the GIL.
 
 Addresses stay inside this package. A mapping made here is never touched: a SIGBUS cannot be caught in Python.
 """
@@ -47,7 +47,8 @@ _Stat = ctypes.c_uint64 * 5  # struct cachestat: cache, dirty, writeback, evicte
 
 
 def share_one_heap() -> None:
-    """Have all threads allocate from one heap: glibc gives each its own, of which a megabyte stays when it ends.
+    """Have all threads allocate from one heap: glibc gives each its own, and a megabyte of it stays when the thread
+    ends.
 
     They take turns at the interpreter anyway. Other C libraries have one heap, and no mallopt(3).
     """
@@ -62,7 +63,7 @@ def _failure() -> OSError:
 
 
 def fallocate(fd: int, mode: int, offset: int, size: int) -> None:
-    """Call fallocate(2) once, and again after a signal: what is allocated stays and is skipped."""
+    """Call fallocate(2), and again after a signal: what is allocated stays and is skipped."""
     while _fallocate(fd, mode, offset, size):
         failure = _failure()
         if not isinstance(failure, InterruptedError):
@@ -95,14 +96,14 @@ def mmap(size: int, protection: int, flags: int, fd: int, offset: int) -> int:
 
 
 def munmap(address: int, size: int) -> None:
-    """Unmap what mmap returned."""
+    """Unmap a mapping of mmap."""
     if _munmap(address, size):
         raise _failure()
 
 
 @contextmanager
 def mapped(size: int, protection: int, flags: int, fd: int, offset: int = 0) -> Iterator[int]:
-    """Map for the time of the block; gives the address, which nobody may touch."""
+    """Map during the block; yields the address, which must not be touched."""
     address = mmap(size, protection, flags, fd, offset)
     try:
         yield address
@@ -111,7 +112,7 @@ def mapped(size: int, protection: int, flags: int, fd: int, offset: int = 0) -> 
 
 
 def mincore(fd: int, offset: int, size: int) -> bytes:
-    """A byte for each page of a range, 1 where it is in memory and was touched; size is in whole pages."""
+    """A byte for each page of a range, 1 if it is in memory and was touched; size is a multiple of the page size."""
     vector = ctypes.create_string_buffer(size // os.sysconf("SC_PAGESIZE"))
     with mapped(size, uapi.PROT_NONE, uapi.MAP_SHARED | uapi.MAP_NORESERVE, fd, offset) as address:
         while _mincore(address, size, vector):
@@ -122,18 +123,18 @@ def mincore(fd: int, offset: int, size: int) -> bytes:
 
 
 def madvise(address: int, size: int, advice: int) -> None:
-    """Advise; MADV_POPULATE_* answer EFAULT where a touch would be SIGBUS."""
+    """Advise; MADV_POPULATE_* fail with EFAULT where an access would be SIGBUS."""
     if _madvise(address, size, advice):
         raise _failure()
 
 
 def _mempolicy_number(index: int) -> int:
     numbers = uapi.SYS_MEMPOLICY.get(os.uname().machine)
-    return numbers[index] if numbers else -1  # -1: the kernel answers ENOSYS
+    return numbers[index] if numbers else -1  # -1: ENOSYS from the kernel
 
 
 def _node_mask(nodes: Sequence[int]) -> tuple[ctypes.Array[ctypes.c_ulong] | None, int]:
-    """The bit mask of nodes and the count of bits told to the kernel (one more than it reads)."""
+    """The bit mask of nodes and the bit count for the kernel (one more than it reads)."""
     if not nodes:
         return None, 0
     bits = ctypes.sizeof(ctypes.c_ulong) * 8
@@ -144,7 +145,7 @@ def _node_mask(nodes: Sequence[int]) -> tuple[ctypes.Array[ctypes.c_ulong] | Non
 
 
 def mbind(address: int, size: int, mode: int, nodes: Sequence[int]) -> None:
-    """Set the policy of a mapping, which is the file's own where the file keeps one (memfd, hugetlb)."""
+    """Set the policy of a mapping, which is the file's where the file has one (memfd, hugetlb)."""
     mask, bits = _node_mask(nodes)
     where = (ctypes.c_void_p(address), ctypes.c_ulong(size))
     if _syscall(_mempolicy_number(0), *where, ctypes.c_int(mode), mask, ctypes.c_ulong(bits), ctypes.c_uint(0)):
@@ -160,7 +161,7 @@ def set_mempolicy(mode: int, nodes: Sequence[int]) -> None:
 
 def get_mempolicy(address: int | None = None) -> tuple[int, list[int]]:
     """Mode (with its flags) and nodes of the calling thread, or of the mapping at an address."""
-    mode, bits = ctypes.c_int(), 1 << 15  # the most nodes the kernel accepts a mask for is a page of bits
+    mode, bits = ctypes.c_int(), 1 << 15  # the largest mask that the kernel accepts is a page of bits
     mask = (ctypes.c_ulong * (bits // 64))()
     where = (None, 0) if address is None else (ctypes.c_void_p(address), uapi.MPOL_F_ADDR)
     number = _mempolicy_number(2)
@@ -171,7 +172,7 @@ def get_mempolicy(address: int | None = None) -> tuple[int, list[int]]:
 
 
 def seals(fd: int) -> int | None:
-    """The seals of shared memory; None for what cannot have any. Asks no file server."""
+    """The seals of shared memory; None for other files. Never waits for a file server."""
     try:
         return fcntl.fcntl(fd, uapi.F_GET_SEALS)
     except OSError as exc:

@@ -1,4 +1,4 @@
-"""Numbers of the Linux user API that make, map and measure memory, each group with the header it comes from.
+"""Numbers of the Linux user API to create, map and measure memory, each group with its header.
 
 Request numbers are equal on x86-64 and arm64 (generic layout: direction << 30 | size << 16 | 0xAE << 8 |
 number). Facts: docs/kernel.md and the reference page on guest_memfd, section 2.
@@ -53,7 +53,7 @@ F_SEAL_SHRINK: Final = 0x02
 F_SEAL_GROW: Final = 0x04
 F_SEAL_WRITE: Final = 0x08
 F_SEAL_FUTURE_WRITE: Final = 0x10
-SEALS_OF_SIZE: Final = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW  # the size is fixed for life
+SEALS_OF_SIZE: Final = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW  # the size is fixed
 
 # linux/falloc.h
 FALLOC_FL_KEEP_SIZE: Final = 0x01

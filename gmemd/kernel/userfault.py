@@ -1,8 +1,8 @@
-"""Another process's userfaultfd, handed over: what it can do, and registering that process's memory with it.
+"""Another process's userfaultfd: its features, and registering that process's memory with it.
 
-The ioctls work on the address space of the process that made the descriptor, whoever calls them.
-With UFFD_FEATURE_SIGBUS nobody has to answer faults: a touch of a missing page is SIGBUS, of a system call
-EFAULT (userfaultfd(2); linux/userfaultfd.h).
+The ioctls work on the address space of the process that created the descriptor, whoever calls them. With
+UFFD_FEATURE_SIGBUS nobody has to handle faults: an access to a missing page is SIGBUS, in a system call EFAULT
+(userfaultfd(2); linux/userfaultfd.h).
 """
 
 from __future__ import annotations
@@ -37,5 +37,5 @@ def can_miss(fd: int) -> bool:
 
 
 def register(fd: int, address: int, size: int) -> None:
-    """Have missing pages of a mapping fault. EINVAL: nothing fit is mapped there. ESRCH: the process is gone."""
+    """Make missing pages of a mapping fault. EINVAL: nothing suitable is mapped there. ESRCH: the process is gone."""
     fcntl.ioctl(fd, UFFDIO_REGISTER, bytearray(_pack_register(address, size, UFFDIO_REGISTER_MODE_MISSING, 0)), True)

@@ -1,13 +1,13 @@
 """The worker process: called with hash|zero FD OFFSET SIZE CHUNK, it reads or wipes contents. program.py starts it.
 
-The daemon never touches contents that others can pull from under it: a SIGBUS cannot be caught in Python.
-Here it ends only this process. Absent pages are never read through a mapping, which would allocate them.
+The daemon never touches contents that others can truncate: a SIGBUS cannot be caught in Python. Here it ends only this
+process. Absent pages are never read through a mapping, which would allocate them.
 
 It writes a line of JSON for each chunk that has any content: {"done": BYTES} and, when it hashes, {"offset": N,
-"size": N, "digest": HEX} beside it; and in the end {"end": true} or {"errno": N}.
+"size": N, "digest": HEX} as well; and at the end {"end": true} or {"errno": N}.
 
-The digest of a chunk is the XXH3 (128 bits, big-endian hex) of its bytes, absent pages being zeros: anybody
-who maps the object gets the same. A page that nobody may touch (private memory) counts as absent.
+The digest of a chunk is the XXH3 (128 bits, big-endian hex) of its bytes, with absent pages as zeros: anybody who maps
+the object gets the same. An inaccessible page (private memory) counts as absent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ZEROS = memoryview(bytes(1 << 20))
 
 
 def hash_chunks(fd: int, offset: int, size: int, chunk: int) -> Iterator[Message]:
-    """The digest of each chunk of a range of the file; offsets count from the range's begin."""
+    """The digest of each chunk of a range of the file; offsets count from the start of the range."""
     from xxhash import xxh3_128
 
     for start, length, parts in _chunks(_present(fd, offset, size), offset, size, chunk):
@@ -42,7 +42,7 @@ def hash_chunks(fd: int, offset: int, size: int, chunk: int) -> Iterator[Message
 
 
 def zero_chunks(fd: int, offset: int, size: int, chunk: int) -> Iterator[Message]:
-    """Overwrite what exists of a range with zeros, then give its pages back; a holder's pin keeps zeros, too."""
+    """Overwrite what exists of a range with zeros, then free its pages; pinned pages then hold zeros too."""
     for start, length, parts in _chunks(_present(fd, offset, size), offset, size, chunk):
         for at, count in parts:
             _wipe(fd, at, count)
@@ -52,7 +52,7 @@ def zero_chunks(fd: int, offset: int, size: int, chunk: int) -> Iterator[Message
 
 
 def _chunks(present: Ranges, offset: int, size: int, chunk: int) -> Iterator[tuple[int, int, Ranges]]:
-    """(begin, bytes, what is present there) of each chunk that is not all absent; begins count from `offset`."""
+    """(start, bytes, what is present there) of each chunk that is not entirely absent; starts count from `offset`."""
     parts: Ranges = []
     start = 0
     for at, count in present:
@@ -70,7 +70,7 @@ def _chunks(present: Ranges, offset: int, size: int, chunk: int) -> Iterator[tup
 
 
 def _present(fd: int, offset: int, size: int) -> Ranges:
-    """[(offset, bytes)] of what has any content in a range, swapped pages included, ascending."""
+    """[(offset, bytes)] of what has any content in a range, including swapped pages, ascending."""
     if backing.page_size(fd) != PAGE_SIZE:
         return _not_zero(fd, offset, size)
     return residency.data_ranges(fd, offset, size)
@@ -103,7 +103,7 @@ def _zeros(count: int) -> Iterator[memoryview]:
 
 
 def _read(fd: int, offset: int, size: int) -> Iterator[memoryview]:
-    """The bytes of a range: by read(2), which no hole and no shrinking can hurt, or else by mapping it."""
+    """The bytes of a range: by read(2), which neither holes nor shrinking affect, or else by mapping it."""
     try:
         os.pread(fd, 1, offset)
     except OSError as exc:
@@ -161,7 +161,7 @@ def _wipe(fd: int, offset: int, size: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Do the work and say how it went; the exit status is 0 when it could be said."""
+    """Do the work and report the outcome; the exit status is 0 if it could be reported."""
     work = {"hash": hash_chunks, "zero": zero_chunks}[arguments[0]]
     try:
         for message in work(*map(int, arguments[1:])):

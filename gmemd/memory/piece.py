@@ -1,4 +1,4 @@
-"""A piece of memory: a stretch of a file behind a descriptor. All that is kept, measured or handed out is one."""
+"""A piece of memory: a range of a descriptor's file. Everything that is kept, measured or handed out is one."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ if TYPE_CHECKING:
 
 
 class Piece:
-    """Memory behind a descriptor, which it owns."""
+    """Memory in the file of a descriptor, which it owns."""
 
-    # On the class, for most of it stays so and there are many pieces.
+    # On the class, because most of it stays the same and there are many pieces.
     fd = -1
     kind = "memfd"  # guest-memfd, memfd or file
     offset = 0  # bytes before it in the file
     memory_size = 0  # bytes
-    status: os.stat_result | None = None  # of a file, from when it was looked at beside the event loop
-    record: Record | None = None  # what custody knows of it; None: nobody keeps it
+    status: os.stat_result | None = None  # of a file, from when it was examined off the event loop
+    record: Record | None = None  # what custody knows of it; None: it is not kept
     parent: Piece | None = None  # the object whose private bytes these are; None: it is an object itself
     id: str
 
 
 class Aside(Piece):
-    """A memfd with the private bytes of an object that were preserved, at their offsets."""
+    """A memfd with the preserved private bytes of an object, at their offsets."""
 
     def __init__(self, parent: Piece, fd: int) -> None:
         self.id = parent.id

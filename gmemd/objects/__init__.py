@@ -1,1 +1,1 @@
-"""The objects there are, and what survives of them."""
+"""The objects, their QOM tree and records, and what they survive."""

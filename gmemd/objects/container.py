@@ -1,8 +1,8 @@
 """The /objects container of the QOM tree: add, delete, find, list.
 
-Adding is two decisions and one act: `begin` judges everything that needs no system call and takes the id;
-the backend then makes its memory; `commit` makes the object visible, or `cancel` frees the id.
-Follows QEMU's user_creatable_add_type/user_creatable_del (qmp.md section 8).
+Adding takes three steps: `begin` checks everything that needs no system call and takes the id; the backend then creates
+its memory; `commit` makes the object visible, or `cancel` frees the id. Follows QEMU's
+user_creatable_add_type/user_creatable_del (qmp.md section 8).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gmemd.qmp.ghashtable import GHashSet
 
 
 class ThreadContext:
-    """The host CPUs on which threads run that preallocate memory: an object that is no memory, and is not kept."""
+    """The host CPUs for threads that preallocate memory: an object that is not memory, and is not kept."""
 
     qom_type = "thread-context"
 
@@ -32,7 +32,7 @@ class ThreadContext:
 
     @property
     def path(self) -> str:
-        """Its place in the QOM tree."""
+        """Its path in the QOM tree."""
         return f"/objects/{self.id}"
 
 
@@ -58,8 +58,8 @@ class Objects:
         self._slots.add(_MONITOR)
         self.version = 0  # changes with the set of live objects
         self.sums = {qom_type: [0, 0] for qom_type in BACKENDS}  # number and bytes of the live objects of a type
-        self._adding: set[str] = set()  # ids that are taken though no live object has them
-        self._lost: set[str] = set()  # those of them whose objects did not come back
+        self._adding: set[str] = set()  # ids that are taken without a live object
+        self._lost: set[str] = set()  # those of them whose objects are lost
 
     def __len__(self) -> int:
         return len(self._live)
@@ -70,7 +70,7 @@ class Objects:
         return iter([live[name] for name in reversed(list(self._slots)) if name in live])
 
     def listed(self) -> Iterator[HostMemoryBackend | ThreadContext]:
-        """All that there is in QOM's listing order, memory or not."""
+        """All objects in QOM's listing order, memory or not."""
         every: dict[str, Any] = self.contexts | self._live
         return iter([every[name] for name in reversed(list(self._slots)) if name in every])
 
@@ -79,11 +79,11 @@ class Objects:
         return list(self._live.values())
 
     def get(self, object_id: str) -> HostMemoryBackend | None:
-        """The live object of that id, else None."""
+        """The live object with that id, else None."""
         return self._live.get(object_id)
 
     def find(self, object_id: str) -> HostMemoryBackend:
-        """The live object of that id; QmpError if there is none."""
+        """The live object with that id; QmpError if there is none."""
         backend = self._live.get(object_id)
         if backend is None:
             raise QmpError(f"object '{object_id}' not found")
@@ -91,9 +91,9 @@ class Objects:
 
     def begin(self, arguments: dict[str, Any], owner: tuple[int, int],
               find_context: Callable[[str], str], *, trial: bool = False) -> HostMemoryBackend:
-        """Judge complete object-add arguments and, but for a trial, take the id; then call `commit` or `cancel`.
+        """Check complete object-add arguments and, except for a trial, take the id; then call `commit` or `cancel`.
 
-        `find_context` gives the path of the context that a prealloc-context names.
+        `find_context` returns the path of the context that a prealloc-context names.
         """
         object_id = arguments["id"]
         if not _is_identifier(object_id):
@@ -110,12 +110,12 @@ class Objects:
         return backend
 
     def add_context(self, context: ThreadContext) -> None:
-        """Make a thread context visible, whose id was reserved."""
+        """Make a thread context visible; its id was reserved."""
         self.contexts[context.id] = context
         self._slots.add(context.id)
 
     def remove_context(self, object_id: str) -> None:
-        """Take a thread context out, and out of the objects that name it."""
+        """Remove a thread context, also from the objects that name it."""
         context = self.contexts.pop(object_id)
         self._slots.discard(object_id, rebuild=False)
         self.release(object_id)
@@ -124,7 +124,7 @@ class Objects:
                 backend.reset("prealloc-context", "")
 
     def context_cpus(self, backend: HostMemoryBackend) -> list[int] | None:
-        """The CPUs on which an object is to be preallocated; None: any."""
+        """The CPUs for preallocating an object; None: any."""
         context = self.contexts.get(backend.get("prealloc-context").removeprefix("/objects/"))
         return None if context is None else context.cpus
 
@@ -135,18 +135,18 @@ class Objects:
             raise QmpError(f"attempt to add duplicate property '{object_id}' to object (type 'container')")
 
     def reserve(self, object_id: str) -> None:
-        """Take the id of an object that is no memory and is kept elsewhere; QmpError if it is taken or malformed."""
+        """Take the id of an object that is not memory and lives elsewhere; QmpError if it is taken or malformed."""
         if not _is_identifier(object_id):
             raise QmpError("Parameter 'id' expects an identifier")
         self._check_free(object_id)
         self._adding.add(object_id)
 
     def release(self, object_id: str) -> None:
-        """Free an id that was reserved."""
+        """Free a reserved id."""
         self._adding.discard(object_id)
 
     def lose(self, object_id: str, *, lost: bool = True) -> None:
-        """Keep the id of an object that did not come back from being used, or no longer."""
+        """Block the id of a lost object, or free it."""
         for ids in (self._adding, self._lost):
             (ids.add if lost else ids.discard)(object_id)
 
@@ -163,7 +163,7 @@ class Objects:
         self._count(backend, -1)
 
     def cancel(self, backend: HostMemoryBackend) -> None:
-        """Undo `begin`, and `commit`: free the id. The memory, if there is any, is the caller's to abandon."""
+        """Undo `begin`, and `commit`: free the id. The memory, if there is any, is left to the caller."""
         if self._live.get(backend.id) is backend:
             self.remove(backend.id)
         self._adding.discard(backend.id)
@@ -171,14 +171,14 @@ class Objects:
             self._slots.discard(backend.id, rebuild=False)
 
     def remove(self, object_id: str) -> HostMemoryBackend:
-        """Take out an object that is there; its memory goes to the caller, who closes it or calls `restore`."""
+        """Remove an existing object; its memory goes to the caller, which closes it or calls `restore`."""
         backend = self._live.pop(object_id)
         self._count(backend, -1)
         self._slots.discard(object_id, rebuild=False)
         return backend
 
     def restore(self, backends: Iterable[HostMemoryBackend]) -> None:
-        """Put objects in as they are: after a restart, or because a removal could not be made durable."""
+        """Put objects back as they are: after a restart, or because a removal could not be made durable."""
         for backend in backends:
             self._slots.add(backend.id)
             self._live[backend.id] = backend

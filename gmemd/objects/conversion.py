@@ -1,4 +1,4 @@
-"""Conversion: making ranges of a guest_memfd private or shared, and where preserved private bytes are meanwhile."""
+"""Conversion: making ranges of a guest_memfd private or shared, and setting preserved private bytes aside."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from gmemd.memory.ranges import PRIVATE, SHARED, RangeMap
 
 
 def convert(backend: HostMemoryBackend, kernel: Kernel, offset: int, size: int, to: bool, *, preserve: bool) -> int:
-    """Make a checked range private or shared; the bytes that changed. OSError when the kernel refuses.
+    """Make a checked range private or shared; the number of bytes that changed. OSError when the kernel refuses.
 
     Follows the proposed KVM_SET_MEMORY_ATTRIBUTES2 on a guest_memfd: content is zero afterwards unless preserved.
-    What is to be preserved as private was set_aside() before; forget() what has become shared when that is durable.
+    Call set_aside() before for what is to be preserved as private; forget() what has become shared once that is
+    durable.
     """
     visibility = backend.visibility
     assert visibility is not None
@@ -31,12 +32,12 @@ def convert(backend: HostMemoryBackend, kernel: Kernel, offset: int, size: int, 
 
 
 def _others(visibility: RangeMap, offset: int, size: int, to: bool) -> list[tuple[int, int]]:
-    """The parts of a range that are not yet as they should become."""
+    """The parts of a range that are not yet in this state."""
     return [(start, length) for start, length, state in visibility.ranges(offset, size) if state != to]
 
 
 def fill(backend: HostMemoryBackend, kernel: Kernel, parts: list[tuple[int, int]]) -> None:
-    """Allocate parts where a missing page would fault though it is shared; all of them or, on OSError, none."""
+    """Allocate parts in which a missing page would fault although it is shared; all or, on OSError, none of them."""
     if not backend.enforcers:
         return
     done: list[tuple[int, int]] = []
@@ -51,7 +52,7 @@ def fill(backend: HostMemoryBackend, kernel: Kernel, parts: list[tuple[int, int]
 
 
 def set_aside(backend: HostMemoryBackend, kernel: Kernel, offset: int, size: int) -> None:
-    """Copy what exists of the shared parts of a range into the memfd of private bytes, which is made if need be."""
+    """Copy what exists of the shared parts of a range into the memfd of private bytes, created if needed."""
     assert backend.visibility is not None
     forget(backend, kernel, offset, size)
     for start, length in _others(backend.visibility, offset, size, PRIVATE):
@@ -63,7 +64,7 @@ def set_aside(backend: HostMemoryBackend, kernel: Kernel, offset: int, size: int
 
 
 def forget(backend: HostMemoryBackend, kernel: Kernel, offset: int, size: int) -> None:
-    """Drop what was kept aside of the parts of a range that are shared."""
+    """Drop what was set aside for the shared parts of a range."""
     assert backend.visibility is not None
     if backend.aside is not None:
         for start, length in _others(backend.visibility, offset, size, PRIVATE):
@@ -71,7 +72,7 @@ def forget(backend: HostMemoryBackend, kernel: Kernel, offset: int, size: int) -
 
 
 def reconcile(backend: HostMemoryBackend, kernel: Kernel) -> None:
-    """After a crash: put back what was on its way to become private and is not, as far as it is no longer there."""
+    """After a crash: put back bytes of unfinished conversions to private, as far as they are missing."""
     assert backend.visibility is not None
     assert backend.aside is not None
     for start, length in _others(backend.visibility, 0, backend.memory_size, PRIVATE):

@@ -1,7 +1,7 @@
-"""File descriptors that clients gave to gmemd: by name (getfd), and in sets (add-fd) that all clients share.
+"""File descriptors that clients passed to gmemd: by name (getfd), and in sets (add-fd) that all clients share.
 
-An fd that is stored here belongs to the container until it is taken out (qmp.md section 12); nothing is closed here,
-for closing may take long: what is to be closed is given away.
+A stored fd belongs to the container until it is taken out (qmp.md section 12). Nothing is closed here, because closing
+may take long: what is to be closed is given away.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from gmemd.errors import QmpError
 
-_FEWEST: Final = 16  # what anybody may keep, however few descriptors the process may have
-_PART: Final = 8  # an eighth of them for the names of one client, and for all that is in sets
+_FEWEST: Final = 16  # allowed in any case, however few descriptors the process may have
+_PART: Final = 8  # an eighth of them for the names of one client, and an eighth for all sets
 
 
 def share(part: int) -> int:
-    """How many descriptors are a half (2), an eighth (8) of those that this process may have; 16 at least."""
+    """A half (2), an eighth (8), ... of the descriptors that this process may have; at least 16."""
     try:
         return max(_FEWEST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // part)
     except OSError:
@@ -31,28 +31,28 @@ class NamedFds:
         self._fds: dict[str, int] = {}
 
     def receive(self, name: str, fd: int) -> list[int]:
-        """Keep `fd`; what it replaces is given away. QmpError, and `fd` is still the caller's, when it is refused."""
+        """Keep `fd`; the one that it replaces is given away. On QmpError `fd` is still the caller's."""
         if name[:1].isascii() and name[:1].isdigit():
             raise QmpError("Parameter 'fdname' expects a name not starting with a digit")
         if name not in self._fds and len(self._fds) >= share(_PART):
-            raise QmpError(f"{len(self._fds)} descriptors have names already, which is all that one client may keep")
+            raise QmpError(f"{len(self._fds)} descriptors have names already, the most that one client may keep")
         replaced = [self._fds[name]] if name in self._fds else []
         self._fds[name] = fd
         return replaced
 
     def look(self, name: str) -> int:
-        """The fd of that name, borrowed."""
+        """The fd with that name, borrowed."""
         fd = self._fds.get(name)
         if fd is None:
             raise QmpError(f"File descriptor named '{name}' not found")
         return fd
 
     def give_back(self, name: str, fd: int) -> bool:
-        """Keep an fd again that was taken; False, and it stays the caller's, where another has its name now."""
+        """Put back an fd that was taken; False, and it stays the caller's, if another one has its name now."""
         return self._fds.setdefault(name, fd) == fd
 
     def take(self, name: str) -> int:
-        """Give the fd of that name away."""
+        """Give the fd with that name away."""
         fd = self.look(name)
         del self._fds[name]
         return fd
@@ -71,15 +71,15 @@ class FdSets:
         self._sets: dict[int, dict[int, str | None]] = {}
 
     def receive(self, fd: int, fdset_id: int | None, opaque: str | None) -> dict[str, int]:
-        """Keep `fd` in a set, by default that of the lowest free id; the answer of add-fd.
+        """Keep `fd` in a set, by default a new one with the lowest free id; the answer of add-fd.
 
-        QmpError, and `fd` is still the caller's, when it is refused.
+        On QmpError `fd` is still the caller's.
         """
         if fdset_id is not None and fdset_id < 0:
             raise QmpError("Parameter 'fdset-id' expects a non-negative value")
         kept = sum(map(len, self._sets.values()))
         if kept >= share(_PART):
-            raise QmpError(f"{kept} descriptors are in sets already, which is all that may be kept")
+            raise QmpError(f"{kept} descriptors are in sets already, the most that may be kept")
         if fdset_id is None:
             fdset_id = next(n for n in range(len(self._sets) + 1) if n not in self._sets)
         self._sets.setdefault(fdset_id, {})[fd] = opaque
@@ -102,7 +102,7 @@ class FdSets:
         return len(self._sets)
 
     def describe(self) -> Iterator[dict[str, Any]]:
-        """The rows of query-fdsets: sets by falling id."""
+        """The rows of query-fdsets: sets by descending id."""
         return ({"fdset-id": number,
                  "fds": [{"fd": fd} if opaque is None else {"fd": fd, "opaque": opaque} for fd, opaque in fds.items()]}
                 for number, fds in sorted(self._sets.items(), reverse=True))

@@ -1,6 +1,6 @@
-"""The QOM tree: /objects with the memory and the thread contexts, the nodes that others mount, and the types.
+"""The QOM tree: /objects with the memory and the thread contexts, mounted nodes, and the types.
 
-A node is made when a path names it, and lists itself in QEMU's order.
+A node is created when a path names it, and lists itself in QEMU's order.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ INTERFACES = frozenset({"user-creatable", "interface"})
 
 _REGION = {"container": "link<memory-region>", "addr": "uint64", "size": "uint64", "priority": "uint32"}
 _CONTEXT = {"thread-id": "int", "node-affinity": "int", "cpu-affinity": "int"}
-_OBJECTS = r"\x2fobjects\x2f"  # how the name of a region begins that a whole path has named
+_OBJECTS = r"\x2fobjects\x2f"  # the prefix of a region name that is a whole path
 
 
 class Type(NamedTuple):
-    """A type of nodes; `properties` gives the rows of qom-list-properties, but for `type`."""
+    """A type of nodes; `properties` returns the rows of qom-list-properties, except `type`."""
 
     parent: str | None
     abstract: bool = False
@@ -31,22 +31,22 @@ class Type(NamedTuple):
 
 
 class Node:
-    """A place in the tree, with nothing in it."""
+    """A node in the tree, empty by default."""
 
-    backend: HostMemoryBackend | None = None  # whose place it is
+    backend: HostMemoryBackend | None = None  # its type
     unreadable = ""  # the property that can only be set
-    width = 0  # about how many children there are, if there may be many
+    width = 0  # the approximate number of children, if there may be many
 
     def __init__(self, path: str, type_name: str) -> None:
         self.path = path
         self.type_name = type_name
 
     def child(self, name: str) -> Node | None:
-        """The child of that name, else None."""
+        """The child with that name, else None."""
         return None
 
     def members(self) -> Iterator[tuple[str, str]]:
-        """Name and QOM type of each property and child, but for `type`."""
+        """Name and QOM type of each property and child, except `type`."""
         return iter(())
 
     def listing(self) -> Iterator[dict[str, str]]:
@@ -56,7 +56,7 @@ class Node:
             yield {"name": name, "type": kind}
 
     def get(self, name: str) -> Any:
-        """The value of a property; of a child its path."""
+        """The value of a property; the path of a child."""
         if name == "type":
             return self.type_name
         child = self.child(name)
@@ -65,13 +65,13 @@ class Node:
         return child.path
 
     def set(self, name: str, value: Any, judged: Callable[[], None]) -> Any:
-        """Change a property; the result of qom-set. `judged` is called when it is not refused, before it is changed."""
+        """Change a property; the result of qom-set. `judged` is called after all checks, before the change."""
         self.get(name)
         raise QmpError(f"Property '{self.type_name}.{name}' is not writable")
 
 
 class Fixed(Node):
-    """A place with given members: a node, or the type and the value of a property."""
+    """A node with fixed members: a node, or the type and the value of a property."""
 
     def __init__(self, path: str, type_name: str, given: Mapping[str, Node | tuple[str, Any]]) -> None:
         super().__init__(path, type_name)
@@ -172,7 +172,7 @@ class _ObjectsNode(Node):
 
 
 class Tree:
-    """All nodes and types there are; others mount nodes, add to `types`, and to `others`: nodes below /objects."""
+    """All nodes and types; others mount nodes, and add to `types` and to `others`, nodes below /objects."""
 
     def __init__(self, schema: Schema, objects: Objects) -> None:
         below = _ObjectsNode(objects, schema)
@@ -198,12 +198,12 @@ class Tree:
                 | ({} if (text := declared[name].description) is None else {"description": text}) for name in names]
 
     def mount(self, name: str, node: Node, *starts: Node) -> None:
-        """Put a node beside /objects; a partial path may begin in it, and in `starts`."""
+        """Mount a node next to /objects; a partial path may begin in it, and in `starts`."""
         self._top[name] = node
         self._starts += [node, *starts]
 
     def is_a(self, name: str | None, ancestor: str) -> bool:
-        """Whether a type is, or inherits from, or implements another."""
+        """Whether a type is, inherits from, or implements another."""
         if ancestor == "user-creatable":
             return name in self._schema.object_types
         while name is not None and name != ancestor:
@@ -213,7 +213,7 @@ class Tree:
     def resolve(self, path: str, *, listing: bool = False) -> Node:
         """The node that a path names; one without leading slash may begin anywhere, if only one node matches.
 
-        `listing`: as qom-list resolves it, which tells what is ambiguous from what does not exist.
+        `listing`: as in qom-list, which distinguishes ambiguous from non-existent paths.
         """
         nodes = self.matches(path)
         if len(nodes) == 1:
@@ -223,7 +223,7 @@ class Tree:
         raise _not_found(path)
 
     def find_context(self, path: str) -> str:
-        """The whole path of the thread context that prealloc-context names."""
+        """The full path of the thread context that prealloc-context names."""
         nodes = self.matches(path)
         for node in nodes:
             if node.type_name == ThreadContext.qom_type:

@@ -1,4 +1,4 @@
-"""From a piece of memory to its record in the registry, and back: the one place that knows how it is written."""
+"""Converts between a piece of memory and its record in the registry: the only code that knows the record's form."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ASIDE_ID = "{}[private]"  # and their id there, which no object can have
 
 
 def record_of(piece: Piece, kernel: Kernel) -> Record:
-    """What the registry is to know of a piece; QmpError if that cannot be told."""
+    """The record of a piece; QmpError if it cannot be examined."""
     if piece.parent is not None:
         return Record(_ASIDE_ID.format(piece.id), _ASIDE, {}, "memfd", piece.memory_size)
     backend = cast(HostMemoryBackend, piece)
@@ -48,7 +48,7 @@ def updated(backend: HostMemoryBackend) -> Record:
 
 def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
     extra: dict[str, Any] = {"kind": backend.kind, "flags": backend.guest_memfd_flags, "offset": backend.offset,
-                             "made": int(backend.made * 1000) / 1000}  # never later than it was
+                             "made": int(backend.made * 1000) / 1000}  # rounded down: never later than it was
     if backend.visibility is not None:
         extra["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
     if backend.lease is not None:
@@ -58,9 +58,9 @@ def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
 
 def objects_of(kept: Iterable[tuple[Record, int]], schema: Schema) -> tuple[list[HostMemoryBackend],
                                                                             list[tuple[str, int]]]:
-    """The objects that records and their fds describe, which own the fds from now on.
+    """The objects of these records and fds, which own the fds from now on.
 
-    Also the fds, by fd-store name, of private bytes whose object did not come back.
+    Also, by fd-store name, the fds of private bytes whose object did not come back.
     """
     kept = list(kept)
     asides = {record.id: (record, fd) for record, fd in kept if record.qom_type == _ASIDE}

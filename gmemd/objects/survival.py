@@ -1,10 +1,9 @@
-"""What an object outlives, here and now, and what would have to change where it does not.
+"""What an object survives here and now, and what to change where it does not.
 
-The facts: a descriptor keeps memory alive; who else holds one decides.  Clients are not counted on.
-systemd is taken at its word about what is set now, not at the unit file's; where it has not said, nobody knows.
-It was seen to do (252, 257, 262): a restart gives up the store under FileDescriptorStorePreserve=no, a stop under
-anything but yes; 254 to 257 forget a stopped service that no loaded unit refers to; a start that is to be given more
-descriptors than LimitNOFILE= never happens.
+The facts: a descriptor keeps memory alive, so it matters who else holds one. Clients do not count. systemd's current
+settings decide, not the unit file; where systemd has not answered, the result is unknown. Observed behaviour (252, 257,
+262): a restart drops the store under FileDescriptorStorePreserve=no, a stop under anything but yes; 254 to 257 forget a
+stopped service that no loaded unit refers to; a service with more stored descriptors than LimitNOFILE= cannot start.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from gmemd.persist.keeping import SPARED, Keeping, Unit
 
 Answer = Literal["yes", "no", "unknown", "not-tried"]
 
-RESTARTS = ("always", "on-failure", "on-abnormal", "on-abort")  # of Restart=, those that follow a kill
+RESTARTS = ("always", "on-failure", "on-abnormal", "on-abort")  # values of Restart= that restart after a kill
 
 
 class Fate(NamedTuple):
-    """Whether an object outlives an event, and the advice where that is not sure."""
+    """Whether an object survives an event, and the advice where it may not."""
 
     event: str
     answer: Answer
@@ -31,7 +30,7 @@ class Fate(NamedTuple):
 
 
 def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping) -> list[Fate]:
-    """One fate for each event there is, in rising order of violence.
+    """One fate for each event, in order of increasing severity.
 
     kind: guest-memfd, memfd, hugetlb-memfd or file. kept: custody has the object.
     """
@@ -45,7 +44,7 @@ def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping) -> list[F
         Fate("service-stop", *stop),
         Fate("soft-reboot", *_soft_reboot(stop, keeping)),
         Fate("kexec", *_kexec(kind, stop, keeping)),
-        Fate("power-loss", "no", "memory ends with the power: copy what must not be lost to a disk"),
+        Fate("power-loss", "no", "memory is lost without power: copy to a disk what must not be lost"),
     ]
 
 
@@ -54,14 +53,14 @@ _Verdict = tuple[Answer, str]
 
 def _why_not_kept(opted_out: bool, keeping: Keeping) -> str:
     if keeping.manager == "none":
-        return "start gmemd by systemd or with --keeper"
+        return "start gmemd under systemd or with --keeper"
     if not keeping.is_there():
-        return "the keeper has ended and this daemon alone holds the memory: copy what must stay, then start a keeper"
+        return "the keeper has ended and only this daemon holds the memory: save what you need, then start a keeper"
     return "turn it on with memdev-persist" if opted_out else "start gmemd without --persist off"
 
 
 def _restart(why: str, keeping: Keeping) -> _Verdict:
-    """The service is started again by whoever keeps its memory."""
+    """The service is restarted by the manager that keeps its memory."""
     if why:
         return "no", why
     if keeping.manager == "keeper":
@@ -74,9 +73,9 @@ def _restart(why: str, keeping: Keeping) -> _Verdict:
 
 
 def _trouble(unit: Unit, keeping: Keeping) -> str:
-    """Why the next start would not have all that it should; "" when it will."""
+    """Why the next start would not get everything; "" when it will."""
     if not unit.loaded:
-        return f"the unit file of {unit.name} is gone: put it back, then systemctl daemon-reload"
+        return f"the unit file of {unit.name} is missing: restore it, then systemctl daemon-reload"
     if keeping.missing:
         short = f"systemd holds {keeping.held - keeping.missing} of {keeping.held} descriptors"
         return (f"{short}: set FileDescriptorStoreMax= to at least {keeping.held} (it is {unit.limit}), "
@@ -84,7 +83,7 @@ def _trouble(unit: Unit, keeping: Keeping) -> str:
     if unit.preserve == "no":
         return "set FileDescriptorStorePreserve=yes, then systemctl daemon-reload"
     if keeping.held + SPARED > unit.nofile:
-        return (f"the next start is to be given {keeping.held} descriptors: set LimitNOFILE= to at least "
+        return (f"the next start needs {keeping.held} descriptors: set LimitNOFILE= to at least "
                 f"{keeping.held + SPARED} (it is {unit.nofile}), then systemctl daemon-reload")
     return ""
 
@@ -101,7 +100,7 @@ def _stop(why: str, keeping: Keeping) -> _Verdict:
     if why:
         return "no", why
     if keeping.manager == "keeper":
-        return "no", "the keeper's end is the memory's end: let systemd 254 or newer keep it"
+        return "no", "the memory ends with the keeper: use systemd 254 or newer instead"
     unit = keeping.unit
     if keeping.old or (unit is not None and not unit.preserve):
         return "no", "use systemd 254 or newer with FileDescriptorStorePreserve=yes"
@@ -121,7 +120,7 @@ def _stop(why: str, keeping: Keeping) -> _Verdict:
 
 
 def _soft_reboot(stop: _Verdict, keeping: Keeping) -> _Verdict:
-    return ("unknown", "not tried: let the system's systemd start gmemd") if stop[0] == "yes" and keeping.user else stop
+    return ("unknown", "not tried: run gmemd under the system's systemd") if stop[0] == "yes" and keeping.user else stop
 
 
 def _to_ask(properties: str, keeping: Keeping) -> str:
@@ -133,7 +132,7 @@ def _kexec(kind: str, stop: _Verdict, keeping: Keeping) -> _Verdict:
     if stop[0] == "no":
         return stop
     if kind != "memfd":
-        return "no", f"no kernel carries a {kind} over kexec: use a memfd without huge pages"
+        return "no", f"no kernel preserves a {kind} across kexec: use a memfd without huge pages"
     if not keeping.live_update:
         return "no", "use Linux 6.19 with /dev/liveupdate and systemd 261 or newer"
     return "not-tried", "not tried with gmemd: copy what must not be lost"

@@ -94,12 +94,12 @@ MEMFD = [*ADD, "qom-type=memory-backend-memfd"]
         (["call", "memdev-populate", "id=ram0", "job-id=0"], "Invalid job ID '0'", "a letter, then letters, digits"),
         (
             ["convert", "ram0", "private"],
-            "object 'ram0' is no guest_memfd",
+            "object 'ram0' is not a guest_memfd",
             "only a guest_memfd has private parts: memory-backend-memfd with guest-memfd=on creates one",
         ),
         (
             ["call", "memdev-persist", "id=ram0", "persist=on"],
-            "nobody keeps objects here: gmemd runs with --persist off, or without systemd and --keeper",
+            "objects are not kept: gmemd runs with --persist off, or without systemd and --keeper",
             "'gmemctl survive' says what to change",
         ),
         (["call", "getfd", "fdname=x"], "No file descriptor supplied via SCM_RIGHTS", "send one: gmemctl call --fd 3"),

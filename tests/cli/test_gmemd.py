@@ -54,7 +54,7 @@ def test_runtime_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     (["--object", "nonsense"], "Parameter 'qom-type' does not accept value 'nonsense'"),
     (["--uuid", "1"], "'1' is not a UUID"),
     (["--compat", "x"], "--compat takes unstable-input=accept|reject, not 'x'"),
-    (["--kernel", "x"], "'x' is no kernel: 'auto', 'kvm' or 'simulated[:PROFILE]'"),
+    (["--kernel", "x"], "unknown kernel 'x': 'auto', 'kvm' or 'simulated[:PROFILE]'"),
     (["--persist", "on"], "no service manager keeps file descriptors here"),
     (["--qmp", "x"], "'x' is not of the form unix:PATH[,pretty=on]"),
 ])

@@ -28,7 +28,7 @@ def test_survive_tells_every_event(guest: Gmemctl) -> None:
     lines = guest("survive").out.splitlines()
     assert lines[0].split()[:3] == ["ID", "EVENT", "SURVIVES"]
     assert [line.split()[2] for line in lines[1:]] == ["yes", "yes", *["NO"] * 6]
-    assert "start gmemd by systemd or with --keeper" in lines[3]
+    assert "start gmemd under systemd or with --keeper" in lines[3]
     [only] = json.loads(guest("survive", "g0", "-o", "json").out)
     assert [fate["event"] for fate in only["survival"]][-1] == "power-loss"
     assert guest("survive", "nope").status == 1
@@ -153,7 +153,7 @@ def test_dry_run_changes_nothing(gmemctl: Gmemctl, client: Client) -> None:
     """A changing verb with --dry-run says what it would do, or why not; the next one without it finds all as it was."""
     spec = "memory-backend-memfd,id=dry0,size=1M"
     assert gmemctl("create", spec, "--dry-run") == (
-        0, "object-add would make 'dry0', 1048576 bytes of memfd, gone when gmemd ends\n", "")
+        0, "object-add would create 'dry0', 1048576 bytes of memfd, which ends with gmemd\n", "")
     assert client.execute("query-memdev") == []
     assert gmemctl("create", spec).status == 0
     refused = gmemctl("create", spec, "--dry-run")

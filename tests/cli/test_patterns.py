@@ -94,7 +94,7 @@ def test_failures_do_not_keep_the_others(gmemctl: Gmemctl, client: Client) -> No
     converted = gmemctl("convert", "vm1", "?", "vm0", "private", "--yes")
     assert converted.status == 1
     assert [line for line in converted.err.splitlines() if line.startswith("gmemctl")] == [
-        "gmemctl: object 'a' is no guest_memfd"]
+        "gmemctl: object 'a' is not a guest_memfd"]
     assert [line.partition(" became private")[0] for line in converted.out.splitlines()] == ["vm1: 4 KiB", "vm0: 4 KiB"]
     removed = gmemctl("rm", "nope", "q*", "vm*", "--yes")
     assert removed.status == 1

@@ -92,7 +92,7 @@ def test_its_effect(machine: Machine) -> None:
     new = {"qom-type": "thread-context", "id": "tc"}
     for _ in range(2):
         found = machine.run("query-command-effect", command="object-add", arguments=new)
-        assert found["effect"] == "would make the thread context 'tc', gone when gmemd ends"
+        assert found["effect"] == "would create the thread context 'tc', which ends with gmemd"
     machine.execute("object-add", new)
     assert machine.refusal("query-command-effect", command="object-add", arguments=new)[1].startswith("attempt to add")
     found = machine.run("query-command-effect", command="object-del", arguments={"id": "tc"})

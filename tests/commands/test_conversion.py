@@ -86,7 +86,7 @@ def test_wrong_ranges_are_refused(lab: Machine, command: str, offset: int, size:
 def test_only_guest_memfd_converts(lab: Machine) -> None:
     """Other memory has no visibility."""
     lab.run("object-add", qom_type="memory-backend-memfd", id="m", size=SIZE)
-    no = ("GenericError", "object 'm' is no guest_memfd")
+    no = ("GenericError", "object 'm' is not a guest_memfd")
     assert lab.refusal("memdev-convert", id="m", offset=0, size=PAGE, to="private") == no
     assert lab.refusal("query-memdev-ranges", id="m") == no
 

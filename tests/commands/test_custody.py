@@ -96,17 +96,18 @@ SEALED = "the memfd is sealed against writing"
     (lambda: choose_kernel("simulated").create_guest_memfd(SIZE, 0), {},
      "the descriptor cannot be mapped for reading and writing: "),
     (secret, {"require-seals": False}, "the descriptor is secret memory"),
-    (lambda: os.open("/", os.O_RDONLY), {}, "the descriptor is no memory: /"),
-    (lambda: os.pidfd_open(os.getpid()), {}, "the descriptor is no memory: "),
-    (lambda: os.eventfd(0), {}, "the descriptor is no memory: anon_inode"),
-    (lambda: os.open("/dev/zero", os.O_RDWR), {}, "the descriptor is no memory: /dev/zero"),
-    (lambda: os.open("/proc/self/mem", os.O_RDWR), {}, "the descriptor has 0 bytes, which are no whole pages"),
-    (lambda: socket.socket().detach(), {}, "the descriptor is no memory: socket"),
-    (lambda: os.open(os.devnull, os.O_RDWR), {}, "the descriptor is no memory: /dev/null"),
-    (lambda: os.pipe()[0], {}, "the descriptor is no memory: pipe"),
+    (lambda: os.open("/", os.O_RDONLY), {}, "the descriptor is not memory: /"),
+    (lambda: os.pidfd_open(os.getpid()), {}, "the descriptor is not memory: "),
+    (lambda: os.eventfd(0), {}, "the descriptor is not memory: anon_inode"),
+    (lambda: os.open("/dev/zero", os.O_RDWR), {}, "the descriptor is not memory: /dev/zero"),
+    (lambda: os.open("/proc/self/mem", os.O_RDWR), {},
+     "the descriptor has 0 bytes, which is not a whole number of pages"),
+    (lambda: socket.socket().detach(), {}, "the descriptor is not memory: socket"),
+    (lambda: os.open(os.devnull, os.O_RDWR), {}, "the descriptor is not memory: /dev/null"),
+    (lambda: os.pipe()[0], {}, "the descriptor is not memory: pipe"),
     (lambda: memfd(seals=0), {}, "the memfd is not sealed against shrinking"),
-    (lambda: memfd(0), {}, "the descriptor has 0 bytes, which are no whole pages"),
-    (lambda: memfd(100), {}, "the descriptor has 100 bytes, which are no whole pages"),
+    (lambda: memfd(0), {}, "the descriptor has 0 bytes, which is not a whole number of pages"),
+    (lambda: memfd(100), {}, "the descriptor has 100 bytes, which is not a whole number of pages"),
     (memfd, {"size": 4096}, "the descriptor has 1048576 bytes, not 4096"),
     (memfd, {"id": "1"}, "Parameter 'id' expects an identifier"),
 ])
@@ -155,11 +156,11 @@ def test_unclaimed_memory_is_claimed_or_dropped(machine: Machine) -> None:
     assert machine.run("query-memdev-unclaimed") == []
     assert machine.run("qom-get", path="back", property="size") == SIZE
     assert machine.refusal("memdev-claim", name="m-x-1") == (
-        "GenericError", "no unclaimed memory has the name 'm-x-1'")
+        "GenericError", "no unclaimed memory is named 'm-x-1'")
 
 
 def test_without_custody_nothing_is_kept_or_lost(machine: Machine) -> None:
     """Where nobody keeps objects memdev-persist says so, and nothing can be lost."""
     machine.run("object-add", qom_type="memory-backend-ram", id="m", size=SIZE)
-    assert machine.refusal("memdev-persist", id="m", persist=False)[1].startswith("nobody keeps objects here")
+    assert machine.refusal("memdev-persist", id="m", persist=False)[1].startswith("objects are not kept")
     assert machine.run("query-memdev-lost") == []

@@ -31,19 +31,19 @@ def state(machine: Machine) -> Any:
 
 
 @pytest.mark.parametrize(("command", "arguments", "text", "complete"), [
-    ("object-add", {**MEMFD, "id": "m1"}, "make 'm1', 1048576 bytes of memfd, gone when gmemd ends", True),
+    ("object-add", {**MEMFD, "id": "m1"}, "create 'm1', 1048576 bytes of memfd, which ends with gmemd", True),
     ("object-add", {**MEMFD, "id": "m1", "prealloc": True},
-     "make 'm1', 1048576 bytes of memfd, gone when gmemd ends", False),
+     "create 'm1', 1048576 bytes of memfd, which ends with gmemd", False),
     ("object-add", {"qom-type": "memory-backend-file", "id": "m1", "size": MIB, "mem-path": "/no/such/file"},
-     "make 'm1' of 1048576 bytes, gone when gmemd ends", False),
-    ("object-del", {"id": "m0"}, "delete 'm0' with 0 bytes in memory; its descriptor was handed out 0 times, and who"
-     " still has it keeps the memory", True),
+     "create 'm1' of 1048576 bytes, which ends with gmemd", False),
+    ("object-del", {"id": "m0"}, "delete 'm0' with 0 bytes in memory; its descriptor was handed out 0 times, and"
+     " processes that still have it keep the memory", True),
     ("qom-set", {"path": "/objects/m0", "property": "dump", "value": False},
      "change 'dump' of 'm0' from True to False", True),
     ("memdev-convert", {"id": "g0", "offset": 0, "size": 8192, "to": "private"},
      "make 8192 of 8192 bytes of 'g0' private; they would read as zero", False),
     ("memdev-discard", {"id": "m0", "offset": 0, "size": 4096},
-     "give back 0 of 4096 bytes of 'm0', which then read as zero", True),
+     "free 0 of 4096 bytes of 'm0', which then read as zero", True),
     ("quit", {}, "end gmemd; of 2 objects 0 come back with the next one", True),
     ("query-version", {}, "only read", True),
     ("memdev-get-fd", {"id": "m0"}, "be run: its arguments fit", False),

@@ -98,10 +98,10 @@ async def test_what_is_refused(live: LiveMachine) -> None:
     live.sent = [os.memfd_create("no")]
     await live.do("getfd", fdname="no")
     assert await live.refused("memdev-enforce", id="g", fdname="no", address=0) \
-        == "the descriptor 'no' is no userfaultfd with UFFD_FEATURE_SIGBUS"
+        == "the descriptor 'no' is not a userfaultfd with UFFD_FEATURE_SIGBUS"
     with Guest(fd_of(live), SIZE, features=0) as guest:
         await hand_over(live, guest)
-        assert "is no userfaultfd" in await live.refused("memdev-enforce", id="g", fdname="u", address=guest.address)
+        assert "is not a userfaultfd" in await live.refused("memdev-enforce", id="g", fdname="u", address=guest.address)
         await live.do("closefd", fdname="u")
     with Guest(fd_of(live), SIZE) as guest:
         await hand_over(live, guest)
@@ -109,7 +109,7 @@ async def test_what_is_refused(live: LiveMachine) -> None:
             == f"object 'g' is not mapped as a whole at {guest.address + PAGE:#x} in process {guest.process.pid}"
         await live.do("object-add", qom_type="memory-backend-memfd", id="m", size=SIZE)
         assert await live.refused("memdev-enforce", id="m", fdname="u", address=guest.address) \
-            == "object 'm' is no guest_memfd"
+            == "object 'm' is not a guest_memfd"
         await live.do("memdev-enforce", id="g", fdname="u", address=guest.address)
 
 

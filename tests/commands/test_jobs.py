@@ -166,7 +166,7 @@ async def test_a_worker_that_is_killed(live: LiveMachine) -> None:
         await asyncio.sleep(0)
     for pid in found:
         os.kill(pid, signal.SIGKILL)
-    assert (await live.ended("v"))["error"] == "the worker process ended by itself: signal 9"
+    assert (await live.ended("v"))["error"] == "the worker process ended unexpectedly: signal 9"
     await live.do("job-dismiss", id="v")
     assert await verify(live, id="m") == []
 

@@ -162,7 +162,7 @@ async def test_counting_decides(live: LabMachine) -> None:
     assert await live.do("x-query-memdev-injections") == [
         {"injection": 2, "operation": "hand-out", "nth": 4, "errno": "EMFILE", "delay": 0, "repeat": True, "seen": 9,
          "struck": 2}]
-    assert await live.refused("x-memdev-inject-clear", injection=1) == "there is no injection 1"
+    assert await live.refused("x-memdev-inject-clear", injection=1) == "unknown injection 1"
     await live.do("x-memdev-inject-clear", injection=2)
     assert await outcomes(4) == "...."
     await live.do("x-memdev-inject", operation="convert", delay=10, nth=2)
@@ -178,7 +178,7 @@ async def test_delays(live: LabMachine) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "reason"), [
-    ({"operation": "create", "errno": "ENONSENSE"}, "'ENONSENSE' is the name of no errno"),
+    ({"operation": "create", "errno": "ENONSENSE"}, "unknown errno 'ENONSENSE'"),
     ({"operation": "create", "errno": "ENOMEM", "nth": 0}, "parameter 'nth' counts from 1"),
     ({"operation": "create", "errno": "ENOMEM", "offset": 0}, "parameter 'offset' is for populate and convert only"),
     ({"operation": "convert", "errno": "EIO", "offset": 0}, "a conversion that stops at an offset fails with EAGAIN"),

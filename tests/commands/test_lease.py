@@ -151,7 +151,7 @@ async def test_who_cannot_lease(live: LiveMachine, other: subprocess.Popen[bytes
     end(other)
     for live.pid in (other.pid, 0):
         assert await live.refused("memdev-get-fd", id="m", lease="keep") \
-            == "cannot lease 'm': the receiving process cannot be seen from here"
+            == "cannot lease 'm': the receiving process is not visible from here"
     live.pid = os.getpid()
     assert await live.refused("memdev-release", id="m") == "object 'm' is not leased"
     assert live.gmemd.objects.find("m").handed_out == 0

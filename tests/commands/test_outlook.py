@@ -1,4 +1,4 @@
-"""systemd is asked, asked again when it may say something else, and given again what it has let go of."""
+"""systemd is asked, asked again when its answer may have changed, and what it has dropped is stored again."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ async def test_what_was_let_go_of_is_given_again(tmp_path: Path) -> None:
         systemd.reload(limit=9)
         assert await answers(machine, *EVENTS) == ["yes", "yes"]
         assert sorted(systemd.store.names()) == before
-        assert told[-1] == "systemd had let go of 2 descriptors, and was given them again"
+        assert told[-1] == "systemd had dropped 2 descriptors; they were stored again"
         fds = dict(systemd.store.store)
         for name in ("a", "b"):
             backend = machine.gmemd.objects.find(name)
@@ -168,12 +168,12 @@ async def test_silence_is_unknown(tmp_path: Path) -> None:
 
 
 async def test_a_limit_that_nobody_tells_is_said(tmp_path: Path) -> None:
-    """Before systemd 254, and where it cannot be asked, the operator hears what is counted on."""
+    """Before systemd 254, and where it cannot be asked, the operator is told what is assumed."""
     async with living(tmp_path, old=True) as (machine, systemd, told):
         systemd.unit = None
         await add(machine, "a")
         assert await answers(machine, *EVENTS) == ["unknown", "no"]
-        assert ["1024 are counted on" in words for words in told] == [True]
+        assert ["1024 are assumed" in words for words in told] == [True]
 
 
 async def test_nobody_waits_for_a_bus_that_hangs(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_kvm_is_chosen_where_it_works(name: str) -> None:
     kernel.close()
     kernel.close()  # a second time does nothing
     assert seen == ("kvm", True, True, False)
-    assert why == "a shared guest_memfd was made, mapped, written, punched and measured"
+    assert why == "a shared guest_memfd was created, mapped, written, punched and measured"
     assert fds() == before
 
 

@@ -78,8 +78,8 @@ def test_what_is_not_known_is_not_yes(keeping: Keeping, kind: str, answers: list
     (systemd(preserve="restart"), "set FileDescriptorStorePreserve=yes (it is restart), then systemctl daemon-reload"),
     (systemd(referred=False),
      "systemd forgets a stopped service that nothing refers to: systemctl enable gmemd.socket"),
-    (systemd(loaded=False), "the unit file of gmemd.service is gone: put it back, then systemctl daemon-reload"),
-    (systemd(nofile=20), "the next start is to be given 9 descriptors: set LimitNOFILE= to at least 73 (it is 20), "
+    (systemd(loaded=False), "the unit file of gmemd.service is missing: restore it, then systemctl daemon-reload"),
+    (systemd(nofile=20), "the next start needs 9 descriptors: set LimitNOFILE= to at least 73 (it is 20), "
                          "then systemctl daemon-reload"),
     (systemd(limit=4)._replace(missing=5), "systemd holds 4 of 9 descriptors: set FileDescriptorStoreMax= to at "
                                            "least 9 (it is 4), then systemctl daemon-reload"),

@@ -19,7 +19,7 @@ _VISIBILITIES = ("private", "shared")
 
 
 @VERBS.add("show what objects survive, and what to change", *IDS, examples=("survive", "survive ram0"),
-           hints=((r"^nobody keeps objects here", "'gmemctl survive' says what to change"),))
+           hints=((r"^objects are not kept", "'gmemctl survive' says what to change"),))
 def survive(connection: Connection, options: Namespace) -> int:
     status, found, lost = statuses(connection, options)
     if connection.for_people:
@@ -58,7 +58,7 @@ def _access(holder: dict[str, Any]) -> str:
     argument("--size", metavar="SIZE", help="default: to the end"),
     argument("--preserve", action="store_true", help="keep the content"), YES, DRY_RUN,
     examples=("convert gm0 private --offset 1M --preserve", "convert 'gm*' shared --yes"),
-    hints=((r"^object '.*' is (?:no|not a) guest_memfd$",
+    hints=((r"^object '.*' is not a guest_memfd$",
             "only a guest_memfd has private parts: memory-backend-memfd with guest-memfd=on creates one"),))
 def convert(connection: Connection, options: Namespace) -> int:
     # argparse counts the last of many words among them
