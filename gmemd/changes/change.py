@@ -60,7 +60,7 @@ class Change:
     """One change. As a command's result: its `value` is acknowledged once it is durable (`settled`)."""
 
     # Defaults of what few changes need are on the class.
-    pending = False  # there is something to be done when it is concluded
+    pending = False  # something is to be done when it is concluded
     _claimed: tuple[tuple[HostMemoryBackend, str], ...] = ()
     _undo: tuple[Step, ...] = ()
     _done: tuple[Step, ...] = ()
@@ -131,7 +131,7 @@ class Change:
         custody = self._settler.custody
         if custody.keeps:
             record = record_of(piece, self._settler.kernel)
-            with os_errors(f"cannot look at '{name}'"):
+            with os_errors(f"cannot examine '{name}'"):
                 status = os.fstat(piece.fd)
             record.fd_name, record.st_size = name, status.st_size
             record.st_dev, record.st_ino = status.st_dev, status.st_ino

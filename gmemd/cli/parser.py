@@ -73,7 +73,7 @@ YES = argument("-y", "--yes", action="store_true", help="do not ask if a pattern
 FD = argument("--fd", type=int, action="append", default=[], metavar="N", help="send our descriptor N with it")
 DRY_RUN = argument("--dry-run", action="store_true", help="say what would happen; change nothing")
 
-_COMMON = (  # before or behind the verb, with their defaults
+_COMMON = (  # before or after the verb, with their defaults
     (argument("-o", "--output", metavar="FORMAT", choices=OUTPUTS,
               help="table (default), wide (with more columns), name (only ids), json or yaml"), "table"),
     (argument("--socket", metavar="PATH",

@@ -1,1 +1,1 @@
-"""The client: for whatever asks a gmemd, gmemctl and tests alike; it needs nothing of the daemon."""
+"""The client, for gmemctl, tests and any other program; it needs nothing of the daemon."""

@@ -48,7 +48,7 @@ def _found(client: Client, wanted: dict[str, Any]) -> bool:
     there = {row["name"]: row.get("value") for row in answer["properties"]}
     if there["type"] != wanted["qom-type"]:
         raise _another(wanted, "qom-type")
-    automatic = {"rom": "on" if wanted.get("readonly") else "off"}  # an object tells what it came to
+    automatic = {"rom": "on" if wanted.get("readonly") else "off"}  # an object shows its actual value
     for name, given in wanted.items():
         value = automatic.get(name, given) if given == "auto" else given
         if name not in _OF_NO_MOMENT and there.get(name) != value:

@@ -28,7 +28,7 @@ def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
         raise QmpError(f"object '{backend.id}' is not a guest_memfd")
     if not can_miss(backend.fd):
         raise QmpError(f"object '{backend.id}' is a real guest_memfd: userfaultfd cannot make its pages fault")
-    with os_errors("cannot look at the descriptor"):
+    with os_errors("cannot examine the descriptor"):
         found = features(caller.named_fds.look(name))
     if found is None or not found & UFFD_FEATURE_SIGBUS:
         raise QmpError(f"the descriptor '{name}' is not a userfaultfd with UFFD_FEATURE_SIGBUS")

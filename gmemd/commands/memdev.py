@@ -95,7 +95,7 @@ async def _add_blocking(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend
     change.undo(partial(_give_up, backend, making))
     while not (await asyncio.wait([making], timeout=_LOOK_SECONDS))[0]:
         if backend.waits and caller.is_gone():
-            raise QmpError("the client has gone before its file was open")
+            raise QmpError("the client disconnected before its file was open")
     making.result()
     return added(gmemd, backend, change)
 

@@ -31,7 +31,7 @@ Judged = tuple[str, os.stat_result, int]  # a descriptor's kind, status and page
 
 def memdev_adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     fd = caller.named_fds.look(arguments["fdname"])
-    with os_errors("cannot look at the descriptor"):
+    with os_errors("cannot examine the descriptor"):
         if gmemd.kernel.seals(fd) is None:  # it may be a file, whose server may not answer
             return _adopt_file(gmemd, caller, os.dup(fd), arguments, change)
     return _adopt(gmemd, caller, arguments, _judge(gmemd, fd, arguments), opened_again, change)
@@ -90,7 +90,8 @@ def _adopt(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], judged: Judg
 
 
 def _taken_back(backend: HostMemoryBackend) -> list[int]:
-    """The descriptors of an object whose creation is undone: nobody has begun to work on it, for that waits for it."""
+    """The descriptors of an object whose creation is undone: no work on it has begun, because that waits for the
+    creation."""
     backend.claims = ()
     return backend.detach()
 
@@ -120,7 +121,7 @@ def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judg
 
 def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> Judged:
     """What an fd is; QmpError if it is not memory or not what was asked for."""
-    with os_errors("cannot look at the descriptor"):
+    with os_errors("cannot examine the descriptor"):
         kind, status = gmemd.kernel.identify(fd), os.fstat(fd)
         seals, page = gmemd.kernel.seals(fd), gmemd.kernel.file_page_size(fd)
     if kind not in _TYPES:
@@ -133,7 +134,7 @@ def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> Judged:
     if arguments["require-seals"] and kind.endswith("memfd") and kind != "guest-memfd" and not (
             seals is not None and seals & F_SEAL_SHRINK):
         raise QmpError("the memfd is not sealed against shrinking")
-    with os_errors("cannot look at the descriptor"):
+    with os_errors("cannot examine the descriptor"):
         why = gmemd.kernel.unusable(fd, size)
     if why:
         raise QmpError(why)
@@ -146,7 +147,7 @@ def query_memdev_unclaimed(gmemd: Gmemd, caller: Caller, arguments: dict[str, An
 
 
 def _describe(gmemd: Gmemd, name: str, fd: int) -> dict[str, Any]:
-    with os_errors(f"cannot look at '{name}'"):
+    with os_errors(f"cannot examine '{name}'"):
         kind = gmemd.kernel.identify(fd).removeprefix("hugetlb-")
         return {"name": name, "kind": kind if kind in _TYPES else "file", "size": os.fstat(fd).st_size}
 

@@ -52,7 +52,7 @@ def make_emulator(line: CommandLine, environ: Mapping[str, str], ready: Callable
 
 
 async def build(dispatcher: Dispatcher, line: CommandLine, socket_path: str) -> None:
-    """Make the machine, objects, its memory, then devices, as QEMU does whatever the order of the words."""
+    """Create the machine, objects, its memory, then devices, like QEMU, whatever the order of the options."""
     gmemd = dispatcher.gmemd
     dump, merge = (line.machine.get(name, "on") != "off" for name in ("dump-guest-core", "mem-merge"))
     gmemd.schema.set_defaults(dump=dump, merge=merge)

@@ -31,7 +31,7 @@ def record_of(piece: Piece, kernel: Kernel) -> Record:
     if kind == "file" and backend.file_kind:
         kind = backend.file_kind
     elif kind == "file":
-        with os_errors(f"cannot look at '{backend.id}'"):
+        with os_errors(f"cannot examine '{backend.id}'"):
             kind = kernel.identify(backend.fd)
     elif backend.properties.get("hugetlb"):
         kind = "hugetlb-memfd"

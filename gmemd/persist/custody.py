@@ -128,7 +128,7 @@ class Custody:
             try:
                 status = status or os.fstat(fd)
             except OSError as exc:  # not by os_errors, which costs as much as the rest
-                raise QmpError(f"looking at memory to be kept: {os.strerror(exc.errno or 0)}") from exc
+                raise QmpError(f"cannot examine memory to be kept: {os.strerror(exc.errno or 0)}") from exc
             file = status.st_dev, status.st_ino
             stored, late = (fd, False) if again is None else self._to_store(fd, file, again)
         else:  # which no reservation has asked for

@@ -83,7 +83,8 @@ class Manager:
             self._notifier = wrap(self._notifier)
 
     def custody(self, persist: str, directory: str, close: Callable[[int], None] = close_fd) -> AnyCustody:
-        """Open the registry in `directory`; Nobody when objects are not to be kept, or (auto) nobody could keep them.
+        """Open the registry in `directory`; Nobody when objects are not to be kept, or (auto) there is no manager to
+        keep them.
 
         `close`: as for Custody.
         """

@@ -1,4 +1,4 @@
-"""Custody where nobody keeps anything."""
+"""Custody where nothing is kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AnyCustody: TypeAlias = "Custody | Nobody"
 
 
 class Nobody:
-    """Custody where nobody keeps anything: what is asked of it is done at once, and durable as long as it can be."""
+    """Custody where nothing is kept: everything is done at once, and as durable as it can be."""
 
     keeps: Literal[False] = False
     dirty = False

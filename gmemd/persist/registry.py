@@ -185,7 +185,7 @@ class Registry:
             state = check(db, self.path, len(self._migrations))
             state, self.read_only = migrate(db, self.path, self._migrations, state, self.read_only)
             if state.version:
-                # all rows before the first is looked at: an open cursor would keep the lock
+                # all rows before the first is examined: an open cursor would keep the lock
                 rows = db.execute(f"{_GET} ORDER BY seq, id").fetchall()
                 self.records = [record_of(row) for row in rows]
             self._inode = os.stat(self.path).st_ino

@@ -130,7 +130,7 @@ class _File:
         return [self._value() for _ in self._each("]")]
 
     def _each(self, end: str) -> Iterator[None]:
-        """Stand at the begin of each item, in the end behind the bracket that closes them."""
+        """Yield at the start of each item; at the end the position is after the closing bracket."""
         tokens = self._tokens
         tokens.next()
         if tokens.kind == end:

@@ -139,7 +139,7 @@ class Tokens:
         return string
 
     def take_doc(self) -> list[Line]:
-        """The lines between two `##` with their numbers; the position is then behind them."""
+        """The lines between two `##` with their numbers; the position is then after them."""
         lines: list[Line] = []
         end = self._text.index("\n", self._at)
         if self._text[self._at : end].rstrip() != "##":

@@ -18,7 +18,7 @@ from typing import Final, cast
 
 TOKEN_SIZE_LIMIT: Final = 64 << 20  # bytes of one token before it is given up
 
-# Kinds of tokens. Punctuation is its own byte; the others are numbers that are no such byte.
+# Kinds of tokens. Punctuation is its own byte; the others are numbers that are not such a byte.
 LEFT_BRACE, RIGHT_BRACE, LEFT_BRACKET, RIGHT_BRACKET, COLON, COMMA = b"{}[]:,"
 INTEGER: Final = 0
 FLOAT: Final = 1
@@ -89,7 +89,7 @@ class Lexer:
         return self._state is _START and not self._seen
 
     def skip_blanks(self) -> int:
-        """At rest: go to the next byte that is no white space and return it; -1 if none has come yet."""
+        """At rest: go to the next byte that is not white space and return it; -1 if none has come yet."""
         while True:
             data, at = self.data, self.at
             if at < len(data):

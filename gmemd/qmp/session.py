@@ -139,7 +139,7 @@ class Session:
             raise QmpError(f"QMP input member '{name}' is unexpected")
 
     def forget_input(self) -> None:
-        """Give no more requests."""
+        """Return no more requests."""
         self._next = lambda: NEED_DATA
 
     def refuse_mode(self, request: Request) -> QmpError | None:

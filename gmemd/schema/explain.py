@@ -52,7 +52,7 @@ class Judge:
         self._defs: dict[str, Json] = document["$defs"]
         self._reject_unstable = reject_unstable
         # What accepts fast and what explains, by the identity of their schema, which is part of the document,
-        # and by what of it is judged, which is the same for many.
+        # and by the part of it that they check, which is the same for many.
         self._judges: dict[int, tuple[Any, Any]] = {}
         self._made: dict[str, tuple[Any, Any]] = {}
 

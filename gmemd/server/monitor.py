@@ -41,7 +41,7 @@ from gmemd.server.room import LARGE, Room
 READ_SIZE = 16 * 1024  # bytes at a time
 _READ_LITTLE = 2 * 1024  # when what was read weighed more than _MUCH: that many short tokens take milliseconds
 _MUCH = 4 * READ_SIZE
-TURN_SECONDS = 50e-6  # after that it is the turn of others, if any wait; a change waits for those behind it
+TURN_SECONDS = 50e-6  # after that it is the turn of others, if any wait; a change waits for the ones after it
 LONGEST_TURN_SECONDS = 500e-6  # and after that in any case
 CHANGES_SECONDS = 5e-3  # for changes that are made durable together; a large batch is many of these
 FDS_MAX = 253  # SCM_MAX_FD of the kernel; QEMU accepts 16

@@ -14,7 +14,7 @@ from gmemd.kernel.hugepages import HugePool
 from gmemd.kernel.kernel import Kernel
 
 FRESH: Final = 1.0  # seconds that a reading is valid
-LAG_PERIOD: Final = 0.25  # seconds between two looks at the clock
+LAG_PERIOD: Final = 0.25  # seconds between two readings of the clock
 LAG_WINDOW: Final = 60.0  # seconds over which the longest lag is reported
 
 

@@ -305,7 +305,7 @@ def test_exec_says_where_a_part_begins(gmemctl: Gmemctl, shared: Daemon, tmp_pat
     assert (told.stdout, told.stderr) == ("BB0\n", "")
     reminded = run(shared, "exec", "m0", "m1", "--", "head", "-c1", "{m1}")
     assert (reminded.stdout, reminded.stderr) == (
-        "A", "gmemctl: 'm1' begins at byte 65536 of its file: tell the command by {m1.offset}\n")
+        "A", "gmemctl: 'm1' begins at byte 65536 of its file: pass the command {m1.offset}\n")
     shown = gmemctl("get-fd", "m1", "-o", "json")
     assert (json.loads(shown.out)["size"], json.loads(shown.out)["offset"]) == (65536, 65536)
 
