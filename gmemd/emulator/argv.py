@@ -20,8 +20,7 @@ _FLAGS = """
 _VALUES = """
     D L accel acpitable action add-fd append audio audiodev bios blockdev boot cdrom chardev chroot compat cpu d
     debugcon device dfilter display drive dtb dump-vmstate echr fda fdb fsdev fw_cfg gdb global hda hdb hdc hdd icount
-    incoming
-    initrd iscsi k kernel loadvm m machine M mem-path mon monitor msg mtdblock name net netdev nic numa object
+    incoming initrd iscsi k kernel loadvm m machine M mem-path mon monitor msg mtdblock name net netdev nic numa object
     objects option-rom overcommit parallel pflash pidfile plugin qmp qmp-pretty readconfig rotate rtc run-with runas
     sandbox sd seed serial set shim smbios smp spice tb-size tpmdev trace usbdevice uuid vga virtfs vnc watchdog
     watchdog-action xen-domid xen-initrd

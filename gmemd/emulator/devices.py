@@ -5,9 +5,8 @@ A device is checked before it is created, in QEMU's order and words (plug.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from gmemd.emulator.tables import INNER, Member
 from gmemd.errors import QmpError
@@ -32,7 +31,6 @@ class Device:
     kind = ""  # of MemoryDeviceInfo
     size = 0  # bytes of it that the guest has
     memdev = ""  # the id of its memory object
-    setters: ClassVar[Mapping[str, Callable[[int], None]]] = {}  # checks of properties with the right type
 
     def __init__(self, wanted: Wanted) -> None:
         self.driver, self.id, self.values = wanted.driver, wanted.id, wanted.values

@@ -20,6 +20,8 @@ from gmemd.errors import QmpError
 from gmemd.qmp.ghashtable import GHashSet
 
 GIB = 1 << 30
+_PAGE = 4096  # bytes of the guest
+_SLOTS_MAX = 256
 
 
 class Machine:
@@ -30,13 +32,12 @@ class Machine:
         self.line = line
         self.domain = domain  # keeps objects that outlast the process; None: they do not
         self.kind = find_type(line.machine.get("type", MACHINES[0].name))
-        most = self.kind.cpu_max
-        if line.cpus.most > most:
+        if line.cpus.most > self.kind.cpu_max:
             raise QmpError(f"Invalid SMP CPUs {line.cpus.most}. The max CPUs supported by machine '{self.kind.name}' "
-                           f"is {most}")
+                           f"is {self.kind.cpu_max}")
         check_properties(self.kind, line)
         self.kvm = uses_kvm(line.accels)
-        self.acpi = self.kind.acpi and line.machine.get("acpi", "on") != "off" and not line.no_acpi
+        self.acpi = self.kind.is_pc and line.machine.get("acpi", "on") != "off" and not line.no_acpi
         self.has_ram = self.kind.is_pc or line.ram.given
         self.status = "prelaunch"
         self.mapped: set[str] = set()  # ids of the objects that the machine and its devices use
@@ -87,8 +88,10 @@ class Machine:
     def ram_ids(self) -> list[str]:
         """The objects that are the machine's memory; QmpError if they do not add up."""
         line = self.line
-        if self.kind.is_pc:
-            line.ram.check_board()
+        if self.kind.is_pc and line.ram.slots > _SLOTS_MAX:
+            raise QmpError(f"unsupported amount of memory slots: {line.ram.slots}")
+        if self.kind.is_pc and line.ram.most % _PAGE:
+            raise QmpError(f"maximum memory size must by aligned to multiple of {_PAGE} bytes")
         backend, by_node = line.machine.get("memory-backend"), any(node.memdev for node in line.numa)
         if backend and by_node:
             raise QmpError("'-machine memory-backend' and '-numa memdev' properties are mutually exclusive")
@@ -107,19 +110,17 @@ class Machine:
             raise QmpError("Machine memory size does not match the size of the memory backend")
 
     def _numa_ids(self) -> list[str]:
-        total = 0
         nodes = [node for node in self.line.numa if node.memdev]
         for number, node in enumerate(nodes):
             if any(node.memdev == other.memdev for other in nodes[:number]):
                 raise QmpError(f"memory backend {node.memdev} can't be used multiple times.")
-            found = self.gmemd.objects.get(node.memdev)
-            if found is None:
+            if self.gmemd.objects.get(node.memdev) is None:
                 raise QmpError(f"{node.where}memdev={node.memdev} is ambiguous")
             for cpu in node.cpus:
                 if cpu >= self.line.cpus.most:
                     raise QmpError(f"{node.where}CPU index ({cpu}) should be smaller than maxcpus "
                                    f"({self.line.cpus.most})")
-            total += found.size
+        total = sum(self.gmemd.objects.find(node.memdev).size for node in nodes)
         if total != self.line.ram.size:
             raise QmpError(f"total memory for NUMA nodes ({total:#x}) should equal RAM size ({self.line.ram.size:#x})")
         return [node.memdev for node in nodes]
@@ -143,20 +144,16 @@ class Machine:
         if not self.kind.is_pc:
             return []
         line, thread = self.line, os.getpid()
-        return [{"cpu-index": index, "qom-path": f"/machine/unattached/{cpu_name(index)}", "thread-id": thread,
+        return [{"cpu-index": index, "qom-path": cpu_path(index), "thread-id": thread,
                  "props": cpu_props(line.cpus, self.numa, index), "qom-type": CPU_TYPE, "target": "x86_64"}
                 for index in range(line.cpus.count)]
 
     def cpu_places(self) -> list[dict[str, Any]]:
         """HotpluggableCPU of each place, the last first as QEMU lists them."""
         line = self.line
-        places = []
-        for index in reversed(range(line.cpus.most)):
-            place = {"type": CPU_TYPE, "vcpus-count": 1, "props": cpu_props(line.cpus, self.numa, index)}
-            if index < line.cpus.count:
-                place["qom-path"] = f"/machine/unattached/{cpu_name(index)}"
-            places.append(place)
-        return places
+        return [{"type": CPU_TYPE, "vcpus-count": 1, "props": cpu_props(line.cpus, self.numa, index)}
+                | ({"qom-path": cpu_path(index)} if index < line.cpus.count else {})
+                for index in reversed(range(line.cpus.most))]
 
     def numa_rows(self) -> list[tuple[int, list[int], int]]:
         """Number, processors and bytes (without plugged memory) of each NUMA node."""
@@ -167,9 +164,9 @@ class Machine:
                 for node in nodes]
 
 
-def cpu_name(index: int) -> str:
-    """A processor's name below /machine/unattached; QEMU creates something else after the first."""
-    return f"device[{index + (index > 0)}]"
+def cpu_path(index: int) -> str:
+    """A processor in the tree; QEMU creates something else after the first."""
+    return f"/machine/unattached/device[{index + (index > 0)}]"
 
 
 def uses_kvm(accels: list[str]) -> bool:

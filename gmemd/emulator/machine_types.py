@@ -18,16 +18,11 @@ class MachineType:
     alias: str = ""
     cpu_max: int = 1
     ram_id: str = "ram"
-    acpi: bool = False
+    is_pc: bool = False  # it has ACPI, and by default processors, slots and memory
     pci_bus: str | None = None
     # RAM below 4 GiB: as much as `low` bytes, or `low_of_more` when there is as much as that or more
     low: int = 0
     low_of_more: int = 0
-
-    @property
-    def is_pc(self) -> bool:
-        """Whether it has processors, slots and memory by default."""
-        return self.acpi
 
 
 MACHINES = (

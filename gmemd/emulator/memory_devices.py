@@ -5,8 +5,7 @@ Follows QEMU's hw/mem/memory-device.c, pc-dimm.c and hw/virtio/virtio-mem.c: the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.emulator.buses import take_pci_address
@@ -143,7 +142,6 @@ class VirtioMem(MemoryDevice):
 
     kind = "virtio-mem"
     address = "memaddr"
-    setters: ClassVar[Mapping[str, Callable[[int], None]]] = {"block-size": check_block_size}
 
     def __init__(self, machine: Machine, wanted: Wanted) -> None:
         super().__init__(wanted)

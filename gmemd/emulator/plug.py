@@ -14,7 +14,7 @@ from gmemd.emulator.buses import bus_kind
 from gmemd.emulator.device_types import ABSTRACT
 from gmemd.emulator.devices import Device, Wanted, not_writable
 from gmemd.emulator.machine import Machine
-from gmemd.emulator.memory_devices import Dimm, VirtioMem
+from gmemd.emulator.memory_devices import Dimm, VirtioMem, check_block_size
 from gmemd.emulator.tables import DEVICES
 from gmemd.emulator.values import pci_address, read
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
@@ -121,10 +121,9 @@ def _check_id(machine: Machine, arguments: dict[str, Any]) -> str | None:
 
 def _read(machine: Machine, driver: str, given: dict[str, Any], own: str | None, *, text: bool) -> dict[str, Any]:
     """The values of the given properties, each checked by itself, in the order in which QEMU sets them."""
-    members, setters = DEVICES[driver].members, CLASSES[driver].setters
     values: dict[str, Any] = {}
     for name in member_order(given):
-        value, member = given[name], members.get(name)
+        value, member = given[name], DEVICES[driver].members.get(name)
         if name == "realized":
             read("bool", name, value, text=text)
             continue
@@ -140,8 +139,8 @@ def _read(machine: Machine, driver: str, given: dict[str, Any], own: str | None,
             values[name] = _read_link(machine, member.type, name, value, own)
         else:
             values[name] = read(member.type, name, value, text=text)
-        if name in setters:
-            setters[name](values[name])
+        if name == "block-size":
+            check_block_size(values[name])
     return values
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Callable, Iterator, Mapping
 
@@ -34,7 +33,29 @@ class Emulator:
         self.ready = ready
 
     async def build(self, dispatcher: Dispatcher) -> None:
-        await build(dispatcher, self._line, self._socket_path)
+        """Create the machine, objects, its memory, then devices, like QEMU, whatever the order of the options."""
+        gmemd, line = dispatcher.gmemd, self._line
+        dump, merge = (line.machine.get(name, "on") != "off" for name in ("dump-guest-core", "mem-merge"))
+        gmemd.schema.set_defaults(dump=dump, merge=merge)
+        domain = Domain(self._socket_path, line.uuid, line.name) if self._socket_path else None
+        machine = Machine(gmemd, line, domain)
+        mount(machine)
+        machine.status = "starting"
+        for properties in line.objects:
+            await dispatcher.at_start("object-add", properties)
+        for object_id in machine.ram_ids():
+            if gmemd.objects.get(object_id) is None:
+                ram = {"qom-type": "memory-backend-ram", "id": object_id, "size": machine.base_memory}
+                await dispatcher.at_start("object-add", ram)
+            machine.take(object_id)
+        for option in line.devices:
+            try:
+                plug(machine, option.properties, hotplugged=False, text=option.text)
+            except QmpError as exc:
+                raise QmpError(f"{option.where}: {exc.desc}", exc.error_class) from exc
+        machine.status = "prelaunch" if line.paused else "running"
+        for step in obey(machine):
+            await step
 
     def sockets(self, passed: list[socket.socket]) -> Iterator[Listening]:
         for monitor in self._line.monitors:
@@ -49,35 +70,3 @@ def make_emulator(line: CommandLine, environ: Mapping[str, str], ready: Callable
     """The daemon that runs it, which keeps nothing."""
     options = Options(qmp=(), kernel=environ.get("GMEMD_KERNEL", "auto"), persist="off", name=line.name, uuid=line.uuid)
     return Daemon(options, Manager.from_environ({}), Emulator(line, environ.get("GMEMD_SOCKET", ""), ready))
-
-
-async def build(dispatcher: Dispatcher, line: CommandLine, socket_path: str) -> None:
-    """Create the machine, objects, its memory, then devices, like QEMU, whatever the order of the options."""
-    gmemd = dispatcher.gmemd
-    dump, merge = (line.machine.get(name, "on") != "off" for name in ("dump-guest-core", "mem-merge"))
-    gmemd.schema.set_defaults(dump=dump, merge=merge)
-    machine = Machine(gmemd, line, Domain(socket_path, line.uuid, line.name) if socket_path else None)
-    mount(machine)
-    machine.status = "starting"
-    for properties in line.objects:
-        await dispatcher.at_start("object-add", properties)
-    for object_id in machine.ram_ids():
-        if gmemd.objects.get(object_id) is None:
-            ram = {"qom-type": "memory-backend-ram", "id": object_id, "size": machine.base_memory}
-            await dispatcher.at_start("object-add", ram)
-        machine.take(object_id)
-    for option in line.devices:
-        with _named(option.where):
-            plug(machine, option.properties, hotplugged=False, text=option.text)
-    machine.status = "prelaunch" if line.paused else "running"
-    for step in obey(machine):
-        await step
-
-
-@contextlib.contextmanager
-def _named(option: str) -> Iterator[None]:
-    """Put the option in front of an error."""
-    try:
-        yield
-    except QmpError as exc:
-        raise QmpError(f"{option}: {exc.desc}", exc.error_class) from exc

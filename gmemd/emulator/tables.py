@@ -19,12 +19,10 @@ class Member(NamedTuple):
 
     @property
     def is_child(self) -> bool:
-        """Whether it is a child."""
         return self.type.startswith("child<")
 
     @property
     def child_type(self) -> str:
-        """The type of the child."""
         return self.type.removeprefix("child<").removesuffix(">")
 
 

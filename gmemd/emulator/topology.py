@@ -14,8 +14,6 @@ from gmemd.schema.sizes import parse_range
 _MIB = 1 << 20
 _DEFAULT_RAM = 128 * _MIB
 _RAM_UNIT = 8192  # bytes
-_PAGE = 4096  # bytes of the guest
-_SLOTS_MAX = 256
 
 CPU_TYPE = "qemu64-x86_64-cpu"
 _LEVELS = ("sockets", "dies", "modules", "cores", "threads")
@@ -32,13 +30,6 @@ class Ram:
     slots: int = 0
     most: int = 0
     given: bool = False
-
-    def check_board(self) -> None:
-        """Refuse what a PC cannot have."""
-        if self.slots > _SLOTS_MAX:
-            raise QmpError(f"unsupported amount of memory slots: {self.slots}")
-        if self.most % _PAGE:
-            raise QmpError(f"maximum memory size must by aligned to multiple of {_PAGE} bytes")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from gmemd.commands.dispatch import Dispatcher
 from gmemd.daemon import QEMU_VERSION
 from gmemd.emulator.commandline import parse
 from gmemd.emulator.machine import Machine as EmulatedMachine
-from gmemd.emulator.process import Emulator, build
+from gmemd.emulator.process import Emulator
 from gmemd.emulator.tree import machine_of
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
@@ -56,7 +56,7 @@ class Machine:
 
     async def start(self) -> Machine:
         """Make objects, machine and devices of the command line; QmpError when that is refused."""
-        await build(self.dispatcher, self._line, self._socket)
+        await Emulator(self._line, self._socket, lambda: None).build(self.dispatcher)
         return self
 
     def is_gone(self) -> bool:

@@ -49,7 +49,7 @@ def query_machines(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> l
     rows = []
     for kind in MACHINES:
         row = {"name": kind.name, "cpu-max": kind.cpu_max, "hotpluggable-cpus": kind.is_pc,
-               "numa-mem-supported": False, "deprecated": False, "default-ram-id": kind.ram_id, "acpi": kind.acpi}
+               "numa-mem-supported": False, "deprecated": False, "default-ram-id": kind.ram_id, "acpi": kind.is_pc}
         if kind.is_pc:
             row |= {"alias": kind.alias, "default-cpu-type": CPU_TYPE}
         if kind is MACHINES[0]:
@@ -114,16 +114,7 @@ def query_block(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list
     return []
 
 
-def query_named_block_nodes(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
-    return []
-
-
-def query_blockstats(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
-    return []
-
-
-def query_iothreads(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> list[Any]:
-    return []
+query_blockstats = query_named_block_nodes = query_iothreads = query_block
 
 
 # -- migration
@@ -137,8 +128,7 @@ def query_migrate_capabilities(gmemd: Gmemd, caller: Caller, arguments: dict[str
 
 def migrate_set_capabilities(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     change.judged()
-    machine_of(gmemd).capabilities.update(
-        {entry["capability"]: entry["state"] for entry in arguments["capabilities"]})
+    machine_of(gmemd).capabilities |= {entry["capability"]: entry["state"] for entry in arguments["capabilities"]}
     return {}
 
 
