@@ -57,7 +57,7 @@ def exec_(connection: Connection, options: Namespace) -> int:
     text = " ".join(options.exec_command)
     for name, value in values.items():
         if value.get("offset") and f"{{{name}.offset}}" not in text:
-            note(f"'{name}' begins at byte {value['offset']} of its file: tell the command by {{{name}.offset}}")
+            note(f"'{name}' begins at byte {value['offset']} of its file: pass the command {{{name}.offset}}")
     return _replace_process([fill_in(word, placeholders(values, places)) for word in options.exec_command])
 
 
