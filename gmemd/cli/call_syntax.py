@@ -108,7 +108,7 @@ def _array(text: str, element_type: str, introspection: Introspection) -> Any:
 def _alternate(text: str, parts: list[str], introspection: Introspection) -> Any:
     """Use the first meaning that is not merely a string: a word of an enum, then JSON of the right type."""
     for part in parts:
-        if text in introspection.values(part) and not introspection.is_array(part):
+        if introspection.entry(part).get("meta-type") != "array" and text in introspection.values(part):
             return text
     for part in parts:
         value = value_of(text, part, introspection)

@@ -9,7 +9,7 @@ import os
 import platform
 import resource
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
 
 def findings() -> list[Finding]:
     """All findings."""
-    return [finding for check in CHECKS for finding in check()]
+    return [finding for check in (_kernel, _kvm, _memory, _limits, _systemd) for finding in check()]
 
 
 def _kernel() -> Iterator[Finding]:
@@ -86,14 +86,12 @@ def _limits() -> Iterator[Finding]:
     files, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield Finding("RLIMIT_NOFILE", f"{files} (hard {hard})", GOOD if hard >= 4096 else NOTE,
                   "" if hard >= 4096 else "each object takes one descriptor: raise LimitNOFILE=")
-    locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    unlimited = locked == resource.RLIM_INFINITY
-    yield Finding("RLIMIT_MEMLOCK", "unlimited" if unlimited else str(locked), GOOD,
-                  "" if unlimited else "guest_memfd needs none; a VMM that locks its memory does")
-    written, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield Finding("RLIMIT_FSIZE", "unlimited" if written == resource.RLIM_INFINITY else str(written),
-                  GOOD if written == resource.RLIM_INFINITY else BAD,
-                  "" if written == resource.RLIM_INFINITY else "memfds larger than this are refused")
+    for item, verdict, follows in (
+            ("RLIMIT_MEMLOCK", GOOD, "guest_memfd needs none; a VMM that locks its memory does"),
+            ("RLIMIT_FSIZE", BAD, "memfds larger than this are refused")):
+        limit, _ = resource.getrlimit(getattr(resource, item))
+        limited = limit != resource.RLIM_INFINITY
+        yield Finding(item, str(limit), verdict, follows) if limited else Finding(item, "unlimited", GOOD)
     yield Finding("cgroup", _cgroup(), GOOD)
 
 
@@ -183,6 +181,3 @@ def _systemctl(*words: str) -> str:
         return subprocess.run(["systemctl", *words], capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (_kernel, _kvm, _memory, _limits, _systemd)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gmemd.cli.call_syntax import parse_integer
 from gmemd.cli.introspection import Introspection
@@ -21,36 +21,35 @@ Rule = Callable[..., Iterable[str]]  # (refusal, what the pattern's groups match
 Hint = tuple[str, str | Rule]  # a pattern of the message; a line with the groups as {}, {command}; or a rule
 
 
-class Refusal:
+class Refusal(NamedTuple):
     """A refused command, and the means to find out what would have been right."""
 
-    def __init__(self, error: QmpError, command: str, arguments: dict[str, Any], ask: Callable[..., Any]) -> None:
-        """`ask(command, arguments)` runs a command on the same server; it may raise."""
-        self.error = error
-        self.command = command
-        self.arguments = arguments
-        self.ask = ask
+    error: QmpError
+    command: str
+    arguments: dict[str, Any]
+    ask: Callable[..., Any]  # ask(command, arguments) runs a command on the same server; it may raise
 
     def introspection(self) -> Introspection:
         return Introspection(self.ask("query-qmp-schema"))
 
     def ids(self) -> list[str]:
-        """Return the ids of all objects."""
+        """Return the ids of all objects, sorted."""
         entries = self.ask("qom-list", {"path": "/objects"})
-        return [entry["name"] for entry in entries if entry["type"].startswith("child<")]
+        return sorted(entry["name"] for entry in entries if entry["type"].startswith("child<"))
 
 
 def hints(refusal: Refusal, of_verbs: Iterable[Hint] = ()) -> list[str]:
     """Return hints, one line each, [] if there are none; never raises for what the server answers."""
     for pattern, rule in (*of_verbs, *HINTS):
         found = re.search(pattern, refusal.error.desc)
-        if found and isinstance(rule, str):
+        if not found:
+            continue
+        if isinstance(rule, str):
             return [rule.format(*found.groups(), command=refusal.command)]
-        if found and not isinstance(rule, str):
-            try:
-                return [line for line in rule(refusal, *found.groups()) if line]
-            except (QmpError, OSError, LookupError, TypeError):
-                return []  # the server lacks the command, has gone, or answers in another form
+        try:
+            return [line for line in rule(refusal, *found.groups()) if line]
+        except (QmpError, OSError, LookupError, TypeError):
+            break  # the server lacks the command, has gone, or answers in another form
     return []
 
 
@@ -81,8 +80,7 @@ def listed(intro: str, names: Iterable[str], most: int = _FEW) -> str:
 
 
 def _command_not_found(refusal: Refusal, name: str) -> Iterable[str]:
-    known = [entry["name"] for entry in refusal.ask("query-commands")]
-    yield nearest(name, known)
+    yield nearest(name, [entry["name"] for entry in refusal.ask("query-commands")])
     yield "'gmemctl call' lists the commands of this server"
 
 
@@ -90,7 +88,8 @@ def _missing(refusal: Refusal, name: str) -> Iterable[str]:
     known = refusal.introspection()
     member = known.member(refusal.command, name, refusal.arguments)
     if member:
-        yield f"give {name}={_placeholder(known, member.type)}"
+        value = {"int": "NUMBER", "str": "TEXT", "bool": "on|off"}.get(member.type) or known.describe(member.type)
+        yield f"give {name}={value}"
     yield _takes(known, refusal)
 
 
@@ -105,14 +104,11 @@ def _unexpected(refusal: Refusal, name: str) -> Iterable[str]:
 def _bad_value(refusal: Refusal, name: str, value: str) -> Iterable[str]:
     known = refusal.introspection()
     # the message calls an element of a list 'null'
-    members = [
-        member
-        for member in known.members(refusal.command, refusal.arguments)
-        if known.values(member.type) and (member.name == name or name == "null")
-    ]
-    for member in members:
-        yield nearest(value, known.values(member.type))
-        yield listed(f"'{member.name}' takes one of", known.values(member.type), _MOST)
+    for member in known.members(refusal.command, refusal.arguments):
+        values = known.values(member.type)
+        if values and name in (member.name, "null"):
+            yield nearest(value, values)
+            yield listed(f"'{member.name}' takes one of", values, _MOST)
 
 
 def _bad_type(refusal: Refusal, name: str, expected: str) -> Iterable[str]:
@@ -135,21 +131,21 @@ def _bad_integer(refusal: Refusal, name: str, bits: str) -> Iterable[str]:
 
 
 def _object_not_found(refusal: Refusal, name: str) -> Iterable[str]:
-    if lost := _lost(refusal, name.removeprefix("/objects/")):
+    name = name.removeprefix("/objects/")
+    if lost := _lost(refusal, name):
         yield from lost
         return
-    ids = sorted(refusal.ids())
-    name = name.removeprefix("/objects/")
+    ids = refusal.ids()
     longer = [other for other in ids if other.startswith(name)]
     if len(longer) > 1:
         yield f"did you mean {few(longer)}? '{name}*' means all of them"
         return
     yield nearest(name, ids)
-    yield listed("the objects here", ids) or "there are no objects; 'gmemctl create' creates one"
+    yield from _no_match(refusal)
 
 
 def _no_match(refusal: Refusal) -> Iterable[str]:
-    yield listed("the objects here", sorted(refusal.ids())) or "there are no objects; 'gmemctl create' creates one"
+    yield listed("the objects here", refusal.ids()) or "there are no objects; 'gmemctl create' creates one"
 
 
 def _lost(refusal: Refusal, name: str) -> list[str]:
@@ -208,10 +204,6 @@ def _takes(known: Introspection, refusal: Refusal) -> str:
     members = known.members(refusal.command, refusal.arguments)
     names = [f"[{member.name}]" if member.optional else member.name for member in members]
     return listed(f"{refusal.command} takes", names, _MOST) or f"{refusal.command} takes no arguments"
-
-
-def _placeholder(known: Introspection, type_name: str) -> str:
-    return {"int": "NUMBER", "str": "TEXT", "bool": "on|off"}.get(type_name) or known.describe(type_name)
 
 
 _AN_ID = "a letter, then letters, digits, '-', '.', '_'"

@@ -45,7 +45,8 @@ class Introspection:
         entry = self.entry(type_name)
         if entry.get("meta-type") != "object":
             return []
-        found = [_member(info) for info in entry["members"]]
+        found = [Member(info["name"], info["type"], "default" in info, tuple(info.get("features", ())))
+                 for info in entry["members"]]
         for variant in entry.get("variants", ()):
             if variant["case"] == value.get(entry["tag"]):
                 found += self.object_members(variant["type"], value)
@@ -58,11 +59,8 @@ class Introspection:
     def cases_with(self, command: str, name: str) -> list[str]:
         """Return the variants of a command's arguments that have a member with that name."""
         entry = self.entry(self.entry(command).get("arg-type", ""))
-        return [
-            variant["case"]
-            for variant in entry.get("variants", ())
-            if any(member.name == name for member in self.object_members(variant["type"], {}))
-        ]
+        return [variant["case"] for variant in entry.get("variants", ())
+                if any(member.name == name for member in self.object_members(variant["type"], {}))]
 
     def values(self, type_name: str) -> list[str]:
         """Return the values of an enum, even inside an alternate or an array; [] for other types."""
@@ -80,9 +78,6 @@ class Introspection:
         if entry.get("meta-type") == "alternate":
             return [info["type"] for info in entry["members"]]
         return []
-
-    def is_array(self, type_name: str) -> bool:
-        return bool(self.entry(type_name).get("meta-type") == "array")
 
     def describe(self, type_name: str) -> str:
         """Return a type in a few words: int, bool, auto|on|off, [str], {name, value}."""
@@ -103,7 +98,3 @@ class Introspection:
         """Return the member names of the objects that a command returns, in the order of declaration."""
         type_name = self.entry(command).get("ret-type", "")
         return [member.name for part in (*self.parts(type_name), type_name) for member in self.object_members(part, {})]
-
-
-def _member(info: Entry) -> Member:
-    return Member(info["name"], info["type"], "default" in info, tuple(info.get("features", ())))

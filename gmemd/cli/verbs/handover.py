@@ -105,20 +105,17 @@ def _away_from(taken: Container[int], fd: int) -> int:
 
 def placeholders(values: Mapping[str, Mapping[str, Any]], places: Mapping[str, int]) -> dict[str, str]:
     """Return the replacements for "{...}" in the command's words; an object's id comes before a suffix."""
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for name, fd in places.items():
-        found[f"{name}.fd"] = str(fd)
-        found[f"{name}.size"] = str(values[name]["size"])
-        found[f"{name}.offset"] = str(values[name].get("offset", 0))  # an older daemon does not report it
-    for name, fd in places.items():
-        found[name] = f"/proc/self/fd/{fd}"
-    return found
+        offset = values[name].get("offset", 0)  # an older daemon does not report it
+        found |= {f"{name}.fd": fd, f"{name}.size": values[name]["size"], f"{name}.offset": offset}
+    return {name: str(value) for name, value in found.items()} | {
+        name: f"/proc/self/fd/{fd}" for name, fd in places.items()}
 
 
 def fill_in(word: str, found: Mapping[str, str]) -> str:
     """Replace each {NAME} that is known; every other brace stays (JSON, shell, awk)."""
-    pattern = "|".join(re.escape(name) for name in found)
-    return re.sub(r"\{(" + pattern + r")\}", lambda match: found[match[1]], word)
+    return re.sub(r"\{([^{}]*)\}", lambda match: found.get(match[1], match[0]), word)
 
 
 def _replace_process(words: list[str]) -> int:

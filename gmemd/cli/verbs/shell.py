@@ -33,7 +33,8 @@ def shell(connection: Connection, options: Namespace) -> int:
     status = DONE
     with _reader(connection) as read:
         while True:
-            _print_events(connection)
+            for event in connection.client.take_events():
+                print_event(connection, event)
             try:
                 line = read("gmemctl> ")
                 if line.split()[:1] == ["exit"]:
@@ -107,11 +108,6 @@ def _whole(line: str, read: Callable[[str], str]) -> str:
     return line
 
 
-def _print_events(connection: Connection) -> None:
-    for event in connection.client.take_events():
-        print_event(connection, event)
-
-
 # -- reading lines
 
 
@@ -119,7 +115,7 @@ def _print_events(connection: Connection) -> None:
 def _reader(connection: Connection) -> Iterator[Callable[[str], str]]:
     """Yield the function that reads a line, given a prompt; EOFError at the end."""
     if not sys.stdin.isatty():
-        yield lambda prompt: _line_of_script()
+        yield lambda prompt: input()
         return
     import readline
 
@@ -137,28 +133,15 @@ def _reader(connection: Connection) -> Iterator[Callable[[str], str]]:
     try:
         yield input
     finally:
-        _save_history(path)
-
-
-def _line_of_script() -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\n")
+        readline.set_history_length(1000)
+        try:
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            readline.write_history_file(path)  # mode 0600
+        except OSError as error:
+            note(f"the history was not saved: {error}")
 
 
 def history_path() -> str:
     """Return the path of the history, below $XDG_STATE_HOME."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return os.path.join(state, "gmemd", "gmemctl-history")
-
-
-def _save_history(path: str) -> None:
-    import readline
-
-    readline.set_history_length(1000)
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        readline.write_history_file(path)  # mode 0600
-    except OSError as error:
-        note(f"the history was not saved: {error}")
