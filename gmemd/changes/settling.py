@@ -84,7 +84,8 @@ class Settler:
         """Do what earlier flushes could not, now and, as long as the loop runs, periodically."""
         if self.custody.dirty:
             self.settle([], lambda: None)
-        asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._retry)
+        if self.custody.keeps:
+            asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._retry)
 
     def _retry(self) -> None:
         self.custody.retry()

@@ -276,6 +276,27 @@ async def test_descriptors_leave_when_it_is_durable(kept: Kept) -> None:
     assert lease["policy"] == "keep"
 
 
+async def test_a_refused_deletion_moves_nothing(kept: Kept, tmp_path: Path) -> None:
+    """Where nothing can be recorded, what is there and what is lost stays where it stood."""
+    await kept.make("m", "n")
+    for name in ("k", "l"):
+        kept.gmemd.lost[name] = kept.gmemd.objects.find("m").record.changed(id=name)
+    os.rename(tmp_path / "registry", tmp_path / "elsewhere")
+    (tmp_path / "registry").touch()
+    kept._registry.read_only = "it was"
+    version = kept.gmemd.objects.version
+    for name in ("m", "k"):
+        assert "cannot be written" in await kept.refused("object-del", id=name)
+    assert [backend.id for backend in kept.gmemd.objects.in_creation_order()] == ["m", "n"]
+    assert (list(kept.gmemd.lost), kept.gmemd.objects.version) == (["k", "l"], version)
+
+
+async def test_an_idle_gmemd_that_nobody_keeps_sleeps(live: LiveMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to be done now and then."""
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", never)
+    live.gmemd.settler.catch_up()
+
+
 async def test_an_id_is_taken_until_all_is_undone(live: LiveMachine) -> None:
     """Whoever took it before would lose it to the last step."""
     m = {"qom-type": "memory-backend-memfd", "id": "m", "size": PAGE}
