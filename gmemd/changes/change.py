@@ -155,6 +155,7 @@ class Change:
         """Remove what a record describes, whether it came back or not, from custody."""
         custody = self._settler.custody
         assert custody.keeps
+        custody.check_writable()  # before it is taken from where it stands among the others
         self._note(partial(custody.remove, record))
 
     def let_go(self, name: str) -> None:
