@@ -82,7 +82,7 @@ def report_table(connection: Connection, options: Namespace, ask: Callable[[str]
 
 def show_all(connection: Connection, options: Namespace, found: dict[str, Any], command: str = "") -> None:
     """Print an answer as it is; answers for several objects as one list, with the id in each."""
-    if are_several(options):
+    if are_several(options) or connection.output == "name":
         connection.show([{"id": name, **part} for name, value in found.items()
                          for part in (value if isinstance(value, list) else [value])], command)
     else:

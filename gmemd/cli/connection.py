@@ -77,7 +77,7 @@ class Connection:
         return self.client.execute_fds(command, arguments)
 
     def change(self, command: str, arguments: dict[str, Any]) -> Any:
-        """Run a command that changes something; with --dry-run say what it would do, and return None."""
+        """Run a command that changes something; with --dry-run say what it would do, or for programs return that."""
         if not self.dry_run:
             return self.execute(command, arguments)
         self.asked = (command, arguments)
@@ -87,10 +87,9 @@ class Connection:
             if "query-command-effect" not in error.desc:
                 raise
             raise UsageError("this server cannot check commands without running them") from None
-        if self.for_people:
-            print(f"{command} {found['effect']}" + ("" if found["complete"] else " (if the kernel lets it)"))
-        else:
-            self.show({"command": command, **found})
+        if not self.for_people:
+            return {"command": command, **found}
+        print(f"{command} {found['effect']}" + ("" if found["complete"] else " (if the kernel lets it)"))
         return None
 
     @cached_property

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+import yaml
 
 from gmemd.client.client import Client
 from tests.cli.conftest import Gmemctl
@@ -69,6 +70,27 @@ def test_rm_needs_a_yes(gmemctl: Gmemctl, client: Client) -> None:
     assert ids(client) == ["a"]
     assert gmemctl("rm", "--all", "-y") == (0, "", "")
     assert gmemctl("rm", "--all", "-y") == (0, "", "gmemctl: there are no objects\n")
+
+
+def test_a_dry_run_is_one_document(gmemctl: Gmemctl) -> None:
+    """For programs: several objects give one list with their ids, one object what the server says of it."""
+    for words in (["rm"], ["convert", "private"]):
+        verb, *to = words
+        several = json.loads(gmemctl(verb, "vm*", *to, "--dry-run", "-o", "json").out)
+        assert [(one["id"], one["arguments"]["id"]) for one in several] == [("vm0", "vm0"), ("vm1", "vm1")]
+        assert yaml.safe_load(gmemctl(verb, "vm*", *to, "--dry-run", "-o", "yaml").out) == several
+        assert {"id": "vm0", **json.loads(gmemctl(verb, "vm0", *to, "--dry-run", "-o", "json").out)} == several[0]
+        assert gmemctl(verb, "vm*", *to, "--dry-run", "-o", "name").out == "vm0\nvm1\n"
+    specs = [f"memory-backend-ram,id={name},size=4096" for name in ("b", "c")]
+    made = json.loads(gmemctl("create", *specs, "--dry-run", "-o", "json").out)
+    assert [one["arguments"]["id"] for one in made] == ["b", "c"]
+    assert json.loads(gmemctl("create", specs[0], "--dry-run", "-o", "json").out) == made[0]
+
+
+def test_names_of_one(gmemctl: Gmemctl) -> None:
+    """-o name prints the id of one object as of several."""
+    for verb in ("show", "survive", "ranges", "get-fd"):
+        assert gmemctl(verb, "vm0", "-o", "name") == gmemctl(verb, "vm0*", "-o", "name") == (0, "vm0\n", "")
 
 
 def test_rm_takes_what_is_not_memory_last(gmemctl: Gmemctl, client: Client) -> None:

@@ -60,7 +60,8 @@ def verify(connection: Connection, options: Namespace) -> int:
 def jobs(connection: Connection, options: Namespace) -> int:
     for verb in ("cancel", "dismiss"):
         if getattr(options, verb):
-            connection.change(f"job-{verb}", {"id": getattr(options, verb)})
+            if effect := connection.change(f"job-{verb}", {"id": getattr(options, verb)}):
+                connection.show(effect)
             return DONE
     found = _follow(connection) if options.follow else connection.execute("query-jobs")
     if sys.stdout.isatty() and found and connection.for_people:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from gmemd.cli import render
-from gmemd.cli.chosen import are_several, gather, report, statuses
+from gmemd.cli.chosen import are_several, gather, report, show_all, statuses
 from gmemd.cli.connection import DONE, Connection, note, note_lost, short_type
 from gmemd.cli.hints import few
 from gmemd.cli.parser import DRY_RUN, IDS, YES, Verbs, argument
@@ -146,20 +146,26 @@ def _print_fields(value: dict[str, Any]) -> None:
 def create(connection: Connection, options: Namespace) -> int:
     from gmemd.schema.keyval import parse_object
 
+    effects = []
     for spec in options.spec:
         kind, _, rest = spec.partition(",")
         if "help" in (kind, rest):
             print_arguments(connection, "object-add", {} if kind == "help" else {"qom-type": kind})
             continue
         connection.asked = ("object-add", {"qom-type": kind})
-        connection.change("object-add", parse_object(spec, warn=note))
+        if effect := connection.change("object-add", parse_object(spec, warn=note)):
+            effects.append(effect)
+    if effects:
+        connection.show(effects if len(effects) > 1 else effects[0])
     return DONE
 
 
 @VERBS.add("remove objects", *IDS, YES, DRY_RUN, examples=("rm ram0 ram1", "rm 'vm0*' --dry-run", "rm --all --yes"))
 def rm(connection: Connection, options: Namespace) -> int:
-    status, _ = gather(connection, options, lambda name: connection.change("object-del", {"id": name}),
-                       changes="remove {}", among=partial(connection.names, "ids"))
+    status, effects = gather(connection, options, lambda name: connection.change("object-del", {"id": name}),
+                             changes="remove {}", among=partial(connection.names, "ids"))
+    if connection.dry_run:
+        show_all(connection, options, effects)
     return status
 
 

@@ -34,9 +34,9 @@ def call(connection: Connection, options: Namespace) -> int:
         return DONE
     arguments = arguments_of(words, options.command, known) if known else None
     if connection.dry_run:
-        connection.change(options.command, arguments or {})
-        return DONE
-    value = connection.execute(options.command, arguments, options.fd)
+        value = connection.change(options.command, arguments or {}) or {}
+    else:
+        value = connection.execute(options.command, arguments, options.fd)
     connection.show(value, options.command)
     return DONE
 
