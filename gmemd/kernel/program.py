@@ -61,9 +61,8 @@ def worker_program() -> Program:
 
 
 def _source(name: str) -> str:
-    spec = find_spec(name)
-    loader: Any = spec.loader if spec else None
-    source: bytes = loader.get_data(loader.get_filename(name))
+    spec: Any = find_spec(name)
+    source: bytes = spec.loader.get_data(spec.origin)
     return source.decode()
 
 

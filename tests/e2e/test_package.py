@@ -24,6 +24,10 @@ FOREIGN = """
 def test_it(gmemd):
     with gmemd.client() as qmp:
         assert qmp.execute("query-memdev") == []
+
+def test_in_this_process():  # where pytest reads gmemd's modules in its own way
+    from gmemd.kernel.program import worker_program
+    assert worker_program().text
 """
 
 
@@ -71,5 +75,5 @@ def test_pytest_finds_the_fixture(python: str, conftest: str, tmp_path: Path) ->
     (tmp_path / "conftest.py").write_text(conftest)
     said = output([python, "-W", "error", "-m", "pytest", "-W", "error", "--strict-markers", "-p", "no:cacheprovider",
                    "--rootdir", str(tmp_path), str(tmp_path)], env={**os.environ, "COVERAGE_PROCESS_CONFIG": ""})
-    assert "1 passed" in said
+    assert "2 passed" in said
     assert "warning" not in said
