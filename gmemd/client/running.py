@@ -150,12 +150,15 @@ class RunningGmemd(Running):
 
     def __init__(self, *arguments: str, kernel: str = "simulated", keep: bool = False, **options: Any) -> None:
         """With `keep`, under the keeper.  `arguments` go onto the daemon's command line, `options` are Running's."""
+        self._kept = keep
         super().__init__([sys.executable, "-m", "gmemd", *(["--keeper"] if keep else []), "--qmp", "{address}",
                           "--kernel", kernel, "--persist", "on" if keep else "off", "--state-dir", "{directory}",
                           *arguments], **options)
 
     def crash(self) -> None:
         """Kill the daemon under its keeper (SIGKILL), and wait until the next one answers."""
+        if not self._kept:
+            raise ValueError("crash() needs a keeper, which restarts the daemon: keep=True")
         self.kill()
         self.wait_greeting()
 

@@ -40,6 +40,14 @@ def test_one_that_does_not_start_says_why() -> None:
         Running(["/nowhere/qemu"])
 
 
+def test_a_crash_needs_a_keeper() -> None:
+    """Without one nothing would come back, and that is said at once; the daemon lives on."""
+    with RunningGmemd() as gmemd:
+        with pytest.raises(ValueError, match="keep=True"):
+            gmemd.crash()
+        gmemd.client().close()
+
+
 def test_the_path_may_hold_a_comma(tmp_path: Path) -> None:
     (tmp_path / "a,b").mkdir()
     with RunningGmemd(parent=str(tmp_path / "a,b")) as gmemd, gmemd.client() as client:
