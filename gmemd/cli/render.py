@@ -89,9 +89,9 @@ def show(what: Table | str) -> None:
     if isinstance(what, Table) and 0 < len(what.rows) <= LONG and sys.stdout.isatty():
         from gmemd.cli.terminal import print_table
 
-        print_table(what)
-    else:
-        print(what)
+        if print_table(*what, what.widths):
+            return
+    print(what)
 
 
 def value(what: Any, order: Sequence[str] = ()) -> Table | str:

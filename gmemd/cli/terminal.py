@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from rich import progress
 from rich.console import Console, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table as RichTable
 from rich.text import Text
-
-if TYPE_CHECKING:
-    from gmemd.cli.render import Table
 
 STYLES: Final = {"NO": "bold red", "BAD": "bold red", "note": "yellow", "yes": "green", "ok": "green"}  # by cell
 _BAR_WIDTH: Final = 20
@@ -25,14 +22,15 @@ def _console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
-def print_table(table: Table) -> None:
-    """Print a table to standard output; what does not fit is wrapped, nothing is left out."""
-    *widths, last = table.widths
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str],
+                widths: Sequence[int]) -> bool:
+    """Print a table to standard output, wrapping what does not fit; False: wrapping its last column does not help."""
+    *others, last = widths
     console = _console()
-    if sum(width + 2 for width in widths) + min(last, _WRAPPED) > console.width:
-        print(table)
-    else:
-        console.print(_rich(table.header, table.rows, table.numbers))
+    if sum(width + 2 for width in others) + min(last, _WRAPPED) > console.width:
+        return False
+    console.print(_rich(header, rows, numbers))
+    return True
 
 
 def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
