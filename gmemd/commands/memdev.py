@@ -74,7 +74,7 @@ def _try(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
 
 
 def _unmake(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
-    """Give up an object, however far it has come."""
+    """Undo the creation of an object, however far it has come."""
     gmemd.objects.cancel(backend)
     backend.abandon()
 
