@@ -114,7 +114,8 @@ def choose(connection: Connection, options: Namespace, among: Callable[[], Itera
     found = here if options.all else []
     unmatched = []
     for word in options.id:
-        matching = [name for name in here if fnmatchcase(name, word)] if is_pattern(word) else [word]
+        pattern = word.replace("[^", "[!")  # as in the shell
+        matching = [name for name in here if fnmatchcase(name, pattern)] if is_pattern(word) else [word]
         if not matching:
             unmatched.append(QmpError(f"no object matches '{word}'"))
         found += matching
@@ -127,4 +128,7 @@ def _is_sure(changes: str, ids: list[str]) -> bool:
     if not sys.stdin.isatty():
         raise UsageError(f"this would {what}; add --yes if that is right")
     print(f"{what[0].upper()}{what[1:]}? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    answer = sys.stdin.readline()
+    if not answer.endswith("\n"):
+        print(file=sys.stderr)
+    return answer.strip().lower() in ("y", "yes")

@@ -102,13 +102,16 @@ class Connection:
         return make_parser(self.verbs)
 
     def names(self, kind: str) -> list[str]:
-        """Return the names of a kind: "verbs", "commands", "events", "types", "jobs", "ids" (memory first)."""
+        """Return the names of a kind: verbs, commands, events, types, owners, jobs, ids (memory first)."""
         if kind == "verbs":
             return list(self.verbs)
         if kind in ("commands", "events"):
             return self.introspection.names(kind.removesuffix("s"))
         if kind == "jobs":
             return [job["id"] for job in self.client.execute("query-jobs")]
+        if kind == "owners":
+            return sorted({render.user(one["owner"]["uid"]) for one in self.client.execute("query-memdev-status")
+                           if "owner" in one})
         if kind == "types":
             found = self.client.execute("qom-list-types", {"implements": "memory-backend"})
             return sorted(short_type(entry["name"]) for entry in found)

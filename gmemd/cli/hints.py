@@ -136,7 +136,10 @@ def _object_not_found(refusal: Refusal, name: str) -> Iterable[str]:
         yield from lost
         return
     ids = refusal.ids()
-    longer = [other for other in ids if other.startswith(name)]
+    if name in ids:
+        yield f"'{name}' is not memory"
+        return
+    longer = [other for other in ids if name and other.startswith(name)]
     if len(longer) > 1:
         yield f"did you mean {few(longer)}? '{name}*' means all of them"
         return

@@ -111,10 +111,10 @@ def _add(parser: argparse.ArgumentParser, given: Argument, **more: Any) -> None:
 def _formatter(prog: str) -> argparse.HelpFormatter:
     """With a width given, argparse does not import shutil, which it would do for every argument, help or not."""
     try:
-        width = os.get_terminal_size().columns - 2
+        width = os.get_terminal_size().columns or 80  # a serial console says 0
     except OSError:
-        width = 78
-    return argparse.RawDescriptionHelpFormatter(prog, width=max(width, 40))
+        width = 80
+    return argparse.RawDescriptionHelpFormatter(prog, width=max(width - 2, 40))
 
 
 def parse(parser: argparse.ArgumentParser, words: list[str],
@@ -130,7 +130,7 @@ def parse(parser: argparse.ArgumentParser, words: list[str],
     many = [action.dest for action in verbs_of(parser)[options.verb]._actions
             if not action.option_strings and action.nargs in ("*", "+")]
     if more and (not many or any(word.startswith("-") for word in more)):
-        parser.error(f"unrecognized arguments: {' '.join(more)}")
+        verbs_of(parser)[options.verb].error(f"unrecognized arguments: {' '.join(more)}")
     if more:
         setattr(options, many[0], [*getattr(options, many[0]), *more])
     return options

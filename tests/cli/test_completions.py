@@ -60,6 +60,7 @@ def completed(shared: Daemon, tmp_path: Path, *words: str) -> list[str]:
     (("rm", "--dry"), ["--dry-run"]), (("call", "query-nam"), ["query-name"]),
     (("completion", "f"), ["fish"]), (("exec", "comp0", "--", "com"), []), (("jobs", "--cancel", "compj"), ["compjob"]),
     (("events", "MEMDEV_OR"), ["MEMDEV_ORPHANED"]), (("ls", "--type", "memf"), ["memfd"]),
+    (("ls", "--owner", "ro"), ["root"]),
     (("help", "ran"), ["ranges"]), (("ls", "--sort", "re"), ["resident"]),
     (("convert", "comp0", "comp1", "sha"), ["shared"]),
 ])
@@ -74,7 +75,7 @@ def test_bash_completes(shared: Daemon, client: Client, tmp_path: Path, words: t
     client.execute("job-dismiss", {"id": "compjob"})
 
 
-FREE = {"SPEC", "-- COMMAND", "JSON", "key=value", "N", "SECONDS", "SIZE", "PATH", "UID|NAME"}
+FREE = {"SPEC", "-- COMMAND", "JSON", "key=value", "N", "SECONDS", "SIZE", "PATH"}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -63,7 +63,9 @@ def test_ls_finds_and_sorts(gmemctl: Gmemctl, client: Client) -> None:
     assert listed("--type", "ram") == listed("--type", "memory-backend-ram") == ["r0"]
     assert listed("--owner", "root") == listed("--owner", str(os.getuid())) == ["m1", "m2", "r0"]
     assert listed("--owner", "nobody") == []
-    assert "none of 3 objects matches; types here: memfd, ram; owners: root" in gmemctl("ls", "--type", "rum").err
+    nothing = "gmemctl: no object matches; types here: memfd, ram; owners: root\n"
+    for words in (["--type", "rum"], ["--owner", ""], ["--type", "", "-o", "name"]):  # as of an unset variable
+        assert gmemctl("ls", *words).err == nothing
     wide = gmemctl("ls", "r0", "-o", "wide").out.splitlines()
     assert [header for header in wide[0].split() if header not in gmemctl("ls").out] == [
         "OFFSET", "SHARE", "PREALLOC", "POLICY", "NODES", "SURVIVES"]
@@ -261,6 +263,17 @@ def test_help(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["help", "shwo"]) == 2
     assert capfd.readouterr().err == ("gmemctl: unknown verb 'shwo'\n  hint: did you mean 'show'?\n"
                                       "  hint: 'gmemctl call shwo help' describes a command of the server\n")
+
+
+def test_help_fits_the_terminal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A serial console, whose size is 0 by 0, counts as 80 columns wide."""
+    widths = []
+    for columns in (0, 60):
+        monkeypatch.setattr("os.get_terminal_size", lambda columns=columns: os.terminal_size((columns, 0)))
+        assert main(["help", "ls"]) == 0
+        widths.append(max(map(len, capfd.readouterr().out.splitlines())))
+    assert 60 < widths[0] <= 78
+    assert widths[1] <= 58
 
 
 def test_yaml(gmemctl: Gmemctl) -> None:

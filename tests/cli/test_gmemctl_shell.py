@@ -65,12 +65,12 @@ def test_script_goes_on_after_a_mistake(shared: Daemon) -> None:
         shared, "show m0", "object-del", "nonsense", "ls --bogus", "'", "a b", "quit", "query-name", "exit", "x"
     )
     assert (done.returncode, done.stdout) == (1, "")
-    told = [line for line in done.stderr.splitlines() if line.startswith("gmemctl: ")]
+    told = [line for line in done.stderr.splitlines() if line.startswith("gmemctl")]
     assert told == [
         "gmemctl: object 'm0' not found",
         "gmemctl: Parameter 'id' is missing",
         "gmemctl: The command nonsense has not been found",
-        "gmemctl: error: unrecognized arguments: --bogus",
+        "gmemctl ls: error: unrecognized arguments: --bogus",
         "gmemctl: No closing quotation",
         "gmemctl: 'b' is not of the form key=value",
         "gmemctl: 'quit' would end the server: 'call quit' does that, 'exit' leaves this shell",

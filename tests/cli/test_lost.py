@@ -58,6 +58,8 @@ def test_lists_have_them(sock: str, capsys: pytest.CaptureFixture[str]) -> None:
         said = capsys.readouterr()
         assert [status["id"] for status in json.loads(said.out)] == ["c"]
         assert "gmemctl rm a b" in said.err
+    assert main(["--socket", sock, "-o", "name", "ls"]) == 0
+    assert "gmemctl rm a b" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [

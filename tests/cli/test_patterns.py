@@ -34,7 +34,7 @@ def ids(client: Client) -> list[str]:
 
 @pytest.mark.parametrize(("words", "found"), [
     (["vm*"], ["vm0", "vm1"]), (["vm?", "a"], ["vm0", "vm1", "a"]), (["[!v]*"], ["a"]),
-    (["vm1", "vm*"], ["vm1", "vm0"]), (["--all"], ["a", "vm0", "vm1"]),
+    (["[^v]*"], ["a"]), (["vm1", "vm*"], ["vm1", "vm0"]), (["--all"], ["a", "vm0", "vm1"]),
 ])
 def test_what_is_meant(gmemctl: Gmemctl, words: list[str], found: list[str]) -> None:
     """A pattern means what it matches, sorted; every object is meant once; no pattern means what is not memory."""
@@ -104,11 +104,16 @@ def test_rm_takes_what_is_not_memory_last(gmemctl: Gmemctl, client: Client) -> N
 
 def test_nothing_matches(gmemctl: Gmemctl, client: Client) -> None:
     """One sentence, the status of what is not found, and a hint that is not a wall of ids."""
-    assert gmemctl("who", "q*") == (1, "", "gmemctl: no object matches 'q*'\n  hint: the objects here: a, vm0, vm1\n")
+    for verb in ("ls", "survive", "who"):
+        assert gmemctl(verb, "q*") == (
+            1, "", "gmemctl: no object matches 'q*'\n  hint: the objects here: a, vm0, vm1\n")
     for number in range(10):
         client.execute("object-add", {"qom-type": "memory-backend-ram", "id": f"b{number}", "size": 4096})
     assert gmemctl("rm", "q*", "--yes").err.endswith("the objects here: a, b0, b1, b2, b3, and 8 more\n")
     assert gmemctl("rm", "b").err.endswith("did you mean b0, b1, b2, b3, b4, and 5 more? 'b*' means all of them\n")
+    assert gmemctl("rm", "").err.endswith("the objects here: a, b0, b1, b2, b3, and 8 more\n")
+    client.execute("object-add", {"qom-type": "thread-context", "id": "Context"})
+    assert gmemctl("show", "Context").err == "gmemctl: object 'Context' not found\n  hint: 'Context' is not memory\n"
 
 
 def test_failures_do_not_keep_the_others(gmemctl: Gmemctl, client: Client) -> None:

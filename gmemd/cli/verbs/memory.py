@@ -26,7 +26,9 @@ def survive(connection: Connection, options: Namespace) -> int:
         rows = [(one["id"], fate["event"], _SAID[fate["answer"]], fate.get("advice", ""))
                 for one in found for fate in one["survival"]]
         rows += [(one["id"], "(lost already)", "NO", "") for one in lost]
-        render.show(render.Table(("ID", "EVENT", "SURVIVES", "TO CHANGE THAT"), sorted(rows, key=lambda row: row[0])))
+        if rows or not options.id:
+            rows.sort(key=lambda row: row[0])
+            render.show(render.Table(("ID", "EVENT", "SURVIVES", "TO CHANGE THAT"), rows))
     else:
         connection.show([{"id": one["id"], "survival": one["survival"]} for one in found])
     note_lost(lost)

@@ -30,15 +30,16 @@ _NUMBERS = ("SIZE", "RESIDENT", "OUT", "OFFSET")
 
 @VERBS.add(
     "list the objects", *IDS,
-    argument("--owner", metavar="UID|NAME", help="only objects of this user"),
+    argument("--owner", metavar="UID|NAME", completes="owners", help="only objects of this user"),
     argument("--type", metavar="TYPE", completes="types", help="only this type: memfd, memory-backend-memfd"),
     argument("--sort", choices=tuple(_SORT), default="id", help="ascending; default: by id"),
     argument("-r", "--reverse", action="store_true", help="in reverse order"),
     examples=("ls", "ls 'vm0*' --sort resident -r", "ls --owner root --type memfd -o wide", "ls -o name"))
 def ls(connection: Connection, options: Namespace) -> int:
-    if connection.output == "name" and options.sort == "id" and not (options.id or options.owner or options.type):
+    if (connection.output, options.sort, options.id, options.owner, options.type) == ("name", "id", [], None, None):
         names = [name for is_memory, name in connection.objects() if is_memory]  # they need not be measured for that
         connection.show([{"id": name} for name in (reversed(names) if options.reverse else names)])
+        note_lost(connection.lost_objects())
         return DONE
     status, found, lost = statuses(connection, options)
     meant = [one for one in [*found, *lost] if _is_meant(one, options)]
@@ -47,19 +48,19 @@ def ls(connection: Connection, options: Namespace) -> int:
         connection.show([{"id": one["id"], **one} for one in meant if "kind" in one])
     elif meant or not options.id:
         _print_objects(connection, meant)
-    if found and not meant:
-        types = sorted({short_type(one["qom-type"]) for one in found})
-        owners = sorted({_owner(one).partition("/")[0] for one in found})
-        note(f"none of {len(found)} objects matches; types here: {few(types)}; owners: {few(owners)}")
+    if not meant and (here := [*found, *lost]):
+        types = sorted({short_type(one["qom-type"]) for one in here})
+        owners = sorted({_owner(one).partition("/")[0] for one in here})
+        note(f"no object matches; types here: {few(types)}; owners: {few(owners)}")
     note_lost([one for one in meant if "kind" not in one])
     return status
 
 
 def _is_meant(status: dict[str, Any], options: Namespace) -> bool:
-    if options.type and options.type not in (status["qom-type"], short_type(status["qom-type"])):
+    if options.type is not None and options.type not in (status["qom-type"], short_type(status["qom-type"])):
         return False
     uid = status.get("owner", {}).get("uid")
-    return not options.owner or (uid is not None and options.owner in (str(uid), render.user(uid)))
+    return options.owner is None or (uid is not None and options.owner in (str(uid), render.user(uid)))
 
 
 def _print_objects(connection: Connection, statuses: list[dict[str, Any]]) -> None:
