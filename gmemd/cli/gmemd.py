@@ -112,14 +112,17 @@ def _run(options: argparse.Namespace) -> int:
 
     from gmemd.server.loop import run  # before anything imports asyncio
 
+    objects: tuple[dict[str, object], ...] = ()
     if options.object:
         from gmemd.schema.help import object_help
+        from gmemd.schema.keyval import parse_object
 
         for spec in options.object:
             text = object_help(spec)
             if text is not None:
                 print(text)
                 return 0
+        objects = tuple(map(parse_object, options.object))
     from gmemd.daemon import Daemon, Options, QmpSocket
     from gmemd.observe.log import configure_log
 
@@ -131,11 +134,10 @@ def _run(options: argparse.Namespace) -> int:
         sockets = (QmpSocket(default_socket(), default=True),)
     directory = options.state_dir or os.path.dirname(os.path.abspath(sockets[0].path))
     run(Daemon(Options(
-        qmp=sockets, objects=_objects(options.object), kernel=options.kernel,
+        qmp=sockets, objects=objects, kernel=options.kernel,
         state_dir=directory, persist=options.persist, name=options.name,
         uuid=None if options.uuid is None else _uuid(options.uuid), unstable_input=_unstable_input(options.compat),
-        lab=options.lab,
-        http=_http(options.http), audit=options.audit,
+        lab=options.lab, http=_http(options.http), audit=options.audit,
     )).run())
     return 0
 
@@ -157,14 +159,6 @@ def keeper_arguments(arguments: Sequence[str]) -> list[str]:
     asked += [word.removeprefix("--qmp=") for word in rest if word.startswith("--qmp=")]
     paths = [parse_qmp(text)[0] for text in asked] or [default_socket()]
     return [word for path in paths for word in ("--listen", f"qmp={os.path.abspath(path)}")] + rest
-
-
-def _objects(specs: Sequence[str]) -> tuple[dict[str, object], ...]:
-    if not specs:
-        return ()
-    from gmemd.schema.keyval import parse_object
-
-    return tuple(map(parse_object, specs))
 
 
 def _uuid(text: str) -> str:

@@ -23,10 +23,8 @@ class Address:
     port: int = 0
 
 
-def parse_http(text: str) -> Address | None:
-    """off, unix:PATH, tcp:127.0.0.1:PORT or tcp:[::1]:PORT; None is off."""
-    if text == "off":
-        return None
+def parse_http(text: str) -> Address:
+    """unix:PATH, tcp:127.0.0.1:PORT or tcp:[::1]:PORT."""
     written = split_unix(text)
     if written is not None:
         path, options = written

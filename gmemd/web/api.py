@@ -21,11 +21,11 @@ _FRESH = 1.0  # seconds that a measurement is valid
 
 
 async def version(state: State, given: dict[str, Any]) -> Any:
-    return await state.query("query-version")
+    return await state.dispatcher.query("query-version", {})
 
 
 async def jobs(state: State, given: dict[str, Any]) -> Any:
-    return await state.query("query-jobs")
+    return await state.dispatcher.query("query-jobs", {})
 
 
 async def capabilities(state: State, given: dict[str, Any]) -> Any:

@@ -51,7 +51,7 @@ class Painter:
         rows = await self._paint_rows(shown, patience)
         sums = gmemd.objects.sums.values()
         host = await state.host.read()
-        jobs = await state.query("query-jobs") if "query-jobs" in gmemd.schema.commands else []
+        jobs = await state.dispatcher.query("query-jobs", {}) if "query-jobs" in gmemd.schema.commands else []
         return Picture({
             "summary": sections.summary(gmemd, len(gmemd.objects), sum([size for _, size in sums]), sweep,
                                         state.why_not_ready()),

@@ -32,11 +32,8 @@ def process_metrics() -> Iterator[Metric]:
                             on_the_wall(ticks[2] / _TICKS))
     yield CounterMetricFamily("process_cpu_seconds", "Total user and system CPU time spent in seconds.",
                               (ticks[0] + ticks[1]) / _TICKS)
-    yield GaugeMetricFamily("process_open_fds", "Number of open file descriptors.", _open_fds())
+    place = _PROC / "self/fd"
+    yield GaugeMetricFamily("process_open_fds", "Number of open file descriptors.",
+                            place.stat().st_size or len(os.listdir(place)))
     yield GaugeMetricFamily("process_max_fds", "Maximum number of open file descriptors.",
                             resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-
-
-def _open_fds() -> int:
-    place = _PROC / "self/fd"
-    return place.stat().st_size or len(os.listdir(place))

@@ -6,18 +6,12 @@ used get their own series. Series for each object are written only on request, b
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from itertools import accumulate
 from typing import Any, Final
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.registry import Collector
 
 from gmemd.changes.pace import Pace
@@ -84,19 +78,16 @@ class Scraper:
         yield GaugeMetricFamily("gmemd_ready", "1 if the daemon is fully working, as /readyz says.",
                                 float(not self._state.why_not_ready()))
         yield GaugeMetricFamily("gmemd_event_loop_lag_seconds",
-                                "The longest delay of the event loop within the last minute.",
-                                self._state.lag.longest)
+                                "The longest delay of the event loop within the last minute.", self._state.lag.longest)
 
     def _objects(self, sweep: Sweep | None, *, summed: bool) -> Iterator[Metric]:
         sums = self._state.gmemd.objects.sums
-        counts = {name: number for name, (number, _) in sums.items()}
-        sizes = {name: size for name, (_, size) in sums.items()}
-        yield _labelled(GaugeMetricFamily("gmemd_objects", "Number of memory objects.", labels=["qom_type"]),
-                        counts)
+        yield _by("qom_type", GaugeMetricFamily, "gmemd_objects", "Number of memory objects.",
+                  {name: number for name, (number, _) in sums.items()})
         if summed:
-            yield _labelled(GaugeMetricFamily(*_SIZE, labels=["qom_type"]), sizes)
+            yield _by("qom_type", GaugeMetricFamily, *_SIZE, {name: size for name, (_, size) in sums.items()})
         if summed and sweep is not None:
-            yield _labelled(GaugeMetricFamily(*_RESIDENT, labels=["visibility"]), sweep.usage.by_visibility)
+            yield _by("visibility", GaugeMetricFamily, *_RESIDENT, sweep.usage.by_visibility)
         if sweep is not None:
             yield GaugeMetricFamily("gmemd_objects_unmeasured", "Objects whose residency is unknown.",
                                     sweep.usage.unknown)
@@ -121,11 +112,8 @@ class Scraper:
         yield GaugeMetricFamily("gmemd_qmp_connections", "Connected QMP clients.", self._state.connections())
         yield CounterMetricFamily("gmemd_qmp_connections_accepted", "QMP connections accepted since start.",
                                   counters.connections)
-        yield _labelled(CounterMetricFamily("gmemd_qmp_events", "Events emitted, by name.",
-                                            labels=["event"]), {**dict.fromkeys(self._events(), 0), **counters.events})
-
-    def _events(self) -> Iterable[str]:
-        return self._state.gmemd.schema.events[:20]
+        events = {**dict.fromkeys(self._state.gmemd.schema.events[:20], 0), **counters.events}
+        yield _by("event", CounterMetricFamily, "gmemd_qmp_events", "Events emitted, by name.", events)
 
     def _tallies(self) -> dict[str, tuple[int, int]]:
         """Successes and failures by command; commands without their own series count as OTHER."""
@@ -144,22 +132,20 @@ class Scraper:
     def _work(self) -> Iterator[Metric]:
         counters = self._state.gmemd.counters
         yield CounterMetricFamily("gmemd_fds_sent", "Descriptors handed out to clients.", counters.fds_sent)
-        yield _labelled(CounterMetricFamily("gmemd_conversions", "Conversions of parts of guest_memfds.",
-                                            labels=["to"]), counters.conversions)
-        yield _labelled(CounterMetricFamily("gmemd_converted_bytes", "Bytes that changed their visibility.",
-                                            labels=["to"]), counters.converted_bytes)
+        yield _by("to", CounterMetricFamily, "gmemd_conversions", "Conversions of parts of guest_memfds.",
+                  counters.conversions)
+        yield _by("to", CounterMetricFamily, "gmemd_converted_bytes", "Bytes that changed their visibility.",
+                  counters.converted_bytes)
 
     def _custody(self) -> Iterator[Metric]:
         gmemd = self._state.gmemd
-        yield CounterMetricFamily("gmemd_restored_objects", "Objects restored at start.",
-                                  gmemd.counters.restored)
+        yield CounterMetricFamily("gmemd_restored_objects", "Objects restored at start.", gmemd.counters.restored)
         yield GaugeMetricFamily("gmemd_lost_objects", "Objects whose memory did not come back.", len(gmemd.lost))
         yield GaugeMetricFamily("gmemd_unclaimed_fds", "Descriptors that came back without a record.",
                                 len(gmemd.unclaimed))
         held, limit = gmemd.custody.room
         yield GaugeMetricFamily("gmemd_fdstore_entries", "Descriptors stored in the service manager.", held)
-        yield GaugeMetricFamily("gmemd_fdstore_limit", "How many it can store; 0: there is no store.",
-                                limit)
+        yield GaugeMetricFamily("gmemd_fdstore_limit", "How many it can store; 0: there is no store.", limit)
         yield GaugeMetricFamily("gmemd_registry_writable", "1 if objects can be recorded, or need not be.",
                                 float(not gmemd.custody.read_only))
 
@@ -182,19 +168,18 @@ class Scraper:
             yield f'{name}{{id="{backend.id}",visibility="{visibility}"}} {resident}\n'
 
 
-class _Families(Collector):
+class _Families(list[Metric], Collector):
     """A collector of families that already exist."""
 
-    def __init__(self, families: list[Metric]) -> None:
-        self._families = families
-
     def collect(self) -> list[Metric]:
-        return self._families
+        return self
 
 
-def _labelled(family: Any, values: dict[str, int]) -> Any:
-    for label, value in values.items():
-        family.add_metric([label], value)
+def _by(label: str, kind: type[Any], name: str, text: str, values: Mapping[str, int]) -> Any:
+    """A family with a series for each value of a label."""
+    family = kind(name, text, labels=[label])
+    for value, number in values.items():
+        family.add_metric([value], number)
     return family
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from html import escape
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -68,17 +67,11 @@ def host_bar(host: Host, sweep: Sweep | None) -> str:
                      f'<span><i class="others"></i>others {exactly(used - ours)}</span>'
                      f'<span><i class="rest"></i>available {exactly(available)} of {exactly(total)}, '
                      f'{escape(host.headroom.limit)}</span></p></div>')
-    parts += [_pool(pool) for pool in _worth_showing(host.pools)]
-    if not any(pool.total for pool in host.pools):
+    pools = [pool for pool in host.pools if pool.total]
+    parts += map(_pool, [pool for pool in pools if pool.node is not None] or pools)  # the machine's if it has no nodes
+    if not pools:
         parts.append('<p class="none">No huge pages are configured.</p>')
     return "".join(parts)
-
-
-def _worth_showing(pools: Iterable[HugePool]) -> list[HugePool]:
-    """Pools with pages: by node, or the machine's where there are no nodes."""
-    pools = [pool for pool in pools if pool.total]
-    by_node = [pool for pool in pools if pool.node is not None]
-    return by_node or pools
 
 
 def _pool(pool: HugePool) -> str:
@@ -127,7 +120,8 @@ def _holders(gmemd: Gmemd, backend: HostMemoryBackend, holders: list[Holder] | N
     keeper = {"keeper": os.getppid(), "systemd": 1}.get(gmemd.outlook.keeping().manager)
     holders = [holder for holder in holders if holder.pid != keeper]  # _survival says what it is for
     if not holders:
-        return f'<span class="none">nobody</span><small>{_handed_out(backend.handed_out)}</small>'
+        handed_out = f"handed out {plural(backend.handed_out, 'time')}" if backend.handed_out else "never handed out"
+        return f'<span class="none">nobody</span><small>{handed_out}</small>'
     items = "".join(f"<li>{escape(holder.comm)} <small>pid {holder.pid}, uid {holder.uid}, "
                     f"{size(holder.mapped) + ' mapped' if holder.mapped else plural(holder.fds, 'descriptor')}"
                     f"{'' if holder.writable else ', read-only'}{', private copy' if holder.private_copy else ''}"
@@ -137,13 +131,9 @@ def _holders(gmemd: Gmemd, backend: HostMemoryBackend, holders: list[Holder] | N
     return f'<details data-key="held"><summary>{first}</summary><ul>{items}{more}</ul></details>'
 
 
-def _handed_out(times: int) -> str:
-    return f"handed out {plural(times, 'time')}" if times else "never handed out"
-
-
 def _survival(gmemd: Gmemd, backend: HostMemoryBackend) -> str:
     fates = describe_survival(gmemd, backend)
-    survived = [fate for fate in fates if fate["survives"]]
+    survived = sum(fate["survives"] for fate in fates)
     dots = "".join(f'<circle class="{"yes" if fate["survives"] else "no"}" cx="{6 + 12 * place}" cy="6" r="4"/>'
                    for place, fate in enumerate(fates))
     items = "".join(
@@ -151,7 +141,7 @@ def _survival(gmemd: Gmemd, backend: HostMemoryBackend) -> str:
         + (f"<small>{escape(fate['advice'])}</small>" if "advice" in fate else "") + "</li>" for fate in fates)
     return ('<details data-key="survives"><summary>'
             f'<svg class="dots" viewBox="0 0 {12 * len(fates)} 12" aria-hidden="true">{dots}</svg> '
-            f'{len(survived)} of {len(fates)}</summary><ul class="fates">{items}</ul></details>')
+            f'{survived} of {len(fates)}</summary><ul class="fates">{items}</ul></details>')
 
 
 def _owner(backend: HostMemoryBackend) -> str:
@@ -201,5 +191,3 @@ def events(found: list[tuple[float, str, dict[str, Any]]]) -> str:
                    f'<td data-label="Data" class="members">{members(data)}</td></tr>' for when, name, data in found)
     return ('<div class="scroll"><table><thead><tr><th scope="col">When</th><th scope="col">Event</th>'
             f'<th scope="col">Data</th></tr></thead><tbody>{rows}</tbody></table></div>')
-
-

@@ -11,7 +11,7 @@ import asyncio
 import json
 import logging
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gmemd.commands.dispatch import Dispatcher
-from gmemd.errors import DEVICE_NOT_FOUND, QmpError
+from gmemd.errors import DEVICE_NOT_FOUND, GENERIC_ERROR, QmpError
 from gmemd.observe.log import log
 from gmemd.posix.sockets import identity, remove_own
 from gmemd.web import api
@@ -92,37 +92,31 @@ class HttpServer:
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse requests that are not allowed, and answer errors in one form."""
         with self._connections.serving(request.protocol):
-            return await self._answer(request, handler)
-
-    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        try:
-            _check_site(request)
-            if len(request.query_string) > QUERY_MAX:
-                return _error(414, f"the query has more than {QUERY_MAX} bytes")
-            return await handler(request)
-        except QmpError as exc:
-            return _error(404 if exc.error_class == DEVICE_NOT_FOUND else 400, exc.desc, exc.error_class)
-        except web.HTTPException as exc:
-            allow = {"Allow": exc.headers["Allow"]} if "Allow" in exc.headers else None
-            return _error(exc.status, exc.reason, headers=allow)
-        except ConnectionError:
-            raise
-        except Exception as exc:
-            log.error("internal error", http=request.path, exc_info=exc)
-            return _error(500, "internal error")
+            try:
+                _check_site(request)
+                if len(request.query_string) > QUERY_MAX:
+                    return _error(414, f"the query has more than {QUERY_MAX} bytes")
+                return await handler(request)
+            except QmpError as exc:
+                return _error(404 if exc.error_class == DEVICE_NOT_FOUND else 400, exc.desc, exc.error_class)
+            except web.HTTPException as exc:
+                allow = {"Allow": exc.headers["Allow"]} if "Allow" in exc.headers else {}
+                return _error(exc.status, exc.reason, headers=allow)
+            except ConnectionError:
+                raise
+            except Exception as exc:
+                log.error("internal error", http=request.path, exc_info=exc)
+                return _error(500, "internal error")
 
     def _handler(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         answer = getattr(self, f"_{route.answer}", None)
-        give = getattr(api, route.answer, None)
 
         async def handle(request: web.Request) -> web.StreamResponse:
             given = route.read(list(request.query.items()), request.match_info)
             if answer is not None:
                 response: web.StreamResponse = await answer(request, given)
                 return response
-            assert give is not None
-            value = await give(self.state, given)
-            return _json(200, value)
+            return _json(200, await getattr(api, route.answer)(self.state, given))
 
         return handle
 
@@ -189,11 +183,10 @@ def _text(status: int, text: str) -> web.Response:
     return web.Response(status=status, text=text, headers=_HEADERS)
 
 
-def _json(status: int, value: Any, headers: dict[str, str] | None = None) -> web.Response:
+def _json(status: int, value: Any, headers: Mapping[str, str] = _HEADERS) -> web.Response:
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return web.Response(status=status, body=body, content_type=JSON, headers={**_HEADERS, **(headers or {})})
+    return web.Response(status=status, body=body, content_type=JSON, headers=headers)
 
 
-def _error(status: int, desc: str, error_class: str = "GenericError",
-           headers: dict[str, str] | None = None) -> web.Response:
-    return _json(status, {"error": {"class": error_class, "desc": desc}}, headers)
+def _error(status: int, desc: str, error_class: str = GENERIC_ERROR, headers: Mapping[str, str] = {}) -> web.Response:
+    return _json(status, {"error": {"class": error_class, "desc": desc}}, {**_HEADERS, **headers})

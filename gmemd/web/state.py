@@ -50,12 +50,7 @@ class State:
             if wanted or order != "created":
                 found = await in_thread(_select, found, wanted, order)
             self._sorted = (key, found)
-            return found
         return self._sorted[1]
-
-    async def query(self, command: str) -> Any:
-        """The answer of a query command without arguments, as a value."""
-        return await self.dispatcher.query(command, {})
 
     def close(self) -> None:
         self.lag.close()
@@ -65,8 +60,6 @@ class State:
 
 def _select(found: list[HostMemoryBackend], wanted: str, order: str) -> list[HostMemoryBackend]:
     found = [backend for backend in found if wanted in backend.id]
-    if order == "id":
-        found.sort(key=lambda backend: backend.id)
-    elif order == "size":
-        found.sort(key=lambda backend: (-backend.memory_size, backend.id))
+    if order != "created":
+        found.sort(key=lambda backend: (-backend.memory_size if order == "size" else 0, backend.id))
     return found

@@ -26,7 +26,7 @@ from tests.patience import PATIENCE
 
 WAYS = {
     "bind_unix": bind_unix,
-    "http": lambda path: listen(parse_http(f"unix:{path}")),  # type: ignore[arg-type]
+    "http": lambda path: listen(parse_http(f"unix:{path}")),
     "keeper": lambda path: listen_on(path, 0o660, ""),
     "mailbox": Mailbox,
 }

@@ -266,10 +266,9 @@ def test_addresses_that_are_none(option: str, desc: str) -> None:
 
 
 def test_addresses() -> None:
-    """off, a path, and both loopback interfaces."""
+    """A path, and both loopback interfaces."""
     from gmemd.web.address import Address, parse_http
 
-    assert None is parse_http("off")
     assert Address(path="/run/x") == parse_http("unix:/run/x")
     assert Address(host="127.0.0.1", port=80) == parse_http("tcp:localhost:80")
     assert Address(host="::1", port=0) == parse_http("tcp:[::1]:0")
