@@ -59,16 +59,13 @@ class Vcpu:
         fcntl.ioctl(vm, KVM_SET_USER_MEMORY_REGION, struct.pack("<IIQQQ", 0, 0, 0, len(memory), address))
         self._vcpu = fcntl.ioctl(vm, KVM_CREATE_VCPU, 0)
         self._run = mmap.mmap(self._vcpu, fcntl.ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0))
-        self._start_at(CODE)
-
-    def _start_at(self, ip: int) -> None:
         sregs = bytearray(312)
         fcntl.ioctl(self._vcpu, KVM_GET_SREGS, sregs)
         struct.pack_into("<Q", sregs, 0, 0)   # cs.base, 0xffff0000 after reset
         struct.pack_into("<H", sregs, 12, 0)  # cs.selector
         fcntl.ioctl(self._vcpu, KVM_SET_SREGS, bytes(sregs))
         # rax ... r15 are 0, then rip and rflags (bit 1 is always set)
-        fcntl.ioctl(self._vcpu, KVM_SET_REGS, struct.pack("<18Q", *[0] * 16, ip, 2))
+        fcntl.ioctl(self._vcpu, KVM_SET_REGS, struct.pack("<18Q", *[0] * 16, CODE, 2))
 
     def round(self) -> None:
         """Let the guest count once."""

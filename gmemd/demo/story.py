@@ -37,14 +37,14 @@ class Story(RunningGmemd):
         return self.client(wait=PATIENCE, timeout=PATIENCE)
 
     def start_vmm(self, fd: int) -> str:
-        """Hand the memory to another process, which runs a guest on it; the line that it prints."""
+        """Hand the memory to another process, which runs a guest on it; its id, and the line that it prints."""
         self.vmm = subprocess.Popen([sys.executable, guest.__file__, f"/proc/self/fd/{fd}"], pass_fds=[fd],
                                     stdout=subprocess.PIPE, text=True)
         assert self.vmm.stdout is not None
         line = self.vmm.stdout.readline().strip()
         if not line:
             sys.exit("the guest process did not start")
-        return line
+        return f"process {self.vmm.pid}: {line}"
 
     def watch(self, fd: int) -> str:
         """Wait until the guest has counted on by ROUNDS; from where to where."""
@@ -80,15 +80,19 @@ def tell(story: Story) -> None:
                                       "guest-memfd": "on"})
         memory, [fd] = client.execute_fds("memdev-get-fd", {"id": "gm0"})
         [status] = client.execute("query-memdev-status")
-        say(f"2. object-add created gm0: {memory['size']} bytes of {memory['kind']}", _memory_is(status))
+        say(f"2. object-add created gm0: {memory['size']} bytes of {memory['kind']}",
+            "real: a guest_memfd of KVM" if status["kernel"] == "kvm" else
+            f"simulated: a sealed memfd under guest_memfd's rules ({status['kernel-reason']})")
 
     line = story.start_vmm(fd)
-    say(f"3. Another process got its descriptor and runs a guest on it.\n   process {_pid(story)}: {line}\n"
-        f"   the guest counts: {story.watch(fd)}", _guest_is(line))
+    say(f"3. Another process got its descriptor and runs a guest on it.\n   {line}\n"
+        f"   the guest counts: {story.watch(fd)}",
+        "real: a virtual processor of KVM" if guest.Vcpu.name in line else
+        "simulated: no virtual processor, the process itself counts")
 
     killed = story.kill_vmm()
     line = story.start_vmm(fd)
-    say(f"4. SIGKILL for that process, {killed}. Another one gets the same memory.\n   process {_pid(story)}: {line}\n"
+    say(f"4. SIGKILL for that process, {killed}. Another one gets the same memory.\n   {line}\n"
         f"   the guest counts on: {story.watch(fd)}", "real: both processes and the kill")
 
     killed = story.kill()
@@ -104,11 +108,6 @@ def tell(story: Story) -> None:
     say(f"7. Nothing is lost: the guest counts on: {story.watch(fd)}, "
         f"{status['resident']} of {status['size']} bytes are in memory", "real")
     os.close(fd)
-
-
-def _pid(story: Story) -> int:
-    assert story.vmm is not None
-    return story.vmm.pid
 
 
 def _convert(client: Client, fd: int) -> None:
@@ -131,17 +130,6 @@ def _convert(client: Client, fd: int) -> None:
 def _digest(fd: int) -> bytes:
     with mmap.mmap(fd, HALF, offset=HALF) as memory:
         return hashlib.sha256(memory).digest()
-
-
-def _memory_is(status: dict[str, Any]) -> str:
-    if status["kernel"] == "kvm":
-        return "real: a guest_memfd of KVM"
-    return f"simulated: a sealed memfd under guest_memfd's rules ({status['kernel-reason']})"
-
-
-def _guest_is(line: str) -> str:
-    return "real: a virtual processor of KVM" if line.startswith(guest.Vcpu.name) else \
-        "simulated: no virtual processor, the process itself counts"
 
 
 def say(text: str, truth: str) -> None:

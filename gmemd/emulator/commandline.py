@@ -108,8 +108,7 @@ class _Reader:
         if isinstance(found, str):
             self.line.show = found
         elif found["qom-type"] == "monitor-qmp":
-            self.line.monitors.append(
-                MonitorOption(str(found.get("chardev", "")), found.get("pretty") in (True, "on")))
+            self.line.monitors.append(MonitorOption(str(found.get("chardev", "")), found.get("pretty") in (True, "on")))
         else:
             self.line.objects.append(found)
 

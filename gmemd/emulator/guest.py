@@ -19,10 +19,16 @@ def obey(machine: Machine) -> list[Coroutine[Any, Any, None]]:
         return []
     left = []
     for device in machine.devices.values():
-        if isinstance(device, Balloon):
-            _follow_balloon(machine, device)
+        if isinstance(device, Balloon) and device.inflated != device.wanted:
+            device.inflated = device.wanted
+            machine.gmemd.emit("BALLOON_CHANGE", {"actual": device.actual(machine)})
         elif isinstance(device, VirtioMem) and not device.shrinking:
-            left += _follow_requested(machine, device)
+            wanted = min(device.requested, device.bytes)  # a device can be created with more than it has
+            if wanted < device.size:
+                device.shrinking = True
+                left.append(_shrink(machine, device, wanted))
+            else:
+                _resized(machine, device, wanted)
     return left
 
 
@@ -43,22 +49,6 @@ def answered(value: Any, left: list[Coroutine[Any, Any, None]]) -> Any:
         return value
 
     return work()
-
-
-def _follow_balloon(machine: Machine, balloon: Balloon) -> None:
-    if balloon.inflated != balloon.wanted:
-        balloon.inflated = balloon.wanted
-        machine.gmemd.emit("BALLOON_CHANGE", {"actual": balloon.actual(machine)})
-
-
-def _follow_requested(machine: Machine, device: VirtioMem) -> list[Coroutine[Any, Any, None]]:
-    """Use as much as requested; the rest is freed."""
-    wanted = min(device.requested, device.bytes)  # a device can be created with more than it has
-    if wanted < device.size:
-        device.shrinking = True
-        return [_shrink(machine, device, wanted)]
-    _resized(machine, device, wanted)
-    return []
 
 
 async def _shrink(machine: Machine, device: VirtioMem, size: int) -> None:

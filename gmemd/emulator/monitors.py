@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from gmemd.emulator.argv import Pairs
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, os_errors
 from gmemd.posix.sockets import bind_unix
 
 _is_fd = re.compile(r"[0-9]+").fullmatch
@@ -37,10 +36,8 @@ class Chardev:
             raise QmpError(f"-chardev {self.backend},id={self.label}: a monitor needs a socket with fd= or path=")
         if self.fd < 0:
             return bind_unix(self.path), True
-        try:
+        with os_errors(f"-chardev socket,id={self.label},fd={self.fd}"):
             sock = socket.socket(fileno=self.fd)
-        except OSError as exc:
-            raise QmpError(f"-chardev socket,id={self.label},fd={self.fd}: {os.strerror(exc.errno or 0)}") from exc
         sock.set_inheritable(False)
         return sock, False
 

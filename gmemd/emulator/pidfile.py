@@ -7,7 +7,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, os_errors
 
 
 @contextlib.contextmanager
@@ -23,7 +23,9 @@ def pid_file(path: str) -> Iterator[None]:
     fd = _locked(path)
     place = os.path.realpath(path)
     try:
-        _write(fd, place)
+        with os_errors("cannot create PID file: Failed to write pid file"):
+            os.ftruncate(fd, 0)
+            os.write(fd, f"{os.getpid()}\n".encode())
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -35,31 +37,15 @@ def pid_file(path: str) -> Iterator[None]:
 def _locked(path: str) -> int:
     """The file, created if needed, and locked: the one at the path, because its last owner may just have removed it."""
     while True:
-        try:
+        with os_errors(f"cannot create PID file: Could not create '{path}'"):
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as exc:
-            raise _cannot(f"Could not create '{path}'", exc) from exc
         try:
-            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with os_errors("cannot create PID file: Cannot lock pid file"):
+                fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except QmpError:
+            os.close(fd)
+            raise
+        with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(fd), os.stat(path)):
                 return fd
-        except FileNotFoundError:
-            pass
-        except OSError as exc:
-            os.close(fd)
-            raise _cannot("Cannot lock pid file", exc) from exc
         os.close(fd)
-
-
-def _write(fd: int, path: str) -> None:
-    try:
-        os.ftruncate(fd, 0)
-        os.write(fd, f"{os.getpid()}\n".encode())
-    except OSError as exc:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        raise _cannot("Failed to write pid file", exc) from exc
-
-
-def _cannot(what: str, exc: OSError) -> QmpError:
-    return QmpError(f"cannot create PID file: {what}: {os.strerror(exc.errno or 0)}")

@@ -48,12 +48,6 @@ class Cpus:
         """The maximum number."""
         return self.most // (self.cores * self.threads)
 
-    def place(self, index: int) -> dict[str, int]:
-        """Where a processor is."""
-        core, thread = divmod(index, self.threads)
-        socket, core = divmod(core, self.cores)
-        return {"socket-id": socket, "core-id": core, "thread-id": thread}
-
 
 @dataclass(frozen=True)
 class NumaNode:
@@ -92,15 +86,15 @@ def cpus_of(pairs: Pairs) -> Cpus:
     missing = next((level for level in ("cores", "sockets", "threads") if level not in given), None)
     if missing is not None:
         sizes[missing] = max(1, most // math.prod(sizes.values()))
-    dies, modules = sizes["dies"], sizes["modules"]
     if math.prod(sizes.values()) != most:
         raise QmpError("Invalid CPU topology: product of the hierarchy must match maxcpus: "
-                       f"sockets ({sizes['sockets']}) * dies ({dies}) * cores ({sizes['cores']}) * "
+                       f"sockets ({sizes['sockets']}) * dies ({sizes['dies']}) * cores ({sizes['cores']}) * "
                        f"threads ({sizes['threads']}) != maxcpus ({most})")
     count = given.get("cpus", most)
     if count > most:
         raise QmpError(f"Invalid CPU topology: maxcpus must be equal to or greater than smp: "
                        f"maxcpus ({most}) < smp_cpus ({count})")
+    dies, modules = sizes["dies"], sizes["modules"]
     return Cpus(count, most, sizes["cores"] * dies * modules, sizes["threads"], dies, modules)
 
 
@@ -147,5 +141,7 @@ def node_of_cpu(nodes: Sequence[NumaNode], index: int) -> int | None:
 
 def cpu_props(cpus: Cpus, nodes: Sequence[NumaNode], index: int) -> dict[str, Any]:
     """CpuInstanceProperties of a processor."""
-    node = node_of_cpu(nodes, index)
-    return cpus.place(index) | ({} if node is None else {"node-id": node})
+    socket, core_and_thread = divmod(index, cpus.cores * cpus.threads)
+    core, thread = divmod(core_and_thread, cpus.threads)
+    place = {"socket-id": socket, "core-id": core, "thread-id": thread}
+    return place | ({"node-id": node_of_cpu(nodes, index)} if nodes else {})

@@ -62,9 +62,8 @@ def system_reset(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
 
 def system_powerdown(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     change.judged()
-    machine = machine_of(gmemd)
     gmemd.emit("POWERDOWN", {})
-    asyncio.get_running_loop().call_later(POWERDOWN_SECONDS, _power_down, gmemd, machine)
+    asyncio.get_running_loop().call_later(POWERDOWN_SECONDS, _power_down, gmemd, machine_of(gmemd))
     return {}
 
 
