@@ -32,7 +32,7 @@ from time import monotonic
 
 from gmemd.keeper import BARRIER_ANSWERS
 from gmemd.keeper.kept import KeptFds, valid_name
-from gmemd.keeper.launch import become, fit_limit, kill_group, log, parent, wait_logged
+from gmemd.keeper.launch import become, fit_limit, kill_group, log, wait_logged
 from gmemd.keeper.listening import Listening
 from gmemd.keeper.mailbox import Mailbox, fields_of
 from gmemd.keeper.options import RESTART_DELAY, Options, parse
@@ -66,7 +66,6 @@ class Keeper:
         self._failures = 0  # consecutive starts that did not get ready
         self._ending = False
         self._status = 0  # to exit with
-        self._watchdog = options.watchdog  # seconds; the daemon may change it
         self._due: dict[str, float] = {}  # what is due when, monotonic seconds
 
     def run(self) -> int:
@@ -103,7 +102,6 @@ class Keeper:
     def _start(self) -> None:
         self.was_ready = self.kept.lost = False
         self._started = monotonic()
-        self._watchdog = self._options.watchdog
         self._due = {"restart": self._started + RESTART_DELAY_MAX}  # in case anything fails here
         fds = self._listening.fds() + self.kept.newest_first()
         environ = self._environ([name for name, _ in fds])
@@ -204,13 +202,10 @@ class Keeper:
                 log("the daemon does not end: killed")
                 self._kill(signal.SIGKILL)
             else:
-                limit = self._watchdog if what == "watchdog" else self._options.start_timeout
-                self._abort(f"{what} time-out of {limit:g} s")
-
-    def _abort(self, why: str) -> None:
-        log(f"{why}: the daemon is aborted")
-        self._kill(signal.SIGABRT)
-        self._due = {"kill": monotonic() + self._options.abort_timeout}
+                limit = self._options.watchdog if what == "watchdog" else self._options.start_timeout
+                log(f"{what} time-out of {limit:g} s: the daemon is aborted")
+                self._kill(signal.SIGABRT)
+                self._due = {"kill": monotonic() + self._options.abort_timeout}
 
     # -- messages --------------------------------------------------------------------------------------------
     def receive(self) -> bool:
@@ -244,32 +239,9 @@ class Keeper:
         if fields.get(b"READY") == b"1":
             self.was_ready = self._ever_ready = True
             self._due.pop("start", None)
-            self._feed()
-        if b"WATCHDOG" in fields or b"WATCHDOG_USEC" in fields:
-            self._watchdog_message(fields)
-        if b"MAINPID" in fields:
-            self._main_pid(fields[b"MAINPID"])
-
-    def _feed(self) -> None:
-        if self._watchdog and self.was_ready and not self._ending and "kill" not in self._due:
-            self._due["watchdog"] = monotonic() + self._watchdog
-
-    def _watchdog_message(self, fields: dict[bytes, bytes]) -> None:
-        usec = fields.get(b"WATCHDOG_USEC", b"")
-        if usec.isdigit():
-            self._watchdog = min(int(usec), 10**15) / 1e6
-            self._due.pop("watchdog", None)
-        if fields.get(b"WATCHDOG") == b"trigger":
-            self._abort("watchdog triggered")
-        else:
-            self._feed()
-
-    def _main_pid(self, value: bytes) -> None:
-        """The daemon names its successor; it must be a child of ours, or its end would go unnoticed."""
-        if value.isdigit() and len(value) < 10 and parent(int(value)) == os.getpid():
-            self.pid = int(value)
-        else:
-            log(f"MAINPID={value[:20]!r} is not a child of the keeper: ignored")
+        fed = b"READY" in fields or b"WATCHDOG" in fields
+        if fed and self._options.watchdog and self.was_ready and not self._ending and "kill" not in self._due:
+            self._due["watchdog"] = monotonic() + self._options.watchdog
 
 
 def run_keeper(argv: list[str]) -> int:

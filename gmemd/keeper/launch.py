@@ -70,15 +70,6 @@ def kill_group(pid: int) -> None:
             os.killpg(group, signal.SIGKILL)
 
 
-def parent(pid: int) -> int:
-    """The parent of a process; 0: there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
 def fit_limit(wanted: int) -> int:
     """Raise the limit of open files; how many of `wanted` fds can then be held and passed on at once.
 

@@ -12,6 +12,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from typing import Any
 
@@ -49,10 +50,13 @@ class Toy:
         self.unclaimed = [name for name, _ in restored.unclaimed]
         [(_, listener)] = restored.sockets
         self.listener = socket.socket(fileno=listener)
+        self.hung = threading.Event()
 
     def serve(self) -> None:
         self.notifier.ready("ready")
         print("ready", os.getpid(), flush=True)
+        if self.watchdog_seconds:
+            threading.Thread(target=self.feed, args=(self.watchdog_seconds / 3,), daemon=True).start()
         while True:
             connection, _ = self.listener.accept()
             with connection, connection.makefile("rw") as lines:
@@ -65,6 +69,10 @@ class Toy:
                     except OSError as exc:
                         answer = {"error": exc.strerror}
                     print(json.dumps(answer), file=lines, flush=True)
+
+    def feed(self, seconds: float) -> None:
+        while not self.hung.wait(seconds):
+            self.notifier.watchdog()
 
     def info(self) -> dict[str, Any]:
         return {
@@ -135,6 +143,7 @@ class Toy:
         os._exit(status)
 
     def hang(self) -> None:
+        self.hung.set()
         time.sleep(1e6)
 
     def wait_signal(self) -> int:
@@ -160,8 +169,8 @@ class Toy:
             self.hang()
         return pid
 
-    def orphan(self, successor: bool) -> int:
-        """Make a process whose parent is gone; it dies, or it serves in our place and we die. Its pid."""
+    def orphan(self) -> int:
+        """Make a process whose parent is gone, and let it die; its pid."""
         told, tell = os.pipe()
         go, let_go = os.pipe()
         child = os.fork()
@@ -172,15 +181,9 @@ class Toy:
                 os._exit(0)
             os.close(let_go)
             os.read(go, 1)
-            if successor:
-                self.serve()
             os._exit(0)
         os.waitpid(child, 0)
         pid = int(os.read(told, 20))
-        if successor:
-            self.notifier.notify(f"MAINPID={pid}")
-            self.barrier()
-            os._exit(0)
         dead = os.pidfd_open(pid)
         os.close(let_go)
         select.select([dead], [], [])
