@@ -163,7 +163,7 @@ class Daemon:
         self._loading: list[asyncio.Future[None]] = []  # done when the thread that loads ahead is done
         self._http: HttpServer | None = None
         self._stopped: asyncio.Event
-        self._manager = manager or Manager.from_environ(os.environ)
+        self._manager = manager or Manager(os.environ)
 
     async def run(self) -> None:
         """Serve until `quit`, SIGTERM or SIGINT; QmpError when it cannot start."""

@@ -39,7 +39,7 @@ async def test_end_waits_for_what_is_loaded(tmp_path: Path) -> None:
     options = Options(qmp=(QmpSocket(str(tmp_path / "q")),), kernel="simulated", persist="off")
     program = Plain(options)
     program.schema = schema
-    daemon = Daemon(options, Manager.from_environ({}), program)
+    daemon = Daemon(options, Manager({}), program)
     running = asyncio.create_task(daemon.run())
     async with asyncio.timeout(PATIENCE):
         while not schema.began.is_set():

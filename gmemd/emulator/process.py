@@ -69,4 +69,4 @@ class Emulator:
 def make_emulator(line: CommandLine, environ: Mapping[str, str], ready: Callable[[], None]) -> Daemon:
     """The daemon that runs it, which keeps nothing."""
     options = Options(qmp=(), kernel=environ.get("GMEMD_KERNEL", "auto"), persist="off", name=line.name, uuid=line.uuid)
-    return Daemon(options, Manager.from_environ({}), Emulator(line, environ.get("GMEMD_SOCKET", ""), ready))
+    return Daemon(options, Manager({}), Emulator(line, environ.get("GMEMD_SOCKET", ""), ready))

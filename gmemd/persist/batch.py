@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from gmemd.persist.record import Record
 
 
+@dataclass(slots=True, eq=False)
 class Operation:
     """One pending change. `fd` is borrowed until the flush that carries it has ended, or is its own."""
 
-    __slots__ = ("_close", "fd", "kind", "late", "record")
-
-    def __init__(
-        self,
-        kind: Literal["add", "remove", "update"],
-        record: Record,
-        fd: int = -1,
-        *,
-        close: Callable[[int], None] | None = None,
-        late: bool = False,
-    ) -> None:
-        self.kind = kind
-        self.record = record
-        self.fd = fd  # of an add; -1: the object has none
-        self.late = late  # the removes must be done before it: the same open file is leaving under another name
-        self._close = close  # closes an fd of its own
+    kind: Literal["add", "remove", "update"]
+    record: Record
+    fd: int = -1  # of an add; -1: the object has none
+    close_own: Callable[[int], None] | None = None  # closes an fd of its own
+    late: bool = False  # the removes must be done before it: the same open file is leaving under another name
 
     def close(self) -> None:
         """Close the fd if it is its own: it has been sent, or will not be."""
-        close, self._close = self._close, None
-        if close is not None:
-            close(self.fd)
+        close_own, self.close_own = self.close_own, None
+        if close_own is not None:
+            close_own(self.fd)
 
 
 class Pending:

@@ -21,7 +21,7 @@ from typing import Literal
 
 from gmemd.errors import QmpError, close_fd
 from gmemd.persist.batch import Batch, Operation, Pending
-from gmemd.persist.delivery import Delivery
+from gmemd.persist.delivery import Delivery, file_of
 from gmemd.persist.fdstore import FdStore, File, is_socket
 from gmemd.persist.notify import Notifier
 from gmemd.persist.record import Record
@@ -58,9 +58,8 @@ class Custody:
         self._close = close
         self._seq = registry.state.last_seq
         self._prefix = name_prefix(registry.state)
-        self._reservation = self._prefix + "9" * 12  # as long as any name
         self._pending = Pending()
-        self._delivery = Delivery(registry, notifier, store, reservation=self._reservation, timeout=barrier_timeout)
+        self._delivery = Delivery(registry, notifier, store, timeout=barrier_timeout)
         self._flushing = False
         self._again: Callable[[], Flush] | None = None
         self._due = False  # something is owed, and no later operation needs to wait for it
@@ -102,11 +101,11 @@ class Custody:
     def reserve(self) -> None:
         """Reserve room for one object until add(), which uses it up. QmpError: no room."""
         self.check_writable()
-        self._store.reserve(self._reservation)
+        self._store.reserve()
 
     def release(self) -> None:
         """Cancel a reservation: the object could not be created."""
-        self._store.release(self._reservation)
+        self._store.release()
 
     def check_writable(self) -> None:
         """Raise QmpError while the registry cannot be written; tries once more."""
@@ -140,7 +139,7 @@ class Custody:
         record.st_dev, record.st_ino, record.st_size = status.st_dev, status.st_ino, status.st_size
         record.fd_name = f"{self._prefix}{self._seq}"
         self._store.add_file(record.fd_name, file)
-        return self._note(Operation("add", record, stored, close=None if stored == fd else self._close, late=late))
+        return self._note(Operation("add", record, stored, None if stored == fd else self._close, late))
 
     def _to_store(self, fd: int, file: File, again: Again) -> tuple[int, bool]:
         """The fd to store, and whether the removes must be done before.
@@ -287,8 +286,7 @@ class Custody:
             self._store.account_socket(name)
         else:
             self._store.account(name)
-            status = os.fstat(fd)
-            self._store.add_file(name, (status.st_dev, status.st_ino))
+            self._store.add_file(name, file_of(fd))
 
     def _read_only_words(self) -> str:
         why, path = self._registry.read_only, self._registry.path

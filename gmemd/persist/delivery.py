@@ -18,8 +18,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable, Generator, Iterable
+from typing import Any, Literal
 
 from gmemd.persist.batch import Batch, Operation
 from gmemd.persist.fdstore import FdStore, File, opened_again
@@ -32,14 +32,11 @@ from gmemd.persist.waits import Flush, Wait
 class Delivery:
     """Delivers one batch after the other, and remembers what is owed between them."""
 
-    def __init__(
-        self, registry: Registry, notifier: Notifier, store: FdStore, *, reservation: str, timeout: float
-    ) -> None:
-        """`reservation`: the name under which room is reserved; `timeout`: seconds for each wait."""
+    def __init__(self, registry: Registry, notifier: Notifier, store: FdStore, *, timeout: float) -> None:
+        """`timeout`: seconds for each wait."""
         self._registry = registry
         self._notifier = notifier
         self._store = store
-        self._reservation = reservation
         self._timeout = timeout
         self.owed: set[str] = set()  # names to be removed from the store
         self.owed_rows: set[str] = set()  # ids of objects whose rows an undo could not delete
@@ -55,12 +52,12 @@ class Delivery:
         yield from self._send_adds(batch)
         removals_follow = bool(self.owed) or (bool(batch.removes) and not batch.removed)
         if not removals_follow and batch.sent:
-            yield from self._send_barrier(batch)
+            batch.barrier = yield from self._send(self._notifier.barrier)
         self._write(batch, [] if batch.removed else batch.removes, batch.records)
         batch.committed = True
         if removals_follow:
             yield from self._send_removals(batch)
-            yield from self._send_barrier(batch)
+            batch.barrier = yield from self._send(self._notifier.barrier)
         if batch.barrier >= 0:
             yield from self._wait("readable", batch.barrier)
             self._notifier.check_passed(batch.barrier)
@@ -131,7 +128,7 @@ class Delivery:
         """Release the room reserved for adds that were not sent."""
         for operation in operations:
             if operation.fd >= 0:
-                self._store.release(self._reservation)
+                self._store.release()
                 self._store.drop_file(operation.record.fd_name)
                 operation.close()
 
@@ -155,31 +152,22 @@ class Delivery:
         while batch.unsent:
             operation = batch.unsent.pop()
             name = operation.record.fd_name
-            self._store.release(self._reservation)
+            self._store.release()
             self._store.account(name)
             batch.sent.append(name)
-            while True:
-                try:
-                    self._notifier.store(name, operation.fd)
-                    break
-                except BlockingIOError:
-                    yield from self._wait("writable", self._notifier.fileno())
+            yield from self._send(self._notifier.store, name, operation.fd)
             operation.close()
 
     def _send_removals(self, batch: Batch) -> Flush:
         for name in sorted(self.owed.difference(batch.removals)):
-            while True:
-                try:
-                    self._notifier.remove(name)
-                    break
-                except BlockingIOError:
-                    yield from self._wait("writable", self._notifier.fileno())
+            yield from self._send(self._notifier.remove, name)
             batch.removals.append(name)
 
-    def _send_barrier(self, batch: Batch) -> Flush:
-        while batch.barrier < 0:
+    def _send(self, message: Callable[..., Any], *arguments: Any) -> Generator[Wait, bool, Any]:
+        """Send a message as soon as the manager's queue has room; what the notifier answers."""
+        while True:
             try:
-                batch.barrier = self._notifier.barrier()
+                return message(*arguments)
             except BlockingIOError:
                 yield from self._wait("writable", self._notifier.fileno())
 

@@ -17,6 +17,7 @@ from gmemd.errors import QmpError
 from gmemd.persist.keeping import SPARED, UNLIMITED
 
 NAME_BUDGET = 131_057  # bytes, sum of len(name) + 1 over all fds: MAX_ARG_STRLEN less "LISTEN_FDNAMES="
+_LONGEST = len("m-01234567-999999999999:")  # bytes that a name may take, as restore.py composes it
 
 File = tuple[int, int]  # device and inode
 
@@ -47,8 +48,7 @@ class FdStore:
         self._held: dict[str, int] = {}  # name: number of fds
         self._count = 0
         self._bytes = 0  # of all names in $LISTEN_FDNAMES, each with its colon
-        self._reserved = 0
-        self._reserved_bytes = 0
+        self._reserved = 0  # entries that may still come
         self._files: dict[str, File] = {}  # of the names held or on their way there
         self._names: dict[File, set[str]] = {}  # the inverse
 
@@ -101,8 +101,8 @@ class FdStore:
         """The names under which a file is held, or will be."""
         return frozenset(self._names.get(file, ()))
 
-    def check_room(self, name: str) -> None:
-        """Raise QmpError, naming the setting to raise, when one more entry would be lost."""
+    def reserve(self) -> None:
+        """Reserve room for an entry; QmpError, naming the setting to raise, when it would be lost."""
         room = self.room
         if self._count - len(self.leaving) + self._reserved >= room:
             raise QmpError(
@@ -112,19 +112,13 @@ class FdStore:
                 f"the next start can be given at most {room} file descriptors of objects: "
                 f"raise LimitNOFILE= (it is {self.handed_down}) or delete objects"
             )
-        if self._bytes + self._reserved_bytes + len(name) + 1 > NAME_BUDGET:
+        if self._bytes + (self._reserved + 1) * _LONGEST > NAME_BUDGET:
             raise QmpError("the names of the stored file descriptors would exceed 128 KiB: delete objects")
-
-    def reserve(self, name: str) -> None:
-        """Reserve room for an entry with a name as long as this one."""
-        self.check_room(name)
         self._reserved += 1
-        self._reserved_bytes += len(name) + 1
 
-    def release(self, name: str) -> None:
+    def release(self) -> None:
         """Cancel a reservation."""
         self._reserved -= 1
-        self._reserved_bytes -= len(name) + 1
 
     def crowded(self, names: Iterable[str]) -> bool:
         """Must the leaving entries be gone before these are sent, or would the manager drop them?"""

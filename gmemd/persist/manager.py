@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError, close_fd
 from gmemd.persist.fdstore import FdStore
-from gmemd.persist.keeping import UNLIMITED, Keeping, Unit
+from gmemd.persist.keeping import Keeping, Unit
 from gmemd.persist.nobody import AnyCustody, Nobody
 from gmemd.persist.notify import (
     DEFAULT_LIMIT,
@@ -40,37 +40,21 @@ _STATUS_DELAY = 1.0  # seconds between two STATUS= lines, at least
 class Manager:
     """What was passed at start, and the notifications in the other direction."""
 
-    def __init__(
-        self,
-        notifier: Notifier | None,
-        fds: list[tuple[str, int]],
-        limit: int,
-        watchdog: float | None,
-        keeping: Keeping,
-        given: int = UNLIMITED,
-        runner: int = UNLIMITED,
-    ) -> None:
-        self.keeping = keeping
-        self._given = given  # descriptors that this start could be given
-        self._runner = runner  # descriptors that the container runtime can pass on
-        self._notifier = notifier
-        self._fds = fds
-        self._limit = limit  # entries of the fd store
-        self._watchdog = watchdog  # seconds
-        self._loop: AbstractEventLoop | None = None
-        self._status: Callable[[], str]
-        self._status_due = False
-
-    @classmethod
-    def from_environ(cls, environ: MutableMapping[str, str]) -> Manager:
+    def __init__(self, environ: MutableMapping[str, str]) -> None:
         """Take everything from the environment."""
         keeping = _keeping(environ)
         if keeping.old and "GMEMD_FDSTORE" not in environ:
             keeping = keeping._replace(unit=ask(keeping.name, user=keeping.user))
-        watchdog, fds = watchdog_seconds(environ), listen_fds(environ)
-        limit = store_limit(environ, DEFAULT_LIMIT if keeping.unit is None else keeping.unit.limit)
-        given, runner, notifier = raised_limit(), runner_limit(environ), Notifier.from_environ(environ)
-        return cls(notifier, fds, limit, watchdog, keeping, given, runner)
+        self.keeping = keeping
+        self._watchdog = watchdog_seconds(environ)
+        self._fds = listen_fds(environ)
+        self._limit = store_limit(environ, DEFAULT_LIMIT if keeping.unit is None else keeping.unit.limit)  # entries
+        self._given = raised_limit()  # descriptors that this start could be given
+        self._runner = runner_limit(environ)  # descriptors that the container runtime can pass on
+        self._notifier = Notifier.from_environ(environ)
+        self._loop: AbstractEventLoop | None = None
+        self._status: Callable[[], str]
+        self._status_due = False
 
     def ask(self) -> Unit | None:
         """What systemd reports for this service now; None where it does not answer. Blocks."""

@@ -6,6 +6,7 @@ SQLite has no checksums of its own: each row has one, so that a flipped bit is d
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 from zlib import crc32
 
@@ -19,60 +20,30 @@ COLUMNS = (
 )  # of table objects
 
 
+@dataclass(slots=True)
 class Record:
     """What is recorded about one object. Custody fills in the second group."""
 
-    __slots__ = (
-        *("id", "qom_type", "arguments", "kind", "size"),
-        *("kernel", "owner_uid", "owner_pid", "created", "extra"),
-        *("seq", "fd_name", "st_dev", "st_ino", "st_size"),
-    )
+    id: str
+    qom_type: str
+    arguments: dict[str, Any]  # of object-add, completed; JSON
+    kind: str  # "memfd" | "hugetlb-memfd" | "guest-memfd" | "file" | ..., as named by Kernel.identify
+    size: int  # bytes
+    kernel: str = ""  # name of the Kernel that created it
+    owner_uid: int = -1
+    owner_pid: int = -1
+    created: int = 0  # seconds since 1970, by the clock then
+    extra: dict[str, Any] = field(default_factory=dict)  # JSON, for what later versions add
 
-    def __init__(
-        self,
-        id: str,
-        qom_type: str,
-        arguments: dict[str, Any],
-        kind: str,
-        size: int,
-        kernel: str = "",
-        owner_uid: int = -1,
-        owner_pid: int = -1,
-        created: int = 0,
-        extra: dict[str, Any] | None = None,
-        seq: int = 0,
-        fd_name: str = "",
-        st_dev: int = 0,
-        st_ino: int = 0,
-        st_size: int = 0,
-    ) -> None:
-        self.id = id
-        self.qom_type = qom_type
-        self.arguments = arguments  # of object-add, completed; JSON
-        self.kind = kind  # "memfd" | "hugetlb-memfd" | "guest-memfd" | "file" | ..., as named by Kernel.identify
-        self.size = size  # bytes
-        self.kernel = kernel  # name of the Kernel that created it
-        self.owner_uid = owner_uid
-        self.owner_pid = owner_pid
-        self.created = created  # seconds since 1970, by the clock then
-        self.extra = extra or {}  # JSON, for what later versions add
-
-        self.seq = seq  # order of creation, unique in a registry
-        self.fd_name = fd_name  # in the fd store; "": the object has no fd
-        self.st_dev = st_dev
-        self.st_ino = st_ino
-        self.st_size = st_size  # bytes, when it was stored
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Record) and self.members() == other.members()
-
-    def members(self) -> dict[str, Any]:
-        """All members by name."""
-        return {name: getattr(self, name) for name in self.__slots__}
+    seq: int = 0  # order of creation, unique in a registry
+    fd_name: str = ""  # in the fd store; "": the object has no fd
+    st_dev: int = 0
+    st_ino: int = 0
+    st_size: int = 0  # bytes, when it was stored
 
     def changed(self, **members: Any) -> Record:
         """A copy with other members."""
-        return Record(**self.members() | members)
+        return replace(self, **members)
 
 
 class State(NamedTuple):
@@ -118,11 +89,8 @@ def record_of(row: Row) -> Record:
     id_, seq, qom_type, arguments, kind, size, kernel, uid, pid, created, _, extra, fd_name, file = row[:14]
     try:
         dev, ino, st_size = map(int, file.split())
-        return Record(
-            *(id_, qom_type, json.loads(arguments), kind, int(size)),
-            *(kernel, uid, pid, created, json.loads(extra)),
-            *(seq, fd_name, dev, ino, st_size),
-        )
+        return Record(id_, qom_type, json.loads(arguments), kind, int(size), kernel, uid, pid, created,
+                      json.loads(extra), seq, fd_name, dev, ino, st_size)
     except (ValueError, TypeError, AttributeError) as exc:
         raise Damaged(f"the row of object {id_!r} is not a record") from exc
 

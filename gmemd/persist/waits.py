@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gmemd.errors import QmpError
 
@@ -12,16 +12,15 @@ if TYPE_CHECKING:
     from gmemd.persist.batch import Operation
 
 
-class Wait:
+class Wait(NamedTuple):
     """What a flush waits for; the driver sends True into it when that is ready, False after `timeout`.
 
     A driver that cannot wait throws its OSError in.
     """
 
-    def __init__(self, what: Literal["readable", "writable"], fd: int, timeout: float) -> None:
-        self.what = what
-        self.fd = fd
-        self.timeout = timeout  # seconds
+    what: Literal["readable", "writable"]
+    fd: int
+    timeout: float  # seconds
 
 
 Flush = Generator[Wait, bool, None]

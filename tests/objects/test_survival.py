@@ -104,7 +104,7 @@ def test_the_manager_is_known_by_its_environment(environ: dict[str, str], keepin
     """systemd by its notify socket, and whether it announces the size of its store."""
     found = _keeping(dict(environ))
     assert found._replace(live_update=False, name=keeping.name) == keeping
-    assert Manager.from_environ({}).keeping == Keeping()
+    assert Manager({}).keeping == Keeping()
 
 
 @pytest.mark.parametrize(("text", "name"), [

@@ -6,14 +6,13 @@ import os
 import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
 from gmemd.errors import QmpError
-from gmemd.persist.keeping import Keeping
 from gmemd.persist.manager import Manager
-from gmemd.persist.notify import Notifier
 from gmemd.persist.record import Record, row_of
 from gmemd.persist.registry import Registry
 from gmemd.posix.private import exposed, make_private
@@ -100,8 +99,8 @@ def test_reader_cannot_lock_what_is_private(tmp_path: Path) -> None:
 
 def test_state_directory(tmp_path: Path, stand_in: StandIn, any_umask: int) -> None:
     """All of it that is made is made for this user alone; one that others can write is refused."""
-    notifier = Notifier(stand_in.address)
-    manager = Manager(notifier, [], 9, None, Keeping())
+    manager, opened = Manager({"NOTIFY_SOCKET": stand_in.address, "FDSTORE": "9"}), ExitStack()
+    manager.disturb(lambda notifier: opened.enter_context(closing(notifier)))
     directory = tmp_path / "a" / "b"
     custody = manager.custody("on", str(directory))
     assert custody is not None
@@ -114,7 +113,7 @@ def test_state_directory(tmp_path: Path, stand_in: StandIn, any_umask: int) -> N
     custody = manager.custody("on", str(directory))
     assert custody is not None
     custody.close()
-    notifier.close()
+    opened.close()
 
 
 def test_exposed_looks_at_links_too(tmp_path: Path) -> None:
