@@ -5,7 +5,7 @@ docs/devel/qapi-code-gen of QEMU, "Schema syntax"; rules.py checks the form of e
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from gmemd.qapi.doc import Doc
 from gmemd.qapi.entities import (
@@ -35,21 +35,15 @@ def check_entities(entities: Entities) -> None:
     check.feature_count()
 
 
-def _kind(entity: Definition) -> str:
-    if isinstance(entity, Object):
-        return "union" if entity.tag else "struct"
-    return type(entity).__name__.lower()
-
-
 class _Check:
     def __init__(self, entities: Entities) -> None:
         self._entities = entities
 
     def definition(self, entity: Definition) -> None:
-        label = f"{_kind(entity)} '{entity.name}'"
+        label = f"{entity.kind.lower()} '{entity.name}'"
         _unique((feature.name for feature in entity.features), entity.where, f"{label}: feature")
         if isinstance(entity, Enum):
-            self._values(entity, label)
+            self._parts(entity.values, entity.where, f"{label}: value")
         elif isinstance(entity, Object):
             self._object(entity, label)
         elif isinstance(entity, Alternate):
@@ -82,22 +76,18 @@ class _Check:
             if feature.name in ("deprecated", "unstable"):
                 raise QapiError(where, f"{label}: feature '{feature.name}' is not supported for types")
 
-    # -- enums
-
-    def _values(self, entity: Enum, label: str) -> None:
-        _unique((value.name for value in entity.values), entity.where, f"{label}: value")
-        for value in entity.values:
-            names = (feature.name for feature in value.features)
-            _unique(names, entity.where, f"{label}: value '{value.name}': feature")
+    @staticmethod
+    def _parts(parts: Sequence[Member | EnumValue], where: Where, label: str) -> None:
+        """Refuse members or values of the same name, and features of one."""
+        _unique((part.name for part in parts), where, label)
+        for part in parts:
+            _unique((feature.name for feature in part.features), where, f"{label} '{part.name}': feature")
 
     # -- objects
 
     def _object(self, entity: Object, label: str) -> None:
         members = self._all_members(entity, label, ())
-        _unique((member.name for member in members), entity.where, f"{label}: member")
-        for member in members:
-            names = (feature.name for feature in member.features)
-            _unique(names, entity.where, f"{label}: member '{member.name}': feature")
+        self._parts(members, entity.where, f"{label}: member")
         if entity.tag is not None:
             self._tag(entity, label, members)
             self._branches(entity, label, members)
@@ -217,8 +207,8 @@ class _Check:
         if doc is None:
             return
         members, features = self._described(entity)
-        self._exist(entity, doc, "member", doc.members, members)
-        self._exist(entity, doc, "feature", doc.features, features)
+        self._exist(doc, "member", doc.members, members)
+        self._exist(doc, "feature", doc.features, features)
         for name in features:
             if name not in doc.features:
                 raise QapiError(entity.where, f"{label}: feature '{name}' lacks documentation")
@@ -231,18 +221,16 @@ class _Check:
                 raise QapiError(entity.where, f"{label}: '{name}' lacks documentation")
 
     @staticmethod
-    def _exist(entity: Definition, doc: Doc, what: str, said: Iterable[str], there: Iterable[str]) -> None:
+    def _exist(doc: Doc, what: str, said: Iterable[str], there: Iterable[str]) -> None:
         for name in said:
             if name not in there:
-                where = Where(entity.where.file, doc.lines[f"@{name}"])
-                raise QapiError(where, f"documented {what} '{name}' does not exist")
+                raise QapiError(doc.lines[f"@{name}"], f"documented {what} '{name}' does not exist")
 
     @staticmethod
     def _returns_described(entity: Definition, doc: Doc) -> None:
         for section in ("Returns", "Errors"):
             if section in doc.sections and not isinstance(entity, Command):
-                where = Where(entity.where.file, doc.lines[section])
-                raise QapiError(where, f"'{section}' section is only valid for commands")
+                raise QapiError(doc.lines[section], f"'{section}' section is only valid for commands")
 
     def _described(self, entity: Definition) -> tuple[dict[str, None], dict[str, None]]:
         """Names that the documentation of this definition must describe: members, features."""

@@ -12,16 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-Line = tuple[int, str]  # number in the file, text without the `# ` in front
-
-
-class DocError(Exception):
-    """The documentation is wrong at `line`."""
-
-    def __init__(self, line: int, text: str) -> None:
-        super().__init__(text)
-        self.line = line
-        self.text = text
+from gmemd.qapi.tokens import Line, QapiError, Where
 
 
 @dataclass
@@ -33,7 +24,7 @@ class Doc:
     members: dict[str, str] = field(default_factory=dict)
     features: dict[str, str] = field(default_factory=dict)
     sections: dict[str, str] = field(default_factory=dict)  # by tag, without the colon
-    lines: dict[str, int] = field(default_factory=dict)  # where "@NAME" or a tag is
+    lines: dict[str, Where] = field(default_factory=dict)  # of "@NAME" or a tag
 
     @property
     def summary(self) -> str:
@@ -49,13 +40,13 @@ _REPEATABLE = ("Note", "Notes", "Example", "Examples", "TODO")
 
 
 def parse_doc(lines: Sequence[Line]) -> Doc:
-    """The block made of these lines; DocError where they are wrong."""
+    """The block made of these lines; QapiError where they are wrong."""
     if lines and lines[0][1].startswith("@"):
         return _Definition(lines).parse()
-    for number, text in lines:
+    for where, text in lines:
         entry = _ENTRY.match(text)
         if entry:
-            raise DocError(number, f"'@{entry.group(1)}:' not allowed in free-form documentation")
+            raise QapiError(where, f"'@{entry.group(1)}:' not allowed in free-form documentation")
     return Doc(None, "\n".join(text for _, text in lines).strip())
 
 
@@ -67,11 +58,11 @@ class _Definition:
     """Reads the block of a definition, section by section."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
-        number, first = lines[0]
+        where, first = lines[0]
         if not first.endswith(":"):
-            raise DocError(number, "line should end with ':'")
+            raise QapiError(where, "line should end with ':'")
         if first == "@:":
-            raise DocError(number, "name required after '@'")
+            raise QapiError(where, "name required after '@'")
         self._doc = Doc(first[1:-1])
         self._lines = lines
         self._at = 1
@@ -80,58 +71,58 @@ class _Definition:
 
     def parse(self) -> Doc:
         while self._at < len(self._lines):
-            number, text = self._lines[self._at]
+            where, text = self._lines[self._at]
             if text == "Features:":
-                self._features(number)
+                self._features(where)
             elif _ENTRY.match(text):
                 if self._no_more_members:
-                    raise DocError(number, f"description of '{text.partition(':')[0]}:' follows a section")
+                    raise QapiError(where, f"description of '{text.partition(':')[0]}:' follows a section")
                 self._entries(self._doc.members)
             elif tag := _TAG.match(text):
-                self._section(number, tag)
+                self._section(where, tag)
             elif text.startswith("="):
-                raise DocError(number, "unexpected '=' markup in definition documentation")
+                raise QapiError(where, "unexpected '=' markup in definition documentation")
             else:
                 self._overview.append(text)
                 self._at += 1
         self._doc.text = "\n".join(line.strip() for line in self._overview).strip()
         return self._doc
 
-    def _features(self, number: int) -> None:
+    def _features(self, where: Where) -> None:
         if self._doc.features:
-            raise DocError(number, "duplicated 'Features:' line")
+            raise QapiError(where, "duplicated 'Features:' line")
         self._at += 1
         while self._at < len(self._lines) and not self._lines[self._at][1]:
             self._at += 1
         self._entries(self._doc.features)
         if not self._doc.features:
-            raise DocError(number, "feature descriptions expected")
+            raise QapiError(where, "feature descriptions expected")
         self._no_more_members = True
 
     def _entries(self, into: dict[str, str]) -> None:
         """Read entries as long as one follows the other."""
         while self._at < len(self._lines):
-            number, text = self._lines[self._at]
+            where, text = self._lines[self._at]
             entry = _ENTRY.match(text)
             if not entry:
                 return
             name = entry.group(1)
             if not name:
-                raise DocError(number, "invalid parameter name")
+                raise QapiError(where, "invalid parameter name")
             if name in into:
-                raise DocError(number, f"'{name}' parameter name duplicated")
-            self._doc.lines[f"@{name}"] = number
+                raise QapiError(where, f"'{name}' parameter name duplicated")
+            self._doc.lines[f"@{name}"] = where
             into[name] = self._indented(text[entry.end() :])
 
-    def _section(self, number: int, tag: re.Match[str]) -> None:
+    def _section(self, where: Where, tag: re.Match[str]) -> None:
         name = tag.group(1)
         known = self._doc.sections
         if name in known and name not in _REPEATABLE:
-            raise DocError(number, f"duplicated '{name}' section")
-        self._doc.lines[name] = number
+            raise QapiError(where, f"duplicated '{name}' section")
+        self._doc.lines[name] = where
         text = self._indented(tag.string[tag.end() :])
         if not text and name not in _REPEATABLE:
-            raise DocError(number, f"text required after '{name}:'")
+            raise QapiError(where, f"text required after '{name}:'")
         known[name] = f"{known[name]}\n\n{text}" if name in known else text
         self._no_more_members = True
 
@@ -141,16 +132,16 @@ class _Definition:
         self._at += 1
         least = 0
         while self._at < len(self._lines):
-            number, text = self._lines[self._at]
+            where, text = self._lines[self._at]
             indent = len(text) - len(text.lstrip())
             if text and not indent:
                 if least and texts[-1] and not _begins_section(text):
-                    raise DocError(number, f"unexpected de-indent (expected at least {least} spaces)")
+                    raise QapiError(where, f"unexpected de-indent (expected at least {least} spaces)")
                 break
             if text:
                 least = least or indent
                 if indent < least:
-                    raise DocError(number, f"unexpected de-indent (expected at least {least} spaces)")
+                    raise QapiError(where, f"unexpected de-indent (expected at least {least} spaces)")
             texts.append(text.strip())
             self._at += 1
         return "\n".join(texts).strip()

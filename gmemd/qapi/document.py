@@ -34,18 +34,11 @@ NO_MEMBERS: Final = "Nothing"
 
 _INTEGERS: Final = {
     # As on the wire: QEMU accepts -2^63 .. 2^64-1 for 64 bits unsigned, and wraps negative values.
-    "size": (-(1 << 63), (1 << 64) - 1),
-    "uint64": (-(1 << 63), (1 << 64) - 1),
-    "uint32": (0, (1 << 32) - 1),
-    "uint16": (0, (1 << 16) - 1),
-    "uint8": (0, (1 << 8) - 1),
+    **dict.fromkeys(("size", "uint64"), (-(1 << 63), (1 << 64) - 1)),
+    **{f"uint{bits}": (0, (1 << bits) - 1) for bits in (8, 16, 32)},
+    **{f"int{bits}": (-(1 << bits - 1), (1 << bits - 1) - 1) for bits in (8, 16, 32, 64)},
     "int": (-(1 << 63), (1 << 63) - 1),
-    "int64": (-(1 << 63), (1 << 63) - 1),
-    "int32": (-(1 << 31), (1 << 31) - 1),
-    "int16": (-(1 << 15), (1 << 15) - 1),
-    "int8": (-(1 << 7), (1 << 7) - 1),
 }
-_JSON_TYPES: Final = {"str": "string", "number": "number", "bool": "boolean", "null": "null"}
 
 
 def json_schema(entities: Entities, *, title: str = "QMP command") -> dict[str, Any]:
@@ -94,8 +87,7 @@ class _Writer:
         return {"if": {"properties": {"execute": {"const": name}}}, "then": then}
 
     def _command(self, command: Command) -> dict[str, Any]:
-        entry: dict[str, Any] = {"doc": command.doc.summary if command.doc else ""}
-        entry["arguments"] = self._arguments(command)
+        entry: dict[str, Any] = {"doc": command.summary, "arguments": self._arguments(command)}
         if command.returns is not None:
             entry["returns"] = self._reference(command.returns)
         if command.allow_oob:
@@ -105,9 +97,7 @@ class _Writer:
         return entry | _features(command.features)
 
     def _event(self, event: Event) -> dict[str, Any]:
-        entry: dict[str, Any] = {"doc": event.doc.summary if event.doc else ""}
-        entry["data"] = self._arguments(event)
-        return entry | _features(event.features)
+        return {"doc": event.summary, "data": self._arguments(event)} | _features(event.features)
 
     def _arguments(self, owner: Command | Event) -> str:
         """The name in $defs of what the arguments or data must be."""
@@ -146,7 +136,7 @@ class _Writer:
             schema = self._union(kind)
         else:
             schema = self._flat(kind, None, kind.name)
-        self._defs[kind.name] = _doc(kind.doc.summary if kind.doc else None) | schema
+        self._defs[kind.name] = _doc(kind.summary) | schema
 
     def _union(self, kind: Object) -> dict[str, Any]:
         assert kind.tag is not None
@@ -203,9 +193,7 @@ def _builtin(name: str) -> dict[str, Any]:
     if name in _INTEGERS:
         low, high = _INTEGERS[name]
         return {"type": "integer", "minimum": low, "maximum": high, "x-qapi": name}
-    if name in _JSON_TYPES:
-        return {"type": _JSON_TYPES[name], "x-qapi": name}
-    return {"x-qapi": name}  # any
+    return ({} if name == "any" else {"type": BUILTINS[name]}) | {"x-qapi": name}
 
 
 def _enum(kind: Enum) -> dict[str, Any]:

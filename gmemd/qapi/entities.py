@@ -11,32 +11,13 @@ from typing import Any, Final
 from gmemd.qapi.doc import Doc
 from gmemd.qapi.tokens import Pragma, Where
 
-
-class _Missing:
-    def __repr__(self) -> str:
-        return "MISSING"
-
-
-MISSING: Final = _Missing()
+MISSING: Final = object()
 Condition = str | dict[str, Any] | None
 
 # name: JSON type
 BUILTINS: Final = {
-    "str": "string",
-    "number": "number",
-    "int": "int",
-    "int8": "int",
-    "int16": "int",
-    "int32": "int",
-    "int64": "int",
-    "uint8": "int",
-    "uint16": "int",
-    "uint32": "int",
-    "uint64": "int",
-    "size": "int",
-    "bool": "boolean",
-    "any": "value",
-    "null": "null",
+    **{"str": "string", "number": "number", "bool": "boolean", "any": "value", "null": "null"},
+    **dict.fromkeys(("int", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "size"), "int"),
 }
 
 
@@ -104,11 +85,20 @@ class Definition:
     features: tuple[Feature, ...] = ()
     doc: Doc | None = None
 
+    @property
+    def kind(self) -> str:
+        """What it is, for people."""
+        return type(self).__name__
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of its documentation."""
+        return self.doc.summary if self.doc else ""
+
 
 @dataclass(frozen=True)
 class Enum(Definition):
     values: tuple[EnumValue, ...] = ()
-    prefix: str | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +110,10 @@ class Object(Definition):
     tag: str | None = None
     branches: tuple[Branch, ...] = ()
     implicit: bool = False
+
+    @property
+    def kind(self) -> str:
+        return "Union" if self.tag else "Struct"
 
 
 @dataclass(frozen=True)

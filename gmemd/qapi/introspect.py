@@ -84,12 +84,9 @@ class _Introspection:
 
     def _use(self, reference: str) -> str:
         kind = self._entities.type(reference)
-        if isinstance(kind, Builtin) and kind.json_type == "int":
-            kind = self._entities.type("int")
-        elif isinstance(kind, Array):
-            element = self._entities.type(kind.element)
-            if isinstance(element, Builtin) and element.json_type == "int":
-                kind = self._entities.type("[int]")
+        element = self._entities.type(kind.element) if isinstance(kind, Array) else kind
+        if isinstance(element, Builtin) and element.json_type == "int":
+            kind = self._entities.type("int" if element is kind else "[int]")
         self._used.setdefault(kind.name, kind)
         if isinstance(kind, Builtin):
             return kind.name

@@ -63,74 +63,61 @@ class _Builder:
         self._types: dict[str, Builtin | Enum | Object | Alternate] = {name: Builtin(name, json_type)
                                                                        for name, json_type in BUILTINS.items()}
         qtypes = ("none", "qnull", "qnum", "qstring", "qdict", "qlist", "qbool")
-        self._types["QType"] = Enum("QType", builtin, "", values=tuple(map(EnumValue, qtypes)), prefix="QTYPE")
+        self._types["QType"] = Enum("QType", builtin, "", values=tuple(map(EnumValue, qtypes)))
         self._types[EMPTY] = Object(EMPTY, builtin, "", implicit=True)
         self._defined: dict[str, Where] = dict.fromkeys(self._types, builtin)
-        self._all: list[Definition] = []
 
     def build(self) -> Entities:
-        for expression in self._source.expressions:
-            self._all.append(self._definition(expression))
+        made = [self._definition(expression) for expression in self._source.expressions]
         rank = {module: index for index, module in enumerate(self._source.modules)}
-        visited = sorted(self._all, key=lambda entity: rank[entity.module])
+        visited = sorted(made, key=lambda entity: rank[entity.module])
         return Entities(self._source.pragma, self._types,
                         {entity.name: entity for entity in visited if isinstance(entity, Command)},
                         {entity.name: entity for entity in visited if isinstance(entity, Event)}, visited,
                         self._source.free_docs, self._source.modules)
 
-    def _claim(self, name: str, where: Where) -> None:
+    def _definition(self, expression: Expression) -> Definition:
+        kind, value, where = kind_of(expression), expression.value, expression.where
+        name = value[kind]
         if name in self._defined:
             raise QapiError(where, f"'{name}' is already defined at {self._defined[name]}")
         self._defined[name] = where
-
-    def _definition(self, expression: Expression) -> Definition:
-        kind = kind_of(expression)
-        value = expression.value
-        name = value[kind]
-        self._claim(name, expression.where)
-        common = {"name": name, "where": expression.where, "module": expression.module, "condition": value.get("if"),
-                  "features": _features(value), "doc": expression.doc}
-        made: Definition = getattr(self, "_" + kind)(common, value, expression)
+        made = self._made(kind, expression, {
+            "name": name, "where": where, "module": expression.module, "condition": value.get("if"),
+            "features": _features(value), "doc": expression.doc})
         if isinstance(made, Enum | Object | Alternate):
             self._types[name] = made
         return made
 
-    def _enum(self, common: dict[str, Any], value: dict[str, Any], expression: Expression) -> Enum:
-        described = expression.doc.members if expression.doc else {}
-        values = tuple(EnumValue(item["name"], item.get("if"), _features(item), described.get(item["name"]))
-                       for item in value["data"])
-        return Enum(**common, values=values, prefix=value.get("prefix"))
-
-    def _struct(self, common: dict[str, Any], value: dict[str, Any], expression: Expression) -> Object:
-        members = _members(value["data"], expression)
-        return Object(**common, base=value.get("base"), members=members)
-
-    def _union(self, common: dict[str, Any], value: dict[str, Any], expression: Expression) -> Object:
-        base = value["base"]
-        if isinstance(base, dict):
-            base = self._implicit(expression, "base", base, common)
-        return Object(**common, base=base, tag=value["discriminator"], branches=_branches(value["data"]))
-
-    def _alternate(self, common: dict[str, Any], value: dict[str, Any], expression: Expression) -> Alternate:
-        return Alternate(**common, branches=_branches(value["data"]))
-
-    def _command(self, common: dict[str, Any], value: dict[str, Any], expression: Expression) -> Command:
+    def _made(self, kind: str, expression: Expression, common: dict[str, Any]) -> Definition:
+        """The definition; `common` is what those of all kinds have."""
+        value = expression.value
+        data: Any = value.get("data")
+        match kind:
+            case "enum":
+                return Enum(**common, values=_values(data, expression))
+            case "struct":
+                return Object(**common, base=value.get("base"), members=_members(data, expression))
+            case "union":
+                base = self._named("base", value["base"], expression, common)
+                return Object(**common, base=base, tag=value["discriminator"], branches=_branches(data))
+            case "alternate":
+                return Alternate(**common, branches=_branches(data))
+        arg, boxed = self._named("arg", data, expression, common), value.get("boxed", False)
+        if kind == "event":
+            return Event(**common, arg=arg, boxed=boxed)
         returns = value.get("returns")
-        return Command(**common, arg=self._arg(expression, value, common),
-                       returns=None if returns is None else _reference(returns), boxed=value.get("boxed", False),
+        return Command(**common, arg=arg, returns=None if returns is None else _reference(returns), boxed=boxed,
                        allow_oob=value.get("allow-oob", False), gen=value.get("gen", True),
                        reads_only=value.get("reads-only", False))
 
-    def _event(self, common: dict[str, Any], value: dict[str, Any], expression: Expression) -> Event:
-        return Event(**common, arg=self._arg(expression, value, common), boxed=value.get("boxed", False))
-
-    def _arg(self, expression: Expression, value: dict[str, Any], common: dict[str, Any]) -> str | None:
-        data = value.get("data")
-        if isinstance(data, dict):
-            return self._implicit(expression, "arg", data, common) if data else None
-        return data
-
-    def _implicit(self, expression: Expression, role: str, data: dict[str, Any], common: dict[str, Any]) -> str:
+    def _named(self, role: str, data: Any, expression: Expression, common: dict[str, Any]) -> str | None:
+        """The name of a type that may be written inside the definition; None: there is none, or it has no members."""
+        if not isinstance(data, dict):
+            name: str | None = data
+            return name
+        if not data:
+            return None
         name = f"q_obj_{common['name']}-{role}"
         inner = {**common, "name": name, "features": ()}
         self._types[name] = Object(**inner, members=_members(data, expression), implicit=True)
@@ -143,6 +130,12 @@ def _features(value: dict[str, Any]) -> tuple[Feature, ...]:
 
 def _reference(value: str | list[str]) -> str:
     return f"[{value[0]}]" if isinstance(value, list) else value
+
+
+def _values(data: list[dict[str, Any]], expression: Expression) -> tuple[EnumValue, ...]:
+    described = expression.doc.members if expression.doc else {}
+    return tuple(EnumValue(item["name"], item.get("if"), _features(item), described.get(item["name"]))
+                 for item in data)
 
 
 def _members(data: dict[str, Any], expression: Expression) -> tuple[Member, ...]:

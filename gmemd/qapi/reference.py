@@ -56,7 +56,7 @@ class _Page:
             yield from (rest, "")
 
     def _entity(self, entity: Definition) -> Iterator[str]:
-        yield from (f"### {_kind(entity)} `{entity.name}`", "")
+        yield from (f"### {entity.kind} `{entity.name}`", "")
         if entity.doc and entity.doc.text:
             yield from (entity.doc.text, "")
         if isinstance(entity, Enum):
@@ -116,7 +116,7 @@ class _Page:
         kind = self._entities.types[reference]
         if not isinstance(kind, Definition):
             return f"`{reference}`"
-        return f"[`{reference}`](#{_kind(kind).lower()}-{reference.lower()})"
+        return f"[`{reference}`](#{kind.kind.lower()}-{reference.lower()})"
 
     def _rest(self, entity: Definition) -> Iterator[str]:
         sections = entity.doc.sections if entity.doc else {}
@@ -133,12 +133,6 @@ class _Page:
             yield from (f"Feature `{feature.name}`: {_cell(text)}.", "")
         if "Since" in sections:
             yield from (f"Since {_cell(sections['Since'])}.", "")
-
-
-def _kind(entity: Definition) -> str:
-    if isinstance(entity, Object):
-        return "Union" if entity.tag else "Struct"
-    return type(entity).__name__
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

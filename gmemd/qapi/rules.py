@@ -34,8 +34,10 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     ),
     "event": ("data", "boxed", "if", "features"),
 }
-_ONLY_FALSE = ("gen", "success-response")
-_ONLY_TRUE = ("boxed", "allow-oob", "allow-preconfig", "coroutine", "reads-only")
+_FLAGS = {  # name: the one value it may have
+    **dict.fromkeys(("gen", "success-response"), False),
+    **dict.fromkeys(("boxed", "allow-oob", "allow-preconfig", "coroutine", "reads-only"), True),
+}
 _EXTENSION_KEYS = ("default", "accepts-bool", "qom")
 
 _NAME = re.compile(r"(?:__[a-z0-9.-]+_)?(?:x-)?([a-z][a-z0-9_-]*)", re.IGNORECASE)
@@ -57,8 +59,7 @@ def kind_of(expression: Expression) -> str:
 
 def check_expression(expression: Expression, pragma: Pragma) -> None:
     """Raise QapiError if the expression is malformed; expand its short forms."""
-    kind = kind_of(expression)
-    _Check(expression, kind, pragma).run()
+    _Check(expression, kind_of(expression), pragma).run()
 
 
 class _Check:
@@ -122,7 +123,8 @@ class _Check:
 
     # -- common to several kinds
 
-    def _keys(self, value: dict[str, Any], mandatory: tuple[str, ...], optional: tuple[str, ...], what: str) -> None:
+    def _keys(self, value: Any, mandatory: tuple[str, ...], optional: tuple[str, ...], what: str) -> None:
+        self._object_value(value, what)
         for key in mandatory:
             if key not in value:
                 raise self.fail(f"{what} misses key '{key}'")
@@ -131,12 +133,9 @@ class _Check:
                 raise self.fail(f"{what} has unknown key '{key}'")
 
     def _flags(self) -> None:
-        for key in _ONLY_FALSE:
-            if key in self._value and self._value[key] is not False:
-                raise self.fail(f"flag '{key}' may only use false value")
-        for key in _ONLY_TRUE:
-            if key in self._value and self._value[key] is not True:
-                raise self.fail(f"flag '{key}' may only use true value")
+        for key, only in _FLAGS.items():
+            if self._value.get(key, only) is not only:
+                raise self.fail(f"flag '{key}' may only use {str(only).lower()} value")
         if "allow-oob" in self._value and "coroutine" in self._value:
             raise self.fail("flags 'allow-oob' and 'coroutine' are incompatible")
 
@@ -173,7 +172,6 @@ class _Check:
         value["features"] = features = [_spell(item, "name") for item in value["features"]]
         for feature in features:
             label = f"'features' member of {what}"
-            self._object_value(feature, label)
             self._keys(feature, ("name",), ("if",), label)
             self._lower(feature["name"], label)
             self._condition(feature, label)
@@ -205,13 +203,11 @@ class _Check:
             if c_name(name) == "u" or c_name(name).startswith("has_"):
                 raise self.fail(f"{label} uses reserved name")
             members[key] = member = _spell(members[key], "type")
-            self._object_value(member, label)
             self._keys(member, ("type",), ("if", "features", *extra), label)
             self._condition(member, label)
             self._features(member, label)
             self._type(member["type"], label)
             if "qom" in member:
-                self._object_value(member["qom"], f"'qom' of {label}")
                 self._keys(member["qom"], (), ("type", "description"), f"'qom' of {label}")
 
     # -- the kinds
@@ -225,7 +221,6 @@ class _Check:
         permissive = self._name in self._pragma.member_name_exceptions
         self._value["data"] = values = [_spell(item, "name") for item in values]
         for value in values:
-            self._object_value(value, "'data' member")
             self._keys(value, ("name",), ("if", "features"), "'data' member")
             name = value["name"]
             label = f"'data' member '{name}'"
@@ -265,7 +260,6 @@ class _Check:
             if not union:  # a union's branches are named by its enum
                 self._lower(key, label)
             branches[key] = branch = _spell(branches[key], "type")
-            self._object_value(branch, label)
             self._keys(branch, ("type",), optional, label)
             self._condition(branch, label)
             self._type(branch["type"], label, array=array)
@@ -286,8 +280,7 @@ class _Check:
         if self._value.get("returns") is not None:
             self._type(self._value["returns"], "'returns'")
 
-    def _event(self) -> None:
-        self._arguments()
+    _event = _arguments
 
 
 def _spell(value: Any, key: str) -> Any:

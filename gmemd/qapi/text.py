@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gmemd.qapi.doc import Doc, DocError, parse_doc
+from gmemd.qapi.doc import Doc, parse_doc
 from gmemd.qapi.tokens import Pragma, QapiError, Tokens, Where
 
 
@@ -54,7 +54,7 @@ class _File:
             where = Where(self._shown, tokens.line)
             if tokens.kind == "##":
                 self._unused(doc)
-                doc = (where, self._doc(where))
+                doc = (where, parse_doc(tokens.take_doc()))
                 if doc[1].symbol is None:
                     self._source.free_docs.append((self._shown, doc[1]))
                 continue
@@ -71,12 +71,6 @@ class _File:
                 self._define(value, where, doc)
             doc = None
         self._unused(doc)
-
-    def _doc(self, where: Where) -> Doc:
-        try:
-            return parse_doc(self._tokens.take_doc())
-        except DocError as error:
-            raise QapiError(Where(where.file, error.line), error.text) from None
 
     @staticmethod
     def _unused(doc: tuple[Where, Doc] | None) -> None:

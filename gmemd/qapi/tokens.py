@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from gmemd.qapi.doc import Line
-
 
 @dataclass(frozen=True)
 class Where:
@@ -18,6 +16,9 @@ class Where:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
+
+
+Line = tuple[Where, str]  # of documentation: its place, its text without the `# ` in front
 
 
 class QapiError(Exception):
@@ -139,7 +140,7 @@ class Tokens:
         return string
 
     def take_doc(self) -> list[Line]:
-        """The lines between two `##` with their numbers; the position is then after them."""
+        """The lines between two `##`; the position is then after them."""
         lines: list[Line] = []
         end = self._text.index("\n", self._at)
         if self._text[self._at : end].rstrip() != "##":
@@ -160,7 +161,7 @@ class Tokens:
                 break
             if line[1:2] not in ("", " "):
                 self.fail("missing space after #")
-            lines.append((self.line, line[2:].rstrip()))
+            lines.append((Where(self._file, self.line), line[2:].rstrip()))
         self._at = end
         self.next()
         return lines
