@@ -6,7 +6,7 @@ import os
 import socket
 
 from gmemd.posix.private import exposed
-from gmemd.posix.sockets import Identity, bind, identity, remove_own, taking
+from gmemd.posix.sockets import Identity, identity, listen_unix, remove_own
 
 BACKLOG = 4096  # as systemd's default
 
@@ -38,23 +38,10 @@ class Listening:
 
 def listen_on(path: str, mode: int, group: str) -> socket.socket:
     """A listening stream socket at `path`; a dead predecessor's socket is replaced. OSError."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with taking(path):
-            bind(listener, path, mode)
-            if group:
-                import grp  # rarely needed
-
-                os.chown(path, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid)
-            os.chmod(path, mode)
-            listener.listen(BACKLOG)
+        return listen_unix(path, mode, BACKLOG, group)
     except OSError as exc:
-        listener.close()
         raise OSError(f"cannot listen on '{path}': {exc.strerror or exc}") from exc
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 def _check_place(path: str) -> None:

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable
 
 from gmemd.keeper.launch import log
-from gmemd.posix.sockets import Identity, identity, remove_own, taking
+from gmemd.posix.sockets import Identity, bind, identity, remove_own, taking
 
 MESSAGE_MAX = 4096  # bytes, as systemd's NOTIFY_BUFFER_MAX: a longer one is ignored with its fds
 RIGHTS_MAX = 253  # fds per message, the kernel's SCM_MAX_FD
@@ -34,18 +34,15 @@ class Mailbox:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._path = path
         self._own: Identity | None = None
-        umask = os.umask(0o177)
         try:
             with taking(path) if path else contextlib.nullcontext():
-                self._socket.bind(path)
+                bind(self._socket, path, 0o600)
                 self._own = identity(path)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         except BaseException:
             self.close()
             raise
-        finally:
-            os.umask(umask)
         name = self._socket.getsockname()
         self.address = name if isinstance(name, str) else "@" + name[1:].decode()  # for $NOTIFY_SOCKET
 

@@ -14,7 +14,8 @@ def noted(numbers: tuple[int, ...]) -> Iterator[int]:
     woken, waker = os.pipe()
     os.set_blocking(waker, False)
     old_waker = signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
-    old_handlers = {number: signal.signal(number, _nothing) for number in numbers}
+    # a handler must exist for the number to be written
+    old_handlers = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
         yield woken
     finally:
@@ -23,7 +24,3 @@ def noted(numbers: tuple[int, ...]) -> Iterator[int]:
             signal.signal(number, handler)
         os.close(woken)
         os.close(waker)
-
-
-def _nothing(number: int, frame: object) -> None:
-    """Do nothing: a handler must exist for the number to be written."""

@@ -19,8 +19,10 @@ PROC = "/proc"
 OVERHEAD_SHIFT = 8
 
 _MACHINE = ("MemAvailable:", "MemTotal:")
-_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-_V2 = ("memory.max", "memory.current", "")
+# The files with a cgroup's limit and usage, and what of its memory.stat counts.
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes",
+       "total_inactive_file", "total_active_file", "total_dirty", "total_writeback")
+_V2 = ("memory.max", "memory.current", "inactive_file", "active_file", "file_dirty", "file_writeback")
 
 
 class Headroom(NamedTuple):
@@ -102,38 +104,29 @@ class HeadroomReader:
         return Headroom(available, total, "the machine")
 
 
-class Cgroup:
+class Cgroup(NamedTuple):
     """One memory cgroup, version 1 or 2, that may have a limit."""
 
-    def __init__(self, directory: str, path: str, names: tuple[str, str, str]) -> None:
-        self._path = path
-        self._limit, self._usage = f"{directory}/{names[0]}", f"{directory}/{names[1]}"
-        self._stat, self._prefix = f"{directory}/memory.stat", names[2]
+    directory: str
+    path: str
+    names: tuple[str, ...]  # _V1 or _V2
 
     def read(self) -> Headroom | None:
         """Its headroom; None when it has no limit (or is gone: then it limits nothing)."""
         try:
-            limit = _read(self._limit).strip()
+            limit = _read(f"{self.directory}/{self.names[0]}").strip()
             if limit == "max" or int(limit) >= 1 << 62:  # v1 writes "none" as the last page below 2^63
                 return None
-            used = int(_read(self._usage)) - self._reclaimable()
+            used = int(_read(f"{self.directory}/{self.names[1]}")) - self._reclaimable()
         except FileNotFoundError:
             return None
-        return Headroom(max(0, int(limit) - used), int(limit), f"the cgroup {self._path}")
+        return Headroom(max(0, int(limit) - used), int(limit), f"the cgroup {self.path}")
 
     def _reclaimable(self) -> int:
         """The bytes of clean file cache, which is reclaimed before anything is killed (no memfd is in it)."""
-        stat = _table(_read(self._stat))
-        names = {"inactive_file": 1, "active_file": 1, self._dirty: -1, self._writeback: -1}
-        return max(0, sum(sign * stat.get(self._prefix + name, 0) for name, sign in names.items()))
-
-    @property
-    def _dirty(self) -> str:
-        return "dirty" if self._prefix else "file_dirty"
-
-    @property
-    def _writeback(self) -> str:
-        return "writeback" if self._prefix else "file_writeback"
+        stat = _table(_read(f"{self.directory}/memory.stat"))
+        inactive, active, dirty, writeback = [stat.get(name, 0) for name in self.names[2:]]
+        return max(0, inactive + active - dirty - writeback)
 
 
 def find_cgroups(proc: str) -> list[Cgroup]:
@@ -164,7 +157,7 @@ def _mounts(mountinfo: Iterable[str]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _ancestry(mount: tuple[str, str] | None, path: str, names: tuple[str, str, str]) -> list[Cgroup]:
+def _ancestry(mount: tuple[str, str] | None, path: str, names: tuple[str, ...]) -> list[Cgroup]:
     if mount is None:
         return []
     root, point = mount

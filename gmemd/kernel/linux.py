@@ -112,7 +112,8 @@ class LinuxKernel(Kernel):
                 step = "measured"
                 if residency.resident(fd) != PAGE_SIZE:
                     raise Unsupported("the pages of guest_memfd are not counted")
-                return _converts(fd), syscalls.filesystem(fd)[0] == uapi.GUEST_MEMFD_MAGIC
+                converts = outcome(lambda: _convert_nothing(fd)) != "ENOTTY"
+                return converts, syscalls.filesystem(fd)[0] == uapi.GUEST_MEMFD_MAGIC
             finally:
                 os.close(fd)
         except OSError as exc:
@@ -187,10 +188,6 @@ def _legal_flags(vm: int) -> int:
     return flags
 
 
-def _converts(fd: int) -> bool:
-    """Whether the proposed conversion ioctl exists; a request of zeros does nothing."""
-    return outcome(lambda: _convert_nothing(fd)) != "ENOTTY"
-
-
 def _convert_nothing(fd: int) -> None:
+    """Show whether the proposed conversion ioctl exists: a request of zeros does nothing."""
     fcntl.ioctl(fd, uapi.KVM_SET_MEMORY_ATTRIBUTES2, bytearray(uapi.KVM_SET_MEMORY_ATTRIBUTES2_SIZE), True)

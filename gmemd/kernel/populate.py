@@ -124,9 +124,11 @@ class Population:
         count, self.step = shared_among(self._size, threads, max(unit, UNIT), cpus)
         try:
             for _ in range(count - 1):
-                _start(self._work, placed)  # one without memory to start with never starts: do not wait for it
+                start_new_thread(self._work, (placed,))  # do not wait for one without memory to start with
             self._work(placed)
-        except BaseException as exc:  # no thread available, or a signal: the others stop at their next step
+        except RuntimeError:  # no thread available: the only error of pthread_create(3)
+            self._fail(refuse(errno.EAGAIN))
+        except BaseException as exc:  # a signal: the others stop at their next step
             self._fail(exc)
         with self._lock:
             self._over = True
@@ -175,13 +177,6 @@ class Population:
             self._done += size
             if self._progress is not None:
                 self._progress(self._done)
-
-
-def _start(function: Callable[[Placed], None], placed: Placed) -> None:
-    try:
-        start_new_thread(function, (placed,))
-    except RuntimeError as exc:  # the only error of pthread_create(3)
-        raise refuse(errno.EAGAIN) from exc
 
 
 def without(ranges: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:

@@ -28,9 +28,6 @@ _mmap.restype = ctypes.c_void_p
 _munmap = _libc.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
-_madvise = _libc.madvise
-_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-
 _fstatfs = _libc.fstatfs
 _fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 
@@ -120,12 +117,6 @@ def mincore(fd: int, offset: int, size: int) -> bytes:
             if failure.errno != errno.EAGAIN:
                 raise failure
     return vector.raw
-
-
-def madvise(address: int, size: int, advice: int) -> None:
-    """Advise; MADV_POPULATE_* fail with EFAULT where an access would be SIGBUS."""
-    if _madvise(address, size, advice):
-        raise _failure()
 
 
 def _mempolicy_number(index: int) -> int:

@@ -132,15 +132,13 @@ def _by_mapping(fd: int, offset: int, size: int) -> Iterator[memoryview]:
                 yield view
             else:  # some of it is private: page by page
                 for page in range(0, count, PAGE_SIZE):
-                    yield view[page:page + PAGE_SIZE] if _touchable(window, page) else memoryview(bytes(PAGE_SIZE))
+                    yield view[page:page + PAGE_SIZE] if _touchable(window, page, PAGE_SIZE) else _ZEROS[:PAGE_SIZE]
 
 
-def _touchable(window: mmap.mmap, page: int | None = None) -> bool:
+def _touchable(window: mmap.mmap, *part: int) -> bool:
+    """Whether all of a window, or of a part of it (offset, bytes), may be touched."""
     try:
-        if page is None:
-            window.madvise(uapi.MADV_POPULATE_READ)
-        else:
-            window.madvise(uapi.MADV_POPULATE_READ, page, PAGE_SIZE)
+        window.madvise(uapi.MADV_POPULATE_READ, *part)
     except OSError as exc:
         if exc.errno != errno.EFAULT:
             raise
@@ -156,7 +154,7 @@ def _wipe(fd: int, offset: int, size: int) -> None:
                 window[:] = bytes(count)
                 continue
             for page in range(0, count, PAGE_SIZE):
-                if _touchable(window, page):
+                if _touchable(window, page, PAGE_SIZE):
                     window[page:page + PAGE_SIZE] = bytes(PAGE_SIZE)
 
 

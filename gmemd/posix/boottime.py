@@ -16,31 +16,16 @@ def now() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-class _Wall:
-    """When the machine booted by the wall clock; stays the same while the clock is only adjusted."""
-
-    def __init__(self) -> None:
-        self._booted = self._ask()
-
-    @staticmethod
-    def _ask() -> float:
-        return round(time.time() - now())
-
-    @property
-    def booted(self) -> float:
-        """Seconds since 1970."""
-        asked = self._ask()
-        if abs(asked - self._booted) >= _STEP:
-            self._booted = asked
-        return self._booted
-
-
-_WALL: Final = _Wall()
+_booted = float("-inf")  # seconds since 1970; stays the same while the wall clock is only adjusted
 
 
 def on_the_wall(moment: float) -> float:
     """The same moment in seconds since 1970, as the wall clock counts now."""
-    return _WALL.booted + moment
+    global _booted
+    booted = round(time.time() - now())
+    if abs(booted - _booted) >= _STEP:
+        _booted = booted
+    return _booted + moment
 
 
 def from_record(moment: float | None, wall: float) -> float:

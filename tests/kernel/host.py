@@ -56,6 +56,14 @@ def mapped(fd: int, size: int, offset: int = 0, flags: int = uapi.MAP_SHARED, pr
         yield address
 
 
+def madvise(address: int, size: int, advice: int) -> None:
+    """Call madvise(2); MADV_POPULATE_* answer EFAULT where a touch would be SIGBUS."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), advice):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
 def fill(address: int, byte: int, size: int) -> None:
     """Write bytes of one value to memory."""
     ctypes.memset(address, byte, size)

@@ -166,7 +166,7 @@ def test_private_pages_fault(make: Make) -> None:
         assert signal_of(lambda: host.fill(address, 0xAA, PAGE_SIZE)) == signal.SIGBUS
         assert signal_of(lambda: look(address)) == signal.SIGBUS
         for advice in (uapi.MADV_POPULATE_READ, uapi.MADV_POPULATE_WRITE):
-            assert errno_of(syscalls.madvise, address, PAGE_SIZE, advice) == errno.EFAULT
+            assert errno_of(host.madvise, address, PAGE_SIZE, advice) == errno.EFAULT
 
 
 @item(19, 20, 21, 22)
@@ -201,7 +201,7 @@ def test_huge_alignment_and_advice_are_accepted(make: Make) -> None:
     with syscalls.mapped(2 * PMD, uapi.PROT_NONE, private, -1) as room:
         aligned = -(-room // PMD) * PMD
         host.map_over(aligned, PMD, fd)
-        syscalls.madvise(aligned, PMD, host.MADV_HUGEPAGE)
+        host.madvise(aligned, PMD, host.MADV_HUGEPAGE)
         host.fill(aligned, 0xAA, PMD)
         assert look(aligned + PMD - 1) == b"\xaa"
 
@@ -212,7 +212,7 @@ def test_nothing_collapses(make: Make) -> None:
     fd = make(PMD)
     with mapped(fd, PMD) as address:
         host.fill(address, 0xAA, PMD)
-        assert errno_of(syscalls.madvise, address, PMD, host.MADV_COLLAPSE) == errno.EINVAL
+        assert errno_of(host.madvise, address, PMD, host.MADV_COLLAPSE) == errno.EINVAL
         assert look(address) == b"\xaa"
 
 
@@ -222,7 +222,7 @@ def test_dontneed_keeps_the_page(make: Make) -> None:
     fd = make(PAGE_SIZE)
     with mapped(fd, PAGE_SIZE) as address:
         host.fill(address, 0xAA, PAGE_SIZE)
-        syscalls.madvise(address, PAGE_SIZE, mmap.MADV_DONTNEED)
+        host.madvise(address, PAGE_SIZE, mmap.MADV_DONTNEED)
         assert look(address, PAGE_SIZE) == b"\xaa" * PAGE_SIZE
 
 
