@@ -7,22 +7,23 @@ running daemon watches it through a pidfd; after a restart the two numbers ident
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from gmemd.processes.identity import start_time
 
 
+@dataclass(eq=False)
 class Lease:
     """The terms. `end` stops waiting for the holder's end, or for the object's deletion after it."""
 
-    def __init__(self, pid: int, start: int, uid: int, policy: str, delete_after: int = 0) -> None:
-        self.pid = pid
-        self.start = start  # clock ticks since boot
-        self.uid = uid
-        self.policy = policy  # "keep" or "delete": what happens to the object
-        self.delete_after = delete_after  # seconds
-        self.orphaned = False
-        self.end: Callable[[], None] = lambda: None
+    pid: int
+    start: int  # clock ticks since boot
+    uid: int
+    policy: str  # "keep" or "delete": what happens to the object
+    delete_after: int = 0  # seconds
+    orphaned: bool = False
+    end: Callable[[], None] = lambda: None
 
     def is_of(self, pid: int) -> bool:
         """Is that living process the holder? OSError as for start_time."""

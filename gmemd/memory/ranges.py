@@ -16,25 +16,25 @@ SHARED = False
 class RangeMap:
     """The visibility of each byte of `size` bytes: PRIVATE or SHARED."""
 
-    __slots__ = ("_changes", "_initial", "size")
+    __slots__ = ("_changes", "initial", "size")
 
     def __init__(self, size: int, initial: bool, changes: list[int] | None = None) -> None:
         self.size = size
-        self._initial = initial
+        self.initial = initial  # the state that the object started with
         self._changes = changes or []
 
     def at(self, offset: int) -> bool:
         """The state of the byte at `offset`."""
-        return self._initial ^ bool(bisect_right(self._changes, offset) & 1)
+        return self.initial ^ bool(bisect_right(self._changes, offset) & 1)
 
     def set(self, offset: int, size: int, state: bool) -> None:
         """Set the state of a range inside the object."""
         changes, end = self._changes, offset + size
         first, last = bisect_left(changes, offset), bisect_right(changes, end)
         new = []
-        if (self._initial ^ bool(first & 1)) != state:
+        if (self.initial ^ bool(first & 1)) != state:
             new.append(offset)
-        if end < self.size and (self._initial ^ bool(last & 1)) != state:
+        if end < self.size and (self.initial ^ bool(last & 1)) != state:
             new.append(end)
         changes[first:last] = new
 
@@ -44,14 +44,14 @@ class RangeMap:
         index = bisect_right(self._changes, offset)
         while offset < end:
             until = min(end, self._changes[index] if index < len(self._changes) else end)
-            yield offset, until - offset, self._initial ^ bool(index & 1)
+            yield offset, until - offset, self.initial ^ bool(index & 1)
             offset, index = until, index + 1
 
     def total(self, state: bool) -> int:
         """How many bytes have this state."""
         changes = self._changes
         other = sum(changes[1::2]) - sum(changes[::2]) + (self.size if len(changes) & 1 else 0)
-        return other if state != self._initial else self.size - other
+        return other if state != self.initial else self.size - other
 
     def __len__(self) -> int:
         """The number of ranges."""
@@ -59,13 +59,8 @@ class RangeMap:
 
     def copy(self) -> RangeMap:
         """A copy, which later changes do not affect."""
-        return RangeMap(self.size, self._initial, list(self._changes))
+        return RangeMap(self.size, self.initial, list(self._changes))
 
     def dump(self) -> list[int]:
         """What the constructor needs to recreate this map, besides size and initial state."""
         return list(self._changes)
-
-    @property
-    def initial(self) -> bool:
-        """The state that the object started with."""
-        return self._initial

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.file import FileBackend
@@ -21,14 +22,13 @@ from gmemd.errors import QmpError
 from gmemd.qmp.ghashtable import GHashSet
 
 
+@dataclass(eq=False)
 class ThreadContext:
     """The host CPUs for threads that preallocate memory: an object that is not memory, and is not kept."""
 
-    qom_type = "thread-context"
-
-    def __init__(self, object_id: str, cpus: list[int]) -> None:
-        self.id = object_id
-        self.cpus = cpus
+    qom_type: ClassVar = "thread-context"
+    id: str
+    cpus: list[int]
 
     @property
     def path(self) -> str:

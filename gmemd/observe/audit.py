@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Container
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError, close_fd
 from gmemd.observe.log import TEXT_MAX, Log, log, reads_journal
@@ -73,24 +73,23 @@ class Audit:
         close_fd(old)
 
 
-class ClientAudit:
+class ClientAudit(NamedTuple):
     """The changes of one client; `who` was read when it connected, before its process id could be reused."""
 
-    def __init__(self, lines: Log, reading: Container[str], who: dict[str, Any]) -> None:
-        self._lines = lines
-        self._reading = reading
-        self._who = who
+    lines: Log
+    reading: Container[str]
+    who: dict[str, Any]
 
     def answered(self, command: str, arguments: dict[str, Any], *, request_id: bytes = b"",
                  error: QmpError | None = None) -> None:
         """Write the line of an answered command, if it is one that changes something; `request_id` is JSON."""
-        if command in self._reading or (error is not None and error.error_class == COMMAND_NOT_FOUND):
+        if command in self.reading or (error is not None and error.error_class == COMMAND_NOT_FOUND):
             return
-        members = {"command": command, "arguments": _without_secrets(arguments), **self._who}
+        members = {"command": command, "arguments": _without_secrets(arguments), **self.who}
         if request_id:
             members["id"] = json.loads(request_id) if len(request_id) <= TEXT_MAX else "(long)"
         result = {"result": "ok"} if error is None else {"result": error.error_class, "desc": error.desc[:TEXT_MAX]}
-        self._lines.info("audit", **members, **result)
+        self.lines.info("audit", **members, **result)
 
 
 def _open(path: str) -> int:

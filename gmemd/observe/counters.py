@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Container, Iterable
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
@@ -26,15 +27,13 @@ class Durations:
         self.seconds = 0.0  # sum
 
 
+@dataclass(slots=True, eq=False)
 class Tally:
     """How often a command was answered, and where its durations go."""
 
-    __slots__ = ("durations", "failed", "succeeded")
-
-    def __init__(self, durations: Durations) -> None:
-        self.succeeded = 0
-        self.failed = 0
-        self.durations = durations
+    durations: Durations
+    succeeded: int = 0
+    failed: int = 0
 
 
 class Counters:
@@ -44,8 +43,7 @@ class Counters:
         """`reading`: those of the commands that only read."""
         self.queries = Durations()  # commands that only read
         self.changes = Durations()  # the others, until they are durable
-        self.commands = {name: Tally(self.queries if name in reading else self.changes)
-                         for name in commands}
+        self.commands = {name: Tally(self.queries if name in reading else self.changes) for name in commands}
         self.other = self.commands[OTHER] = Tally(self.queries)
         self.connections = 0  # accepted since start
         self.fds_sent = 0

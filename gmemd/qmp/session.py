@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
@@ -30,19 +31,16 @@ class Postponed(Exception):
         self.error = error
 
 
+@dataclass(slots=True, eq=False)
 class Request:
     """One message of a client: a command to run, or the error that it is answered with."""
 
-    __slots__ = ("arguments", "began", "error", "execute", "id", "oob")
-
-    def __init__(self, execute: str, arguments: dict[str, Any], request_id: Any, *, oob: bool = False,
-                 error: QmpError | Postponed | None = None) -> None:
-        self.execute = execute
-        self.arguments = arguments
-        self.id = request_id
-        self.oob = oob
-        self.error = error
-        self.began = 0.0  # when its command was started, by the monitor's clock
+    execute: str
+    arguments: dict[str, Any]
+    id: Any
+    oob: bool = False
+    error: QmpError | Postponed | None = None
+    began: float = 0.0  # when its command was started, by the monitor's clock
 
 
 class Event:
@@ -79,7 +77,7 @@ class Session:
 
     def greeting(self) -> bytes:
         """The first message of a connection."""
-        return self._line(self.hello())
+        return _line(self.hello(), pretty=self.pretty)
 
     def hello(self) -> dict[str, Any]:
         """The value of the greeting."""
@@ -100,16 +98,13 @@ class Session:
             return self._judge_envelope(value)
         if type(value) is LongMessage:
             request = self._judge_envelope(value)
-            return request if request.oob else self._postponed(request)
+            if not request.oob:
+                assert not isinstance(request.error, Postponed)
+                request.error = Postponed(request.error)
+            return request
         if not isinstance(value, QmpError):
             value = QmpError("QMP input must be a JSON object")
         return Request("", _NO_ARGUMENTS, _NO_ID, error=value)
-
-    def _postponed(self, request: Request) -> Request:
-        error = request.error
-        assert not isinstance(error, Postponed)
-        request.error = Postponed(error)
-        return request
 
     def _judge_envelope(self, value: dict[str, Any]) -> Request:
         """A message that is not simply a command: find what is wrong, in member order (qmp.md section 6)."""
@@ -179,7 +174,7 @@ class Session:
             reply = {"return": value}
             if request.id is not _NO_ID:
                 reply["id"] = request.id
-            return self._line(reply)
+            return _line(reply, pretty=self.pretty)
         if not value and type(value) is dict and request.id is _NO_ID:
             return _OK
         body = value if type(value) is bytes else encode(value)
@@ -194,10 +189,7 @@ class Session:
         reply: dict[str, Any] = {"error": {"class": error.error_class, "desc": error.desc}}
         if request.id is not _NO_ID:
             reply["id"] = request.id
-        return self._line(reply)
-
-    def _line(self, value: Any) -> bytes:
-        return _line(value, pretty=self.pretty)
+        return _line(reply, pretty=self.pretty)
 
 
 def _line(value: Any, *, pretty: bool) -> bytes:

@@ -27,22 +27,12 @@ _ELEMENT: Final = "null"  # QEMU's name for an element without a path
 Json = dict[str, Any]
 
 
-def _is_integer(checker: Any, instance: Any) -> bool:
-    return type(instance) is int  # in JSON Schema 1.0 is one too
-
-
-def _is_number(checker: Any, instance: Any) -> bool:
-    return type(instance) in (int, float)
-
-
-def _validator_class() -> Any:
-    base: Any = jsonschema.Draft202012Validator
-    types = base.TYPE_CHECKER.redefine_many({"integer": _is_integer, "number": _is_number})
-    extend: Any = jsonschema.validators.extend
-    return extend(base, type_checker=types)
-
-
-_Validator: Final = _validator_class()
+_extend: Final[Any] = jsonschema.validators.extend
+_BASE: Final[Any] = jsonschema.Draft202012Validator
+_Validator: Final = _extend(_BASE, type_checker=_BASE.TYPE_CHECKER.redefine_many({
+    "integer": lambda checker, value: type(value) is int,  # in JSON Schema 1.0 is one too
+    "number": lambda checker, value: type(value) in (int, float),
+}))
 
 
 class Judge:

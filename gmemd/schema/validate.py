@@ -215,7 +215,7 @@ def _is_plain(value: Any) -> bool:
 class Command:
     """A command of the schema."""
 
-    __slots__ = ("_entry", "_schema", "_shape", "_tag", "_takes_all", "allow_oob", "arguments", "features", "name",
+    __slots__ = ("_schema", "_shape", "_tag", "_takes_all", "allow_oob", "arguments", "features", "name",
                  "reads_only")
 
     def __init__(self, schema: Schema, name: str, entry: dict[str, Any]) -> None:
@@ -224,18 +224,11 @@ class Command:
         self.reads_only: bool = entry.get("reads-only", False)
         self.features: tuple[str, ...] = tuple(entry.get("x-features", ()))
         self.arguments: str = entry["arguments"]  # the name in $defs of their schema
-        self._entry = entry
         self._schema = schema
         definition = schema.document["$defs"][self.arguments]
         self._tag: str | None = definition.get("x-tag")
         self._takes_all: bool = definition.get("additionalProperties", False)  # and checks it itself ('gen': false)
         self._shape: Shape | None = None
-
-    @property
-    def doc(self) -> str:
-        """The first sentence of its documentation."""
-        doc: str = self._entry["doc"]
-        return doc
 
     @property
     def is_forbidden(self) -> bool:

@@ -75,7 +75,7 @@ class Inbox:
 
     def close(self) -> list[int]:
         """The same for good."""
-        self._ready = _nothing  # so that nothing refers to the monitor any more
+        self._ready = lambda: None  # so that nothing refers to the monitor any more
         return self.empty()
 
     def _keep(self, fd: int) -> None:
@@ -92,7 +92,3 @@ class Inbox:
     def _closed(self, closed: asyncio.Future[None]) -> None:
         self.closing -= 1
         self._ready()
-
-
-def _nothing() -> None:
-    pass

@@ -70,7 +70,7 @@ class Monitor:
         self._sock = sock
         self._fd = sock.fileno()
         self._receive = sock.recvmsg
-        self._awaited: Callable[[int], bool] = getattr(loop, "awaited", _always)
+        self._awaited: Callable[[int], bool] = getattr(loop, "awaited", lambda fd: True)
         self._dispatch = dispatcher.run
         self._run_beside = dispatcher.run_beside
         self._closed = closed
@@ -323,11 +323,6 @@ async def _indent(text: bytes) -> Indented:
         made += piece
         await pace.keep()
     return Indented(made)
-
-
-def _always(fd: int) -> bool:
-    """The answer of a loop that cannot tell whether others wait."""
-    return True
 
 
 def _events(fd: int, wanted: int) -> int:

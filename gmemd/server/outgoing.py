@@ -207,9 +207,5 @@ class Outgoing:
         elif self._waiting:
             self._loop.remove_writer(self._fd)
         self._unwatch_stall()
-        self._room = self._cut = _nothing  # so that nothing refers to the monitor any more
+        self._room = self._cut = lambda: None  # so that nothing refers to the monitor any more
         return self._drop()
-
-
-def _nothing() -> None:
-    pass

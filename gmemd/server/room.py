@@ -21,11 +21,9 @@ class Sender(Protocol):
 
     def go_on(self) -> None:
         """Called when it has the room."""
-        ...
 
     def close(self) -> None:
         """Called to disconnect it."""
-        ...
 
 
 class Room:
