@@ -36,14 +36,8 @@ class Client:
     if it cannot connect, ProtocolError, TimeoutError.
     """
 
-    def __init__(
-        self,
-        address: str | os.PathLike[str] | socket.socket,
-        *,
-        timeout: float | None = None,
-        oob: bool = False,
-        wait: float = 0.0,
-    ) -> None:
+    def __init__(self, address: str | os.PathLike[str] | socket.socket, *, timeout: float | None = None,
+                 oob: bool = False, wait: float = 0.0) -> None:
         self.timeout = timeout
         self.events: list[dict[str, Any]] = []  # received and not yet taken, oldest first
         self.greeting: dict[str, Any] = {}  # the greeting's "QMP" member
@@ -58,9 +52,8 @@ class Client:
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -72,15 +65,8 @@ class Client:
         """Return the socket's fd, for poll: when readable, call `take_events`."""
         return self._socket.fileno()
 
-    def execute(
-        self,
-        command: str,
-        arguments: dict[str, Any] | None = None,
-        *,
-        fds: Sequence[int] = (),
-        timeout: float | None = None,
-        oob: bool = False,
-    ) -> Any:
+    def execute(self, command: str, arguments: dict[str, Any] | None = None, *, fds: Sequence[int] = (),
+                timeout: float | None = None, oob: bool = False) -> Any:
         """Run a command and return its value; QmpError when the server refuses it.
 
         `fds` are sent with the command and stay the caller's. fds of the reply are closed. `oob` sends it out of band
@@ -90,15 +76,8 @@ class Client:
         close_all(received)
         return value
 
-    def execute_fds(
-        self,
-        command: str,
-        arguments: dict[str, Any] | None = None,
-        *,
-        fds: Sequence[int] = (),
-        timeout: float | None = None,
-        oob: bool = False,
-    ) -> tuple[Any, list[int]]:
+    def execute_fds(self, command: str, arguments: dict[str, Any] | None = None, *, fds: Sequence[int] = (),
+                    timeout: float | None = None, oob: bool = False) -> tuple[Any, list[int]]:
         """Run a command; return its value and the fds of its reply, close-on-exec, now the caller's."""
         self._last_id += 1
         request: dict[str, Any] = {"exec-oob" if oob else "execute": command}
@@ -113,9 +92,8 @@ class Client:
             raise _refusal(reply["error"])
         return reply["return"], received
 
-    def send_text(
-        self, text: bytes, replies: int, *, fds: Sequence[int] = (), timeout: float | None = None
-    ) -> list[dict[str, Any]]:
+    def send_text(self, text: bytes, replies: int, *, fds: Sequence[int] = (),
+                  timeout: float | None = None) -> list[dict[str, Any]]:
         """Send bytes unchanged and return that many complete replies, including errors; received fds are closed."""
         deadline = self._deadline(timeout)
         self._send(text, fds, deadline)

@@ -109,10 +109,9 @@ def _stop(why: str, keeping: Keeping) -> _Verdict:
     again = _restart(why, keeping)
     if again[0] != "yes":
         return again
-    if unit.preserve not in ("yes", "restart"):
-        return "unknown", f"set FileDescriptorStorePreserve=yes (it is {unit.preserve}), then systemctl daemon-reload"
     if unit.preserve != "yes":
-        return "no", f"set FileDescriptorStorePreserve=yes (it is {unit.preserve}), then systemctl daemon-reload"
+        return ("no" if unit.preserve == "restart" else "unknown",
+                f"set FileDescriptorStorePreserve=yes (it is {unit.preserve}), then systemctl daemon-reload")
     if not unit.referred:
         socket = unit.name.removesuffix(".service") + ".socket"
         return "no", f"systemd forgets a stopped service that nothing refers to: systemctl enable {socket}"

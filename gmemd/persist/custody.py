@@ -42,16 +42,9 @@ class Custody:
 
     keeps: Literal[True] = True
 
-    def __init__(
-        self,
-        registry: Registry,
-        notifier: Notifier,
-        store: FdStore,
-        *,
-        barrier_timeout: float = BARRIER_TIMEOUT,  # seconds
-        close: Callable[[int], None] = close_fd,
-    ) -> None:
-        """`close` closes a descriptor of custody's own, for a file that others have open too."""
+    def __init__(self, registry: Registry, notifier: Notifier, store: FdStore, *,
+                 barrier_timeout: float = BARRIER_TIMEOUT, close: Callable[[int], None] = close_fd) -> None:
+        """`barrier_timeout`: seconds. `close` closes an fd of custody's own, for a file that others have open too."""
         self._registry = registry
         self._store = store
         self._timeout = barrier_timeout

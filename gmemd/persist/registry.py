@@ -63,14 +63,8 @@ class Registry:
         except Damaged as exc:
             self._replace(str(exc))
 
-    def apply(
-        self,
-        *,
-        put: Sequence[Row] = (),
-        delete: Collection[str] = (),
-        removing: Set[str] = frozenset(),
-        last_seq: int,
-    ) -> None:
+    def apply(self, *, put: Sequence[Row] = (), delete: Collection[str] = (), removing: Set[str] = frozenset(),
+              last_seq: int) -> None:
         """Write all of this in one transaction, or raise NotWritten; then call recover().
 
         The rows of adds themselves show last_seq; the state is written when something is removed.

@@ -39,14 +39,8 @@ def sequence(name: str, state: State) -> int:
     return int(number) if f"{prefix}-" == name_prefix(state) and number.isdecimal() else 0
 
 
-def sort_out(
-    fds: Iterable[tuple[str, int]],
-    records: Iterable[Record],
-    state: State,
-    *,
-    trusted: bool,
-    identify: Identify | None = None,
-) -> Restored:
+def sort_out(fds: Iterable[tuple[str, int]], records: Iterable[Record], state: State, *, trusted: bool,
+             identify: Identify | None = None) -> Restored:
     """Match fds with records. `trusted`: the registry is intact and writable, so fds may be dropped."""
     result = Restored()
     rest: dict[str, list[int]] = {}
