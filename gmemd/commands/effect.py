@@ -25,47 +25,27 @@ def foretell(commands: Mapping[str, tuple[Command, Function]], gmemd: Gmemd, cal
     complete = command.check(given)
     if command.reads_only:
         return _answer("only read", complete, whole=True)
-    return _judged(function, gmemd, caller, complete)
+    return _judge(function, gmemd, caller, complete)
 
 
-def _judged(function: Function, gmemd: Gmemd, caller: Caller, complete: dict[str, Any]) -> Any:
+async def _judge(function: Function, gmemd: Gmemd, caller: Caller, complete: dict[str, Any]) -> dict[str, Any]:
     """Run a changing command up to where it would act."""
     trial = Change(gmemd.settler)
     trial.trial = True
     try:
         result = function(gmemd, caller, complete, trial)
-        assert type(result) is CoroutineType, "a changing command without change.judged()"
-        return _later(trial, result, complete)
-    except Judged as exc:
-        return _told(trial, exc, complete)
-    except BaseException as exc:
-        return trial.refuse(exc)
-
-
-def _told(trial: Change, judged: Judged, complete: dict[str, Any]) -> Any:
-    ending = trial.revert()
-    if ending is None and type(judged.effect) is str:
-        return _answer(judged.effect, complete, whole=judged.whole)
-
-    async def work() -> dict[str, Any]:
-        if ending is not None:
-            await ending
-        effect = judged.effect if type(judged.effect) is str else await judged.effect
-        return _answer(effect, complete, whole=judged.whole)
-
-    return work()
-
-
-async def _later(trial: Change, judging: CoroutineType[Any, Any, Any], complete: dict[str, Any]) -> Any:
-    """The same for a command whose checks have to wait."""
-    try:
-        await judging
+        if isinstance(result, CoroutineType):  # its checks have to wait
+            await result
         raise AssertionError("a changing command without change.judged()")
     except Judged as exc:
-        told = _told(trial, exc, complete)
-    except BaseException as exc:
-        told = trial.refuse(exc)
-    return await told if type(told) is CoroutineType else told
+        judged = exc
+    finally:
+        ending = trial.revert()
+        trial.unclaim()
+        if ending is not None:
+            await ending
+    effect = judged.effect if isinstance(judged.effect, str) else await judged.effect
+    return _answer(effect, complete, whole=judged.whole)
 
 
 def _answer(effect: str, complete: dict[str, Any], *, whole: bool) -> dict[str, Any]:
