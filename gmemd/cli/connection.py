@@ -152,7 +152,7 @@ class Connection:
             order = self.introspection.result_members(command) if has_members and command else ()
             render.show(render.value(value, ("id", *order)))
 
-    def show_message(self, message: dict[str, Any]) -> None:
+    def show_message(self, message: Any) -> None:
         """Print one of many messages, for programs."""
         if self.output == "yaml":
             print("---")

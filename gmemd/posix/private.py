@@ -30,7 +30,7 @@ def exposed(directory: str) -> str:
 
 
 def make_private(path: str) -> str:
-    """Create a file that only this user can read, or restrict the existing one; what was done to it.
+    """Create a file that only this user can read, or restrict the existing one; return what was changed.
 
     OSError for one that another user may have put there. One that cannot be created or opened is left to the caller.
     """

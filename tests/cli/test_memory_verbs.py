@@ -7,6 +7,7 @@ import mmap
 import os
 
 import pytest
+import yaml
 
 from gmemd.cli.doctor import BAD, GOOD, NOTE, judge_fd_store, judge_service
 from gmemd.cli.gmemctl import main
@@ -84,6 +85,11 @@ def test_top_ends_after_its_count(guest: Gmemctl) -> None:
     out = guest("top", "-n", "1").out
     assert out.startswith("1 objects, ")
     assert "g0" in out
+    words = ("top", "-n", "2", "-d", "0", "-o")
+    for given in ([json.loads(line) for line in guest(*words, "json").out.splitlines()],
+                  list(yaml.safe_load_all(guest(*words, "yaml").out))):
+        assert [[one["id"] for one in found] for found in given] == [["g0"], ["g0"]]
+    assert guest(*words, "name").out == "g0\ng0\n"
 
 
 def test_doctor_checks_the_host(capsys: pytest.CaptureFixture[str]) -> None:

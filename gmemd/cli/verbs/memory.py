@@ -113,23 +113,32 @@ def top(connection: Connection, options: Namespace) -> int:
     while count is None or count > 0:
         found = sorted(connection.execute("query-memdev-status"),
                        key=lambda status: (-status.get("resident", -1), str(status["id"])))
-        rows = [(status["id"], status["kind"], render.size(status["size"]),
-                 render.size_or_unknown(status.get("resident")), _share(status), str(status["handed-out"]))
-                for status in found[:options.lines]]
-        if sys.stdout.isatty():
-            from gmemd.cli.terminal import clear
-
-            clear()
-        known = [status["resident"] for status in found if "resident" in status]
-        unknown = f", {len(found) - len(known)} unknown" * (len(known) < len(found))
-        total = render.size(sum(status["size"] for status in found))
-        print(f"{len(found)} objects, {render.size(sum(known))} of {total} in memory{unknown}")
-        render.show(render.Table(("ID", "KIND", "SIZE", "RESIDENT", "", "OUT"), rows, ("SIZE", "RESIDENT", "", "OUT")))
+        if connection.for_people:
+            _print_top(found, options.lines)
+        elif connection.output == "name":
+            connection.show(found[:options.lines])
+        else:
+            connection.show_message(found[:options.lines])
         sys.stdout.flush()
         count = None if count is None else count - 1
         if count != 0:
             time.sleep(options.delay)
     return DONE
+
+
+def _print_top(found: list[dict[str, Any]], lines: int) -> None:
+    rows = [(status["id"], status["kind"], render.size(status["size"]),
+             render.size_or_unknown(status.get("resident")), _share(status), str(status["handed-out"]))
+            for status in found[:lines]]
+    if sys.stdout.isatty():
+        from gmemd.cli.terminal import clear
+
+        clear()
+    known = [status["resident"] for status in found if "resident" in status]
+    unknown = f", {len(found) - len(known)} unknown" * (len(known) < len(found))
+    total = render.size(sum(status["size"] for status in found))
+    print(f"{len(found)} objects, {render.size(sum(known))} of {total} in memory{unknown}")
+    render.show(render.Table(("ID", "KIND", "SIZE", "RESIDENT", "", "OUT"), rows, ("SIZE", "RESIDENT", "", "OUT")))
 
 
 def _share(status: dict[str, Any]) -> str:
