@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import time
+import warnings
 from collections.abc import Coroutine, Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -286,6 +287,7 @@ class Daemon:
 
     async def _close(self) -> None:
         self._closing = True
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)  # what no longer begins
         self._manager.stopping()
         if self._http is not None:
             await self._http.close()

@@ -1,8 +1,9 @@
-"""The end of a daemon that has just begun."""
+"""The end of a daemon that has just begun, or has more to do."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import threading
 import time
@@ -12,7 +13,9 @@ from pathlib import Path
 from gmemd.daemon import Daemon, Options, Plain, QmpSocket
 from gmemd.persist.manager import Manager
 from gmemd.schema.validate import Schema
-from tests.patience import PATIENCE
+from tests.daemon import Daemon as Process
+from tests.patience import PATIENCE, wait_for
+from tests.persist.manager import StandIn
 
 
 class Loading(Schema):
@@ -47,3 +50,19 @@ async def test_end_waits_for_what_is_loaded(tmp_path: Path) -> None:
         signal.raise_signal(signal.SIGTERM)
         await running
     assert schema.ended
+
+
+def test_work_that_never_begins_says_nothing(tmp_path: Path) -> None:
+    """What waits for a change that is not durable yet is left undone at the end, without a word on standard error."""
+    manager, memory = StandIn(tmp_path), {"id": "m", "size": 16 << 20}
+    adding = {"execute": "object-add", "arguments": {"qom-type": "memory-backend-memfd", **memory}}
+    discarding = {"execute": "memdev-discard", "arguments": {"offset": 0, **memory}}
+    with Process(kernel="simulated", persist="on", env={"NOTIFY_SOCKET": manager.address, "FDSTORE": "9"}) as daemon:
+        with daemon.client() as client, daemon.client() as other:
+            client.send_text(b"".join(json.dumps(request).encode() for request in (adding, discarding)), 0)
+            wait_for(lambda: other.execute("query-memdev"))
+            daemon.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: not daemon.sock.exists())
+            wait_for(lambda: manager.receive() or daemon.process.poll() is not None)
+        assert "never awaited" not in daemon.log(), daemon.log()
+    manager.close()
