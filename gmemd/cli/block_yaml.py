@@ -13,7 +13,6 @@ _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}  # specia
 
 
 def as_yaml(value: Any) -> str:
-    """Return lines of YAML."""
     return "\n".join(_lines(value))
 
 

@@ -94,7 +94,6 @@ class Connection:
 
     @cached_property
     def introspection(self) -> Introspection:
-        """The server's introspection, queried once."""
         return Introspection(self.client.execute("query-qmp-schema"))
 
     @cached_property
@@ -186,7 +185,6 @@ def note(text: str) -> None:
 
 
 def short_type(qom_type: str) -> str:
-    """Return the short name of a type of memory."""
     return qom_type.removeprefix("memory-backend-")
 
 

@@ -36,7 +36,6 @@ class Finding(NamedTuple):
 
 
 def findings() -> list[Finding]:
-    """All findings."""
     return [finding for check in (_kernel, _kvm, _memory, _limits, _systemd) for finding in check()]
 
 

@@ -34,10 +34,6 @@ _GREETING = 10.0  # seconds; a server greets at once, but not a QEMU that has an
 VERBS = {**objects.VERBS, **handover.VERBS, **memory.VERBS, **jobs.VERBS, **server.VERBS, **shell.VERBS, **local.VERBS}
 
 
-class NoConnectionError(Exception):
-    """No server to talk to."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; return the exit status."""
     open_standard_streams()
@@ -67,8 +63,6 @@ def run(options: argparse.Namespace) -> int:
         return _fail(str(error), USAGE)
     except TimeoutError:
         return _fail("no answer in time", TOO_LATE)
-    except (NoConnectionError, ConnectionResetError) as error:
-        return _fail(str(error), NO_CONNECTION)
     except BrokenPipeError:  # the reader of our output has gone; exit would complain again
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
@@ -96,7 +90,7 @@ def _fail(text: str, status: int) -> int:
 
 
 def connect(options: argparse.Namespace) -> Client:
-    """Return a negotiated connection to the server that the options name; NoConnectionError."""
+    """Return a negotiated connection to the server that the options name; ConnectionError."""
     from gmemd.client.client import Client
 
     path = socket_path(options.socket, os.environ, os.getuid())
@@ -105,11 +99,11 @@ def connect(options: argparse.Namespace) -> Client:
         client = Client(path, timeout=limit, wait=options.wait)
     except TimeoutError:
         hint = "is the server stopped or busy, or does another client occupy it?"
-        raise NoConnectionError(f"{path}: no greeting in {limit:g} s\n  hint: {hint}") from None
+        raise ConnectionError(f"{path}: no greeting in {limit:g} s\n  hint: {hint}") from None
     except OSError as error:
         reason = error.strerror or str(error)
         hint = "is gmemd running there? --socket or GMEMD_SOCKET names another socket"
-        raise NoConnectionError(f"cannot connect to {path}: {reason}\n  hint: {hint}") from None
+        raise ConnectionError(f"cannot connect to {path}: {reason}\n  hint: {hint}") from None
     client.timeout = options.timeout
     return client
 

@@ -33,7 +33,6 @@ def runtime_directory() -> str:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the daemon's command line."""
     import argparse
 
     parser = argparse.ArgumentParser(prog="gmemd", description="Own guest memory and speak QMP.",

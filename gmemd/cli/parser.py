@@ -30,7 +30,6 @@ class Argument(NamedTuple):
 
 
 def argument(*flags: str, completes: str = "", **settings: Any) -> Argument:
-    """Return an argument."""
     return Argument(flags, settings, completes)
 
 

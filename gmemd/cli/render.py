@@ -43,8 +43,10 @@ def as_line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def size(number: int) -> str:
-    """Return bytes in a suitable unit, with at most one decimal: 64 MiB, 1.5 GiB."""
+def size(number: int | None) -> str:
+    """Return bytes in a suitable unit, with at most one decimal: 64 MiB, 1.5 GiB; "?" if unknown."""
+    if number is None:
+        return "?"
     unit = 0
     while abs(number) >= 1 << 10 * (unit + 1) and unit < len(_UNITS) - 1:
         unit += 1
@@ -52,11 +54,6 @@ def size(number: int) -> str:
     tenths = (number * 10 + (1 << 10 * unit) // 2) // (1 << 10 * unit)
     text = f"{tenths // 10}" if tenths % 10 == 0 else f"{tenths // 10}.{tenths % 10}"
     return f"{text} {_UNITS[unit]}"
-
-
-def size_or_unknown(number: int | None) -> str:
-    """Return the same; "?" if unknown."""
-    return "?" if number is None else size(number)
 
 
 def exact_size(number: int) -> str:

@@ -40,7 +40,6 @@ def print_jobs(jobs: Iterable[dict[str, Any]]) -> None:
 
 
 def clear() -> None:
-    """Clear the screen."""
     _console().clear()
 
 

@@ -88,7 +88,6 @@ class Plain:
         self._memory = memory
 
     def round(self) -> None:
-        """Count once."""
         struct.pack_into("<I", self._memory, COUNTER, counter(self._memory) + 1)
 
 

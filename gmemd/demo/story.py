@@ -66,14 +66,12 @@ class Story(RunningGmemd):
         return self.vmm.pid
 
     def close(self) -> None:
-        """End everything that runs."""
         if self.vmm is not None and self.vmm.poll() is None:
             self.kill_vmm()
         super().close()
 
 
 def tell(story: Story) -> None:
-    """Tell it."""
     with story.connect() as client:
         say(f"1. gmemd runs: process {story.daemon()}, under its keeper, process {story.process.pid}", "real")
         client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "gm0", "size": SIZE, "share": True,

@@ -34,10 +34,9 @@ def object_of(value: str, ids: set[tuple[str, str]], warn: Warn, schema: Schema)
     `ids` are option and id of earlier ones that were written as key=value.
     """
     where = f"-object {value}"
-    json = value.startswith("{")
     if value.split(",")[0] in _HELP:
         return object_types_help(schema)
-    pairs = None if json else _identified("object", value, ids, warn)
+    pairs = None if value.startswith("{") else _identified("object", value, ids, warn)
     text = object_help(value, schema)
     if text is not None:
         return text
@@ -87,8 +86,7 @@ def _device_help(driver: str) -> str:
     for row in DEVICES[driver].properties:
         line = f"  {row['name'] + '=<' + row['type'] + '>':<{_WIDTH}}"
         default = row.get("default-value")
-        words = f"{row.get('description', '')} (default: {_word(default)})" if default is not None \
-            else row.get("description", "")
+        words = row.get("description", "") + ("" if default is None else f" (default: {_word(default)})")
         lines.append(f"{line} - {words}" if words else line.rstrip())
     return "\n".join([f"{driver} options:", *sorted(lines)])
 

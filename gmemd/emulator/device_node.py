@@ -7,7 +7,7 @@ from typing import Any
 
 from gmemd.emulator.buses import bus_path
 from gmemd.emulator.devices import Device, not_writable
-from gmemd.emulator.guest import answered, obey
+from gmemd.emulator.guest import obeyed
 from gmemd.emulator.machine import Machine
 from gmemd.emulator.tables import DEVICES, INNER, Member
 from gmemd.emulator.values import read
@@ -16,7 +16,6 @@ from gmemd.objects.qom import Fixed, Node
 
 
 def device_node(machine: Machine, device: Device) -> Node:
-    """A device's node in the tree."""
     if device.driver in DEVICES:
         return DeviceNode(machine, device)
     return Fixed(device.path, device.driver, {
@@ -73,7 +72,7 @@ class DeviceNode(Node):
             raise QmpError(self._too_late(member))
         judged()
         device.set(name, value)
-        return answered({}, obey(self._machine))
+        return obeyed(self._machine)
 
     def _too_late(self, member: Member) -> str:
         device = self._device

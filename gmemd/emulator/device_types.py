@@ -23,7 +23,6 @@ ABSTRACT = frozenset({"accel", "machine", "x86-machine", "generic-pc-machine", "
 
 
 def device_types(schema: Schema) -> dict[str, Type]:
-    """The types by name."""
     return {name: Type(parent, name in ABSTRACT, partial(_properties, schema, name))
             for name, parent in _PARENTS.items()}
 

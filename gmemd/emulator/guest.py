@@ -32,10 +32,11 @@ def obey(machine: Machine) -> list[Coroutine[Any, Any, None]]:
     return left
 
 
-def answered(value: Any, left: list[Coroutine[Any, Any, None]]) -> Any:
-    """A command's result once `left` is done."""
+def obeyed(machine: Machine) -> Any:
+    """A command's empty result, once the guest has followed the requests."""
+    left = obey(machine)
     if not left:
-        return value
+        return {}
 
     async def work() -> Any:
         errors = []
@@ -46,7 +47,7 @@ def answered(value: Any, left: list[Coroutine[Any, Any, None]]) -> Any:
                 errors.append(exc)
         if errors:
             raise errors[0]
-        return value
+        return {}
 
     return work()
 

@@ -7,6 +7,7 @@ it is offered and powers down when told to.
 from __future__ import annotations
 
 import os
+from itertools import count
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
@@ -44,7 +45,7 @@ class Machine:
         self.devices: dict[str, Device] = {}  # by path
         self.names = {"peripheral": GHashSet(), "peripheral-anon": GHashSet()}  # of devices, as they are listed
         self.capabilities: dict[str, bool] = {}  # of migration
-        self._anonymous = 0  # number of devices created without an id
+        self.anonymous = count()  # numbers the devices without an id
         self.actions = {"reboot": line.reboot_action, "shutdown": line.shutdown_action}
 
     @property
@@ -80,11 +81,6 @@ class Machine:
         """What a balloon can take from."""
         return self.base_memory + sum(device.size for device in self.devices.values() if device.kind == "dimm")
 
-    def anonymous_name(self) -> str:
-        """The name of the next device without an id."""
-        self._anonymous += 1
-        return f"device[{self._anonymous - 1}]"
-
     def ram_ids(self) -> list[str]:
         """The objects that are the machine's memory; QmpError if they do not add up."""
         line = self.line
@@ -96,18 +92,15 @@ class Machine:
         if backend and by_node:
             raise QmpError("'-machine memory-backend' and '-numa memdev' properties are mutually exclusive")
         if backend is not None:
-            self._check_backend(backend)
+            found = self.gmemd.objects.get(backend)
+            if found is None:
+                raise QmpError(f"Memory backend '{backend}' not found")
+            if line.ram.given and found.size != line.ram.size:
+                raise QmpError("Machine memory size does not match the size of the memory backend")
             return [backend]
         if by_node:
             return self._numa_ids()
         return [self.kind.ram_id] if self.has_ram else []
-
-    def _check_backend(self, backend: str) -> None:
-        found = self.gmemd.objects.get(backend)
-        if found is None:
-            raise QmpError(f"Memory backend '{backend}' not found")
-        if self.line.ram.given and found.size != self.line.ram.size:
-            raise QmpError("Machine memory size does not match the size of the memory backend")
 
     def _numa_ids(self) -> list[str]:
         nodes = [node for node in self.line.numa if node.memdev]

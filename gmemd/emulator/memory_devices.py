@@ -42,35 +42,25 @@ class MemoryDevice(Device):
         own = backing_alignment(machine, backend)
         if self.bytes % own:
             raise QmpError(f"backend memory size must be multiple of {own:#x}")
-        alignment = max(alignment, own)
-        wanted = self.values.get(self.address, 0)
-        if wanted:
-            self._place_at(machine, others, wanted, alignment)
-        else:
-            self._find_place(machine, others, alignment)
+        self.addr = self._find_place(machine, others, max(alignment, own))
 
-    def _place_at(self, machine: Machine, others: list[MemoryDevice], wanted: int, alignment: int) -> None:
-        start, size = machine.device_memory
-        if wanted % alignment:
+    def _find_place(self, machine: Machine, others: list[MemoryDevice], alignment: int) -> int:
+        (start, size), wanted = machine.device_memory, self.values.get(self.address, 0)
+        addr: int = wanted or -(-start // alignment) * alignment
+        if addr % alignment:
             raise QmpError(f"address must be aligned to {alignment:#x} bytes")
-        if wanted < start or wanted + self.bytes > start + size:
+        if wanted and (wanted < start or wanted + self.bytes > start + size):
             raise QmpError(f"can't add memory device [{wanted:#x}:{self.bytes:#x}], usable range for memory devices "
                            f"[{start:#x}:{size:#x}]")
         for other in others:
-            if wanted < other.addr + other.bytes and other.addr < wanted + self.bytes:
-                raise QmpError(f"address range conflicts with memory device id='{other}'")
-        self.addr = wanted
-
-    def _find_place(self, machine: Machine, others: list[MemoryDevice], alignment: int) -> None:
-        start, size = machine.device_memory
-        addr = -(-start // alignment) * alignment
-        for other in others:
             if addr < other.addr + other.bytes and other.addr < addr + self.bytes:
+                if wanted:
+                    raise QmpError(f"address range conflicts with memory device id='{other}'")
                 addr = -(-(other.addr + other.bytes) // alignment) * alignment
         if addr + self.bytes > start + size:
             raise QmpError("could not find position in guest address space for memory device - memory fragmented due "
                            "to alignments")
-        self.addr = addr
+        return addr
 
     def info(self) -> dict[str, Any]:
         """Its entry in query-memory-devices."""

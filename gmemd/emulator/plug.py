@@ -37,7 +37,7 @@ def plug(machine: Machine, arguments: dict[str, Any], *, hotplugged: bool, text:
     given = arguments.get("bus")
     bus = _find_bus(machine, driver, given if isinstance(given, str) else None, hotplugged=hotplugged)
     device_id = _check_id(machine, arguments)
-    name = device_id or machine.anonymous_name()
+    name = device_id or f"device[{next(machine.anonymous)}]"
     names = machine.names["peripheral" if device_id else "peripheral-anon"]
     names.add(name)
     try:

@@ -36,7 +36,6 @@ class HostReader:
         self._lock = asyncio.Lock()
 
     async def read(self) -> Host:
-        """The host's memory."""
         async with self._lock:
             if monotonic() - self._when >= FRESH:
                 self._host = await in_thread(self._read)

@@ -27,7 +27,6 @@ class Live:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for another viewer."""
         return self._closing or len(self._viewers) >= VIEWERS_MAX
 
     async def stream(self, request: web.Request, response: web.StreamResponse, given: dict[str, Any]) -> None:
@@ -60,7 +59,6 @@ class Live:
             await asyncio.sleep(PERIOD)
 
     async def close(self) -> None:
-        """End all streams."""
         self._closing = True
         for task in list(self._viewers):
             task.cancel()

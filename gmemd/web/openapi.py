@@ -24,7 +24,6 @@ _ERRORS: Final = {
 
 
 def document(schema: Schema, routes: Sequence[Route], version: str) -> dict[str, Any]:
-    """Return the document."""
     own = _own_types(schema)
     paths = {route.path: {"get": _operation(route)} for route in routes}
     return {

@@ -19,7 +19,6 @@ class Listening(socket.socket):
     """A listening unix socket, for an event loop."""
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """The next connection."""
         fd, address = self._accept()  # type: ignore[attr-defined]
         return _Connection(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd), address
 

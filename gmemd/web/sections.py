@@ -167,7 +167,6 @@ def paging(given: dict[str, Any], total: int, page: int, pages: int) -> str:
 
 
 def jobs(found: list[dict[str, Any]]) -> str:
-    """The jobs with their progress."""
     if not found:
         return '<p class="none">No jobs.</p>'
     rows = []
@@ -184,7 +183,6 @@ def jobs(found: list[dict[str, Any]]) -> str:
 
 
 def events(found: list[tuple[float, str, dict[str, Any]]]) -> str:
-    """The latest events."""
     if not found:
         return '<p class="none">No events since start.</p>'
     rows = "".join(f'<tr><td data-label="When">{moment(when)}</td><th scope="row">{escape(name)}</th>'

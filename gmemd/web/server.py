@@ -64,7 +64,9 @@ class HttpServer:
         application = web.Application(middlewares=[self._guard])
         for route in routes(self.state.gmemd.schema.commands):
             application.router.add_get(route.path, self._handler(route), allow_head=route.answer != "live")
-        self._runner = web.AppRunner(application, access_log=None, logger=_quiet(), keepalive_timeout=30.0,
+        quiet = logging.getLogger("gmemd.web")
+        quiet.disabled = True  # aiohttp would log a traceback for everything that is not HTTP
+        self._runner = web.AppRunner(application, access_log=None, logger=quiet, keepalive_timeout=30.0,
                                      handle_signals=False, shutdown_timeout=_CLOSE_SECONDS)
         await self._runner.setup()
         self.url = url_of(listener)
@@ -147,13 +149,6 @@ class HttpServer:
                 await response.write(portion)
         await response.write_eof()
         return response
-
-
-def _quiet() -> logging.Logger:
-    """A silent logger: aiohttp would log a traceback for everything that is not HTTP."""
-    logger = logging.getLogger("gmemd.web")
-    logger.disabled = True
-    return logger
 
 
 def _check_site(request: web.Request) -> None:

@@ -128,7 +128,7 @@ def top(connection: Connection, options: Namespace) -> int:
 
 def _print_top(found: list[dict[str, Any]], lines: int) -> None:
     rows = [(status["id"], status["kind"], render.size(status["size"]),
-             render.size_or_unknown(status.get("resident")), _share(status), str(status["handed-out"]))
+             render.size(status.get("resident")), _share(status), str(status["handed-out"]))
             for status in found[:lines]]
     if sys.stdout.isatty():
         from gmemd.cli.terminal import clear

@@ -80,7 +80,7 @@ def _row(status: dict[str, Any]) -> tuple[str, ...]:
         status.get("kind", "lost"),
         status.get("kernel", "-"),
         render.size(status["size"]),
-        render.size_or_unknown(status.get("resident")) if "kind" in status else "-",
+        render.size(status.get("resident")) if "kind" in status else "-",
         _owner(status),
         render.duration(status["age"]) if "age" in status else "-",
         str(status.get("handed-out", "-")),

@@ -23,20 +23,19 @@ VERBS = Verbs()
     hints=((r"^No file descriptor supplied via SCM_RIGHTS$",
             "send one: gmemctl call --fd 3 {command} ... 3<FILE"),))
 def call(connection: Connection, options: Namespace) -> int:
-    known = connection.introspection if options.words else None
     if options.command is None:
         connection.show(connection.introspection.names("command"))
         return DONE
-    words = list(options.words)
-    if words and words[-1] in ("help", "?"):
-        assert known is not None
-        print_arguments(connection, options.command, arguments_of(words[:-1], options.command, known))
+    needs_help = options.words[-1:] in (["help"], ["?"])
+    words = options.words[:-1] if needs_help else options.words
+    arguments = arguments_of(words, options.command, connection.introspection) if words else {}
+    if needs_help:
+        print_arguments(connection, options.command, arguments)
         return DONE
-    arguments = arguments_of(words, options.command, known) if known else None
     if connection.dry_run:
-        value = connection.change(options.command, arguments or {}) or {}
+        value = connection.change(options.command, arguments) or {}
     else:
-        value = connection.execute(options.command, arguments, options.fd)
+        value = connection.execute(options.command, arguments if words else None, options.fd)
     connection.show(value, options.command)
     return DONE
 

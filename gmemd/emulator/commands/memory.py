@@ -14,7 +14,7 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.emulator.balloon import Balloon
 from gmemd.emulator.devices import Device
 from gmemd.emulator.domain import Domain
-from gmemd.emulator.guest import answered, obey
+from gmemd.emulator.guest import obeyed
 from gmemd.emulator.memory_devices import Dimm, MemoryDevice
 from gmemd.emulator.plug import plug, unplug
 from gmemd.emulator.topology import CPU_TYPE
@@ -117,7 +117,7 @@ def device_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
     change.judged()
     machine = machine_of(gmemd)
     plug(machine, arguments, hotplugged=True)
-    return answered({}, obey(machine))
+    return obeyed(machine)
 
 
 def device_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def balloon(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Cha
         raise QmpError("Parameter 'value' expects a size")
     machine = machine_of(gmemd)
     device.ask(machine, value)
-    return answered({}, obey(machine))
+    return obeyed(machine)
 
 
 def _balloon(gmemd: Gmemd) -> Balloon:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gmemd.changes.change import Change
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.emulator.guest import answered, obey
+from gmemd.emulator.guest import obeyed
 from gmemd.emulator.machine import Machine
 from gmemd.emulator.tree import machine_of
 from gmemd.errors import QmpError
@@ -33,7 +33,7 @@ def cont(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change
         return {}
     machine.status = "running"
     gmemd.emit("RESUME", {})
-    return answered({}, obey(machine))
+    return obeyed(machine)
 
 
 def stop(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
