@@ -56,7 +56,7 @@ class Registry:
         self.records: list[Record] = []
         self._migrations = migrations
         self._db: sqlite3.Connection | None = None
-        self._tried: tuple[State, Row | None] | None = None
+        self._tried: tuple[State, Sequence[Row]] | None = None
         self._inode = 0  # of the open file
         try:
             self.state = self._open()
@@ -78,7 +78,7 @@ class Registry:
             state = State(version, generation, last_seq, commits + 1, starts, tuple(sorted(removing)))
         else:
             state = State(version, generation, last_seq, commits, starts, was_removing)
-        self._tried = (state, put[0] if put else None)
+        self._tried = (state, put)
         try:
             db.execute("BEGIN IMMEDIATE")
             if delete:
@@ -103,11 +103,9 @@ class Registry:
             return False  # the connection has the only copy
         if not self.reopen() or tried is None or self._db is None:
             return False
-        state, row = tried
-        if row is None:
-            return self.state.commits == state.commits
-        found = self._db.execute("SELECT checksum FROM objects WHERE id = ?", row[:1]).fetchone()
-        return bool(found == row[-1:])
+        (state, put), find = tried, "SELECT checksum FROM objects WHERE id = ?"
+        return self.state.commits == state.commits and all(  # some rows may be as they were before
+            self._db.execute(find, row[:1]).fetchone() == row[-1:] for row in put)
 
     def reopen(self) -> bool:
         """Reopen the file; False: it is not writable or not what it was, and `read_only` says which."""

@@ -341,6 +341,17 @@ class TestNotWritable:
                 registry.apply(put=[(1,)], delete=["ram1"], last_seq=2)
             assert not registry.recover()
 
+    @pytest.mark.parametrize(("numbers", "delete"), [((1, 2), []), ((1,), ["ram3"])], ids=["put", "delete"])
+    def test_recover_looks_at_all_of_it(self, tmp_path: Path, numbers: tuple[int, ...], delete: list[str]) -> None:
+        """A row that was to become what it is already does not show that the rest was written."""
+        with closing(Registry(str(tmp_path / "r"))) as registry:
+            registry.apply(put=[row_of(record(1)), row_of(record(3))], last_seq=3)
+            assert registry._db is not None
+            registry._db.execute("PRAGMA query_only = 1")
+            with pytest.raises(NotWritten):
+                registry.apply(put=[row_of(record(number)) for number in numbers], delete=delete, last_seq=3)
+            assert not registry.recover()
+
     def test_removed_under_us(self, tmp_path: Path) -> None:
         """The file is put back, whole, before the next transaction."""
         path = tmp_path / "r"
