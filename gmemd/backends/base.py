@@ -55,7 +55,7 @@ class HostMemoryBackend(Piece):
     }
     unseen: ClassVar[frozenset[str]] = frozenset({"size"})
     on_file: ClassVar[bool] = False  # on a disk or a server that may hang: the event loop does nothing with its fd
-    on_trial: ClassVar[bool] = True  # its memory can be created and freed without a trace
+    can_be_tried: ClassVar[bool] = True  # its memory can be created and freed without a trace
 
     # The initial state of an object, besides that of a piece: on the class, as there.
     file_kind = ""  # for a file, the result of Kernel.identify off the event loop

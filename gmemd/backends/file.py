@@ -24,7 +24,7 @@ class FileBackend(HostMemoryBackend):
 
     qom_type = "memory-backend-file"
     on_file = True
-    on_trial = False
+    can_be_tried = False
     own_order = ("pmem", "align", "offset", "mem-path", "rom", "discard-data", "readonly")
     fixed: ClassVar[dict[str, str]] = {
         **HostMemoryBackend.fixed,

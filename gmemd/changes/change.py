@@ -70,7 +70,7 @@ class Change:
     value: Any = None
     error: QmpError | None = None  # why it could not be made durable, and was undone
     ending: Ending = None  # what the last step still waits for
-    trial = False  # it is a dry run
+    dry_run = False  # it only finds out what it would do
 
     def __init__(self, settler: Settler) -> None:
         self._settler = settler
@@ -82,7 +82,7 @@ class Change:
 
         effect: the result of the dry run, made only for one: the sentence after "would", or a coroutine.
         """
-        if self.trial:
+        if self.dry_run:
             raise Judged(_UNTOLD, whole=False) if effect is None else Judged(effect, whole=whole)
 
     def claim(self, backend: HostMemoryBackend, doing: str, *, shared: bool = False) -> None:

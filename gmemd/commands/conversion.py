@@ -27,7 +27,7 @@ _AT_ONCE = 8 << 20  # bytes that may be copied or freed on the event loop
 def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     backend, offset, size = part(gmemd, arguments)
     visibility, to = visibility_of(backend), arguments["to"]
-    if change.trial:
+    if change.dry_run:
         changed = sum(length for _, length, state in visibility.ranges(offset, size)
                       if (state is PRIVATE) != (to == "private"))
         content = "keep their content" if arguments["preserve"] else "read as zero"
@@ -149,7 +149,7 @@ def describe_ranges(gmemd: Gmemd, backend: HostMemoryBackend, offset: int,
 
 def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     backend, offset, size = part(gmemd, arguments)
-    if change.trial:
+    if change.dry_run:
         change.judged(with_resident(gmemd, backend, offset, size, (
             f"free {{}} of {size} bytes of '{backend.id}', which then read as zero")))
     if size > _AT_ONCE or backend.on_file:

@@ -30,18 +30,18 @@ def foretell(commands: Mapping[str, tuple[Command, Function]], gmemd: Gmemd, cal
 
 async def _judge(function: Function, gmemd: Gmemd, caller: Caller, complete: dict[str, Any]) -> dict[str, Any]:
     """Run a changing command up to where it would act."""
-    trial = Change(gmemd.settler)
-    trial.trial = True
+    change = Change(gmemd.settler)
+    change.dry_run = True
     try:
-        result = function(gmemd, caller, complete, trial)
+        result = function(gmemd, caller, complete, change)
         if isinstance(result, CoroutineType):  # its checks have to wait
             await result
         raise AssertionError("a changing command without change.judged()")
     except Judged as exc:
         judged = exc
     finally:
-        ending = trial.revert()
-        trial.unclaim()
+        ending = change.revert()
+        change.unclaim()
         if ending is not None:
             await ending
     effect = judged.effect if isinstance(judged.effect, str) else await judged.effect

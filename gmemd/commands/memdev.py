@@ -26,13 +26,13 @@ _LOOK_SECONDS = 0.2  # between two checks whether the client waiting for a file 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     if arguments["qom-type"] == ThreadContext.qom_type:
         return _add_context(gmemd, arguments, change)
-    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, trial=change.trial)
-    slow = backend.blocks and not change.trial
+    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, dry_run=change.dry_run)
+    slow = backend.blocks and not change.dry_run
     change.undo(partial(gmemd.objects.cancel, backend) if slow else partial(_unmake, gmemd, backend))
     change.reserve()
     if slow:
         return _add_blocking(gmemd, caller, backend, change)
-    if change.trial:
+    if change.dry_run:
         _try(gmemd, backend, change)
     _make(gmemd, backend)
     change.keep(backend)
@@ -46,7 +46,7 @@ def _add_context(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> Any
     check_cpus(arguments)
     gmemd.objects.reserve(object_id)
     change.undo(partial(gmemd.objects.release, object_id))
-    if change.trial:
+    if change.dry_run:
         change.judged(f"create the thread context '{object_id}', which ends with gmemd", whole=False)
 
     async def work() -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _add_context(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> Any
 def _try(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
     """Create memory and free it again, if that leaves no trace; injected faults are not for a dry run."""
     kept = "kept across restarts of gmemd" if gmemd.custody.keeps else "which ends with gmemd"
-    if not backend.on_trial or gmemd.lab is not None:
+    if not backend.can_be_tried or gmemd.lab is not None:
         change.judged(f"create '{backend.id}' of {backend.size} bytes, {kept}", whole=False)
     backend.allocate(gmemd.kernel)
     backend.finish(gmemd.kernel)
@@ -138,13 +138,13 @@ def delete(gmemd: Gmemd, object_id: str, change: Change) -> dict[str, Any]:
     if object_id in gmemd.lost:
         _forget(gmemd, object_id, change)
     elif object_id in gmemd.objects.contexts:
-        if change.trial:
+        if change.dry_run:
             change.judged(f"delete the thread context '{object_id}'")
         gmemd.objects.remove_context(object_id)
     else:
         backend = gmemd.objects.find(object_id)
         backend.check_idle()
-        if change.trial:
+        if change.dry_run:
             change.judged(with_resident(gmemd, backend, 0, backend.memory_size, (
                 f"delete '{object_id}' with {{}} bytes in memory; its descriptor was handed out "
                 f"{backend.handed_out} times, and processes that still have it keep the memory")))
@@ -170,7 +170,7 @@ def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | 
 def _forget(gmemd: Gmemd, object_id: str, change: Change) -> None:
     """Delete what is left of a lost object: its record."""
     record = gmemd.lost[object_id]
-    if change.trial:
+    if change.dry_run:
         change.judged(f"delete what is left of '{object_id}', which is lost")
     change.drop(record)
     del gmemd.lost[object_id]

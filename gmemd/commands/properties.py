@@ -23,7 +23,7 @@ def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Cha
         return node.set(name, value, change.judged)
     backend.check_idle()
     value = judge_value(gmemd, backend, name, value)
-    if change.trial:
+    if change.dry_run:
         change.judged(f"change '{name}' of '{backend.id}' from {backend.get(name)!r} to {value!r}",
                       whole=name != "prealloc")
     if name == "prealloc" and value and not backend.properties["prealloc"]:

@@ -90,8 +90,8 @@ class Objects:
         return backend
 
     def begin(self, arguments: dict[str, Any], owner: tuple[int, int],
-              find_context: Callable[[str], str], *, trial: bool = False) -> HostMemoryBackend:
-        """Check complete object-add arguments and, except for a trial, take the id; then call `commit` or `cancel`.
+              find_context: Callable[[str], str], *, dry_run: bool = False) -> HostMemoryBackend:
+        """Check complete object-add arguments and, except for a dry run, take the id; then call `commit` or `cancel`.
 
         `find_context` returns the path of the context that a prealloc-context names.
         """
@@ -104,7 +104,7 @@ class Objects:
         backend.owner = owner
         backend.check(find_context)
         self._check_free(object_id)
-        if not trial:
+        if not dry_run:
             self._adding.add(object_id)
             self._slots.add(object_id)
         return backend

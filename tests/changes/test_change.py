@@ -383,7 +383,7 @@ async def test_a_claim_goes_on_with_the_job(live: LiveMachine) -> None:
 def test_a_trial_ends_where_it_would_act() -> None:
     machine = LiveMachine()
     change = Change(machine.gmemd.settler)
-    change.trial = True
+    change.dry_run = True
     with pytest.raises(Judged) as caught:
         change.judged("do it")
     assert (caught.value.effect, caught.value.whole) == ("do it", True)
