@@ -151,8 +151,9 @@ class Objects:
             (ids.add if lost else ids.discard)(object_id)
 
     def commit(self, backend: HostMemoryBackend) -> None:
-        """Make the object visible."""
+        """Make the object visible; QmpError if what had its id is back, because its deletion was undone."""
         self._adding.discard(backend.id)
+        self._check_free(backend.id)
         self._live[backend.id] = backend
         self._count(backend, 1)
 
