@@ -50,7 +50,9 @@ def _add_context(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> Any
         change.judged(f"create the thread context '{object_id}', which ends with gmemd", whole=False)
 
     async def work() -> dict[str, Any]:
-        gmemd.objects.add_context(ThreadContext(object_id, await usable_cpus(arguments)))
+        cpus = await usable_cpus(arguments)
+        await gmemd.settler.durable()  # the deletion of what had the id before
+        gmemd.objects.add_context(ThreadContext(object_id, cpus))
         return {}
 
     return work()

@@ -110,7 +110,10 @@ class Objects:
         return backend
 
     def add_context(self, context: ThreadContext) -> None:
-        """Make a thread context visible; its id was reserved."""
+        """Make a thread context visible; its id was reserved; QmpError as from `commit`."""
+        self._adding.discard(context.id)
+        self._check_free(context.id)
+        self._adding.add(context.id)
         self.contexts[context.id] = context
         self._slots.add(context.id)
 

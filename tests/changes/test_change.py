@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from gmemd.changes.change import Change, Judged, WithFds, changing, completed
-from gmemd.commands.memdev import added
+from gmemd.commands.memdev import added, delete
 from gmemd.errors import QmpError
 from gmemd.persist.custody import Custody
 from gmemd.persist.fdstore import FdStore
@@ -341,6 +341,22 @@ async def test_a_deleted_object_comes_back_though_its_id_was_used_again(kept: Ke
     kept.lock(locked=False)
     await completed(kept.dispatch("object-del", id="m"))
     await kept.make("m")
+
+
+@pytest.mark.parametrize("new", [{"qom_type": "memory-backend-memfd", "size": PAGE, "prealloc": True},
+                                 {"qom_type": "thread-context"}], ids=["memory", "context"])
+async def test_what_comes_back_has_its_id(live: LiveMachine, new: dict[str, Any]) -> None:
+    """Making the next one of that id takes its time, and the deletion before it is undone meanwhile."""
+    await live.do("object-add", id="m", qom_type="memory-backend-memfd", size=PAGE)
+    before, change = live.gmemd.objects.find("m"), Change(live.gmemd.settler)
+    delete(live.gmemd, "m", change)
+    adding = live.dispatch("object-add", id="m", **new)
+    change.revert()
+    with pytest.raises(QmpError, match="duplicate"):
+        await completed(adding)
+    assert (list(live.gmemd.objects.listed()), live.gmemd.objects.sums["memory-backend-memfd"]) == ([before], [1, PAGE])
+    await live.do("object-del", id="m")
+    await live.do("object-add", id="m", **new)
 
 
 async def test_claims(live: LiveMachine) -> None:
