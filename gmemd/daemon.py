@@ -174,9 +174,9 @@ class Daemon:
         directories = HeldDirectories()
         worker_program()
         share_one_heap()
-        log.call_later = self._loop.call_later
         self._loop.set_exception_handler(_log_exception)
         gmemd = self._gmemd = self._make_gmemd()
+        log.call_later = self._loop.call_later
         try:
             sockets = self._restore()
             dispatcher = Dispatcher(gmemd, self._program.modules)

@@ -10,7 +10,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from gmemd.daemon import Daemon, Options, Plain, QmpSocket
+from gmemd.errors import QmpError
+from gmemd.observe.log import log
 from gmemd.persist.manager import Manager
 from gmemd.schema.validate import Schema
 from tests.daemon import Daemon as Process
@@ -66,3 +70,10 @@ def test_work_that_never_begins_says_nothing(tmp_path: Path) -> None:
             wait_for(lambda: manager.receive() or daemon.process.poll() is not None)
         assert "never awaited" not in daemon.log(), daemon.log()
     manager.close()
+
+
+async def test_a_start_that_is_refused_leaves_the_log_without_a_loop() -> None:
+    """A line that is logged after it is written at once."""
+    with pytest.raises(QmpError, match="keeps file descriptors"):
+        await Daemon(Options(qmp=(), persist="on"), Manager({})).run()
+    assert log.call_later is None

@@ -44,7 +44,7 @@ class HeldDirectories:
         sys.setswitchinterval(self._interval)
         for module in list(sys.modules.values()):
             self._move_back(module)
-        for place in [place for place in sys.path_importer_cache if place.startswith(_BY_FD)]:
+        for place in [place for place in list(sys.path_importer_cache) if place.startswith(_BY_FD)]:
             del sys.path_importer_cache[place]  # directory listings
         while self._held:
             os.close(self._held.popitem()[1])
