@@ -201,7 +201,9 @@ class HostMemoryBackend(Piece):
             return []
         for enforcer in self.enforcers:
             self.drop(enforcer)
-        fds = [piece.fd for piece in self.pieces() if piece.fd >= 0]
+        fds = [self.fd] if self.fd >= 0 else []
+        if self.aside is not None:
+            fds.append(self.aside.fd)
         self.fd, self.aside = -1, None
         return fds
 

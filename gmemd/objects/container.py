@@ -155,9 +155,11 @@ class Objects:
 
     def commit(self, backend: HostMemoryBackend) -> None:
         """Make the object visible; QmpError if what had its id is back, because its deletion was undone."""
-        self._adding.discard(backend.id)
-        self._check_free(backend.id)
-        self._live[backend.id] = backend
+        object_id = backend.id
+        self._adding.discard(object_id)
+        if object_id in self._live or object_id in self._lost:
+            self._check_free(object_id)
+        self._live[object_id] = backend
         self._count(backend, 1)
 
     def uncommit(self, backend: HostMemoryBackend) -> None:

@@ -16,7 +16,7 @@ from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.qmp.encode import Indented, encode, encode_pretty, indented, member_order
 from gmemd.qmp.stream import NEED_DATA, LongMessage, Stream
 
-_NO_ID: Final = object()
+NO_ID: Final = object()
 _NO_ARGUMENTS: Final[dict[str, Any]] = {}
 _LONGEST_ID: Final = 1024  # characters worth logging
 _OK: Final = b'{"return": {}}\r\n'
@@ -91,8 +91,8 @@ class Session:
         if type(value) is dict:
             execute = value.get("execute")
             arguments = value.get("arguments", _NO_ARGUMENTS)
-            request_id = value.get("id", _NO_ID)
-            known = 1 + (arguments is not _NO_ARGUMENTS) + (request_id is not _NO_ID)
+            request_id = value.get("id", NO_ID)
+            known = 1 + (arguments is not _NO_ARGUMENTS) + (request_id is not NO_ID)
             if type(execute) is str and type(arguments) is dict and len(value) == known:
                 return Request(execute, arguments, request_id)
             return self._judge_envelope(value)
@@ -104,12 +104,12 @@ class Session:
             return request
         if not isinstance(value, QmpError):
             value = QmpError("QMP input must be a JSON object")
-        return Request("", _NO_ARGUMENTS, _NO_ID, error=value)
+        return Request("", _NO_ARGUMENTS, NO_ID, error=value)
 
     def _judge_envelope(self, value: dict[str, Any]) -> Request:
         """A message that is not simply a command: find what is wrong, in member order (qmp.md section 6)."""
         oob = "exec-oob" in value and "execute" not in value
-        request = Request("", _NO_ARGUMENTS, value.get("id", _NO_ID), oob=oob)
+        request = Request("", _NO_ARGUMENTS, value.get("id", NO_ID), oob=oob)
         try:
             for name in member_order(value):
                 self._judge_member(request, name, value[name], value)
@@ -153,7 +153,7 @@ class Session:
     def id_json(self, request: Request) -> bytes:
         """A request's id as JSON; empty if it has none."""
         request_id = request.id
-        if request_id is _NO_ID:
+        if request_id is NO_ID:
             return b""
         if type(request_id) is int:
             return encode(request_id)
@@ -169,25 +169,25 @@ class Session:
         if self.pretty:
             if isinstance(value, bytes):
                 text = value if type(value) is Indented else b"".join(indented(value))
-                its_id = b"" if request.id is _NO_ID else b',\r\n    "id": ' + b"".join(indented(encode(request.id)))
+                its_id = b"" if request.id is NO_ID else b',\r\n    "id": ' + b"".join(indented(encode(request.id)))
                 return b'{\r\n    "return": %b%b\r\n}\r\n' % (text, its_id)
             reply = {"return": value}
-            if request.id is not _NO_ID:
+            if request.id is not NO_ID:
                 reply["id"] = request.id
             return _line(reply, pretty=self.pretty)
-        if not value and type(value) is dict and request.id is _NO_ID:
+        if not value and type(value) is dict and request.id is NO_ID:
             return _OK
         body = value if type(value) is bytes else encode(value)
-        if request.id is _NO_ID:
+        if request.id is NO_ID:
             return b'{"return": %b}\r\n' % body
         return b'{"return": %b, "id": %b}\r\n' % (body, encode(request.id))
 
     def failure(self, request: Request, error: QmpError) -> bytes:
         """The error reply to `request`."""
-        if request.id is _NO_ID and not self.pretty:
+        if request.id is NO_ID and not self.pretty:
             return b'{"error": {"class": "%b", "desc": %b}}\r\n' % (error.error_class.encode(), encode(error.desc))
         reply: dict[str, Any] = {"error": {"class": error.error_class, "desc": error.desc}}
-        if request.id is not _NO_ID:
+        if request.id is not NO_ID:
             reply["id"] = request.id
         return _line(reply, pretty=self.pretty)
 

@@ -215,7 +215,7 @@ def _is_plain(value: Any) -> bool:
 class Command:
     """A command of the schema."""
 
-    __slots__ = ("_schema", "_shape", "_tag", "_takes_all", "allow_oob", "arguments", "features", "name",
+    __slots__ = ("_cases", "_schema", "_shape", "_tag", "_takes_all", "allow_oob", "arguments", "features", "name",
                  "reads_only")
 
     def __init__(self, schema: Schema, name: str, entry: dict[str, Any]) -> None:
@@ -229,6 +229,7 @@ class Command:
         self._tag: str | None = definition.get("x-tag")
         self._takes_all: bool = definition.get("additionalProperties", False)  # and checks it itself ('gen': false)
         self._shape: Shape | None = None
+        self._cases: dict[str, Shape] = {}  # by the tag
 
     @property
     def is_forbidden(self) -> bool:
@@ -268,5 +269,9 @@ class Command:
         case = arguments.get(self._tag)
         if type(case) is not str:
             return None
-        key = f"{self.arguments}:{case}"
-        return self._schema.shape(key) if key in self._schema.document["$defs"] else None
+        found = self._cases.get(case)
+        if found is None:
+            key = f"{self.arguments}:{case}"
+            if key in self._schema.document["$defs"]:
+                found = self._cases[case] = self._schema.shape(key)
+        return found

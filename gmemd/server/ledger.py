@@ -5,7 +5,7 @@ from __future__ import annotations
 from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError
 from gmemd.observe.log import ClientLog, log
-from gmemd.qmp.session import Request, Session
+from gmemd.qmp.session import NO_ID, Request, Session
 
 
 class Ledger:
@@ -24,7 +24,7 @@ class Ledger:
         """Record a command that is about to be answered."""
         command, began = request.execute, request.began
         ended = self._count(command, began, error is None)
-        request_id = self._id_json(request)
+        request_id = b"" if request.id is NO_ID else self._id_json(request)
         self._log.answered(command, began, ended, request_id, error)
         if self._audit is not None:
             self._audit.answered(command, request.arguments, request_id=request_id, error=error)
