@@ -26,6 +26,8 @@ from tests.patience import PATIENCE
 class Server(Running):
     """One child process that speaks QMP on `sock`, scratch files in `dir`."""
 
+    pause = 0.005  # QEMU 7.2 may lose the client that comes next if it is asked very early
+
     def __init__(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **options: Any) -> None:
         """Start `argv`, its environment added to ours; the rest is as in Running."""
         super().__init__(argv, env={**os.environ, **(env or {})}, **options)
@@ -39,6 +41,11 @@ class Server(Running):
         with suppress(OSError):
             sock.connect(str(self.sock))
         return sock
+
+    def _greets(self) -> bool:
+        with self.connect() as sock, suppress(OSError):
+            return bool(sock.recv(1))
+        return False
 
     def open_fds(self) -> int:
         """Count the descriptors that the server holds."""

@@ -34,6 +34,8 @@ class Running:
     Where it is a keeper, its child is "the daemon".
     """
 
+    pause = _PAUSE  # between two looks for the greeting
+
     def __init__(self, command: Sequence[str], *, parent: str | None = None, **options: Any) -> None:
         """Start it and wait until it greets; ConnectionError with its log if it ends instead, or never greets.
 
@@ -61,7 +63,7 @@ class Running:
         while not self._greets():
             if self.process.poll() is not None or time.monotonic() > end:
                 raise ConnectionError(f"the server does not answer: {self.log()}")
-            time.sleep(_PAUSE)
+            time.sleep(self.pause)
 
     def _greets(self) -> bool:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer, suppress(OSError):

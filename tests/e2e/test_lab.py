@@ -183,7 +183,7 @@ def test_a_job_over_a_socket() -> None:
         client.execute("memdev-verify", {"id": "g", "job-id": "w"})
         client.execute("job-cancel", {"id": "w"})
         wait_for(lambda: client.execute("query-jobs")[0]["status"] == "concluded")
-        assert daemon.open_fds() == before
+        assert daemon.settled_fds(before) <= before  # a daemon that has just started closes some of its own, too
 
 
 def test_a_daemon_ends_while_a_job_runs() -> None:
