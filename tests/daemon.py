@@ -32,7 +32,14 @@ class Server(Running):
         """Start `argv`, its environment added to ours; the rest is as in Running."""
         super().__init__(argv, env={**os.environ, **(env or {})}, **options)
         self.pid = self.process.pid
-        self.dir, self.sock = self.directory, Path(self.socket)
+
+    @property
+    def dir(self) -> Path:
+        return self.directory
+
+    @property
+    def sock(self) -> Path:
+        return Path(self.socket)
 
     def connect(self, timeout: float = PATIENCE) -> socket.socket:
         """Give a socket to the server (not connected if the server does not listen), greeting unread."""
