@@ -26,7 +26,7 @@ from tests.patience import PATIENCE
 class Server(Running):
     """One child process that speaks QMP on `sock`, scratch files in `dir`."""
 
-    pause = 0.005  # QEMU 7.2 may lose the client that comes next if it is asked very early
+    pause = 0.005
 
     def __init__(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, **options: Any) -> None:
         """Start `argv`, its environment added to ours; the rest is as in Running."""

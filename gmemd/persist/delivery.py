@@ -74,14 +74,14 @@ class Delivery:
             sent.add(file)
             while name in self._store and name not in self._store.leaving:
                 try:
-                    self._store_once(name, fd, anew=twice)
+                    self._store_once(name, fd, reopened=twice)
                     break
                 except BlockingIOError:
                     yield from self._wait("writable", self._notifier.fileno())
 
-    def _store_once(self, name: str, fd: int, *, anew: bool) -> None:
+    def _store_once(self, name: str, fd: int, *, reopened: bool) -> None:
         other = -1
-        if anew:
+        if reopened:
             with contextlib.suppress(OSError):
                 other = opened_again(fd)
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Final, cast
+from typing import Final
 
 _TEXT_LIMIT: Final = 1023  # bytes of a fault's text; QEMU formats it into a buffer of 1024
 
@@ -45,17 +45,19 @@ def readable(data: bytes) -> str:
 
 def _end_of_good_escapes(token: bytes, end: int) -> int:
     """Where the first bad escape begins, or `end`."""
-    match = re.compile(_GOOD_ESCAPES).match(token, 1, end)
-    return cast("re.Match[bytes]", match).end()  # it matches at least ""
+    alone = token.replace(b"\\\\", b"__")  # from now on every backslash begins an escape
+    match = re.compile(_BAD_ESCAPE).search(alone, 1, end)
+    return end if match is None else match.start()
 
 
 # The patterns are compiled when first needed, which is rare.
-# As much of a string as has no bad escape.
-_GOOD_ESCAPES: Final = rb"""(?sx)(?: [^\\]++
-           | \\[bfnrt"'\\/]
-           | \\u (?! [dD][89a-fA-F] | [fF][dD][d-eD-E] | [fF]{3}[e-fE-F] ) [0-9a-fA-F]{4}
-           | \\u (?! ..[37bfBF][fF] \\u[dD][fF]{2}[e-fE-F] ) [dD][89abAB][0-9a-fA-F]{2} \\u[dD][c-fC-F][0-9a-fA-F]{2}
-         )*+"""
+# Without possessive quantifiers, which match wrongly before Python 3.11.5 (gh-106052).
+_BAD_ESCAPE: Final = rb"""(?sx) \\ (?!
+             [bfnrt"'/]
+           | u (?! [dD][89a-fA-F] | [fF][dD][d-eD-E] | [fF]{3}[e-fE-F] ) [0-9a-fA-F]{4}
+           | u (?! ..[37bfBF][fF] \\u[dD][fF]{2}[e-fE-F] ) [dD][89abAB][0-9a-fA-F]{2} \\u[dD][c-fC-F][0-9a-fA-F]{2}
+           | (?<= \\u[dD][89abAB].. \\ ) u[dD][c-fC-F]
+         )"""
 
 # A code point that is not a character, in UTF-8.
 _NON_CHARACTER: Final = rb"\xef(?:\xb7[\x90-\xaf]|\xbf[\xbe\xbf])|[\xf0-\xf4][\x8f\x9f\xaf\xbf]\xbf[\xbe\xbf]"
