@@ -1,16 +1,19 @@
-"""Room for worker processes: a few per CPU at a time, however many are requested; the rest wait in line."""
+"""Worker processes: what one says and is told; a few per CPU at a time, however many are requested; others queue."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
+from asyncio.subprocess import PIPE, Process
 from collections import deque
-from collections.abc import AsyncIterator
-from typing import Final
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Final
 
 from gmemd.changes.jobs import CANCELLED, Job
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, os_errors
+from gmemd.kernel.program import worker_program
 
 _A_CPU: Final = 2  # processes
 
@@ -63,3 +66,70 @@ class Workers:
 
 
 workers: Final = Workers(_A_CPU * len(os.sched_getaffinity(0)))  # of this process
+
+
+class Worker:
+    """A process at work: `async for` gives its messages until it has ended well, and raises QmpError if it fails."""
+
+    def __init__(self, process: Process, job: Job | None) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.result: dict[str, Any] = {}  # its last message, once it has ended
+        self._process, self._job = process, job
+        self._stdin, self._stdout = process.stdin, process.stdout
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send it a message; what one hears that has ended is lost."""
+        self._stdin.write(json.dumps(message).encode() + b"\n")
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        async for line in self._stdout:
+            message = json.loads(line)
+            if "end" in message:
+                self.result = message
+                return
+            if "errno" in message:
+                raise QmpError(f"the worker process failed: {os.strerror(message['errno'])}")
+            if "error" in message:
+                raise QmpError(message["error"])
+            yield message
+        if self._job is not None and self._job.cancelled:
+            raise QmpError(CANCELLED)
+        raise QmpError(f"the worker process ended unexpectedly: {_why_ended(await self._process.wait())}")
+
+    async def end(self) -> None:
+        """Wait for its end; one that is still at work is killed."""
+        self._stdin.close()
+        if self._process.returncode is None and not self._stdout.at_eof() and not self.result:
+            self._process.kill()
+        await self._process.wait()
+
+
+@contextlib.asynccontextmanager
+async def working(job: Job | None, verb: str, spec: dict[str, Any], fds: Iterable[int]) -> AsyncIterator[Worker]:
+    """Let a worker process do what a verb and its specification say, once there is room for one.
+
+    It gets the descriptors `fds` under their own numbers. Cancelling the job kills it, as does leaving the block early.
+    """
+    program = worker_program()
+    async with workers.room(job):
+        with os_errors("cannot start the worker process"):
+            process = await asyncio.create_subprocess_exec(
+                *program.command, verb, json.dumps(spec), stdin=PIPE, stdout=PIPE, pass_fds=(*fds, *program.fds))
+        worker = Worker(process, job)
+        assert process.stdin is not None
+        process.stdin.write(program.text)
+        if job is not None:
+            job.interrupt = process.kill
+            if job.cancelled:
+                process.kill()
+        try:
+            yield worker
+        finally:
+            if job is not None:
+                job.interrupt = lambda: None
+            await worker.end()
+
+
+def _why_ended(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"exit status {status}"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Coroutine
@@ -12,15 +10,14 @@ from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
-from gmemd.changes.jobs import CANCELLED, Job
+from gmemd.changes.jobs import Job
 from gmemd.changes.threads import close_beside, in_thread
-from gmemd.changes.workers import workers
+from gmemd.changes.workers import working
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete
 from gmemd.commands.properties import populate, set_property
 from gmemd.errors import QmpError, os_errors
-from gmemd.kernel.program import worker_program
 from gmemd.objects.fds import share
 
 _CHUNKS_MAX: Final = 1 << 20  # digests of one job at most: about 150 MiB
@@ -167,46 +164,9 @@ async def _conclude(job: Job, work: Callable[[], Awaitable[Any]]) -> None:
         job.conclude(error)
 
 
-async def _worker(job: Job | None, work: str, part: Part, chunk: int, said: Said) -> None:
-    """Let a worker process work on contents, once there is room for one."""
-    async with workers.room(job):
-        await _work(job, work, part, chunk, said)
-
-
-async def _work(job: Job | None, work: str, part: Part, chunk: int, said: Said) -> None:
-    """Let a worker process work on contents; QmpError when it fails or is killed."""
-    fd, *numbers = part
-    program = worker_program()
-    with os_errors("cannot start the worker process"):
-        process = await asyncio.create_subprocess_exec(
-            *program.command, work, *map(str, (fd, *numbers, chunk)),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, pass_fds=(fd, *program.fds))
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(program.text)
-    process.stdin.close()
-    if job is not None:
-        job.interrupt = process.kill
-        if job.cancelled:
-            process.kill()
-    try:
-        async for line in process.stdout:
-            message = json.loads(line)
-            if "end" in message:
-                return
-            if "errno" in message:
-                raise QmpError(f"the worker process failed: {os.strerror(message['errno'])}")
+async def _worker(job: Job | None, verb: str, part: Part, chunk: int, said: Said) -> None:
+    """Let a worker process work on contents."""
+    fd, offset, size = part
+    async with working(job, verb, {"fd": fd, "offset": offset, "size": size, "chunk": chunk}, [fd]) as worker:
+        async for message in worker:
             said(message)
-        if job is not None and job.cancelled:
-            raise QmpError(CANCELLED)
-        raise QmpError(f"the worker process ended unexpectedly: {_why_ended(await process.wait())}")
-    finally:
-        if job is not None:
-            job.interrupt = lambda: None
-        if process.returncode is None and not process.stdout.at_eof():
-            process.kill()
-        await process.wait()
-
-
-def _why_ended(status: int) -> str:
-    return f"signal {-status}" if status < 0 else f"exit status {status}"

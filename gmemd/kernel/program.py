@@ -1,8 +1,8 @@
 """How a worker process is started: with a program that is read when the daemon starts.
 
 The package on disk may be replaced or removed while the daemon runs, and another version need not be compatible. So the
-worker gets the sources of its modules on its standard input, and the digest library as an open file; it needs nothing
-else but the interpreter and its standard library.
+worker gets the sources of its modules on its standard input, before what it is told there, and the digest library as an
+open file; it needs nothing else but the interpreter and its standard library.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 # The worker's modules; none imports a later one.
-_MODULES = ("gmemd", "gmemd.kernel", "gmemd.kernel.uapi", "gmemd.kernel.rules", "gmemd.kernel.syscalls",
+_MODULES = ("gmemd", "gmemd.errors", "gmemd.kernel", "gmemd.kernel.uapi", "gmemd.kernel.rules", "gmemd.kernel.syscalls",
             "gmemd.kernel.residency", "gmemd.kernel.backing", "gmemd.kernel.worker")
 
 # What runs first: {sources} is a dict of them by name, {library} the number of the open file.
@@ -32,17 +32,19 @@ def digests():
     spec.loader.exec_module(module)
 
 digests()
+verbs = {{}}
 for name, source in {sources}.items():
     module = sys.modules[name] = ModuleType(name)
-    module.__package__ = "gmemd.kernel"
+    module.__package__ = name.rpartition(".")[0]
     module.__path__ = []
     exec(compile(source, name, "exec"), module.__dict__)
-sys.exit(sys.modules["gmemd.kernel.worker"].main(sys.argv[1:]))
+    verbs |= module.__dict__.get("VERBS", {{}})
+sys.exit(sys.modules["gmemd.kernel.worker"].main(verbs, sys.argv[1:]))
 """
 
 
 class Program(NamedTuple):
-    """A command line, its standard input, and further descriptors that it needs."""
+    """A command line, what its standard input begins with, and further descriptors that it needs."""
 
     command: tuple[str, ...]
     text: bytes
@@ -57,7 +59,8 @@ def worker_program() -> Program:
     text = _BEGIN.format(library=library, sources=sources).encode()
     # Not the environment's interpreter, which may be removed with it; no site-packages, and nothing from the directory.
     interpreter = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
-    return Program((interpreter, "-sSP", "-"), text, (library,))
+    begin = f"import sys; exec(sys.stdin.buffer.read({len(text)}))"
+    return Program((interpreter, "-sSP", "-c", begin), text, (library,))
 
 
 def _source(name: str) -> str:

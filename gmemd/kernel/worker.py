@@ -1,13 +1,16 @@
-"""The worker process: called with hash|zero FD OFFSET SIZE CHUNK, it reads or wipes contents. program.py starts it.
+"""The worker process: called with a verb and one JSON object, it works on contents. program.py says how it starts.
 
 The daemon never touches contents that others can truncate: a SIGBUS cannot be caught in Python. Here it ends only this
 process. Absent pages are never read through a mapping, which would allocate them.
 
-It writes a line of JSON for each chunk that has any content: {"done": BYTES} and, when it hashes, {"offset": N,
-"size": N, "digest": HEX} as well; and at the end {"end": true} or {"errno": N}.
+A verb is a generator in the VERBS of the module that does the work: it gets the object, yields messages, each a line of
+JSON on the standard output, and returns what the last one, {"end": true, ...}, holds. A failure ends as {"errno": N} or
+{"error": SENTENCE}. What the daemon tells it meanwhile it hears on its standard input.
 
-The digest of a chunk is the XXH3 (128 bits, big-endian hex) of its bytes, with absent pages as zeros: anybody who maps
-the object gets the same. An inaccessible page (private memory) counts as absent.
+hash and zero take {"fd": N, "offset": BYTES, "size": BYTES, "chunk": BYTES} and say for each chunk that has any content
+{"done": BYTES}; when hashing, {"offset": N, "size": N, "digest": HEX} as well. The digest of a chunk is the XXH3 (128
+bits, big-endian hex) of its bytes, with absent pages as zeros: anybody who maps the object gets the same. An
+inaccessible page (private memory) counts as absent.
 """
 
 from __future__ import annotations
@@ -16,8 +19,11 @@ import errno
 import json
 import mmap
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from gmemd.errors import QmpError
 from gmemd.kernel import backing, residency, syscalls, uapi
 from gmemd.kernel.rules import PAGE_SIZE
 
@@ -25,6 +31,7 @@ WINDOW = 16 << 20  # bytes that are mapped, read or written at a time
 
 Ranges = list[tuple[int, int]]
 Message = dict[str, int | str]
+Verb = Callable[[dict[str, Any]], Iterator[dict[str, Any]]]
 
 _ZEROS = memoryview(bytes(1 << 20))
 
@@ -158,13 +165,27 @@ def _wipe(fd: int, offset: int, size: int) -> None:
                     window[page:page + PAGE_SIZE] = bytes(PAGE_SIZE)
 
 
-def main(arguments: list[str]) -> int:
+def heard() -> dict[str, Any] | None:
+    """Wait for what the daemon tells next; None: it has ended, or has nothing more to tell."""
+    line = sys.stdin.buffer.readline()
+    told: dict[str, Any] | None = json.loads(line) if line.endswith(b"\n") else None
+    return told
+
+
+VERBS: dict[str, Verb] = {"hash": lambda spec: hash_chunks(**spec), "zero": lambda spec: zero_chunks(**spec)}
+
+
+def main(verbs: dict[str, Verb], arguments: list[str]) -> int:
     """Do the work and report the outcome; the exit status is 0 if it could be reported."""
-    work = {"hash": hash_chunks, "zero": zero_chunks}[arguments[0]]
+    work = verbs[arguments[0]](json.loads(arguments[1]))
     try:
-        for message in work(*map(int, arguments[1:])):
-            print(json.dumps(message), flush=True)
-        print('{"end": true}', flush=True)
+        while True:
+            print(json.dumps(next(work)), flush=True)
+    except StopIteration as ended:
+        outcome = {"end": True, **(ended.value or {})}
     except OSError as exc:
-        print(json.dumps({"errno": exc.errno or errno.EIO}), flush=True)
+        outcome = {"errno": exc.errno or errno.EIO}
+    except QmpError as exc:
+        outcome = {"error": exc.desc}
+    print(json.dumps(outcome), flush=True)
     return 0
