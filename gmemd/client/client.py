@@ -11,6 +11,7 @@ import array
 import json
 import os
 import socket
+import struct
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -23,6 +24,7 @@ __all__ = ["Client", "ProtocolError"]
 
 _CHUNK = 1 << 18  # bytes per read
 _SCM_MAX_FD = 253  # the kernel's limit for one message (include/net/scm.h)
+_UCRED = struct.Struct("3i")  # pid, uid, gid
 _RETRY = 0.05  # seconds between attempts to connect
 
 
@@ -64,6 +66,12 @@ class Client:
     def fileno(self) -> int:
         """Return the socket's fd, for poll: when readable, call `take_events`."""
         return self._socket.fileno()
+
+    @property
+    def peer_pid(self) -> int:
+        """The process that listens at the other end (SO_PEERCRED of unix(7)); 0: it is not visible from here."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        return int(_UCRED.unpack(credentials)[0])
 
     def execute(self, command: str, arguments: dict[str, Any] | None = None, *, fds: Sequence[int] = (),
                 timeout: float | None = None, oob: bool = False) -> Any:

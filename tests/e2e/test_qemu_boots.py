@@ -18,6 +18,7 @@ import pytest
 
 from tests.daemon import Daemon
 from tests.e2e.test_docs import blocks, user_environment
+from tests.guests.firmware import FIRMWARE
 from tests.patience import PATIENCE, wait_for
 from tests.programs import ROOT, gmemctl, needs
 
@@ -73,18 +74,6 @@ def test_ram_outlives_qemu(daemon: Daemon, tmp_path: Path) -> None:
         assert said(first) == b"W"  # written
     with qemu(daemon, disk) as second:
         assert said(second) == b"F"  # found
-
-
-# Firmware: counts the starts at 0x1000; then counts in a register forever, and stores it at 0x1004.
-FIRMWARE = bytes.fromhex(
-    "31c0"        # f0000       xor ax, ax
-    "8ed8"        # f0002       mov ds, ax
-    "66ff060010"  # f0004       inc dword [0x1000]
-    "6631db"      # f0009       xor ebx, ebx
-    "6643"        # f000c next: inc ebx
-    "66891e0410"  # f000e       mov [0x1004], ebx
-    "ebf7"        # f0013       jmp next
-).ljust(0xfff0, b"\0") + bytes.fromhex("ea000000f0").ljust(16, b"\0")  # ffff0 jmp 0xf000:0
 
 
 def test_a_guest_goes_on_in_another_qemu(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Virtual machine monitors, driven by their own QMP; nothing of the daemon."""
