@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gmemd.cli import render
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.introspection import Introspection
-from gmemd.cli.parser import Verb, make_parser
+from gmemd.cli.parser import Verb, first_words, make_parser
 from gmemd.errors import QmpError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Connection:
     def names(self, kind: str) -> list[str]:
         """Return the names of a kind: verbs, commands, events, types, owners, jobs, ids (memory first)."""
         if kind == "verbs":
-            return list(self.verbs)
+            return first_words(self.verbs)
         if kind in ("commands", "events"):
             return self.introspection.names(kind.removesuffix("s"))
         if kind == "jobs":

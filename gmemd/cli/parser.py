@@ -1,6 +1,7 @@
 """The command line: what a verb is, and the parser derived from the verbs.
 
-A verb is declared with its function, including arguments and their completion, examples, and hints for refusals.
+A verb is declared with its function, including arguments and their completion, examples, and hints for refusals. Its
+name may be two words ("snapshot save"): the first then groups it with others.
 Parser, help, completion, manual and docs/gmemctl.md are derived from that.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,12 +47,12 @@ class Verb(NamedTuple):
 class Verbs(dict[str, Verb]):
     """Verbs by name, in the order of their declaration."""
 
-    def add(self, help: str, *arguments: Argument, examples: tuple[str, ...] = (),
+    def add(self, help: str, *arguments: Argument, group: str = "", examples: tuple[str, ...] = (),
             hints: tuple[Hint, ...] = ()) -> Callable[[Function], Function]:
-        """Declare the verb that the decorated function carries out and is named after."""
+        """Declare the verb that the decorated function carries out and is named after; `group`: the word before it."""
 
         def declare(function: Function) -> Function:
-            name = function.__name__.rstrip("_").replace("_", "-")
+            name = f"{group} {function.__name__.rstrip('_').replace('_', '-')}".lstrip()
             self[name] = Verb(function, help, arguments, examples, hints)
             return function
 
@@ -89,10 +90,18 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
         prog="gmemctl", description="Control gmemd, or any QMP server.", allow_abbrev=False, formatter_class=_formatter,
         epilog="Exit status: 0 done, 1 refused, 2 wrong command line, 3 no connection, 4 no answer in time.")
     subs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog="gmemctl")
+    groups = {"": subs}
     for name, verb in verbs.items():
+        group, _, last = name.rpartition(" ")
+        if group not in groups:
+            text = ", ".join(inner_verbs(group, verbs))
+            outer = subs.add_parser(group, help=text, description=text, allow_abbrev=False, formatter_class=_formatter)
+            groups[group] = outer.add_subparsers(metavar="VERB", required=True, prog=f"gmemctl {group}")
         examples = "".join(f"\n  gmemctl {example}" for example in verb.examples)
-        sub = subs.add_parser(name, help=verb.help, description=verb.help, allow_abbrev=False,
-                              formatter_class=_formatter, epilog=f"examples:{examples}" if examples else None)
+        sub = groups[group].add_parser(last, help=verb.help, description=verb.help, allow_abbrev=False,
+                                       formatter_class=_formatter,
+                                       epilog=f"examples:{examples}" if examples else None)
+        sub.set_defaults(verb=name)
         for given in verb.arguments:
             _add(sub, given)
         for common, _ in _COMMON:
@@ -140,8 +149,23 @@ def parse(parser: argparse.ArgumentParser, words: list[str],
 
 def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """The parsers of the verbs, by name; empty for a parser without verbs."""
-    found = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(found[0]) if found else {}
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, sub in action.choices.items():
+                inner = verbs_of(sub)
+                found |= {f"{name} {last}": one for last, one in inner.items()} if inner else {name: sub}
+    return found
+
+
+def first_words(verbs: Iterable[str]) -> list[str]:
+    """What a command line may begin with: verbs, and the groups of the others, once each."""
+    return list(dict.fromkeys(name.partition(" ")[0] for name in verbs))
+
+
+def inner_verbs(group: str, verbs: Iterable[str]) -> list[str]:
+    """The second words of a group's verbs; [] for a verb that is none."""
+    return [name.partition(" ")[2] for name in verbs if name.startswith(f"{group} ")]
 
 
 def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 
-from gmemd.cli.parser import options_of, values_of, verbs_of, words_of
+from gmemd.cli.parser import first_words, inner_verbs, options_of, values_of, verbs_of, words_of
 
 
 def script(shell: str, parser: argparse.ArgumentParser) -> str:
@@ -37,8 +37,11 @@ def _bash(parser: argparse.ArgumentParser) -> str:
               for one in (parser, *verbs_of(parser).values()) for action in options_of(one)}
     choices = "\n".join(f'        {flags}) COMPREPLY=($(compgen -W "{words}" -- "$current")); return ;;'
                         for flags, words in values.items() if words)
-    verbs = "\n".join(f'        {name}) known="{" ".join(filter(None, (_flags(sub), _asked(words_of(sub)))))}" ;;'
-                      for name, sub in verbs_of(parser).items())
+    groups = _groups(parser)
+    known = {group: " ".join(inner) for group, inner in groups.items()} | {
+        name.replace(" ", "' '"): " ".join(filter(None, (_flags(sub), _asked(words_of(sub)))))
+        for name, sub in verbs_of(parser).items()}
+    verbs = "\n".join(f'        {name}) known="{words}" ;;' for name, words in known.items())
     return f"""# gmemctl's completion: source <(gmemctl completion bash), or zsh
 _gmemctl() {{
     local current=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} verb='' known='' i
@@ -47,7 +50,7 @@ _gmemctl() {{
             --) return ;;
             {_with_value(parser)}) ((i++)) ;;
             -*) ;;
-            *) verb=${{verb:-${{COMP_WORDS[i]}}}} ;;
+            *) case $verb in {'|'.join(["''", *groups])}) verb=${{verb:+$verb }}${{COMP_WORDS[i]}} ;; esac ;;
         esac
     done
     case $before in
@@ -55,7 +58,7 @@ _gmemctl() {{
         {_with_value(parser)}) COMPREPLY=($(compgen -f -- "$current")); return ;;
     esac
     case $verb in
-        '') known='{_flags(parser)} {' '.join(verbs_of(parser))}' ;;
+        '') known='{_flags(parser)} {' '.join(first_words(verbs_of(parser)))}' ;;
 {verbs}
     esac
     COMPREPLY=($(compgen -W "$known" -- "$current"))
@@ -68,9 +71,18 @@ def _fish(parser: argparse.ArgumentParser) -> str:
     lines = ["# gmemctl's completion for fish: gmemctl completion fish | source",
              "complete -c gmemctl -f"]
     lines += [_fish_option("", action) for action in options_of(parser)]
+    groups = _groups(parser)
+    for group, inner in groups.items():
+        lines.append(f"complete -c gmemctl -n __fish_use_subcommand -a {group} -d {_quoted(', '.join(inner))}")
+    outside = "".join(f"; and not __fish_seen_subcommand_from {group}" for group in groups)
     for name, sub in verbs_of(parser).items():
-        condition = f"-n '__fish_seen_subcommand_from {name}' "
-        lines.append(f"complete -c gmemctl -n __fish_use_subcommand -a {name} -d {_quoted(sub.description or '')}")
+        group, _, last = name.rpartition(" ")
+        before = f"__fish_seen_subcommand_from {group}" if group else "__fish_use_subcommand"
+        seen = f"{before}; and __fish_seen_subcommand_from {last}" if group else \
+            f"__fish_seen_subcommand_from {last}{outside}"
+        condition = f"-n '{seen}' "
+        lines.append(f"complete -c gmemctl -n {before if not group else _quoted(before)} -a {last} "
+                     f"-d {_quoted(sub.description or '')}")
         lines += [_fish_option(condition, action) for action in options_of(sub)]
         lines += [f"complete -c gmemctl {condition}-a '{_asked([word], '(')}'" for word in words_of(sub)]
     return "\n".join(lines) + "\n"
@@ -81,6 +93,12 @@ def _fish_option(condition: str, action: argparse.Action) -> str:
     known = _asked(values_of(action), "(")
     value = "" if action.nargs == 0 else f" -x -a '{known}'" if known else " -r"
     return f"complete -c gmemctl {condition}{flags}{value} -d {_quoted(action.help or '')}"
+
+
+def _groups(parser: argparse.ArgumentParser) -> dict[str, list[str]]:
+    """The first words of verbs of two words, with the second ones."""
+    verbs = verbs_of(parser)
+    return {word: inner for word in first_words(verbs) if (inner := inner_verbs(word, verbs))}
 
 
 def _quoted(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gmemd.cli.connection import Connection
-from gmemd.cli.parser import options_of, values_of, verbs_of, words_of
+from gmemd.cli.parser import first_words, inner_verbs, options_of, values_of, verbs_of, words_of
 from gmemd.errors import QmpError
 
 _PATIENCE = 2.0  # seconds; a person is waiting
@@ -40,7 +40,12 @@ class Completion:
             before = before[1:]
             return self._of_command(before, word) if before else _starting(word, self._connection.names("commands"))
         if not before:
-            return _starting(word, [*self._connection.verbs, "exit", *self._connection.names("commands")])
+            return _starting(word, [*first_words(self._connection.verbs), "exit", *self._connection.names("commands")])
+        inner = inner_verbs(before[0], self._connection.verbs)
+        if inner and len(before) == 1:
+            return _starting(word, inner)
+        if inner:
+            before = [" ".join(before[:2]), *before[2:]]
         if before[0] in self._connection.verbs:
             return _starting(word, self._of_verb(before, word))
         return self._of_command(before, word)

@@ -7,7 +7,7 @@ from argparse import Namespace
 from gmemd.cli import render
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.connection import DONE, REFUSED, Connection
-from gmemd.cli.parser import Verbs, argument, verbs_of
+from gmemd.cli.parser import Verbs, argument, first_words, inner_verbs, verbs_of
 
 VERBS = Verbs()
 SHELLS = ("bash", "zsh", "fish")
@@ -46,16 +46,20 @@ def completion(connection: Connection, options: Namespace) -> int:
 
 
 @VERBS.add("list the verbs, or show how one is used",
-           argument("about", metavar="VERB", nargs="?", completes="verbs"), examples=("help", "help rm"))
+           argument("about", metavar="VERB", nargs="*", completes="verbs"), examples=("help", "help rm"))
 def help_(connection: Connection, options: Namespace) -> int:
-    if options.about is None:
+    about = " ".join(options.about)
+    if not about:
         connection.parser.print_help()
-    elif options.about in connection.verbs:
-        verbs_of(connection.parser)[options.about].print_help()
+    elif about in connection.verbs:
+        verbs_of(connection.parser)[about].print_help()
+    elif inner := inner_verbs(about, connection.verbs):
+        render.show(render.Table((), [(f"{about} {name}", connection.verbs[f"{about} {name}"].help)
+                                      for name in inner]))
     else:
         from gmemd.cli.hints import nearest
 
-        hints = [nearest(options.about, connection.verbs),
-                 f"'gmemctl call {options.about} help' describes a command of the server"]
-        raise UsageError("\n  hint: ".join([f"unknown verb '{options.about}'", *filter(None, hints)]))
+        hints = [nearest(about, first_words(connection.verbs)),
+                 f"'gmemctl call {about} help' describes a command of the server"]
+        raise UsageError("\n  hint: ".join([f"unknown verb '{about}'", *filter(None, hints)]))
     return DONE

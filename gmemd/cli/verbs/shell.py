@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.connection import DONE, REFUSED, Connection, note
-from gmemd.cli.parser import Verbs, parse
+from gmemd.cli.parser import Verbs, first_words, parse
 from gmemd.cli.verbs.server import call, print_event, qmp
 from gmemd.errors import QmpError
 
@@ -71,13 +71,13 @@ def _run(connection: Connection, options: Namespace, line: str, read: Callable[[
     if not words:
         return DONE
     if words == ["help"]:
-        print(HELP.format(verbs=" ".join(connection.verbs)), end="")
+        print(HELP.format(verbs=" ".join(first_words(connection.verbs))), end="")
         return DONE
     if words == ["quit"]:
         raise UsageError("'quit' would end the server: 'call quit' does that, 'exit' leaves this shell")
     if words[0] in ("exec", "shell"):
         return _run_child(options, words)
-    if words[0] not in connection.verbs:
+    if words[0] not in first_words(connection.verbs):
         return call(connection, Namespace(command=words[0], words=words[1:], fd=[]))
     return _run_verb(connection, words)
 
