@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import guests
 from measure import (
     Measure,
     asking,
@@ -77,6 +78,10 @@ def _pipelined(depth: int) -> Measure:
 
 def _scraped(path: str = "") -> Measure:
     return scraped_ping(path, fill=10000, fill_line=FILL)
+
+
+def _guest(**measures: Measure) -> dict[str, tuple[str, Measure]]:
+    return {label.replace("_", " "): ("gmemd-guest", measure) for label, measure in measures.items()}
 
 
 _listed = asking([MEMDEV], rounds=300, fill=1000, fill_line=FILL)
@@ -167,4 +172,15 @@ ROWS = (
         {"gmemd": ("gmemd", listing()), "a hundredth": ("gmemd", listing(0.01))}, (Target(limit=100),)),
     Row("tib-memory", "growth of the daemon by 10,000 scattered conversions of 1 TiB", "MiB",
         _same(growth(), "gmemd", "gmemd-durable"), (Target(limit=10),)),
+    Row("replace", "replacing the QEMU of a Linux guest with 1 GiB populated, from stop to running", "ms",
+        _guest(gmemd=guests.replacing(), precopy=guests.migrating(pause=False),
+               precopys_pause=guests.migrating(pause=True), stop_and_cont=guests.stopping()),
+        (Target("precopy", 10),), slow=True),
+    Row("checkpoint", "pause of that guest for a checkpoint over the previous copy", "ms",
+        _guest(gmemd=guests.checkpointing(), live=guests.checkpointing("--live"), migrate=guests.saving_stopped()),
+        (Target("migrate", 3),), slow=True),
+    Row("fork", "ten guests that go on from a checkpoint of it, against ten loads of a full save", "s",
+        _guest(gmemd=guests.forking(), loads=guests.loading()), (Target("loads", 5),), slow=True),
+    Row("fork-memory", "what those ten occupy", "MiB",
+        _guest(gmemd=guests.forking(memory=True), loads=guests.loading(memory=True)), (Target("loads", 5),), slow=True),
 )

@@ -36,6 +36,7 @@ COMMANDS = {
 GMEMD_OPTIONS = {
     "gmemd": "--persist off",
     "gmemd-durable": "--persist on --keeper",
+    "gmemd-guest": "--persist off --snapshots {directory}/snapshots",
     "gmemd-http": "--persist off --http unix:{directory}/http",
 }
 _RUNTIME = "/dev/shm"  # for sockets and gmemd's registry: a tmpfs, as /run is
@@ -99,14 +100,15 @@ class Server(Running):
     Its output (gmemd's log) goes to a file. `greeting_ms` is the time from its creation to its greeting.
     """
 
-    def __init__(self, name: str, *, pinned: bool = True) -> None:
+    def __init__(self, name: str, *, pinned: bool = True, on_disk: bool = False) -> None:
+        """`on_disk`: its directory is where temporary files are, and not in memory."""
         command = shlex.split(COMMANDS[name])
         if not shutil.which(command[0]):
             raise Unavailable(f"{command[0]} is not installed")
         start = time.monotonic()
         try:
             with on_cpus({SERVER_CPU} if pinned else EVERY_CPU):
-                super().__init__(command, parent=_RUNTIME if os.path.isdir(_RUNTIME) else None)
+                super().__init__(command, parent=_RUNTIME if os.path.isdir(_RUNTIME) and not on_disk else None)
         except ConnectionError as exc:
             raise Unavailable(f"{name}: {str(exc).splitlines()[-1]}") from exc
         self.greeting_ms = (time.monotonic() - start) * 1000
