@@ -19,7 +19,7 @@ from typing import Any
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.chosen import choose
 from gmemd.cli.connection import Connection, note
-from gmemd.cli.parser import ALL, Verbs, argument
+from gmemd.cli.parser import ALL, COMMAND, Verbs, argument
 
 # as env(1), and every shell
 CANNOT_RUN, NOT_FOUND = 126, 127
@@ -32,11 +32,11 @@ VERBS = Verbs()
     argument("id", metavar="ID[=N]", nargs="*", completes="ids",
              help="in COMMAND {ID} becomes /proc/self/fd/N, {ID.fd} N, {ID.size} the bytes, {ID.offset} "
                   "where they begin; or a pattern"),
-    ALL, argument("exec_command", metavar="-- COMMAND", nargs="?", default=()),
+    ALL, COMMAND,
     examples=("exec ram0 -- head -c 5 {ram0}", "exec ram0=9 -- sh -c 'ls -l /proc/self/fd/9'"))
 def exec_(connection: Connection, options: Namespace) -> int:
     """Replace this process by the command; return only if that fails."""
-    if not options.exec_command:
+    if not options.command_line:
         raise UsageError("exec needs a command: gmemctl exec ID -- COMMAND")
     wanted = dict(map(_wanted, options.id))
     if len(wanted) < len(options.id):
@@ -54,11 +54,11 @@ def exec_(connection: Connection, options: Namespace) -> int:
         values[name], [fds[name]] = connection.execute_fds("memdev-get-fd", {"id": name})
     connection.client.close()
     places = place(fds, wanted)
-    text = " ".join(options.exec_command)
+    text = " ".join(options.command_line)
     for name, value in values.items():
         if value.get("offset") and f"{{{name}.offset}}" not in text:
             note(f"'{name}' begins at byte {value['offset']} of its file: pass the command {{{name}.offset}}")
-    return _replace_process([fill_in(word, placeholders(values, places)) for word in options.exec_command])
+    return _replace_process([fill_in(word, placeholders(values, places)) for word in options.command_line])
 
 
 def _wanted(text: str) -> tuple[str, int | None]:
