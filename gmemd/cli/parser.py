@@ -71,7 +71,7 @@ ALL = argument("--all", action="store_true", help="all objects")
 IDS = (argument("id", metavar="ID", nargs="*", completes="ids", help="or a pattern with * ? [ ], quoted"), ALL)
 YES = argument("-y", "--yes", action="store_true", help="do not ask if a pattern or --all selects the objects")
 FD = argument("--fd", type=int, action="append", default=[], metavar="N", help="send our descriptor N with it")
-COMMAND = argument("command_line", metavar="-- COMMAND", nargs="?", default=())  # of words, () if there is none
+COMMAND = argument("exec_command", metavar="-- COMMAND", nargs="?", default=())  # of words, () if there is none
 DRY_RUN = argument("--dry-run", action="store_true", help="say what would happen; change nothing")
 
 _COMMON = (  # before or after the verb, with their defaults
@@ -129,14 +129,12 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 def parse(parser: argparse.ArgumentParser, words: list[str],
           preset: argparse.Namespace | None = None) -> argparse.Namespace:
     """Return the options of a command line, with `preset` as defaults; SystemExit with status 2 if it is wrong."""
-    running = {name.partition(" ")[0] for name, sub in verbs_of(parser).items()
-               if any(action.dest == COMMAND.flags[0] for action in sub._actions)}
-    end = words.index("--") if "--" in words and running & {*words} else len(words)
+    end = words.index("--") if "--" in words and not takes_command(parser).isdisjoint(words) else len(words)
     options, more = parser.parse_known_args(words[:end], preset)
-    if end < len(words) and not hasattr(options, COMMAND.flags[0]):
+    if end < len(words) and options.verb not in takes_command(parser):
         options, more = parser.parse_known_args(words, preset)
     elif end < len(words):
-        options.command_line = words[end + 1 :]
+        options.exec_command = words[end + 1 :]
     # argparse accepts positional words in one place only: call COMMAND --fd 3 key=value, rm m0 --dry-run m1
     many = [action.dest for action in verbs_of(parser)[options.verb]._actions
             if not action.option_strings and action.nargs in ("*", "+")]
@@ -169,6 +167,12 @@ def first_words(verbs: Iterable[str]) -> list[str]:
 def inner_verbs(group: str, verbs: Iterable[str]) -> list[str]:
     """The second words of a group's verbs; [] for a verb that is none."""
     return [name.partition(" ")[2] for name in verbs if name.startswith(f"{group} ")]
+
+
+def takes_command(parser: argparse.ArgumentParser) -> set[str]:
+    """The verbs that run what stands behind "--" (COMMAND)."""
+    return {name for name, sub in verbs_of(parser).items()
+            if any(action.dest == "exec_command" for action in sub._actions)}
 
 
 def options_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:

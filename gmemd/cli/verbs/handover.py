@@ -36,7 +36,7 @@ VERBS = Verbs()
     examples=("exec ram0 -- head -c 5 {ram0}", "exec ram0=9 -- sh -c 'ls -l /proc/self/fd/9'"))
 def exec_(connection: Connection, options: Namespace) -> int:
     """Replace this process by the command; return only if that fails."""
-    if not options.command_line:
+    if not options.exec_command:
         raise UsageError("exec needs a command: gmemctl exec ID -- COMMAND")
     wanted = dict(map(_wanted, options.id))
     if len(wanted) < len(options.id):
@@ -54,11 +54,11 @@ def exec_(connection: Connection, options: Namespace) -> int:
         values[name], [fds[name]] = connection.execute_fds("memdev-get-fd", {"id": name})
     connection.client.close()
     places = place(fds, wanted)
-    text = " ".join(options.command_line)
+    text = " ".join(options.exec_command)
     for name, value in values.items():
         if value.get("offset") and f"{{{name}.offset}}" not in text:
             note(f"'{name}' begins at byte {value['offset']} of its file: pass the command {{{name}.offset}}")
-    return _replace_process([fill_in(word, placeholders(values, places)) for word in options.command_line])
+    return _replace_process([fill_in(word, placeholders(values, places)) for word in options.exec_command])
 
 
 def _wanted(text: str) -> tuple[str, int | None]:
