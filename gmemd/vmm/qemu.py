@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import stat
 import time
 from collections.abc import Iterator
@@ -292,6 +293,22 @@ def _pidfd(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except OSError:
         return None
+
+
+def end(pid: int, patience: float = 30.0) -> None:
+    """Kill a process, and wait (seconds) until it has ended; VmmError: it may not be killed, or does not end."""
+    pidfd = _pidfd(pid)
+    if pidfd is None:
+        return
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        if not select.select([pidfd], [], [], patience)[0]:
+            raise VmmError(f"process {pid} was killed and does not end")
+    except OSError as exc:
+        raise VmmError(f"cannot end process {pid}: {exc.strerror}") from exc
+    finally:
+        os.close(pidfd)
 
 
 def _version(greeting: dict[str, Any]) -> tuple[int, int, int]:

@@ -1,0 +1,184 @@
+"""Starting a VMM from a person's command, with the descriptors of objects.
+
+A process is created that waits for `go` before it becomes the command: whoever has to know its id, to end it if we die,
+learns it before there is a VMM. If we end before `go`, it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+from gmemd.posix.sockets import split_unix, written
+from gmemd.vmm.qemu import VmmError, end
+
+_TAIL = 1 << 14  # bytes of what a VMM said that are kept
+_QUOTED = 3  # lines of it that are quoted
+CANNOT_RUN, NOT_FOUND = 126, 127  # as env(1), and every shell
+
+
+class Arranged(NamedTuple):
+    """A command with what it needs to be driven."""
+
+    words: list[str]
+    qmp: str  # the path of its QMP socket
+    added: bool  # we chose that socket
+
+
+def arrange(words: Sequence[str], qmp: str | None, otherwise: str, *, incoming: bool) -> Arranged:
+    """Complete a command of QEMU: with a QMP socket, and with `-incoming defer`, where it has none.
+
+    `qmp`: the socket that was asked for; without it the one that the command names is used, or `otherwise`.
+    VmmError: it has another `-incoming`.
+    """
+    found = list(words)
+    if incoming:
+        given = _value(found, "incoming")
+        if given is None:
+            found += ["-incoming", "defer"]
+        elif given != "defer":
+            raise VmmError(f"the command has '-incoming {given}': leave it out, or write '-incoming defer'")
+    named = _socket_of(found)
+    if qmp is None and named is not None:
+        return Arranged(found, named, False)
+    if qmp is not None and any(qmp in word for word in found):
+        return Arranged(found, qmp, False)
+    path = qmp or otherwise
+    return Arranged([*found, "-qmp", f"{written(path)},server=on,wait=off"], path, qmp is None)
+
+
+def _value(words: Sequence[str], option: str) -> str | None:
+    for at, word in enumerate(words[:-1]):
+        if word in (f"-{option}", f"--{option}"):
+            return words[at + 1]
+    return None
+
+
+def _socket_of(words: Sequence[str]) -> str | None:
+    """The socket that the command's -qmp listens on; None: it has none, or connects."""
+    given = _value(words, "qmp")
+    found = None if given is None else split_unix(given)
+    if found is None or not {"server", "server=on"} & set(found[1]):
+        return None
+    return found[0]
+
+
+class Started:
+    """A VMM that we have started; or a process that waits to become it, until `go`."""
+
+    def __init__(self, words: Sequence[str], fds: Sequence[int] = (), *, foreground: bool = False) -> None:
+        """`fds` are passed on under their numbers.
+
+        In the background it has a session of its own, no input, and what it says is kept for `words`. In the foreground
+        it shares our terminal, and what it says on standard error is passed on. VmmError: no process can be created.
+        """
+        self._status: int | None = None
+        self._said = bytearray()
+        self._relay: threading.Thread | None = None
+        gate, self._go = os.pipe()
+        source, sink = os.pipe() if foreground else (os.memfd_create("output"), -1)
+        output = sink if foreground else source
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            self.pid = os.fork()
+        except OSError as exc:
+            for fd in (gate, self._go, source, *([sink] if foreground else [])):
+                os.close(fd)
+            raise VmmError(f"cannot start the command: {exc.strerror}") from exc
+        if self.pid == 0:
+            _become(list(words), fds, gate, self._go, output, foreground=foreground)
+        os.close(gate)
+        self._source = source
+        if foreground:
+            os.close(sink)
+            self._relay = threading.Thread(target=self._pass_on, daemon=True)
+            self._relay.start()
+
+    def go(self) -> None:
+        """Let it become the command."""
+        if self._go >= 0:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._go, b"\n")
+            self._forgo()
+
+    def _forgo(self) -> None:
+        if self._go >= 0:
+            os.close(self._go)
+            self._go = -1
+
+    def poll(self) -> int | None:
+        """Its exit status as a shell has it, None while it runs."""
+        return self._reap(os.WNOHANG)
+
+    def wait(self) -> int:
+        """Wait until it has ended; its exit status."""
+        status = self._reap(0)
+        assert status is not None
+        return status
+
+    def kill(self) -> None:
+        """End it, and wait until it has."""
+        self._forgo()
+        if self._status is None:
+            end(self.pid)
+            self.wait()
+
+    def words(self) -> str:
+        """The last lines that it said, as one; "" if none."""
+        if self._relay is None:
+            size = os.fstat(self._source).st_size
+            said = os.pread(self._source, _TAIL, max(size - _TAIL, 0))
+        else:
+            if self._status is not None:
+                self._relay.join(1)
+            said = bytes(self._said)
+        lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
+        return "; ".join(line.partition(": ")[2] if line.startswith("qemu-") and ": " in line else line
+                         for line in lines[-_QUOTED:])
+
+    def _reap(self, options: int) -> int | None:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, options)
+            if pid:
+                code = os.waitstatus_to_exitcode(status)
+                self._status = code if code >= 0 else 128 - code
+                self._forgo()
+        return self._status
+
+    def _pass_on(self) -> None:
+        with contextlib.suppress(OSError), os.fdopen(self._source, "rb", 0) as source:
+            while part := source.read(1 << 16):
+                self._said += part
+                del self._said[:-_TAIL]
+                sys.stderr.buffer.write(part)
+                sys.stderr.flush()
+
+
+def _become(words: list[str], fds: Sequence[int], gate: int, go: int, output: int, *, foreground: bool) -> NoReturn:
+    """In the new process: wait for the word, then run the command."""
+    status = CANNOT_RUN
+    try:
+        os.close(go)
+        if not foreground:
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.dup2(output, 1)
+        if os.read(gate, 1):
+            os.dup2(output, 2)
+            for fd in fds:
+                os.set_inheritable(fd, True)
+            for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores these, and execve keeps that
+                signal.signal(number, signal.SIG_DFL)
+            try:
+                os.execvp(words[0], words)
+            except (OSError, ValueError) as exc:
+                os.write(2, f"{words[0]}: {getattr(exc, 'strerror', None) or exc}\n".encode())
+                status = NOT_FOUND if isinstance(exc, FileNotFoundError | NotADirectoryError) else CANNOT_RUN
+    finally:
+        os._exit(status)
