@@ -23,6 +23,7 @@ from gmemd import __version__
 from gmemd.changes.threads import close_copies, in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
+from gmemd.commands.fences import recover
 from gmemd.commands.lease import watch_leases
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
@@ -185,6 +186,7 @@ class Daemon:
             for listening in self._program.sockets(sockets):
                 self._serve(dispatcher, listening)
             watch_leases(gmemd)
+            recover(gmemd)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")
             self._loop.add_signal_handler(signal.SIGHUP, self._program.hang_up, gmemd)

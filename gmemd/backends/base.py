@@ -65,6 +65,7 @@ class HostMemoryBackend(Piece):
     foreign = False  # other processes may have had it before this one
     lease: Lease | None = None
     enforcers: tuple[Enforcer, ...] = ()  # mappings in which private pages fault; all shared ones are then allocated
+    fence: dict[str, Any] | None = None  # what keeps it from being written now, with what was stopped for that
     visibility: RangeMap | None = None  # what is private and what shared; None: it is not a guest_memfd
     aside: Aside | None = None  # the preserved private bytes; None: there are none
     claims: tuple[str, ...] = ()  # what the changes that have claimed it do

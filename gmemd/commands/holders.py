@@ -13,6 +13,7 @@ from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.maps import shown
+from gmemd.kernel.program import is_own
 from gmemd.processes.holders import Holder, Memory, holders_of
 
 FRESH: Final = 2.0  # seconds that a result is valid, at least
@@ -30,6 +31,12 @@ def query_memdev_holders(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]
         return [describe_holder(holder) for holder in found[backend]]
 
     return work()
+
+
+async def holders_now(backend: HostMemoryBackend) -> list[Holder]:
+    """The processes that hold an object, without gmemd's own workers; QmpError if they cannot be found out."""
+    found, _ = await _Sought([backend]).look()
+    return [holder for holder in found[backend] if not is_own(holder.pid)]
 
 
 def describe_holder(holder: Holder) -> dict[str, Any]:

@@ -63,6 +63,19 @@ def worker_program() -> Program:
     return Program((interpreter, "-sSP", "-c", begin), text, (library,))
 
 
+def is_own(pid: int) -> bool:
+    """Whether a process is one of this process's workers, or about to become one."""
+    try:
+        with open(f"/proc/{pid}/stat", errors="replace") as stat:
+            parent = int(stat.read().rpartition(")")[2].split()[1])
+        with open(f"/proc/{pid}/cmdline", "rb") as words, open("/proc/self/cmdline", "rb") as own:
+            told = words.read()
+            begins = "\0".join(worker_program().command).encode()
+            return parent == os.getpid() and (told.startswith(begins) or told == own.read())
+    except OSError:
+        return False
+
+
 def _source(name: str) -> str:
     spec: Any = find_spec(name)
     source: bytes = spec.loader.get_data(spec.origin)

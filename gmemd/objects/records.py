@@ -41,7 +41,7 @@ def record_of(piece: Piece, kernel: Kernel) -> Record:
 
 
 def updated(backend: HostMemoryBackend) -> Record:
-    """The record of a kept object whose properties, visibility or lease have changed."""
+    """The record of a kept object whose properties, visibility, lease or fence have changed."""
     assert backend.record is not None
     return backend.record.changed(arguments=dict(backend.properties), extra=_extra(backend))
 
@@ -53,6 +53,8 @@ def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
         extra["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
     if backend.lease is not None:
         extra["lease"] = backend.lease.dump()
+    if backend.fence is not None and len(backend.fence) > 1:  # it has stopped somebody
+        extra["fence"] = backend.fence
     return extra
 
 
@@ -90,6 +92,7 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
         backend.visibility = RangeMap(record.size, initial, changes)
     if "lease" in record.extra:
         backend.lease = Lease(*record.extra["lease"])
+    backend.fence = record.extra.get("fence")
     backend.foreign = True
     backend.owner = (record.owner_uid, record.owner_pid)
     backend.made = from_record(record.extra.get("made"), record.created)

@@ -1,0 +1,127 @@
+"""Choosing a fence: what keeps an object's memory from being written while it is copied.
+
+    fence = choose(gmemd, caller, backend, arguments.get("fence"))   # or refused
+    async with held(fence):     # or hold() and release()
+        ...                     # the memory is of one moment, if fence.consistent
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.threads import in_thread
+from gmemd.commands.context import Caller, Gmemd
+from gmemd.commands.fencing import Fence
+from gmemd.commands.stopping import Freeze, Qmp, resume_vmm
+from gmemd.errors import QmpError
+from gmemd.observe.log import log
+from gmemd.processes.freeze import resume
+
+_ONLY = {"qmp": ("qmp",), "fdname": ("write-protect",), "address": ("write-protect",)}  # member: for which kinds
+_DEADLINE = 10000  # milliseconds
+
+
+class Idle(Fence):
+    """Nobody holds the memory, and nobody gets it meanwhile."""
+
+    via = "idle"
+
+    async def prepare(self) -> dict[str, Any]:
+        await self._check()
+        return {}
+
+    async def go(self) -> None:
+        if self._began and self.backend.kind == "file":  # which others can open without gmemd
+            await self._check()
+
+    async def _check(self) -> None:
+        for holder in await self.holders():
+            raise QmpError(f"object '{self.backend.id}' is held by process {holder.pid} ({holder.comm})")
+
+
+class Unfenced(Fence):
+    """Nothing: whoever writes goes on writing."""
+
+    via = "unfenced"
+    consistent = False
+
+    async def release(self) -> None:
+        await self._end()
+
+
+class Auto(Fence):
+    """The first fence that is possible, chosen when it is to be held."""
+
+    via = "auto"
+
+    def __init__(self, gmemd: Gmemd, backend: HostMemoryBackend, deadline: int, qmp: str | None) -> None:
+        super().__init__(gmemd, backend, deadline)
+        self._qmp = qmp
+
+    async def hold(self) -> None:
+        fence = await self._choose()
+        fence.lost = lambda: self.lost()
+        self._chosen, self.via = fence, fence.via
+        await fence.hold()
+
+    async def release(self) -> None:
+        try:
+            await self._chosen.release()
+        finally:
+            self.pause = self._chosen.pause
+
+    async def _choose(self) -> Fence:
+        if not await self.holders():
+            return Idle(self.gmemd, self.backend, self.deadline)
+        if self._qmp is not None:
+            return Qmp(self.gmemd, self.backend, self.deadline, self._qmp)
+        return Freeze(self.gmemd, self.backend, self.deadline)
+
+
+def choose(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, arguments: dict[str, Any] | None) -> Fence:
+    """The fence that a MemdevFence asks for (None: auto); QmpError refuses it. Nothing has happened yet."""
+    asked = {"via": "auto", "deadline": _DEADLINE, **(arguments or {})}
+    via, deadline = asked["via"], asked["deadline"]
+    for member, kinds in _ONLY.items():
+        if member in asked and via not in kinds and not (via == "auto" and member == "qmp"):
+            raise QmpError(f"parameter '{member}' is for a fence by '{kinds[0]}'")
+        if member not in asked and via in kinds:
+            raise QmpError(f"a fence by '{via}' needs parameter '{member}'")
+    if deadline == 0:
+        raise QmpError("parameter 'deadline' must not be 0")
+    if via == "qmp":
+        return Qmp(gmemd, backend, deadline, asked["qmp"])
+    if via == "auto":
+        return Auto(gmemd, backend, deadline, asked.get("qmp"))
+    simple: dict[str, type[Fence]] = {"idle": Idle, "unfenced": Unfenced, "freeze": Freeze}
+    if via not in simple:
+        raise QmpError(f"a fence by '{via}' is not possible yet")
+    return simple[via](gmemd, backend, deadline)
+
+
+# -- after a crash -----------------------------------------------------------------------------------
+
+def recover(gmemd: Gmemd) -> None:
+    """Let go on what a predecessor has stopped and did not let go on: that, and nothing else."""
+    for backend in list(gmemd.objects):
+        if backend.fence is not None:
+            gmemd.spawn(_recover(gmemd, backend))
+
+
+async def _recover(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
+    note = backend.fence
+    assert note is not None
+    try:
+        await in_thread(_resume, note)
+    except (QmpError, OSError) as exc:
+        log.error("cannot let go on what was stopped for a copy", id=backend.id, words=str(exc))
+    with contextlib.suppress(QmpError):  # custody's, which has logged it
+        await Fence(gmemd, backend, 0).note(None)
+
+
+def _resume(note: dict[str, Any]) -> None:
+    resume(note)
+    if note.get("vmm") is not None:
+        resume_vmm(note["qmp"], note["vmm"])
