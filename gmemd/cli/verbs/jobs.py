@@ -6,7 +6,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from gmemd.cli.chosen import gather, show_all
@@ -26,14 +26,9 @@ def _jobs_here(refusal: Refusal) -> Iterable[str]:
 @VERBS.add("read objects' memory in a job and show its digests", *IDS, examples=("verify ram0",))
 def verify(connection: Connection, options: Namespace) -> int:
     def ask(name: str) -> list[dict[str, Any]]:
-        job = f"verify-{name}-{time.time_ns():x}"
-        connection.execute("memdev-verify", {"id": name, "job-id": job})
-        [state] = _follow(connection, job)
-        error = state.get("error")
-        digests: list[dict[str, Any]] = [] if error else connection.execute("query-memdev-digests", {"job-id": job})
-        connection.execute("job-dismiss", {"id": job})
-        if error:
-            raise QmpError(error)
+        digests: list[dict[str, Any]] = run_job(
+            connection, "memdev-verify", {"id": name},
+            lambda _, job: connection.execute("query-memdev-digests", {"job-id": job}))
         if not digests:
             note(f"nothing of '{name}' is in memory")
         return digests
@@ -71,6 +66,28 @@ def jobs(connection: Connection, options: Namespace) -> int:
     else:
         connection.show(found, "query-jobs")
     return DONE
+
+
+def run_job(connection: Connection, command: str, arguments: dict[str, Any],
+            result: Callable[[Any, str], Any] = lambda value, job: value) -> Any:
+    """Run a command as a job, with a bar on a terminal; QmpError if it fails. Interrupting us cancels it.
+
+    `result` is made of the command's value and the job's id when the job has ended well, by default the value.
+    """
+    job = f"{command.removeprefix('memdev-')}-{time.time_ns():x}"
+    value = connection.execute(command, {**arguments, "job-id": job})
+    try:
+        [state] = _follow(connection, job)
+    except KeyboardInterrupt:
+        with suppress(QmpError):  # it has just ended
+            connection.execute("job-cancel", {"id": job})
+        raise
+    error = state.get("error")
+    found = None if error else result(value, job)
+    connection.execute("job-dismiss", {"id": job})
+    if error:
+        raise QmpError(error)
+    return found
 
 
 def _follow(connection: Connection, job: str = "") -> list[dict[str, Any]]:
