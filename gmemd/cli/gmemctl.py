@@ -1,8 +1,8 @@
 """gmemctl: the command-line tool.
 
 Exit status: 0 done; 1 the server refused, or something failed here; 2 wrong command line, nothing was sent; 3 no
-connection, or it was lost; 4 no answer in time (--timeout); 130 interrupted. `exec` has the exit status of its command;
-125 when gmemctl failed before, 126 when the command could not be run, 127 when it was not found.
+connection, or it was lost; 4 no answer in time (--timeout); 130 interrupted. `exec` and `run` have the exit status of
+their command; 125 when gmemctl failed before, 126 when the command could not be run, 127 when it was not found.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gmemd.client.client import Client
 
 DONE, FAILED, USAGE, NO_CONNECTION, TOO_LATE, EXEC_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 125, 130
+IN_OUR_PLACE = ("exec", "run")  # verbs with the exit status of their command
 
 SYSTEM_SOCKET = "/run/gmemd/qmp.sock"
 _GREETING = 10.0  # seconds; a server greets at once, but not a QEMU that has another client
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     options = parse(make_parser(VERBS), list(sys.argv[1:] if argv is None else argv))
     status = run(options)
-    if options.verb == "exec" and status in (FAILED, NO_CONNECTION, TOO_LATE):
+    if options.verb in IN_OUR_PLACE and status in (FAILED, NO_CONNECTION, TOO_LATE):
         return EXEC_FAILED
     return status
 

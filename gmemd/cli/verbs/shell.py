@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.connection import DONE, REFUSED, Connection, note
-from gmemd.cli.parser import Verbs, first_words, parse
+from gmemd.cli.parser import Verbs, first_words, parse, takes_command
 from gmemd.cli.verbs.server import call, print_event, qmp
 from gmemd.errors import QmpError
 
@@ -75,7 +75,7 @@ def _run(connection: Connection, options: Namespace, line: str, read: Callable[[
         return DONE
     if words == ["quit"]:
         raise UsageError("'quit' would end the server: 'call quit' does that, 'exit' leaves this shell")
-    if words[0] in ("exec", "shell"):
+    if words[0] == "shell" or words[0] in takes_command(connection.parser):
         return _run_child(options, words)
     if words[0] not in first_words(connection.verbs):
         return call(connection, Namespace(command=words[0], words=words[1:], fd=[]))
@@ -92,7 +92,7 @@ def _run_verb(connection: Connection, words: list[str]) -> int:
 
 
 def _run_child(options: Namespace, words: list[str]) -> int:
-    """exec replaces its process, so run it in another one."""
+    """A verb that runs a command has its terminal, or even its process: run it in another one."""
     import subprocess
 
     given = {"--socket": options.socket, "--timeout": options.timeout, "--wait": options.wait, "-o": options.output}
