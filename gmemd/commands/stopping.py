@@ -103,7 +103,7 @@ class Qmp(Fence):
     async def stop(self, until: float) -> None:
         qemu = self._qemu
         assert qemu is not None
-        qemu.client.take_events()
+        _events(qemu)
         if self._ours:
             await uninterrupted(in_thread(qemu.stop))
         self._still = True
@@ -143,9 +143,9 @@ class Qmp(Fence):
             if identity(qemu.pid) is None:  # it has ended, and writes nothing any more
                 return
             raise
-        for event in qemu.client.take_events():
-            if event.get("event") in _RAN:
-                raise VmmError(f"the guest at '{self.path}' was {_RAN[event['event']]} by somebody else")
+        for event in _events(qemu):
+            if event in _RAN:
+                raise VmmError(f"the guest at '{self.path}' was {_RAN[event]} by somebody else")
         if status not in _STILL:
             raise VmmError(f"the guest at '{self.path}' is '{status}' although it was stopped")
 
@@ -159,6 +159,14 @@ class Qmp(Fence):
         except VmmError:
             self._qemu.close()
             resume_vmm(self.path, vmm)
+
+
+def _events(qemu: Qemu) -> list[str]:
+    """The names of the events that it has sent since the last call."""
+    try:
+        return [str(event.get("event")) for event in qemu.client.take_events()]
+    except ConnectionError as exc:
+        raise VmmError(f"the VMM at '{qemu.path}' has ended or closed the connection") from exc
 
 
 def resume_vmm(path: str, process: list[int]) -> None:
