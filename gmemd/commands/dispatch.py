@@ -21,6 +21,7 @@ from gmemd.commands import (
     lease,
     memdev,
     ownership,
+    prepared,
     properties,
     qom,
     status,
@@ -33,7 +34,7 @@ from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Command
 
 MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, enforce, fds, holders, jobs, lease, memdev,
-                                   ownership, properties, qom, status)
+                                   ownership, prepared, properties, qom, status)
 
 
 def find_function(name: str, modules: Sequence[ModuleType] = MODULES) -> Function:

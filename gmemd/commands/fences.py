@@ -14,6 +14,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.fencing import Fence
+from gmemd.commands.prepared import Leased
 from gmemd.commands.stopping import Freeze, Qmp, resume_vmm
 from gmemd.errors import QmpError
 from gmemd.observe.log import log
@@ -77,7 +78,9 @@ class Auto(Fence):
             return Idle(self.gmemd, self.backend, self.deadline)
         if self._qmp is not None:
             return Qmp(self.gmemd, self.backend, self.deadline, self._qmp)
-        return Freeze(self.gmemd, self.backend, self.deadline)
+        lease = self.backend.lease
+        kind = Leased if lease is not None and lease.fences and not lease.orphaned else Freeze
+        return kind(self.gmemd, self.backend, self.deadline)
 
 
 def choose(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, arguments: dict[str, Any] | None) -> Fence:
@@ -95,7 +98,7 @@ def choose(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, arguments: 
         return Qmp(gmemd, backend, deadline, asked["qmp"])
     if via == "auto":
         return Auto(gmemd, backend, deadline, asked.get("qmp"))
-    simple: dict[str, type[Fence]] = {"idle": Idle, "unfenced": Unfenced, "freeze": Freeze}
+    simple: dict[str, type[Fence]] = {"idle": Idle, "unfenced": Unfenced, "lease": Leased, "freeze": Freeze}
     if via not in simple:
         raise QmpError(f"a fence by '{via}' is not possible yet")
     return simple[via](gmemd, backend, deadline)
@@ -117,6 +120,8 @@ async def _recover(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
         await in_thread(_resume, note)
     except (QmpError, OSError) as exc:
         log.error("cannot let go on what was stopped for a copy", id=backend.id, words=str(exc))
+    if "fence" in note:
+        gmemd.emit("MEMDEV_DONE", {"id": backend.id, "fence": note["fence"]})
     with contextlib.suppress(QmpError):  # custody's, which has logged it
         await Fence(gmemd, backend, 0).note(None)
 

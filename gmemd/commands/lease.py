@@ -28,11 +28,13 @@ def memdev_get_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
     backend = gmemd.objects.find(arguments["id"])
     lease = backend.lease
     wanted = arguments.get("lease")
+    if wanted is None and arguments["fences"]:
+        raise QmpError("parameter 'fences' needs 'lease'")
     if lease is not None and not arguments["force"]:
         _check_free(backend, lease, caller)
     if wanted is not None or (lease is not None and lease.orphaned):
         backend.check_idle()
-        new = None if wanted is None else _lease(backend, caller, wanted, arguments["delete-after"])
+        new = None if wanted is None else _lease(backend, caller, arguments)
         change.judged()
         reply = _hand_out(gmemd, backend, change)
         _exchange(gmemd, backend, new, change)  # it is recorded before the fd is sent
@@ -81,14 +83,15 @@ def _hand_out(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> WithF
     return WithFds(describe_memory(gmemd, backend), fds)
 
 
-def _lease(backend: HostMemoryBackend, caller: Caller, policy: str, delete_after: int) -> Lease:
+def _lease(backend: HostMemoryBackend, caller: Caller, arguments: dict[str, Any]) -> Lease:
+    policy, delete_after = arguments["lease"], arguments["delete-after"]
     if delete_after and policy != "delete":
         raise QmpError("parameter 'delete-after' needs 'lease' to be 'delete'")
     with os_errors(f"cannot lease '{backend.id}'"):
         start = start_time(caller.pid)
     if start is None:
         raise QmpError(f"cannot lease '{backend.id}': the receiving process is not visible from here")
-    return Lease(caller.pid, start, caller.uid, policy, delete_after)
+    return Lease(caller.pid, start, caller.uid, policy, delete_after, arguments["fences"])
 
 
 def _exchange(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None, change: Change) -> None:
@@ -146,7 +149,8 @@ def _orphaned(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> None:
     """The holder has ended: announce it, and apply the policy."""
     lease.orphaned = True
     gmemd.emit("MEMDEV_ORPHANED", {"id": backend.id, **{name: value for name, value in lease.describe().items()
-                                                        if name != "orphaned"}})
+                                                        if name not in ("fences", "orphaned")}})
+    lease.answer("it has ended")
     if lease.policy == "delete":
         _later(gmemd, backend, lease, lease.delete_after)
 

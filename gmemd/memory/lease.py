@@ -22,8 +22,11 @@ class Lease:
     uid: int
     policy: str  # "keep" or "delete": what happens to the object
     delete_after: int = 0  # seconds
+    fences: bool = False  # it stops writing when it is asked to
     orphaned: bool = False
     end: Callable[[], None] = lambda: None
+    fence: str = ""  # which fence waits for its answer; "": none
+    answer: Callable[[str | None], None] = lambda error: None  # takes it; None: it does not write
 
     def is_of(self, pid: int) -> bool:
         """Is that living process the holder? OSError as for start_time."""
@@ -31,9 +34,10 @@ class Lease:
 
     def dump(self) -> list[Any]:
         """The arguments that recreate it: Lease(*dump)."""
-        return [self.pid, self.start, self.uid, self.policy, self.delete_after]
+        return [self.pid, self.start, self.uid, self.policy, self.delete_after, self.fences]
 
     def describe(self) -> dict[str, Any]:
         """Its members in query-memdev-leases."""
         terms = {"delete-after": self.delete_after} if self.policy == "delete" else {}
-        return {"pid": self.pid, "uid": self.uid, "policy": self.policy, **terms, "orphaned": self.orphaned}
+        return {"pid": self.pid, "uid": self.uid, "policy": self.policy, **terms, "fences": self.fences,
+                "orphaned": self.orphaned}

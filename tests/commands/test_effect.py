@@ -111,6 +111,7 @@ EVERY: dict[str, dict[str, Any]] = {
     "memdev-get-fd": {"id": "m0", "lease": "keep"},
     "memdev-persist": {"id": "m0", "persist": True},
     "memdev-populate": {"id": "m0", "job-id": "new"},
+    "memdev-prepared": {"id": "m0", "fence": "f"},
     "memdev-release": {"id": "m0"},
     "memdev-verify": {"id": "m0", "job-id": "new"},
     "object-add": {**MEMFD, "id": "new"},
@@ -132,7 +133,7 @@ def test_no_command_acts(machine: Machine, command: str) -> None:
     machine.run("getfd", fdname="given")
     before = state(machine)
     refused = command in ("job-cancel", "job-dismiss", "memdev-claim", "memdev-enforce", "memdev-persist",
-                          "memdev-release")
+                          "memdev-prepared", "memdev-release")
     with pytest.raises(QmpError) if refused else contextlib.nullcontext():
         assert effect(machine, command, EVERY[command])["effect"].startswith("would ")
     assert state(machine) == before

@@ -13,7 +13,10 @@ import pytest
 import pytest_asyncio
 
 from gmemd.changes.change import WithFds, completed
+from gmemd.commands.fences import choose
+from gmemd.commands.fencing import Fence
 from gmemd.commands.lease import watch_leases
+from gmemd.errors import QmpError
 from gmemd.memory.lease import Lease
 from gmemd.objects.records import backend_of, record_of
 from gmemd.processes.identity import command_name, start_time
@@ -72,7 +75,8 @@ async def test_a_second_writer_is_refused(live: LiveMachine, other: subprocess.P
     assert [lease["pid"] for lease in await live.do("query-memdev-leases")] == [other.pid]
     await get(live, force=True, lease="delete", delete_after=7)
     assert await live.do("query-memdev-leases") == [
-        {"id": "m", "pid": os.getpid(), "uid": os.getuid(), "policy": "delete", "delete-after": 7, "orphaned": False}]
+        {"id": "m", "pid": os.getpid(), "uid": os.getuid(), "policy": "delete", "delete-after": 7, "fences": False,
+         "orphaned": False}]
     end(other)
     await live.do("memdev-release", id="m")
     assert live.events == []
@@ -189,3 +193,62 @@ def test_start_times() -> None:
     process.communicate()
     assert start_time(process.pid) is None
     assert command_name(process.pid) == "?"
+
+
+# -- fences ------------------------------------------------------------------------------------------
+
+def fence_of(machine: LiveMachine, **asked: Any) -> Fence:
+    return choose(machine.gmemd, machine, machine.gmemd.objects.find("m"), asked or None)
+
+
+async def test_a_holder_fences(live: LiveMachine, other: subprocess.Popen[bytes]) -> None:
+    """It is asked, answers, and hears when it may go on; others cannot answer for it."""
+    live.pid = other.pid
+    await get(live, lease="keep", fences=True)
+    assert (await live.do("query-memdev-leases"))[0]["fences"]
+    fence = fence_of(live, deadline=60000, via="lease")
+    holding = asyncio.ensure_future(fence.hold())
+    asked = await live.wait_event("MEMDEV_PREPARE", id="m", pid=other.pid, deadline=60000)
+    live.pid = os.getpid()
+    assert await live.refused("memdev-prepared", id="m", fence=asked["fence"]) \
+        == "object 'm' is not leased to the calling process"
+    live.pid = other.pid
+    assert await live.refused("memdev-prepared", id="m", fence="x") == "nobody waits for the fence 'x' of 'm'"
+    assert not holding.done()
+    await live.do("memdev-prepared", id="m", fence=asked["fence"])
+    await holding
+    assert "MEMDEV_DONE" not in [name for name, _ in live.events]
+    await fence.release()
+    assert live.events[-1] == ("MEMDEV_DONE", {"id": "m", "fence": asked["fence"]})
+    assert "nobody waits" in await live.refused("memdev-prepared", id="m", fence=asked["fence"])
+
+
+async def test_a_holder_that_does_not_fence(live: LiveMachine, other: subprocess.Popen[bytes]) -> None:
+    """It refuses, says nothing, or ends: the fence is not held, and the holder hears that it is over."""
+    live.pid = other.pid
+    assert await live.refused("memdev-get-fd", id="m", fences=True) == "parameter 'fences' needs 'lease'"
+    with pytest.raises(QmpError, match=r"^object 'm' is not leased$"):
+        await fence_of(live, via="lease").hold()
+    await get(live, lease="keep")
+    who = f"process {other.pid} ({command_name(other.pid)})"
+    with pytest.raises(QmpError) as caught:
+        await fence_of(live, via="lease").hold()
+    assert caught.value.desc == f"{who} took the lease of 'm' without 'fences'"
+    await get(live, lease="keep", fences=True)
+    with pytest.raises(QmpError) as caught:
+        await fence_of(live, via="lease", deadline=20).hold()
+    assert caught.value.desc == f"{who} has not answered MEMDEV_PREPARE in 20 ms"
+    assert [name for name, _ in live.events] == ["MEMDEV_PREPARE", "MEMDEV_DONE"]
+    live.events.clear()
+    holding = asyncio.ensure_future(fence_of(live, via="lease").hold())
+    asked = await live.wait_event("MEMDEV_PREPARE")
+    await live.do("memdev-prepared", id="m", fence=asked["fence"], error="a disk is being attached")
+    with pytest.raises(QmpError) as caught:
+        await holding
+    assert caught.value.desc == f"{who} does not fence 'm': a disk is being attached"
+    live.events.clear()
+    holding = asyncio.ensure_future(fence_of(live, via="lease").hold())
+    await live.wait_event("MEMDEV_PREPARE")
+    end(other)
+    with pytest.raises(QmpError, match=r"does not fence 'm': it has ended$"):
+        await holding
