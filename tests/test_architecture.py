@@ -17,14 +17,14 @@ import gmemd
 ROOT = Path(gmemd.__file__).parent
 
 # Bottom to top: a folder, or a module that lies beside them, imports from itself and from what is below it.
-LAYERS = ("errors", "posix", "client", "vmm", "qapi", "keeper", "qmp", "schema", "processes", "kernel", "observe",
-          "persist", "memory", "backends", "objects", "lab", "changes", "commands", "server", "web", "daemon",
+LAYERS = ("errors", "posix", "client", "vmm", "qapi", "keeper", "qmp", "schema", "processes", "kernel", "snapshots",
+          "observe", "persist", "memory", "backends", "objects", "lab", "changes", "commands", "server", "web", "daemon",
           "testing", "demo", "cli", "emulator", "__main__")
 
 MAY_IMPORT = {
     "asyncio": ("processes.watch", "changes", "client", "commands", "server", "daemon", "web", "cli", "emulator"),
     "socket": ("posix", "client", "keeper", "persist", "server", "daemon", "web", "cli", "emulator"),
-    "fcntl": ("posix", "keeper", "kernel", "persist", "demo", "emulator.pidfile"),
+    "fcntl": ("posix", "keeper", "kernel", "snapshots", "persist", "demo", "emulator.pidfile"),
     "ctypes": ("kernel", "demo"),
     "structlog": ("observe.log",),
     "rich": ("cli.terminal",),

@@ -1,8 +1,8 @@
 """How a worker process is started: with a program that is read when the daemon starts.
 
 The package on disk may be replaced or removed while the daemon runs, and another version need not be compatible. So the
-worker gets the sources of its modules on its standard input, before what it is told there, and the digest library as an
-open file; it needs nothing else but the interpreter and its standard library.
+worker gets the sources of its modules on its standard input, before what it is told there, and the libraries for
+digests and compression as open files; it needs nothing else but the interpreter and its standard library.
 """
 
 from __future__ import annotations
@@ -16,22 +16,30 @@ from typing import Any, NamedTuple
 
 # The worker's modules; none imports a later one.
 _MODULES = ("gmemd", "gmemd.errors", "gmemd.kernel", "gmemd.kernel.uapi", "gmemd.kernel.rules", "gmemd.kernel.syscalls",
-            "gmemd.kernel.residency", "gmemd.kernel.backing", "gmemd.kernel.worker")
+            "gmemd.kernel.residency", "gmemd.kernel.backing", "gmemd.kernel.worker", "gmemd.snapshots",
+            *("gmemd.snapshots." + name for name in (
+                "pages", "manifest", "folder", "tables", "buffers", "crew", "source", "cold", "stored", "half", "save",
+                "restore", "rewrite")))
 
-# What runs first: {sources} is a dict of them by name, {library} the number of the open file.
+# What runs first: {sources} is a dict of them by name, {libraries} of (extension module, number of its open file).
 _BEGIN = """
 import sys
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 
-def digests():
-    path = "/proc/self/fd/{library}"
-    spec = spec_from_file_location("_xxhash", path, loader=ExtensionFileLoader("_xxhash", path))
-    sys.modules["xxhash"] = module = module_from_spec(spec)
+def load(name, extension, fd):
+    path = f"/proc/self/fd/{{fd}}"
+    spec = spec_from_file_location(extension, path, loader=ExtensionFileLoader(extension, path))
+    sys.modules[name] = module = module_from_spec(spec)
     spec.loader.exec_module(module)
 
-digests()
+for name, (extension, fd) in {libraries}.items():
+    package = name.rpartition(".")[0]
+    if package:
+        sys.modules[package] = ModuleType(package)
+        sys.modules[package].__path__ = []
+    load(name, extension, fd)
 verbs = {{}}
 for name, source in {sources}.items():
     module = sys.modules[name] = ModuleType(name)
@@ -54,13 +62,17 @@ class Program(NamedTuple):
 @cache
 def worker_program() -> Program:
     """The worker's program, without its arguments; read by the first call and kept from then on."""
-    library = os.open(_library(), os.O_RDONLY | os.O_CLOEXEC)
+    paths = {"xxhash": _library("xxhash", "_xxhash")}
+    if sys.version_info < (3, 14) and find_spec("backports") and find_spec("backports.zstd"):
+        paths["backports.zstd"] = _library("backports.zstd", "_zstd")
+    libraries = {name: (extension, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                 for name, (extension, path) in paths.items()}
     sources = {name: _source(name) for name in _MODULES}
-    text = _BEGIN.format(library=library, sources=sources).encode()
+    text = _BEGIN.format(libraries=libraries, sources=sources).encode()
     # Not the environment's interpreter, which may be removed with it; no site-packages, and nothing from the directory.
     interpreter = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     begin = f"import sys; exec(sys.stdin.buffer.read({len(text)}))"
-    return Program((interpreter, "-sSP", "-c", begin), text, (library,))
+    return Program((interpreter, "-sSP", "-c", begin), text, tuple([fd for _, fd in libraries.values()]))
 
 
 def is_own(pid: int) -> bool:
@@ -82,10 +94,10 @@ def _source(name: str) -> str:
     return source.decode()
 
 
-def _library() -> str:
-    """The path of xxhash's extension module."""
-    package = find_spec("xxhash")
-    found = PathFinder.find_spec("_xxhash", package.submodule_search_locations if package else None)
+def _library(name: str, extension: str) -> tuple[str, str]:
+    """A package's extension module, and its path."""
+    package = find_spec(name)
+    found = PathFinder.find_spec(extension, package.submodule_search_locations if package else None)
     if found is None or found.origin is None:
-        raise ImportError("xxhash has no extension module")
-    return found.origin
+        raise ImportError(f"{name} has no extension module")
+    return extension, found.origin

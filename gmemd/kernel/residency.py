@@ -1,8 +1,9 @@
 """Which bytes of a file are in memory, without touching any (reference, section 6).
 
-cachestat(2) counts the pages of a range; the exact map is found by bisecting with it. Reading through a mapping instead
-would allocate every hole. Where cachestat is not available (Linux before 6.5, a container's seccomp filter), a
-guest_memfd is examined with mincore(2), which misses pages that were allocated and never touched.
+cachestat(2) counts the pages of a range. mincore(2) on a fresh mapping maps them, except pages that were allocated and
+never touched; where it misses some, the exact map is found by bisecting with cachestat. Reading through a mapping
+instead would allocate every hole. Where cachestat is not available (Linux before 6.5, a container's seccomp filter), a
+guest_memfd is examined with mincore alone.
 """
 
 from __future__ import annotations
@@ -65,15 +66,15 @@ def touched_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
     end = min(length, offset + size) if size else length
     ranges: list[tuple[int, int]] = []
     for start in range(offset, end, _WINDOW):
-        for run in _PRESENT.finditer(syscalls.mincore(fd, start, min(_WINDOW, end - start))):
-            _append(ranges, start + run.start() * PAGE_SIZE, len(run.group()) * PAGE_SIZE)
+        if not can_count() or resident(fd, start, min(_WINDOW, end - start)):
+            _append_present(ranges, start, syscalls.mincore(fd, start, min(_WINDOW, end - start)))
     return ranges
 
 
 def data_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
     """[(offset, bytes)] of what may hold anything but zeros in a range, including swapped pages, ascending."""
-    if _is_guest_memfd(fd):  # it cannot seek
-        return resident_ranges(fd, offset, size)
+    if _is_guest_memfd(fd):  # it cannot seek; a page that was never touched holds zeros
+        return touched_ranges(fd, offset, size)
     found: list[tuple[int, int]] = []
     at, end = offset, offset + size
     while at < end:
@@ -98,7 +99,8 @@ def resident_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
     if not can_count() and _is_guest_memfd(fd):
         return touched_ranges(fd, offset, size)
     ranges: list[tuple[int, int]] = []
-    todo = [(offset, size, resident(fd, offset, size))]
+    parts = [(start, min(_WINDOW, offset + size - start)) for start in range(offset, offset + size, _WINDOW)]
+    todo = [(start, length, resident(fd, start, length)) for start, length in reversed(parts)]
     while todo:
         start, length, count = todo.pop()
         if count <= 0:
@@ -106,6 +108,11 @@ def resident_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
         if count >= length:
             _append(ranges, start, length)
             continue
+        if can_count() and length >= _WORTH_A_MAP:
+            present = syscalls.mincore(fd, start, length)
+            if present.count(1) * PAGE_SIZE == count:
+                _append_present(ranges, start, present)
+                continue
         half = length // PAGE_SIZE // 2 * PAGE_SIZE
         left = resident(fd, start, half)
         todo.append((start + half, length - half, count - left))
@@ -114,7 +121,14 @@ def resident_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
 
 
 _WINDOW = 1 << 30  # bytes that one mincore examines: a byte for each page
+_WORTH_A_MAP = 64 * PAGE_SIZE  # bytes; below, counting halves costs less than mapping
 _PRESENT = re.compile(rb"\x01+")
+
+
+def _append_present(ranges: list[tuple[int, int]], start: int, present: bytes) -> None:
+    """Append what mincore says of a range from `start` on."""
+    for run in _PRESENT.finditer(present):
+        _append(ranges, start + run.start() * PAGE_SIZE, len(run.group()) * PAGE_SIZE)
 
 
 def _is_guest_memfd(fd: int) -> bool:

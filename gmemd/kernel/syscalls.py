@@ -119,6 +119,25 @@ def mincore(fd: int, offset: int, size: int) -> bytes:
     return vector.raw
 
 
+def open_beneath(directory: int, path: str, flags: int, mode: int = 0) -> int:
+    """Open a path below a directory, following no symbolic link on the way (openat2(2)); close-on-exec is set."""
+    how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, mode, uapi.RESOLVE_BENEATH | uapi.RESOLVE_NO_SYMLINKS)
+    name = ctypes.c_char_p(os.fsencode(path))
+    while (fd := _syscall(uapi.SYS_OPENAT2, directory, name, how, ctypes.c_size_t(ctypes.sizeof(how)))) < 0:
+        failure = _failure()
+        if failure.errno not in (errno.EINTR, errno.EAGAIN):  # the latter: something was renamed meanwhile
+            raise failure
+    return int(fd)
+
+
+def rename(directory: int, old: str, new: str, flags: int) -> None:
+    """Rename within a directory with renameat2(2)'s flags."""
+    number = uapi.SYS_RENAMEAT2.get(os.uname().machine, -1)
+    if _syscall(number, directory, ctypes.c_char_p(os.fsencode(old)), directory, ctypes.c_char_p(os.fsencode(new)),
+                ctypes.c_uint(flags)):
+        raise _failure()
+
+
 def _mempolicy_number(index: int) -> int:
     numbers = uapi.SYS_MEMPOLICY.get(os.uname().machine)
     return numbers[index] if numbers else -1  # -1: ENOSYS from the kernel

@@ -78,8 +78,17 @@ MPOL_INTERLEAVE: Final = 3
 MPOL_PREFERRED_MANY: Final = 5  # Linux 5.15
 MPOL_F_ADDR: Final = 1 << 1
 
-# asm/unistd.h. cachestat (Linux 6.5) has one number everywhere.
+# linux/fs.h, linux/openat2.h
+FICLONE: Final = 0x40049409
+RENAME_NOREPLACE: Final = 1 << 0
+RENAME_EXCHANGE: Final = 1 << 1
+RESOLVE_NO_SYMLINKS: Final = 0x04
+RESOLVE_BENEATH: Final = 0x08
+
+# asm/unistd.h. cachestat (Linux 6.5) and openat2 (5.6) have one number everywhere.
 SYS_CACHESTAT: Final = 451
+SYS_OPENAT2: Final = 437
+SYS_RENAMEAT2: Final = {"x86_64": 316, "aarch64": 276}
 SYS_MEMPOLICY: Final = {  # machine: (mbind, set_mempolicy, get_mempolicy)
     "x86_64": (237, 238, 239),
     "aarch64": (235, 237, 236),

@@ -1,0 +1,119 @@
+"""Where contents come from: `windows()` that may hold any, and `read(at, view)`, which never allocates a page.
+
+What is saved, flattened, imported or copied is a Source: the memory of an object, a stored part, a file of QEMU's.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+from gmemd.errors import os_errors
+from gmemd.kernel import residency, syscalls, uapi
+from gmemd.kernel.rules import PAGE_SIZE
+from gmemd.snapshots.pages import WINDOW
+from gmemd.snapshots.tables import read_exactly, windows_of_data
+
+_EXAMINED: Final = 1 << 30  # bytes
+
+
+class Source(Protocol):
+    """Contents to be read, `size` bytes of them."""
+
+    size: int
+
+    def total(self) -> int:
+        """About how many bytes there are to read."""
+
+    def windows(self) -> Iterator[int]:
+        """The numbers of the windows that may hold anything but zeros, ascending."""
+
+    def read(self, at: int, view: memoryview) -> None:
+        """Fill a buffer with what begins at an offset; holes are zeros. QmpError says what cannot be read."""
+
+
+class Memory:
+    """A range of a memfd, a file on any file system, or a guest_memfd; borrows the descriptor.
+
+    Contents are copied into the reader's buffer first: what is hashed there is what is written, even while a guest
+    writes. What read(2) gives never allocates a hole and never faults. A guest_memfd has no read(2): it is mapped, and
+    only pages that were touched are.
+    """
+
+    def __init__(self, fd: int, offset: int, size: int, what: str) -> None:
+        self.size = size
+        self._fd, self._offset, self._what = fd, offset, what
+        self._mapped = not readable(fd)
+
+    def total(self) -> int:
+        if self._mapped:
+            return residency.resident(self._fd, self._offset, self.size) if residency.can_count() else self.size
+        return min(self.size, os.fstat(self._fd).st_blocks * 512)
+
+    def windows(self) -> Iterator[int]:
+        with os_errors(f"cannot read '{self._what}'"):
+            if self._mapped:
+                yield from _touched_windows(self._fd, self._offset, self.size)
+            else:
+                yield from windows_of_data(self._fd, self._offset, self.size, WINDOW)
+
+    def read(self, at: int, view: memoryview) -> None:
+        with os_errors(f"cannot read '{self._what}'"):
+            if not self._mapped:
+                read_exactly(self._fd, view, self._offset + at)
+                return
+            start = self._offset + at
+            view[:] = bytes(len(view))
+            parts = residency.touched_ranges(self._fd, start, len(view))
+            if parts:
+                with mmap.mmap(self._fd, len(view), prot=mmap.PROT_READ, offset=start) as window:
+                    for begin, count in parts:
+                        _copy(window, begin - start, count, view)
+
+
+def readable(fd: int) -> bool:
+    """Whether read(2) works on it."""
+    try:
+        os.pread(fd, 1, 0)
+    except OSError as exc:
+        if exc.errno not in (errno.ESPIPE, errno.EINVAL):
+            raise
+        return False
+    return True
+
+
+def _copy(window: mmap.mmap, at: int, count: int, view: memoryview) -> None:
+    """Copy a part of a window, page by page if some of it is private, whose pages stay zeros."""
+    if touchable(window, at, count):
+        with memoryview(window) as contents:
+            view[at:at + count] = contents[at:at + count]
+    elif count > PAGE_SIZE:
+        for page in range(at, at + count, PAGE_SIZE):
+            _copy(window, page, PAGE_SIZE, view)
+
+
+def touchable(window: mmap.mmap, at: int, count: int) -> bool:
+    """Whether a part of a window may be touched: private pages may not."""
+    try:
+        window.madvise(uapi.MADV_POPULATE_READ, at, count)
+    except OSError as exc:
+        if exc.errno != errno.EFAULT:
+            raise
+        return False
+    return True
+
+
+def _touched_windows(fd: int, offset: int, size: int) -> Iterator[int]:
+    """The windows of a guest_memfd's range in which a page was touched."""
+    for start in range(0, size, _EXAMINED):
+        length = min(_EXAMINED, size - start)
+        if residency.can_count() and not residency.resident(fd, offset + start, length):
+            continue
+        present = syscalls.mincore(fd, offset + start, length)
+        pages = WINDOW // PAGE_SIZE
+        for first in range(0, len(present), pages):
+            if present.find(1, first, first + pages) >= 0:
+                yield start // WINDOW + first // pages
