@@ -52,6 +52,7 @@ class Fence:
         self._handed_out = self.backend.handed_out
         try:
             await self.note(await self.prepare())
+            await self.approach()
             self._began = monotonic()
             await self.stop(self._began + self.deadline / 1000)
         except BaseException:
@@ -73,6 +74,9 @@ class Fence:
     async def prepare(self) -> dict[str, Any]:
         """Find out what must be stopped, or refuse; what the note says of it, for `recover`."""
         return {}
+
+    async def approach(self) -> None:
+        """What takes long and stops nobody; it is noted already what will be stopped."""
 
     async def stop(self, until: float) -> None:
         """Stop it, by then (monotonic seconds)."""

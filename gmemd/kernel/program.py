@@ -19,7 +19,7 @@ _MODULES = ("gmemd", "gmemd.errors", "gmemd.kernel", "gmemd.kernel.uapi", "gmemd
             "gmemd.kernel.residency", "gmemd.kernel.backing", "gmemd.kernel.worker", "gmemd.snapshots",
             *("gmemd.snapshots." + name for name in (
                 "pages", "manifest", "folder", "tables", "buffers", "crew", "source", "cold", "stored", "half", "save",
-                "restore", "rewrite")))
+                "restore", "rewrite", "migration")))
 
 # What runs first: {sources} is a dict of them by name, {libraries} of (extension module, number of its open file).
 _BEGIN = """

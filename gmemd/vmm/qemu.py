@@ -1,8 +1,8 @@
 """A running QEMU: its guest stopped, its device state saved and loaded, over its QMP socket.
 
 Device state goes through a pipe that QEMU is given (`getfd`, `migrate fd:`): QEMU 7.2 and 11.1 both take that, while a
-file is refused by one or the other. Every save has the capability x-ignore-shared: without it QEMU reads all of the
-RAM, and so fills every hole of it.
+file is refused by one or the other. Saves have the capability x-ignore-shared, unless the RAM is wanted, too: without
+it QEMU reads all of the RAM, and so fills every hole of it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gmemd.errors import QmpError
 STATE_LIMIT = 1 << 30  # bytes; what a device state may have: one with RAM in it is a mistake
 _NAME = "gmemd-state"  # of the descriptor in QEMU
 _CHUNK = 1 << 20
+_BEGINNING = 1 << 12  # bytes of a stream in which its capabilities are
 _PAUSES = (0.001, 0.05)  # seconds between two looks at a migration, at first and at most
 
 
@@ -125,6 +126,14 @@ class Qemu:
                                  None if path is None else str(path)))
         return found
 
+    def only_shared(self) -> Backend:
+        """The one backend with share=on: a device state fits the memory of one object only."""
+        found = [backend for backend in self.backends() if backend.share]
+        if len(found) != 1:
+            raise VmmError(f"the VMM at '{self.path}' has {len(found)} memory backends with share=on, "
+                           "and a checkpoint is of one object")
+        return found[0]
+
     # -- device state
 
     def capabilities(self, **wanted: bool) -> dict[str, bool]:
@@ -172,7 +181,7 @@ class Qemu:
             reader, writer = os.pipe()
             try:
                 try:
-                    self.begin_load(reader)
+                    self.begin_load(reader, whole=_is_whole(fd))
                 finally:
                     os.close(reader)
                 self._copy(fd, writer)
@@ -180,16 +189,19 @@ class Qemu:
                 os.close(writer)
         self.wait_loaded()
 
-    def begin_save(self, pipe: int) -> None:
-        """Have the device state of a stopped guest written into a pipe; QEMU has its own copy of the descriptor."""
-        self._begin("migrate", pipe)
+    def begin_save(self, pipe: int, *, whole: bool = False) -> None:
+        """Have the device state of a stopped guest written into a pipe; QEMU has its own copy of the descriptor.
 
-    def begin_load(self, pipe: int) -> None:
-        """Have a device state read from a pipe; `wait_loaded` then."""
-        self._begin("migrate-incoming", pipe)
+        `whole`: with the shared RAM; the guest may run then, and is stopped at the end.
+        """
+        self._begin("migrate", pipe, whole)
 
-    def _begin(self, command: str, pipe: int) -> None:
-        self.capabilities(x_ignore_shared=True)
+    def begin_load(self, pipe: int, *, whole: bool = False) -> None:
+        """Have a device state read from a pipe; `wait_loaded` then. `whole`: as it was saved."""
+        self._begin("migrate-incoming", pipe, whole)
+
+    def _begin(self, command: str, pipe: int, whole: bool) -> None:
+        self.capabilities(x_ignore_shared=not whole)
         self.ask("getfd", {"fdname": _NAME}, fds=(pipe,))
         try:
             self.ask(command, {"uri": f"fd:{_NAME}"})
@@ -285,6 +297,11 @@ class Qemu:
 
 def _is_pipe(fd: int) -> bool:
     return stat.S_ISFIFO(os.fstat(fd).st_mode)
+
+
+def _is_whole(fd: int) -> bool:
+    """Whether a state in a file is from a stream with the shared RAM: a stream names the capabilities it needs."""
+    return b"x-ignore-shared" not in os.pread(fd, _BEGINNING, os.lseek(fd, 0, os.SEEK_CUR))
 
 
 def _pidfd(pid: int) -> int | None:
