@@ -14,40 +14,45 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-# The worker's modules; none imports a later one.
+# The worker's modules; one that the work does not need is not even compiled.
 _MODULES = ("gmemd", "gmemd.errors", "gmemd.kernel", "gmemd.kernel.uapi", "gmemd.kernel.rules", "gmemd.kernel.syscalls",
             "gmemd.kernel.residency", "gmemd.kernel.backing", "gmemd.kernel.worker", "gmemd.snapshots",
             *("gmemd.snapshots." + name for name in (
                 "pages", "manifest", "folder", "tables", "buffers", "crew", "source", "cold", "stored", "half", "save",
                 "restore", "rewrite", "migration")))
 
-# What runs first: {sources} is a dict of them by name, {libraries} of (extension module, number of its open file).
+# verb -> the module whose VERBS has it
+_VERBS = {"hash": "gmemd.kernel.worker", "zero": "gmemd.kernel.worker", "save": "gmemd.snapshots.save",
+          "restore": "gmemd.snapshots.restore", "verify": "gmemd.snapshots.restore",
+          "flatten": "gmemd.snapshots.rewrite", "cold": "gmemd.snapshots.rewrite"}
+
+# What runs first: {sources} is a dict of them by name, {libraries} of the numbers of open extension modules.
 _BEGIN = """
 import sys
+from importlib import import_module
 from importlib.machinery import ExtensionFileLoader
-from importlib.util import module_from_spec, spec_from_file_location
-from types import ModuleType
+from importlib.util import spec_from_file_location, spec_from_loader
 
-def load(name, extension, fd):
-    path = f"/proc/self/fd/{{fd}}"
-    spec = spec_from_file_location(extension, path, loader=ExtensionFileLoader(extension, path))
-    sys.modules[name] = module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+class Sources:
+    sources, libraries = {sources}, {libraries}
 
-for name, (extension, fd) in {libraries}.items():
-    package = name.rpartition(".")[0]
-    if package:
-        sys.modules[package] = ModuleType(package)
-        sys.modules[package].__path__ = []
-    load(name, extension, fd)
-verbs = {{}}
-for name, source in {sources}.items():
-    module = sys.modules[name] = ModuleType(name)
-    module.__package__ = name.rpartition(".")[0]
-    module.__path__ = []
-    exec(compile(source, name, "exec"), module.__dict__)
-    verbs |= module.__dict__.get("VERBS", {{}})
-sys.exit(sys.modules["gmemd.kernel.worker"].main(verbs, sys.argv[1:]))
+    def find_spec(self, name, path=None, target=None):
+        if name in self.sources:
+            return spec_from_loader(name, self, is_package=True)
+        if name in self.libraries:
+            path = f"/proc/self/fd/{{self.libraries[name]}}"
+            return spec_from_file_location(name, path, loader=ExtensionFileLoader(name, path))
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        name = module.__name__
+        exec(compile(self.sources[name], name, "exec"), module.__dict__)
+
+sys.meta_path.insert(0, Sources())
+verb = import_module({verbs}[sys.argv[1]]).VERBS[sys.argv[1]]
+sys.exit(import_module("gmemd.kernel.worker").main(verb, sys.argv[2]))
 """
 
 
@@ -62,17 +67,18 @@ class Program(NamedTuple):
 @cache
 def worker_program() -> Program:
     """The worker's program, without its arguments; read by the first call and kept from then on."""
-    paths = {"xxhash": _library("xxhash", "_xxhash")}
-    if sys.version_info < (3, 14) and find_spec("backports") and find_spec("backports.zstd"):
-        paths["backports.zstd"] = _library("backports.zstd", "_zstd")
-    libraries = {name: (extension, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-                 for name, (extension, path) in paths.items()}
     sources = {name: _source(name) for name in _MODULES}
-    text = _BEGIN.format(libraries=libraries, sources=sources).encode()
+    paths = {"_xxhash": _library("xxhash", "_xxhash")}
+    sources["xxhash"] = "from _xxhash import *"
+    if sys.version_info < (3, 14) and find_spec("backports") and find_spec("backports.zstd"):
+        paths["_zstd"] = _library("backports.zstd", "_zstd")
+        sources |= {"backports": "", "backports.zstd": "from _zstd import *"}
+    libraries = {name: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for name, path in paths.items()}
+    text = _BEGIN.format(libraries=libraries, sources=sources, verbs=_VERBS).encode()
     # Not the environment's interpreter, which may be removed with it; no site-packages, and nothing from the directory.
     interpreter = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     begin = f"import sys; exec(sys.stdin.buffer.read({len(text)}))"
-    return Program((interpreter, "-sSP", "-c", begin), text, tuple([fd for _, fd in libraries.values()]))
+    return Program((interpreter, "-sSP", "-c", begin), text, tuple(libraries.values()))
 
 
 def is_own(pid: int) -> bool:
@@ -94,10 +100,10 @@ def _source(name: str) -> str:
     return source.decode()
 
 
-def _library(name: str, extension: str) -> tuple[str, str]:
-    """A package's extension module, and its path."""
+def _library(name: str, extension: str) -> str:
+    """The path of a package's extension module."""
     package = find_spec(name)
     found = PathFinder.find_spec(extension, package.submodule_search_locations if package else None)
     if found is None or found.origin is None:
         raise ImportError(f"{name} has no extension module")
-    return extension, found.origin
+    return found.origin

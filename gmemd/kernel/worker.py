@@ -175,9 +175,9 @@ def heard() -> dict[str, Any] | None:
 VERBS: dict[str, Verb] = {"hash": lambda spec: hash_chunks(**spec), "zero": lambda spec: zero_chunks(**spec)}
 
 
-def main(verbs: dict[str, Verb], arguments: list[str]) -> int:
+def main(verb: Verb, spec: str) -> int:
     """Do the work and report the outcome; the exit status is 0 if it could be reported."""
-    work = verbs[arguments[0]](json.loads(arguments[1]))
+    work = verb(json.loads(spec))
     try:
         while True:
             print(json.dumps(next(work)), flush=True)
