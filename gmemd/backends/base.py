@@ -20,6 +20,7 @@ from gmemd.kernel.kernel import Kernel
 from gmemd.memory.lease import Lease
 from gmemd.memory.piece import Aside, Piece
 from gmemd.memory.ranges import RangeMap
+from gmemd.memory.tracking import Tracking
 from gmemd.posix import boottime
 from gmemd.qmp.encode import encode
 
@@ -65,6 +66,7 @@ class HostMemoryBackend(Piece):
     foreign = False  # other processes may have had it before this one
     lease: Lease | None = None
     enforcers: tuple[Enforcer, ...] = ()  # mappings in which private pages fault; all shared ones are then allocated
+    tracking: Tracking | None = None  # of what others write, with their userfaultfds
     fence: dict[str, Any] | None = None  # what keeps it from being written now, with what was stopped for that
     visibility: RangeMap | None = None  # what is private and what shared; None: it is not a guest_memfd
     aside: Aside | None = None  # the preserved private bytes; None: there are none
@@ -168,6 +170,11 @@ class HostMemoryBackend(Piece):
         enforcer.end()
         close_fd(enforcer.fd)
 
+    def wrote(self, offset: int, size: int) -> None:
+        """Tell who tracks it that gmemd itself changes a part."""
+        if self.tracking is not None:
+            self.tracking.wrote([(offset, size)])
+
     @property
     def busy(self) -> str:
         """What the change that has claimed it does; "": it is not claimed."""
@@ -202,6 +209,9 @@ class HostMemoryBackend(Piece):
             return []
         for enforcer in self.enforcers:
             self.drop(enforcer)
+        if self.tracking is not None:
+            self.tracking.close()
+            self.tracking = None
         fds = [self.fd] if self.fd >= 0 else []
         if self.aside is not None:
             fds.append(self.aside.fd)
@@ -232,10 +242,8 @@ class HostMemoryBackend(Piece):
 
     def get(self, name: str) -> Any:
         """A property's value as returned by qom-get."""
-        if name == "hugetlbsize":
-            return self.properties.get(name, 0)
-        if name == "prealloc-context":
-            return self.properties.get(name) or ""
+        if name in ("hugetlbsize", "prealloc-context"):
+            return self.properties.get(name) or (0 if name == "hugetlbsize" else "")
         return self.properties[name]
 
     def set(self, name: str, value: Any) -> None:

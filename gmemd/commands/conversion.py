@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
@@ -32,6 +33,8 @@ def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chan
                       if (state is PRIVATE) != (to == "private"))
         content = "keep their content" if arguments["preserve"] else "read as zero"
         change.judged(f"make {changed} of {size} bytes of '{backend.id}' {to}; they would {content}", whole=False)
+    backend.wrote(offset, size)
+    change.undo(partial(backend.wrote, offset, size))
     preserves = arguments["preserve"] and to == "private"
     begins_store = preserves and backend.record is not None and backend.aside is None
     if size > _AT_ONCE or begins_store:
@@ -152,6 +155,7 @@ def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chan
     if change.dry_run:
         change.judged(with_resident(gmemd, backend, offset, size, (
             f"free {{}} of {size} bytes of '{backend.id}', which then read as zero")))
+    backend.wrote(offset, size)
     if size > _AT_ONCE or backend.on_file:
         change.claim(backend, "a part of it is being discarded")
         return _discard_slowly(gmemd, backend, offset, size)

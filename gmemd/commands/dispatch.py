@@ -25,6 +25,7 @@ from gmemd.commands import (
     properties,
     qom,
     status,
+    track,
 )
 from gmemd.commands.context import Caller, Function, Gmemd
 from gmemd.commands.effect import foretell
@@ -34,7 +35,7 @@ from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Command
 
 MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, enforce, fds, holders, jobs, lease, memdev,
-                                   ownership, prepared, properties, qom, status)
+                                   ownership, prepared, properties, qom, status, track)
 
 
 def find_function(name: str, modules: Sequence[ModuleType] = MODULES) -> Function:

@@ -13,7 +13,7 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.maps import shown
-from gmemd.kernel.userfault import UFFD_FEATURE_SIGBUS, can_miss, features, register
+from gmemd.kernel.userfault import MISSING, UFFD_FEATURE_SIGBUS, can_miss, features, register
 from gmemd.memory.ranges import SHARED
 from gmemd.processes.holders import is_mapped
 from gmemd.processes.identity import start_time
@@ -66,20 +66,20 @@ async def _enforce(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: i
     with os_errors(f"cannot make private pages of '{backend.id}' fault"):
         used = os.dup(fd)  # by the thread: the process may end meanwhile
         try:
-            await in_thread(_begin, gmemd, backend, used, address)
+            await in_thread(_begin, gmemd, backend, used, pid, address)
         finally:
             close_fd(used)
     return {}
 
 
-def _begin(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, address: int) -> None:
+def _begin(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, pid: int, address: int) -> None:
     """Allocate what is shared, make missing pages fault, and free the pages of private parts."""
     assert backend.visibility is not None
     ranges = list(backend.visibility.ranges())
     for start, length, state in ranges:
         if state is SHARED:
             gmemd.kernel.populate(backend.fd, start, length, 1)
-    register(fd, address, backend.memory_size)
+    register(fd, pid, address, backend.memory_size, MISSING)
     for start, length, state in ranges:
         if state is not SHARED:
             gmemd.kernel.punch_hole(backend.fd, start, length)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.commands.context import Gmemd
-from gmemd.commands.holders import holders_now
+from gmemd.commands.holders import writers_now
 from gmemd.errors import QmpError
 from gmemd.processes.holders import Holder
 from gmemd.processes.identity import start_time
@@ -88,9 +87,7 @@ class Fence:
 
     async def holders(self) -> list[Holder]:
         """The processes that can write the memory now, but for gmemd's own and the service manager."""
-        manager = os.getppid() if self.gmemd.custody.keeps else 0
-        return [holder for holder in await holders_now(self.backend) if holder.pid != manager
-                and (holder.writable or (holder.mapped and not holder.private_copy))]
+        return await writers_now(self.gmemd, self.backend)
 
     async def note(self, stopped: dict[str, Any] | None) -> None:
         """Make the record of a kept object say what will be stopped; None: nothing is any more."""

@@ -39,6 +39,13 @@ async def holders_now(backend: HostMemoryBackend) -> list[Holder]:
     return [holder for holder in found[backend] if not is_own(holder.pid)]
 
 
+async def writers_now(gmemd: Gmemd, backend: HostMemoryBackend) -> list[Holder]:
+    """Those of them that can write it, without the service manager, which keeps it."""
+    manager = os.getppid() if gmemd.custody.keeps else 0
+    return [holder for holder in await holders_now(backend) if holder.pid != manager
+            and (holder.writable or (holder.mapped and not holder.private_copy))]
+
+
 def describe_holder(holder: Holder) -> dict[str, Any]:
     """The members of MemdevHolder."""
     return {"pid": holder.pid, "uid": holder.uid, "comm": holder.comm, "fds": holder.fds, "mapped": holder.mapped,

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -38,6 +39,8 @@ _syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
 
 _M_ARENA_MAX = -8  # malloc.h
+
+_REGIONS = 4096  # that one PAGEMAP_SCAN reports at most: 96 KiB
 
 _Range = ctypes.c_uint64 * 2  # struct cachestat_range: off, len
 _Stat = ctypes.c_uint64 * 5  # struct cachestat: cache, dirty, writeback, evicted, recently evicted
@@ -136,6 +139,17 @@ def rename(directory: int, old: str, new: str, flags: int) -> None:
     if _syscall(number, directory, ctypes.c_char_p(os.fsencode(old)), directory, ctypes.c_char_p(os.fsencode(new)),
                 ctypes.c_uint(flags)):
         raise _failure()
+
+
+def pagemap_scan(fd: int, start: int, end: int, flags: int, categories: int) -> tuple[list[tuple[int, int]], int]:
+    """The [begin, end) of pages of all these categories in a range of addresses of the process whose pagemap fd is,
+    and where the walk stopped: at the end, or earlier if there were too many (Linux 6.7)."""
+    regions = (ctypes.c_uint64 * (3 * _REGIONS))()  # start, end, categories
+    argument = bytearray(struct.pack(uapi.PAGEMAP_SCAN_FORMAT, 96, flags, start, end, 0, ctypes.addressof(regions),
+                                     _REGIONS, 0, 0, categories, 0, categories))
+    count = fcntl.ioctl(fd, uapi.PAGEMAP_SCAN, argument, True)
+    walked = struct.unpack(uapi.PAGEMAP_SCAN_FORMAT, argument)[4]
+    return [(regions[i], regions[i + 1]) for i in range(0, 3 * count, 3)], walked if walked > start else end
 
 
 def _mempolicy_number(index: int) -> int:

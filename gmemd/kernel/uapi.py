@@ -70,6 +70,13 @@ MAP_NORESERVE: Final = 0x4000
 MADV_POPULATE_READ: Final = 22
 MADV_POPULATE_WRITE: Final = 23
 
+# linux/fs.h
+PAGEMAP_SCAN: Final = 0xC0606610
+PAGEMAP_SCAN_FORMAT: Final = "<12Q"  # size, flags, start, end, walk_end (out), vec, vec_len, max_pages, 4 masks
+PM_SCAN_WP_MATCHING: Final = 1 << 0
+PM_SCAN_CHECK_WPASYNC: Final = 1 << 1
+PAGE_IS_WRITTEN: Final = 1 << 1
+
 # linux/mempolicy.h
 MPOL_DEFAULT: Final = 0
 MPOL_PREFERRED: Final = 1

@@ -1,8 +1,11 @@
 """Another process's userfaultfd: its features, and registering that process's memory with it.
 
 The ioctls work on the address space of the process that created the descriptor, whoever calls them. With
-UFFD_FEATURE_SIGBUS nobody has to handle faults: an access to a missing page is SIGBUS, in a system call EFAULT
-(userfaultfd(2); linux/userfaultfd.h).
+UFFD_FEATURE_SIGBUS nobody has to handle faults: an access to a missing page is SIGBUS, in a system call EFAULT; with
+UFFD_FEATURE_WP_ASYNC a write to a protected page just ends its protection (userfaultfd(2); linux/userfaultfd.h).
+
+Registering for other modes drops those in force (Linux 6.18, without a word), so modes are added to them; registering
+for some of them changes nothing.
 """
 
 from __future__ import annotations
@@ -10,14 +13,26 @@ from __future__ import annotations
 import fcntl
 import os
 from struct import Struct
+from typing import Final
 
 from gmemd.kernel import syscalls, uapi
+from gmemd.processes.identity import PROC, read
 
-UFFDIO_REGISTER = 0xC020AA00
-UFFDIO_REGISTER_MODE_MISSING = 1 << 0
-UFFD_FEATURE_SIGBUS = 1 << 7
+UFFD_FEATURE_PAGEFAULT_FLAG_WP: Final = 1 << 0
+UFFD_FEATURE_SIGBUS: Final = 1 << 7
+UFFD_FEATURE_WP_HUGETLBFS_SHMEM: Final = 1 << 12
+UFFD_FEATURE_WP_UNPOPULATED: Final = 1 << 13
+UFFD_FEATURE_WP_ASYNC: Final = 1 << 15
+
+MISSING, WP = 1, 2  # UFFDIO_REGISTER_MODE_...
+_UFFDIO_REGISTER: Final = 0xC020AA00
+_UFFDIO_UNREGISTER: Final = 0x8010AA01
+_UFFDIO_WRITEPROTECT: Final = 0xC018AA06
+_LETTERS: Final = {"um": 1, "uw": 2, "ui": 4}  # of the modes in VmFlags of smaps
 
 _pack_register = Struct("<QQQQ").pack  # start, bytes, mode, ioctls (out)
+_pack_range = Struct("<QQ").pack
+_pack_protect = Struct("<QQQ").pack  # start, bytes, mode
 
 
 def features(fd: int) -> int | None:
@@ -36,6 +51,54 @@ def can_miss(fd: int) -> bool:
     return syscalls.filesystem(fd)[0] in (uapi.TMPFS_MAGIC, uapi.HUGETLBFS_MAGIC)
 
 
-def register(fd: int, address: int, size: int) -> None:
-    """Make missing pages of a mapping fault. EINVAL: nothing suitable is mapped there. ESRCH: the process is gone."""
-    fcntl.ioctl(fd, UFFDIO_REGISTER, bytearray(_pack_register(address, size, UFFDIO_REGISTER_MODE_MISSING, 0)), True)
+def modes(pid: int, address: int, size: int) -> list[tuple[int, int, int]]:
+    """[(address, bytes, modes)] of what a process has mapped in a range, and the modes it is registered with."""
+    found: list[tuple[int, int, int]] = []
+    begin, end = 0, 0
+    for line in read(f"{PROC}/{pid}/smaps").splitlines():
+        first, _, rest = line.partition(" ")
+        if first == "VmFlags:":
+            start, stop = max(begin, address), min(end, address + size)
+            if start < stop:
+                found.append((start, stop - start, sum(_LETTERS.get(word, 0) for word in rest.split())))
+        elif not first.endswith(":"):
+            begin, end = (int(part, 16) for part in first.split("-"))
+    return found
+
+
+def register(fd: int, pid: int, address: int, size: int, mode: int) -> None:
+    """Register a mapping of a process with its userfaultfd, besides what it is registered for already.
+
+    EINVAL: nothing suitable is mapped there. EBUSY: it is registered with another userfaultfd. ESRCH: the process is
+    gone.
+    """
+    for start, length, before in modes(pid, address, size) or [(address, size, 0)]:
+        fcntl.ioctl(fd, _UFFDIO_REGISTER, bytearray(_pack_register(start, length, before | mode, 0)), True)
+
+
+def unregister(fd: int, pid: int, address: int, size: int, mode: int) -> None:
+    """Take a mode back where it is the only one. Elsewhere it stays: there is no way that leaves the others in force
+    all the time."""
+    for start, length, before in modes(pid, address, size):
+        if before == mode:
+            fcntl.ioctl(fd, _UFFDIO_UNREGISTER, _pack_range(start, length))
+
+
+def write_protect(fd: int, address: int, size: int, *, on: bool) -> None:
+    """Make the next write to each page of a registered range fault, absent ones included, or no longer."""
+    fcntl.ioctl(fd, _UFFDIO_WRITEPROTECT, bytearray(_pack_protect(address, size, int(on))), True)
+
+
+def written(pagemap: int, address: int, size: int, *, again: bool = True) -> list[tuple[int, int]]:
+    """[(offset, bytes)] of what was written to a range since it was protected.
+
+    pagemap: the file of that name of the process, whose mapping is registered with UFFD_FEATURE_WP_ASYNC; EPERM if it
+    is not. If the process has ended, nothing is found. again: what was written is protected again, in one step.
+    """
+    flags = uapi.PM_SCAN_CHECK_WPASYNC | (uapi.PM_SCAN_WP_MATCHING if again else 0)
+    found: list[tuple[int, int]] = []
+    at, end = address, address + size
+    while at < end:
+        runs, at = syscalls.pagemap_scan(pagemap, at, end, flags, uapi.PAGE_IS_WRITTEN)
+        found += [(start - address, stop - start) for start, stop in runs]
+    return found

@@ -157,8 +157,8 @@ def _those_meant(alike: list[tuple[File, File | None]], place: str, addresses: s
     return [file for file, known in alike if known is None or actual is None or known == actual]
 
 
-def is_mapped(pid: int, file: Shown, address: int, size: int) -> bool:
-    """Whether a process has mapped a file from its beginning, shared and at least `size` bytes, at an address.
+def is_mapped(pid: int, file: Shown, address: int, size: int, begin: int = 0) -> bool:
+    """Whether a process has mapped a file from `begin` on, shared and at least `size` bytes, at an address.
 
     False also where the process may not be inspected.
     """
@@ -169,7 +169,7 @@ def is_mapped(pid: int, file: Shown, address: int, size: int) -> bool:
                 addresses, mode, offset, *rest = line.split()
                 start, end = (int(part, 16) for part in addresses.split("-"))
                 if start == address + reached and (rest[0], rest[1]) == file[:2] and "s" in mode \
-                        and int(offset, 16) == reached:
+                        and int(offset, 16) == begin + reached:
                     reached = end - address
     except OSError:
         return False

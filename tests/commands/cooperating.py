@@ -1,7 +1,8 @@
 """A process that maps an object, hands its userfaultfd over, and touches pages when it is told to.
 
 `python -m tests.commands.cooperating OBJECT_FD SIZE SOCKET_FD`: sends the address with its userfaultfd over the
-socket, then obeys lines: "call N" has write(2) read the byte at N, "touch N" reads it itself, "put N" writes one.
+socket, then obeys lines: "call N" has write(2) read the byte at N, "touch N" reads it itself, "put N" writes one,
+"drop N" unmaps the page at N by madvise(2), "punch N" frees it.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def main() -> None:
                 answer = errno.errorcode[exc.errno or 0]
         elif verb == "put":
             memory[at] = 77
+            answer = "ok"
+        elif verb in ("drop", "punch"):
+            memory.madvise(mmap.MADV_DONTNEED if verb == "drop" else mmap.MADV_REMOVE, at, mmap.PAGESIZE)
             answer = "ok"
         else:
             answer = str(memory[at])

@@ -114,6 +114,8 @@ EVERY: dict[str, dict[str, Any]] = {
     "memdev-prepared": {"id": "m0", "fence": "f"},
     "memdev-release": {"id": "m0"},
     "memdev-verify": {"id": "m0", "job-id": "new"},
+    "memdev-track": {"id": "m0", "fdname": "given", "address": 0},
+    "memdev-untrack": {"id": "m0"},
     "object-add": {**MEMFD, "id": "new"},
     "object-del": {"id": "m0"},
     "qom-set": {"path": "/objects/m0", "property": "prealloc", "value": True},
@@ -133,7 +135,7 @@ def test_no_command_acts(machine: Machine, command: str) -> None:
     machine.run("getfd", fdname="given")
     before = state(machine)
     refused = command in ("job-cancel", "job-dismiss", "memdev-claim", "memdev-enforce", "memdev-persist",
-                          "memdev-prepared", "memdev-release")
+                          "memdev-prepared", "memdev-release", "memdev-track", "memdev-untrack")
     with pytest.raises(QmpError) if refused else contextlib.nullcontext():
         assert effect(machine, command, EVERY[command])["effect"].startswith("would ")
     assert state(machine) == before
