@@ -113,9 +113,9 @@ class LabKernel(Kernel):
         self._strike("create")
         return self._inner.create_guest_memfd(size, flags)
 
-    def duplicate(self, fd: int) -> int:
+    def duplicate(self, fd: int, *, readonly: bool = False) -> int:
         self._strike("hand-out")
-        return super().duplicate(fd)
+        return super().duplicate(fd, readonly=readonly)
 
     def convert(self, fd: int, offset: int, size: int, parts: Sequence[tuple[int, int]], *, private: bool) -> None:
         struck = self._delay("convert")

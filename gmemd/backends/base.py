@@ -68,6 +68,7 @@ class HostMemoryBackend(Piece):
     enforcers: tuple[Enforcer, ...] = ()  # mappings in which private pages fault; all shared ones are then allocated
     tracking: Tracking | None = None  # of what others write, with their userfaultfds
     fence: dict[str, Any] | None = None  # what keeps it from being written now, with what was stopped for that
+    template = ""  # the id of the object whose memory it has; "": it is no clone
     visibility: RangeMap | None = None  # what is private and what shared; None: it is not a guest_memfd
     aside: Aside | None = None  # the preserved private bytes; None: there are none
     claims: tuple[str, ...] = ()  # what the changes that have claimed it do

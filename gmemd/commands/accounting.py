@@ -5,7 +5,7 @@ It is measured and added up in worker threads, so nobody else waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gmemd.backends.base import HostMemoryBackend
@@ -31,6 +31,7 @@ class _Row(NamedTuple):
     policy: str
     nodes: list[int]
     entry: Entry
+    clones: bool  # it is a clone, or a template that has some
 
 
 def query_memdev_accounting(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
@@ -44,8 +45,9 @@ def query_memdev_accounting(gmemd: Gmemd, caller: Caller, arguments: dict[str, A
 async def _account(gmemd: Gmemd, listed: list[HostMemoryBackend], wanted: int) -> Any:
     """The answer, listing the requested number of objects."""
     rows: dict[HostMemoryBackend, _Row] = {}
+    cloned = {one.template for one in gmemd.objects if one.template}
     async for found in measured(gmemd, gmemd.objects.in_creation_order(), Ledger(gmemd.kernel).enter):
-        rows.update({backend: _row(backend, entry) for backend, entry in found})
+        rows.update({backend: _row(backend, entry, cloned) for backend, entry in found})
     with os_errors("cannot read the machine's memory"):
         sums: dict[str, Any] = await in_thread(_add_up, gmemd.kernel, list(rows.values()))
     shown = [(backend, rows[backend]) for backend in listed if backend in rows][:wanted]
@@ -55,9 +57,11 @@ async def _account(gmemd: Gmemd, listed: list[HostMemoryBackend], wanted: int) -
     return {**sums, "list": list(entries)}
 
 
-def _row(backend: HostMemoryBackend, entry: Entry) -> _Row:
+def _row(backend: HostMemoryBackend, entry: Entry, cloned: Collection[str]) -> _Row:
+    """`cloned`: the ids of templates that have clones."""
     properties = backend.properties
-    return _Row(backend.owner[0], kind_of(backend), properties["policy"], properties["host-nodes"], entry)
+    return _Row(backend.owner[0], kind_of(backend), properties["policy"], properties["host-nodes"], entry,
+                bool(backend.template) or (backend.frozen and backend.id in cloned))
 
 
 def _add_up(kernel: Kernel, rows: list[_Row]) -> dict[str, Any]:
@@ -79,7 +83,13 @@ def _add_up(kernel: Kernel, rows: list[_Row]) -> dict[str, Any]:
 
 def _sum(rows: Sequence[_Row]) -> dict[str, int]:
     occupied = total([row.entry.share for row in rows])
-    return {"objects": len(rows), "size": sum([row.entry.size for row in rows]), **occupied._asdict()}
+    return {"objects": len(rows), "size": sum([row.entry.size for row in rows]), **occupied._asdict(),
+            **_divided(occupied, sum([row.entry.share.resident for row in rows if row.clones]))}
+
+
+def _divided(usage: Usage, common: int) -> dict[str, int]:
+    """What is in memory, as what belongs to one object, and what a template and its clones have in common."""
+    return {"unique": usage.resident - common, "common": common}
 
 
 def _grouped(rows: Sequence[_Row], name: str, key: Callable[[_Row], Any]) -> list[dict[str, Any]]:
@@ -97,7 +107,7 @@ def _usage(entry: dict[str, Any]) -> Usage:
 
 def _entry(backend: HostMemoryBackend, row: _Row) -> dict[str, Any]:
     return {"id": backend.id, "uid": row.uid, "kind": row.kind, "size": backend.memory_size,
-            **row.entry.usage._asdict()}
+            **row.entry.usage._asdict(), **_divided(row.entry.usage, row.entry.usage.resident * row.clones)}
 
 
 def _pool(pool: HugePool) -> dict[str, Any]:

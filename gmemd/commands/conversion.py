@@ -152,6 +152,7 @@ def describe_ranges(gmemd: Gmemd, backend: HostMemoryBackend, offset: int,
 
 def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     backend, offset, size = part(gmemd, arguments)
+    backend.check_writable()
     if change.dry_run:
         change.judged(with_resident(gmemd, backend, offset, size, (
             f"free {{}} of {size} bytes of '{backend.id}', which then read as zero")))

@@ -12,6 +12,8 @@ from gmemd.changes.change import changing, completed
 from gmemd.changes.threads import in_thread
 from gmemd.commands import (
     accounting,
+    clones,
+    cloning,
     control,
     conversion,
     enforce,
@@ -34,8 +36,9 @@ from gmemd.objects.fds import NamedFds
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Command
 
-MODULES: tuple[ModuleType, ...] = (accounting, control, conversion, enforce, fds, holders, jobs, lease, memdev,
-                                   ownership, prepared, properties, qom, status, track)
+MODULES: tuple[ModuleType, ...] = (
+    accounting, clones, cloning, control, conversion, enforce, fds, holders, jobs, lease, memdev, ownership, prepared,
+    properties, qom, status, track)
 
 
 def find_function(name: str, modules: Sequence[ModuleType] = MODULES) -> Function:

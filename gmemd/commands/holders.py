@@ -24,18 +24,17 @@ Found = dict[HostMemoryBackend, list[Holder]]
 
 def query_memdev_holders(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
     backend = gmemd.objects.find(arguments["id"])
-    sought = _Sought([backend])
+    looking = look_for_holders([backend])
 
     async def work() -> list[dict[str, Any]]:
-        found, _ = await sought.look()
-        return [describe_holder(holder) for holder in found[backend]]
+        return [describe_holder(holder) for holder in (await looking)[backend]]
 
     return work()
 
 
 async def holders_now(backend: HostMemoryBackend) -> list[Holder]:
     """The processes that hold an object, without gmemd's own workers; QmpError if they cannot be found out."""
-    found, _ = await _Sought([backend]).look()
+    found = await look_for_holders([backend])
     return [holder for holder in found[backend] if not is_own(holder.pid)]
 
 
@@ -44,6 +43,16 @@ async def writers_now(gmemd: Gmemd, backend: HostMemoryBackend) -> list[Holder]:
     manager = os.getppid() if gmemd.custody.keeps else 0
     return [holder for holder in await holders_now(backend) if holder.pid != manager
             and (holder.writable or (holder.mapped and not holder.private_copy))]
+
+
+def look_for_holders(backends: Iterable[HostMemoryBackend]) -> Coroutine[Any, Any, Found]:
+    """The holders of objects as they are now, to be awaited; QmpError if they cannot be found out."""
+    sought = _Sought(backends)
+
+    async def look() -> Found:
+        return (await sought.look())[0]
+
+    return look()
 
 
 def describe_holder(holder: Holder) -> dict[str, Any]:

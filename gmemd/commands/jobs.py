@@ -6,6 +6,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Coroutine
 from itertools import islice
+from types import CoroutineType
 from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
@@ -60,7 +61,7 @@ def memdev_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
     with os_errors(f"cannot read '{backend.id}'"):
         part = (os.dup(backend.fd), backend.offset, backend.memory_size)
     job = gmemd.jobs.create(arguments["job-id"], "verify", backend.memory_size)
-    gmemd.spawn(_conclude(job, lambda: _verify(job, part, chunk)))
+    gmemd.spawn(conclude(job, lambda: _verify(job, part, chunk)))
     return {}
 
 
@@ -90,6 +91,7 @@ def query_memdev_digests(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]
 def memdev_populate(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     backend = gmemd.objects.find(arguments["id"])
     backend.check_idle()
+    backend.check_writable()
     if backend.properties.get("readonly"):
         raise QmpError("qemu_prealloc_mem: preallocating memory failed: Bad address")
     backend.check_value("prealloc", True)
@@ -106,10 +108,13 @@ def memdev_populate(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], cha
 
 
 def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    force = arguments["force"]
     if not arguments["zero"] and "job-id" not in arguments:
-        return delete(gmemd, arguments["id"], change)
+        return delete(gmemd, arguments["id"], change, force=force)
     backend = gmemd.objects.find(arguments["id"])
     backend.check_idle()
+    if arguments["zero"]:
+        backend.check_writable()
     if arguments["zero"] and (backend.properties.get("readonly") or not backend.properties["share"]) \
             and backend.kind == "file":
         raise QmpError(f"object '{backend.id}' may not write to its file")
@@ -118,7 +123,8 @@ def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
         if arguments["zero"]:
             await _wipe(backend, job)
         change.release(backend)
-        return delete(gmemd, backend.id, change)
+        deleted = delete(gmemd, backend.id, change, force=force)
+        return await deleted if isinstance(deleted, CoroutineType) else deleted
 
     return _run(gmemd, arguments, "delete", backend, "it is being wiped", wipe, change)
 
@@ -148,11 +154,11 @@ def _run(gmemd: Gmemd, arguments: dict[str, Any], kind: str, backend: HostMemory
     if "job-id" not in arguments:
         return work(None, change)
     job, own = gmemd.jobs.create(arguments["job-id"], kind, backend.memory_size), change.hand_over()
-    gmemd.spawn(_conclude(job, lambda: own.conclude(work(job, own))))
+    gmemd.spawn(conclude(job, lambda: own.conclude(work(job, own))))
     return {}
 
 
-async def _conclude(job: Job, work: Callable[[], Awaitable[Any]]) -> None:
+async def conclude(job: Job, work: Callable[[], Awaitable[Any]]) -> None:
     """Do a job's work until its end."""
     error: str | None = "internal error"
     try:

@@ -30,8 +30,8 @@ def memdev_get_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
     wanted = arguments.get("lease")
     if wanted is None and arguments["fences"]:
         raise QmpError("parameter 'fences' needs 'lease'")
-    if lease is not None and not arguments["force"]:
-        _check_free(backend, lease, caller)
+    if not arguments["force"]:
+        check_free(backend, caller)
     if wanted is not None or (lease is not None and lease.orphaned):
         backend.check_idle()
         new = None if wanted is None else _lease(backend, caller, arguments)
@@ -50,7 +50,7 @@ def memdev_release(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chan
     if lease is None:
         raise QmpError(f"object '{backend.id}' is not leased")
     if not arguments["force"]:
-        _check_free(backend, lease, caller)
+        check_free(backend, caller)
     change.judged()
     _exchange(gmemd, backend, None, change)
     return {}
@@ -61,8 +61,11 @@ def query_memdev_leases(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
     return listed(({"id": object_id, **lease.describe()} for object_id, lease in leases), len(leases))
 
 
-def _check_free(backend: HostMemoryBackend, lease: Lease, caller: Caller) -> None:
-    """Refuse a process that does not hold the current lease."""
+def check_free(backend: HostMemoryBackend, caller: Caller) -> None:
+    """Refuse a process that does not hold the current lease, if there is one."""
+    lease = backend.lease
+    if lease is None:
+        return
     with os_errors(f"cannot see the holder of '{backend.id}'"):
         own = lease.is_of(caller.pid)
     if not lease.orphaned and not own:
@@ -72,7 +75,7 @@ def _check_free(backend: HostMemoryBackend, lease: Lease, caller: Caller) -> Non
 
 def _hand_out(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> WithFds:
     with os_errors(f"cannot hand out '{backend.id}'"):
-        fds = [gmemd.kernel.duplicate(backend.fd)]
+        fds = [gmemd.kernel.duplicate(backend.fd, readonly=backend.frozen)]
     backend.handed_out += 1
 
     def take_back() -> None:

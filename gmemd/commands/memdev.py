@@ -14,6 +14,7 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.contexts import check_cpus, usable_cpus
 from gmemd.commands.measure import with_resident
 from gmemd.commands.properties import populate
+from gmemd.commands.templates import check_no_clones, check_unused, is_template
 from gmemd.errors import QmpError
 from gmemd.objects.container import ThreadContext
 
@@ -34,7 +35,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
         return _add_blocking(gmemd, caller, backend, change)
     if change.dry_run:
         _try(gmemd, backend, change)
-    _make(gmemd, backend)
+    make(gmemd, backend)
     change.keep(backend)
     gmemd.objects.commit(backend)
     return {}
@@ -81,7 +82,8 @@ def _unmake(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
     backend.abandon()
 
 
-def _make(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
+def make(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
+    """Create the memory of an object, and populate it if that is asked for; may block."""
     backend.allocate(gmemd.kernel)
     backend.finish(gmemd.kernel)
     if backend.properties["prealloc"]:
@@ -93,7 +95,7 @@ async def _add_blocking(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend
 
     Nobody waits for a file to open when the client has disconnected.
     """
-    making = asyncio.ensure_future(in_thread(_make, gmemd, backend))
+    making = asyncio.ensure_future(in_thread(make, gmemd, backend))
     change.undo(partial(_give_up, backend, making))
     while not (await asyncio.wait([making], timeout=_LOOK_SECONDS))[0]:
         if backend.waits and caller.is_gone():
@@ -128,14 +130,15 @@ def added(gmemd: Gmemd, backend: HostMemoryBackend, change: Change, *, again: Ag
     return {}
 
 
-def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     return delete(gmemd, arguments["id"], change)
 
 
-def delete(gmemd: Gmemd, object_id: str, change: Change) -> dict[str, Any]:
+def delete(gmemd: Gmemd, object_id: str, change: Change, *, force: bool = False) -> Any:
     """Delete an object, or what is left of a lost one.
 
     When the change has ended, its memory is free, unless another process has it.
+    force: even if it is a template in use.
     """
     if object_id in gmemd.lost:
         _forget(gmemd, object_id, change)
@@ -146,17 +149,32 @@ def delete(gmemd: Gmemd, object_id: str, change: Change) -> dict[str, Any]:
     else:
         backend = gmemd.objects.find(object_id)
         backend.check_idle()
-        if change.dry_run:
-            change.judged(with_resident(gmemd, backend, 0, backend.memory_size, (
-                f"delete '{object_id}' with {{}} bytes in memory; its descriptor was handed out "
-                f"{backend.handed_out} times, and processes that still have it keep the memory")))
-        if backend.record is not None:
-            for piece in backend.pieces():
-                change.forget(piece)
-        gmemd.objects.remove(object_id)
-        change.undo(partial(gmemd.objects.restore, [backend]))
-        change.done(partial(_let_go, gmemd, backend))
+        if is_template(backend) and not force:
+            check_no_clones(gmemd, backend)
+            change.claim(backend, "it is being deleted")
+            return _delete_template(gmemd, backend, change)
+        _delete(gmemd, backend, change)
     return {}
+
+
+async def _delete_template(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> dict[str, Any]:
+    await check_unused(backend)
+    change.release(backend)
+    _delete(gmemd, backend, change)
+    return {}
+
+
+def _delete(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
+    if change.dry_run:
+        change.judged(with_resident(gmemd, backend, 0, backend.memory_size, (
+            f"delete '{backend.id}' with {{}} bytes in memory; its descriptor was handed out "
+            f"{backend.handed_out} times, and processes that still have it keep the memory")))
+    if backend.record is not None:
+        for piece in backend.pieces():
+            change.forget(piece)
+    gmemd.objects.remove(backend.id)
+    change.undo(partial(gmemd.objects.restore, [backend]))
+    change.done(partial(_let_go, gmemd, backend))
 
 
 def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | None:

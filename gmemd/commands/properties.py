@@ -23,6 +23,8 @@ def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Cha
         return node.set(name, value, change.judged)
     backend.check_idle()
     value = judge_value(gmemd, backend, name, value)
+    if name == "prealloc" and value and not backend.properties["prealloc"]:
+        backend.check_writable()
     if change.dry_run:
         change.judged(f"change '{name}' of '{backend.id}' from {backend.get(name)!r} to {value!r}",
                       whole=name != "prealloc")

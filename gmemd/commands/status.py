@@ -51,10 +51,10 @@ def _status(gmemd: Gmemd, arguments: dict[str, Any]) -> Any:
 async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend], wanted: str | None) -> bytes:
     """The same without holding up others; objects deleted meanwhile are left out."""
     rows: list[bytes] = []
-    survival: dict[tuple[str, bool], bytes] = {}  # the same for most objects, and most of the output
+    survival: dict[tuple[str, bool, bool], bytes] = {}  # the same for most objects, and most of the output
     async for found in measured(gmemd, backends, partial(occupied, gmemd.kernel), batch=_BATCH):
         for backend, resident in found:
-            key = kind_of(backend), backend.record is not None
+            key = kind_of(backend), backend.record is not None, bool(backend.template)
             if key not in survival:
                 survival[key] = b'"survival": ' + encode(describe_survival(gmemd, backend))
             row = encode({**_describe(gmemd, backend, resident), "survival": []})
@@ -70,6 +70,8 @@ def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:
                             "kernel": gmemd.kernel.name}
     if backend.guest_memfd_flags is not None:
         info["guest-memfd-flags"] = backend.guest_memfd_flags
+    if backend.frozen:
+        info["frozen"] = True
     return info
 
 
@@ -85,6 +87,10 @@ def _describe(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) ->
               "owner": {"uid": uid, "pid": pid}, "age": backend.age, "handed-out": backend.handed_out}
     if resident is not None:
         status["resident"] = resident
+    if backend.frozen:
+        status["frozen"] = True
+    if backend.template:
+        status["template"] = backend.template
     return status
 
 
@@ -94,7 +100,7 @@ def describe_survival(gmemd: Gmemd, backend: HostMemoryBackend) -> list[dict[str
     return [{"event": fate.event, "survives": fate.survives, "answer": fate.answer,
              **({"advice": fate.advice} if fate.advice else {})}
             for fate in fates(kind_of(backend), kept=kept, opted_out=gmemd.custody.keeps and not kept,
-                              keeping=gmemd.outlook.keeping())]
+                              keeping=gmemd.outlook.keeping(), clone=bool(backend.template))]
 
 
 def query_memory_size_summary(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:

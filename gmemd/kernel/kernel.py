@@ -157,9 +157,12 @@ class Kernel(ABC):
         else:
             check_pool(size, page)
 
-    def duplicate(self, fd: int) -> int:
-        """Another fd of the same file, to be handed out; the caller owns it, CLOEXEC is set."""
-        return os.dup(fd)
+    def duplicate(self, fd: int, *, readonly: bool = False) -> int:
+        """Another fd of the same file, to be handed out; the caller owns it, CLOEXEC is set.
+
+        readonly: another open file, which does not write; for memory that is sealed against writing.
+        """
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC) if readonly else os.dup(fd)
 
     def identify(self, fd: int) -> str:
         """What a descriptor is, by link, magic and seals: "guest-memfd", "memfd", "hugetlb-memfd", "file", "other"."""

@@ -13,6 +13,7 @@ from gmemd.kernel import uapi
 
 MODE = 0o600  # as for a guest_memfd; keeps other users from reopening it through /proc/PID/fd/N
 
+_SEALS = uapi.F_SEAL_SEAL | uapi.SEALS_OF_SIZE  # a guest_memfd takes no others
 _NAME = "gmemd-guest-memfd:"
 _LINK = f"/memfd:{_NAME}"
 _DELETED = " (deleted)"
@@ -24,7 +25,7 @@ def create(size: int, flags: int, memfd_flags: int) -> int:
     try:
         os.ftruncate(fd, size)
         os.fchmod(fd, MODE)
-        fcntl.fcntl(fd, uapi.F_ADD_SEALS, uapi.SEALS_OF_SIZE)
+        fcntl.fcntl(fd, uapi.F_ADD_SEALS, _SEALS)
     except OSError:
         os.close(fd)
         raise
@@ -39,4 +40,4 @@ def flags_of(fd: int) -> int | None:
     flags = link.removeprefix(_LINK).removesuffix(_DELETED)
     if not link.startswith(_LINK) or not flags.isdecimal():
         return None
-    return int(flags) if fcntl.fcntl(fd, uapi.F_GET_SEALS) & uapi.SEALS_OF_SIZE == uapi.SEALS_OF_SIZE else None
+    return int(flags) if fcntl.fcntl(fd, uapi.F_GET_SEALS) & _SEALS == _SEALS else None

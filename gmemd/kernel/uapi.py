@@ -53,7 +53,7 @@ F_SEAL_SHRINK: Final = 0x02
 F_SEAL_GROW: Final = 0x04
 F_SEAL_WRITE: Final = 0x08
 F_SEAL_FUTURE_WRITE: Final = 0x10
-SEALS_OF_SIZE: Final = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW  # the size is fixed
+SEALS_OF_SIZE: Final = F_SEAL_SHRINK | F_SEAL_GROW  # the size is fixed, and writing can still be sealed
 
 # linux/falloc.h
 FALLOC_FL_KEEP_SIZE: Final = 0x01

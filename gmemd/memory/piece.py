@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from gmemd.errors import QmpError
+from gmemd.kernel.syscalls import seals
+from gmemd.kernel.uapi import F_SEAL_WRITE
+
 if TYPE_CHECKING:
     from gmemd.persist.record import Record
 
@@ -21,6 +25,16 @@ class Piece:
     record: Record | None = None  # what custody knows of it; None: it is not kept
     parent: Piece | None = None  # the object whose private bytes these are; None: it is an object itself
     id: str
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is sealed against writing. The descriptor itself tells, also after a restart."""
+        return self.kind == "memfd" and bool((seals(self.fd) or 0) & F_SEAL_WRITE)
+
+    def check_writable(self) -> None:
+        """Refuse what would write to frozen memory."""
+        if self.frozen:
+            raise QmpError(f"object '{self.id}' is frozen: its memory never changes again")
 
 
 class Aside(Piece):

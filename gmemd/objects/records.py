@@ -49,6 +49,8 @@ def updated(backend: HostMemoryBackend) -> Record:
 def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
     extra: dict[str, Any] = {"kind": backend.kind, "flags": backend.guest_memfd_flags, "offset": backend.offset,
                              "made": int(backend.made * 1000) / 1000}  # rounded down: never later than it was
+    if backend.template:
+        extra["template"] = backend.template
     if backend.visibility is not None:
         extra["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
     if backend.lease is not None:
@@ -87,6 +89,7 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
         backend.file_kind, backend.status = record.kind, os.fstat(fd)
     backend.guest_memfd_flags = record.extra["flags"]
     backend.offset = record.extra["offset"]
+    backend.template = record.extra.get("template", "")
     if "visibility" in record.extra:
         initial, *changes = record.extra["visibility"]
         backend.visibility = RangeMap(record.size, initial, changes)

@@ -29,21 +29,24 @@ class Fate(NamedTuple):
         return self.answer == "yes"
 
 
-def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping) -> list[Fate]:
+_OF_A_CLONE = "what a clone's VMM writes is its own and ends with it: use memdev-clone with copy=true instead"
+
+
+def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping, clone: bool = False) -> list[Fate]:
     """One fate for each event, in order of increasing severity.
 
-    kind: guest-memfd, memfd, hugetlb-memfd or file. kept: custody has the object.
+    kind: guest-memfd, memfd, hugetlb-memfd or file. kept: custody has the object. clone: of a template.
     """
     why = "" if kept and keeping.is_there() else _why_not_kept(opted_out, keeping)
     crash, restart, stop = _crash(why, keeping), _restart(why, keeping), _stop(why, keeping)
     return [
-        Fate("vmm-crash", "yes"),
+        Fate("vmm-crash", "no", _OF_A_CLONE) if clone else Fate("vmm-crash", "yes"),
         Fate("client-disconnect", "yes"),
         Fate("gmemd-crash", *crash),
         Fate("gmemd-upgrade", *restart),
         Fate("service-stop", *stop),
         Fate("soft-reboot", *_soft_reboot(stop, keeping)),
-        Fate("kexec", *_kexec(kind, stop, keeping)),
+        Fate("kexec", "no", _OF_A_CLONE) if clone else Fate("kexec", *_kexec(kind, stop, keeping)),
         Fate("power-loss", "no", "memory is lost without power: copy to a disk what must not be lost"),
     ]
 

@@ -46,6 +46,7 @@ class Holder:
     fds: int = 0  # of the file
     mapped: int = 0  # bytes of the part
     writable: bool = False
+    shares: bool = False  # has a shared mapping
     private_copy: bool = False
 
 
@@ -113,6 +114,7 @@ def _look(place: str, pid: int, sought: _Sought) -> Found:
                 if size > 0:
                     holder(memory).mapped += size
                     holder(memory).writable |= "w" in mode and "s" in mode
+                    holder(memory).shares |= "s" in mode
                     holder(memory).private_copy |= "p" in mode
         for one in found.values():
             one.uid, one.cgroup = os.stat(place).st_uid, cgroup_of(place)

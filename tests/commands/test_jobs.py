@@ -218,7 +218,7 @@ async def test_a_file_that_is_not_shared_is_not_wiped(live: LiveMachine, tmp_pat
 
 
 async def test_a_sealed_memfd_is_not_wiped(live: LiveMachine) -> None:
-    """The worker's errno is the refusal, and the object stays as it is."""
+    """It is refused, and the object stays as it is, whoever has sealed it."""
     fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
     os.write(fd, b"k" * SIZE)
     live.gmemd.kernel.seal(fd, uapi.F_SEAL_SHRINK)
@@ -227,7 +227,7 @@ async def test_a_sealed_memfd_is_not_wiped(live: LiveMachine) -> None:
     await live.do("memdev-adopt", id="s", fdname="s")
     live.gmemd.kernel.seal(fd, uapi.F_SEAL_WRITE)
     assert await live.refused("memdev-delete", id="s", zero=True) \
-        == "the worker process failed: Operation not permitted"
+        == "object 's' is frozen: its memory never changes again"
     assert os.pread(fd_of(live, "s"), SIZE, 0) == b"k" * SIZE
     await live.do("memdev-delete", id="s")
 

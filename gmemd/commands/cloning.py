@@ -1,0 +1,122 @@
+"""The command that creates an object with the memory of another: its pages, or a copy of them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.change import Change
+from gmemd.changes.jobs import Job
+from gmemd.changes.threads import beside, in_thread
+from gmemd.changes.workers import working
+from gmemd.commands.context import Caller, Gmemd
+from gmemd.commands.holders import holders_now
+from gmemd.commands.jobs import conclude
+from gmemd.commands.measure import item_of, with_resident
+from gmemd.commands.memdev import added, make
+from gmemd.commands.templates import named
+from gmemd.errors import QmpError, os_errors
+from gmemd.kernel.kernel import Kernel
+from gmemd.memory.ranges import PRIVATE
+from gmemd.memory.usage import Item, occupied
+
+_COPY = "only 'copy' can clone it"
+
+
+def memdev_clone(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    if not arguments["copy"]:
+        return _share(gmemd, caller, arguments, change)
+    return _begin_copy(gmemd, caller, arguments, change)
+
+
+def _share(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+    """Create a clone that has the pages of a template."""
+    template = gmemd.objects.find(arguments["template"])
+    template.check_idle()
+    _check_shareable(template)
+    complete = gmemd.schema.check_object({"qom-type": "memory-backend-memfd", "id": arguments["id"], "share": False,
+                                          "size": template.memory_size})
+    backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "", dry_run=change.dry_run)
+    change.undo(partial(gmemd.objects.cancel, backend))
+    change.reserve()
+    change.judged(f"create '{backend.id}' with the memory of '{template.id}', which takes none")
+    with os_errors(f"cannot open '{template.id}' again"):
+        backend.fd = gmemd.kernel.duplicate(template.fd, readonly=True)
+    change.undo(backend.close)
+    backend.memory_size, backend.template = template.memory_size, template.template or template.id
+    return added(gmemd, backend, change)
+
+
+def _check_shareable(template: HostMemoryBackend) -> None:
+    if template.kind == "guest-memfd":
+        raise QmpError(f"object '{template.id}' is a guest_memfd, which cannot be mapped privately: {_COPY}")
+    if template.kind == "file":
+        raise QmpError(f"object '{template.id}' is a file, which takes no seals: {_COPY}")
+    if template.properties.get("hugetlb"):
+        raise QmpError(f"object '{template.id}' has huge pages, which every private mapping reserves in full: {_COPY}")
+    if not template.frozen:
+        raise QmpError(f"object '{template.id}' is not frozen: memdev-freeze makes it a template, or use 'copy'")
+
+
+# -- copying -----------------------------------------------------------------------------------------
+
+def _begin_copy(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    source = gmemd.objects.find(arguments["template"])
+    if source.visibility is not None and source.visibility.total(PRIVATE):
+        raise QmpError(f"a part of object '{source.id}' is private: make it shared first")
+    if "job-id" in arguments:
+        gmemd.jobs.check_id(arguments["job-id"])
+    change.claim(source, "it is being cloned", shared=True)
+    backend = gmemd.objects.begin(_like(gmemd, source, arguments["id"]), (caller.uid, caller.pid), lambda name: "",
+                                  dry_run=change.dry_run)
+    change.undo(partial(gmemd.objects.cancel, backend))
+    change.reserve()
+    if change.dry_run:
+        change.judged(with_resident(gmemd, source, 0, source.memory_size,
+                                    f"create '{backend.id}' and copy {{}} bytes of '{source.id}' into it"), whole=False)
+    if "job-id" not in arguments:
+        return _copy(gmemd, source, backend, None, change)
+    job, own = gmemd.jobs.create(arguments["job-id"], "clone", source.memory_size), change.hand_over()
+    gmemd.spawn(conclude(job, lambda: own.conclude(_copy(gmemd, source, backend, job, own))))
+    return {}
+
+
+def _like(gmemd: Gmemd, source: HostMemoryBackend, object_id: str) -> dict[str, Any]:
+    """The arguments of object-add for memory like that of an object; of a file and of a clone, for a memfd."""
+    if source.kind == "file" or source.template:
+        return gmemd.schema.check_object({"qom-type": "memory-backend-memfd", "id": object_id, "share": True,
+                                          "size": source.memory_size})
+    own = {**source.properties, "prealloc-context": ""}
+    if "init-shared" in own:
+        own["init-shared"] = True  # as all of it is now
+    return {**own, "qom-type": source.qom_type, "id": object_id}
+
+
+async def _copy(gmemd: Gmemd, source: HostMemoryBackend, backend: HostMemoryBackend, job: Job | None,
+                change: Change) -> dict[str, Any]:
+    change.undo(lambda: beside(backend.abandon))
+    if not source.frozen:
+        await _check_unheld(source)
+    await in_thread(make, gmemd, backend)
+    with os_errors(f"cannot copy '{source.id}'"):
+        await in_thread(_check_room, gmemd.kernel, item_of(source), backend.fd)
+    spec = {"source": source.fd, "offset": source.offset, "size": source.memory_size, "target": backend.fd}
+    async with working(job, "copy", spec, [source.fd, backend.fd]) as worker:
+        async for message in worker:
+            if job is not None:
+                job.current = message["done"]
+    return added(gmemd, backend, change)
+
+
+async def _check_unheld(source: HostMemoryBackend) -> None:
+    """Refuse while a process may write to it."""
+    users = await holders_now(source)
+    if users:
+        raise QmpError(f"object '{source.id}' may change while it is copied: {named(users)} "
+                       f"{'has' if len(users) == 1 else 'have'} its memory")
+
+
+def _check_room(kernel: Kernel, item: Item, target: int) -> None:
+    """Raise NoHeadroom if the copy would not fit."""
+    kernel.check_headroom((occupied(kernel, item) or 0) - kernel.resident(target), target)

@@ -1,0 +1,56 @@
+"""Templates: which objects are their clones, which processes use them, and when one may be deleted.
+
+A clone has the file of its template: device and inode say so, because another object may have the id since.
+"""
+
+from __future__ import annotations
+
+import os
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.commands.context import Gmemd
+from gmemd.commands.holders import holders_now
+from gmemd.errors import QmpError, os_errors
+from gmemd.processes.holders import Holder
+
+_FEW = 5  # named in a refusal
+
+
+def clones_of(gmemd: Gmemd, backend: HostMemoryBackend) -> list[HostMemoryBackend]:
+    """The clones that have the same memory as this template or clone, without itself, by age."""
+    named = [one for one in gmemd.objects.in_creation_order()
+             if one.template and one is not backend and one.template == (backend.template or backend.id)]
+    with os_errors(f"cannot examine '{backend.id}'"):
+        return [one for one in named if os.path.sameopenfile(one.fd, backend.fd)]
+
+
+def is_template(backend: HostMemoryBackend) -> bool:
+    """Whether clones may have its memory, and are not clones of another."""
+    return backend.frozen and not backend.template
+
+
+def check_no_clones(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
+    """Refuse to delete a template that has clones."""
+    clones = clones_of(gmemd, backend)
+    if clones:
+        raise QmpError(f"object '{backend.id}' is the template of {listed([repr(one.id) for one in clones])}: "
+                       "delete them first, or use 'force'")
+
+
+async def check_unused(backend: HostMemoryBackend) -> None:
+    """Refuse to delete a template that a process has mapped, as the holders of deleted clones have."""
+    users = [holder for holder in await holders_now(backend) if holder.mapped]
+    if users:
+        raise QmpError(f"object '{backend.id}' is a template and mapped by {named(users)}: "
+                       "end what uses its clones first, or use 'force'")
+
+
+def named(holders: list[Holder]) -> str:
+    """Processes in a refusal."""
+    return listed([f"process {holder.pid} ({holder.comm})" for holder in holders])
+
+
+def listed(names: list[str]) -> str:
+    """Some names, and how many more there are."""
+    more = len(names) - _FEW
+    return ", ".join(names[:_FEW]) + (f" and {more} more" if more > 0 else "")
