@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from gmemd.changes.change import WithFds
 from gmemd.client.running import RunningGmemd
+from gmemd.kernel.program import worker_program
 from tests.commands.live import LiveMachine
 from tests.patience import wait_for
 
@@ -51,6 +52,7 @@ def user(fd: int, how: str, protection: str = "", pages: int = 0) -> Iterator[in
 @pytest_asyncio.fixture
 async def live() -> AsyncIterator[LiveMachine]:
     """A machine with a memfd "m" that has three pages of content; every fd is given back in the end."""
+    worker_program()  # keeps a descriptor
     before = set(os.listdir("/proc/self/fd"))
     machine = LiveMachine()
     await machine.do("object-add", qom_type="memory-backend-memfd", id="m", size=SIZE)
