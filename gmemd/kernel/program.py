@@ -23,7 +23,8 @@ _MODULES = ("gmemd", "gmemd.errors", "gmemd.kernel", "gmemd.kernel.uapi", "gmemd
                 "restore", "rewrite", "migration")))
 
 # verb -> the module whose VERBS has it
-_VERBS = {"hash": "gmemd.kernel.worker", "zero": "gmemd.kernel.worker", "save": "gmemd.snapshots.save",
+_VERBS = {"hash": "gmemd.kernel.worker", "zero": "gmemd.kernel.worker", "copy": "gmemd.kernel.copying",
+          "save": "gmemd.snapshots.save",
           "restore": "gmemd.snapshots.restore", "verify": "gmemd.snapshots.restore",
           "flatten": "gmemd.snapshots.rewrite", "cold": "gmemd.snapshots.rewrite"}
 
