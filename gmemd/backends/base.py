@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from gmemd.errors import QmpError, close_fd
 from gmemd.kernel.kernel import Kernel
 from gmemd.memory.lease import Lease
+from gmemd.memory.moves import AWAY, Move
 from gmemd.memory.piece import Aside, Piece
 from gmemd.memory.ranges import RangeMap
 from gmemd.memory.tracking import Tracking
@@ -65,12 +66,14 @@ class HostMemoryBackend(Piece):
     handed_out = 0
     foreign = False  # other processes may have had it before this one
     lease: Lease | None = None
+    generation = 0  # how often a guest began to run on it
     enforcers: tuple[Enforcer, ...] = ()  # mappings in which private pages fault; all shared ones are then allocated
     tracking: Tracking | None = None  # of what others write, with their userfaultfds
     fence: dict[str, Any] | None = None  # what keeps it from being written now, with what was stopped for that
     template = ""  # the id of the object whose memory it has; "": it is no clone
     visibility: RangeMap | None = None  # what is private and what shared; None: it is not a guest_memfd
     aside: Aside | None = None  # the preserved private bytes; None: there are none
+    move: Move | None = None  # the latest to or from another gmemd
     claims: tuple[str, ...] = ()  # what the changes that have claimed it do
     shared = False  # the claims are shared: they only read
     waits = False  # its file is being opened and examined, which can take forever
@@ -181,15 +184,31 @@ class HostMemoryBackend(Piece):
         """What the change that has claimed it does; "": it is not claimed."""
         return self.claims[0] if self.claims else ""
 
+    def check_here(self) -> None:
+        """Refuse what another gmemd owns, or may own."""
+        move = self.move
+        if move is not None and move.state in AWAY:
+            way = f"was moved to {move.peer}" if move.state == "moved" else f"comes from {move.peer}"
+            raise QmpError(f"object '{self.id}' {way}, which has not confirmed it: see memdev-move-resolve")
+
     def check_idle(self) -> None:
-        """Refuse while a change has claimed it."""
+        """Refuse while a change has claimed it, and what is not owned here."""
+        self.check_here()
+        self._check_unclaimed()
+
+    def _check_unclaimed(self) -> None:
         if self.claims:
             raise QmpError(f"object '{self.id}' is busy: {self.busy}")
 
-    def claim(self, doing: str, *, shared: bool = False) -> None:
-        """Keep all other commands from changing it until `unclaim`; `doing`: the reason in their refusal."""
+    def claim(self, doing: str, *, shared: bool = False, away: bool = False) -> None:
+        """Keep all other commands from changing it until `unclaim`; `doing`: the reason in their refusal.
+
+        away: even if another gmemd may own it.
+        """
+        if not away:
+            self.check_here()
         if not (shared and self.shared):
-            self.check_idle()
+            self._check_unclaimed()
         self.claims += (doing,)
         self.shared = shared
 

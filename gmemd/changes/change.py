@@ -85,12 +85,12 @@ class Change:
         if self.dry_run:
             raise Judged(_UNTOLD, whole=False) if effect is None else Judged(effect, whole=whole)
 
-    def claim(self, backend: HostMemoryBackend, doing: str, *, shared: bool = False) -> None:
+    def claim(self, backend: HostMemoryBackend, doing: str, *, shared: bool = False, away: bool = False) -> None:
         """Keep others from changing an object until this change has ended; QmpError says what has claimed it.
 
-        shared: others may share the claim, for work that only reads.
+        shared: others may share the claim, for work that only reads. away: even if another gmemd may own it.
         """
-        backend.claim(doing, shared=shared)
+        backend.claim(doing, shared=shared, away=away)
         self._claimed += ((backend, doing),)
         self.pending = True
 
@@ -157,6 +157,18 @@ class Change:
         assert custody.keeps
         custody.check_writable()  # before it is taken from where it stands among the others
         self._note(partial(custody.remove, record))
+
+    def bury(self, backend: HostMemoryBackend, record: Record) -> None:
+        """Keep a record without memory, in the place of the object's if that is kept."""
+        custody = self._settler.custody
+        if custody.keeps:
+            custody.check_writable()
+            if backend.record is None:
+                self._note(partial(custody.add, record))
+            else:
+                self._note(partial(custody.update, record))
+                self.let_go(backend.record.fd_name)
+                self._record(backend, None)
 
     def let_go(self, name: str) -> None:
         """Remove a descriptor without a record from the service manager's store, by its name there."""

@@ -16,6 +16,7 @@ from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.program import worker_program
 
 _A_CPU: Final = 2  # processes
+_ON_LINES: Final = 32  # processes
 
 
 class Workers:
@@ -66,6 +67,7 @@ class Workers:
 
 
 workers: Final = Workers(_A_CPU * len(os.sched_getaffinity(0)))  # of this process
+on_lines: Final = Workers(_ON_LINES)  # of this process, that wait for somebody else
 
 
 class Worker:
@@ -106,13 +108,14 @@ class Worker:
 
 
 @contextlib.asynccontextmanager
-async def working(job: Job | None, verb: str, spec: dict[str, Any], fds: Iterable[int]) -> AsyncIterator[Worker]:
+async def working(job: Job | None, verb: str, spec: dict[str, Any], fds: Iterable[int],
+                  among: Workers = workers) -> AsyncIterator[Worker]:
     """Let a worker process do what a verb and its specification say, once there is room for one.
 
     It gets the descriptors `fds` under their own numbers. Cancelling the job kills it, as does leaving the block early.
     """
     program = worker_program()
-    async with workers.room(job):
+    async with among.room(job):
         with os_errors("cannot start the worker process"):
             process = await asyncio.create_subprocess_exec(
                 *program.command, verb, json.dumps(spec), stdin=PIPE, stdout=PIPE, pass_fds=(*fds, *program.fds))

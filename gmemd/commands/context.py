@@ -24,7 +24,7 @@ from gmemd.objects.container import Objects
 from gmemd.objects.conversion import reconcile
 from gmemd.objects.fds import FdSets, NamedFds
 from gmemd.objects.qom import Tree
-from gmemd.objects.records import objects_of
+from gmemd.objects.records import TOMBSTONE, move_of, objects_of
 from gmemd.observe.counters import Counters
 from gmemd.persist.nobody import AnyCustody, Nobody
 from gmemd.persist.record import Record
@@ -106,13 +106,17 @@ class Gmemd:
         self.fd_sets = FdSets()
         self.jobs = Jobs(host.emit)
         self.lost: dict[str, Record] = {}  # objects whose record came back, but not their memory
+        self.gone: dict[str, Record] = {}  # what is left of objects that were moved to another gmemd
         self.unclaimed: list[tuple[str, int]] = []  # fds that came back without a record, by fd-store name; ours
         self.stopping = False
         self._encoded: dict[str, bytes] = {}
 
     def adopt_restored(self, restored: Restored) -> None:
         """Take over what a predecessor left."""
-        backends, asides = objects_of(restored.objects, self.schema)
+        for record in [record for record, _ in restored.objects if record.qom_type == TOMBSTONE]:
+            self.bury(record)
+        backends, asides = objects_of([entry for entry in restored.objects if entry[0].qom_type != TOMBSTONE],
+                                      self.schema)
         for backend in backends:
             if backend.aside is not None:
                 with contextlib.suppress(OSError):
@@ -123,6 +127,19 @@ class Gmemd:
         self.lost = {record.id: record for record in restored.lost}
         for object_id in self.lost:
             self.objects.lose(object_id)
+
+    def bury(self, record: Record) -> None:
+        """Keep the id of an object that was moved away from being used: the tombstone says where it is."""
+        self.gone[record.id] = record
+        move = move_of(record)
+        assert move is not None
+        self.objects.bar(record.id, f"object '{record.id}' was moved to {move.peer}: object-del forgets that and frees"
+                                    " the id")
+
+    def unbury(self, object_id: str) -> None:
+        """Remove a tombstone."""
+        del self.gone[object_id]
+        self.objects.unbar(object_id)
 
     def kept(self) -> Iterator[tuple[str, int]]:
         """Everything that the service manager is to hold, by its name in the store; the fds are borrowed."""

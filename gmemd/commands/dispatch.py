@@ -12,6 +12,7 @@ from gmemd.changes.change import changing, completed
 from gmemd.changes.threads import in_thread
 from gmemd.commands import (
     accounting,
+    arriving,
     clones,
     cloning,
     control,
@@ -26,6 +27,7 @@ from gmemd.commands import (
     prepared,
     properties,
     qom,
+    sending,
     status,
     track,
 )
@@ -37,8 +39,8 @@ from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Command
 
 MODULES: tuple[ModuleType, ...] = (
-    accounting, clones, cloning, control, conversion, enforce, fds, holders, jobs, lease, memdev, ownership, prepared,
-    properties, qom, status, track)
+    accounting, arriving, clones, cloning, control, conversion, enforce, fds, holders, jobs, lease, memdev, ownership,
+    prepared, properties, qom, sending, status, track)
 
 
 def find_function(name: str, modules: Sequence[ModuleType] = MODULES) -> Function:

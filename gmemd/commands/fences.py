@@ -37,6 +37,9 @@ class Idle(Fence):
         if self._began and self.backend.kind == "file":  # which others can open without gmemd
             await self._check()
 
+    async def still(self) -> None:
+        await self._check()
+
     async def _check(self) -> None:
         for holder in await self.holders():
             raise QmpError(f"object '{self.backend.id}' is held by process {holder.pid} ({holder.comm})")
@@ -72,6 +75,12 @@ class Auto(Fence):
             await self._chosen.release()
         finally:
             self.pause = self._chosen.pause
+
+    async def stay(self) -> None:
+        await self._chosen.stay()
+
+    async def drop(self) -> None:
+        await self._chosen.drop()
 
     async def _choose(self) -> Fence:
         if not await self.holders():

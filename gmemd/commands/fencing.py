@@ -68,6 +68,19 @@ class Fence:
         if self._error is not None:
             raise self._error
 
+    async def stay(self) -> None:
+        """Keep everybody from going on, at whatever deadline, until `release` or for good; then call `drop`.
+
+        For memory that is given away. QmpError: somebody may have written meanwhile.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.still()
+        if self.backend.handed_out != self._handed_out:
+            self._fail(f"object '{self.backend.id}' was handed out while it was fenced")
+        if self._error is not None:
+            raise self._error
+
     # -- what each kind does ---------------------------------------------------------------------
 
     async def prepare(self) -> dict[str, Any]:
@@ -82,6 +95,12 @@ class Fence:
 
     async def go(self) -> None:
         """Let go on what `stop` has stopped, however far it came; QmpError: it was not still all the time."""
+
+    async def still(self) -> None:
+        """QmpError: what was stopped was not still all the time."""
+
+    async def drop(self) -> None:
+        """Leave what was stopped as it is, after `stay`."""
 
     # -- for these ---------------------------------------------------------------------------------
 

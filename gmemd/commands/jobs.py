@@ -151,11 +151,17 @@ def _run(gmemd: Gmemd, arguments: dict[str, Any], kind: str, backend: HostMemory
         gmemd.jobs.check_id(arguments["job-id"])
     change.judged()
     change.claim(backend, doing)
+    return begin(gmemd, arguments, kind, backend.memory_size, work, change, {})
+
+
+def begin(gmemd: Gmemd, arguments: dict[str, Any], kind: str, total: int,
+          work: Callable[[Job | None, Change], Coroutine[Any, Any, Any]], change: Change, value: Any) -> Any:
+    """Work as a job if requested, whose id was checked, with `value` as the reply; otherwise the monitor waits."""
     if "job-id" not in arguments:
         return work(None, change)
-    job, own = gmemd.jobs.create(arguments["job-id"], kind, backend.memory_size), change.hand_over()
+    job, own = gmemd.jobs.create(arguments["job-id"], kind, total), change.hand_over()
     gmemd.spawn(conclude(job, lambda: own.conclude(work(job, own))))
-    return {}
+    return value
 
 
 async def conclude(job: Job, work: Callable[[], Awaitable[Any]]) -> None:

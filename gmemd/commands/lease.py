@@ -26,6 +26,7 @@ _BUSY_AGAIN = 1.0  # seconds until deleting a busy orphan is retried
 
 def memdev_get_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> WithFds:
     backend = gmemd.objects.find(arguments["id"])
+    backend.check_here()
     lease = backend.lease
     wanted = arguments.get("lease")
     if wanted is None and arguments["fences"]:
@@ -118,6 +119,12 @@ def _exchange(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease | None, cha
 
     change.undo(undo)
     change.rewrite(backend)
+
+
+def end_lease(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
+    """Have nobody hold it any more."""
+    if backend.lease is not None:
+        _exchange(gmemd, backend, None, change)
 
 
 # -- watching ----------------------------------------------------------------------------------------

@@ -142,6 +142,8 @@ def delete(gmemd: Gmemd, object_id: str, change: Change, *, force: bool = False)
     """
     if object_id in gmemd.lost:
         _forget(gmemd, object_id, change)
+    elif object_id in gmemd.gone:
+        forget_tombstone(gmemd, object_id, change)
     elif object_id in gmemd.objects.contexts:
         if change.dry_run:
             change.judged(f"delete the thread context '{object_id}'")
@@ -169,9 +171,13 @@ def _delete(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
         change.judged(with_resident(gmemd, backend, 0, backend.memory_size, (
             f"delete '{backend.id}' with {{}} bytes in memory; its descriptor was handed out "
             f"{backend.handed_out} times, and processes that still have it keep the memory")))
-    if backend.record is not None:
-        for piece in backend.pieces():
-            change.forget(piece)
+    remove(gmemd, backend, change)
+
+
+def remove(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
+    """Remove an object, and free its memory when that is durable."""
+    for piece in backend.pieces():
+        change.forget(piece)
     gmemd.objects.remove(backend.id)
     change.undo(partial(gmemd.objects.restore, [backend]))
     change.done(partial(_let_go, gmemd, backend))
@@ -185,6 +191,17 @@ def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | 
     if backend.kind == "memfd" and len(fds) == 1 and closed_at_once(fd):
         return None
     return close_beside(fds)
+
+
+def forget_tombstone(gmemd: Gmemd, object_id: str, change: Change) -> None:
+    """Forget where an object was moved to, and free its id."""
+    record = gmemd.gone[object_id]
+    if change.dry_run:
+        change.judged(f"forget where '{object_id}' was moved to")
+    if gmemd.custody.keeps:
+        change.drop(record)
+    gmemd.unbury(object_id)
+    change.undo(partial(gmemd.bury, record))
 
 
 def _forget(gmemd: Gmemd, object_id: str, change: Change) -> None:

@@ -45,6 +45,12 @@ class Freeze(Fence):
     async def go(self) -> None:
         await in_thread(self._freezer.go)
 
+    async def still(self) -> None:
+        await in_thread(self._freezer.check)
+
+    async def drop(self) -> None:
+        await in_thread(self._freezer.drop)
+
     async def _add(self) -> bool:
         """Plan to stop who holds the memory now; False: nobody new."""
         pids = {holder.pid for holder in await self.holders()}
@@ -118,6 +124,15 @@ class Qmp(Fence):
 
     async def go(self) -> None:
         await in_thread(self._go)
+
+    async def still(self) -> None:
+        await in_thread(self._check)
+        await in_thread(self._others.check)
+
+    async def drop(self) -> None:
+        await in_thread(self._others.drop)
+        if self._qemu is not None:
+            self._qemu.close()
 
     def _go(self) -> None:
         """Let go on the others and the guest; blocks."""

@@ -20,13 +20,16 @@ _MODULES = ("gmemd", "gmemd.errors", "gmemd.kernel", "gmemd.kernel.uapi", "gmemd
             "gmemd.snapshots",
             *("gmemd.snapshots." + name for name in (
                 "pages", "manifest", "folder", "tables", "buffers", "crew", "source", "cold", "stored", "half", "save",
-                "restore", "rewrite", "migration")))
+                "restore", "rewrite", "migration", "stream", "sending", "receiving")))
 
 # verb -> the module whose VERBS has it
 _VERBS = {"hash": "gmemd.kernel.worker", "zero": "gmemd.kernel.worker", "copy": "gmemd.kernel.copying",
           "save": "gmemd.snapshots.save",
           "restore": "gmemd.snapshots.restore", "verify": "gmemd.snapshots.restore",
-          "flatten": "gmemd.snapshots.rewrite", "cold": "gmemd.snapshots.rewrite"}
+          "flatten": "gmemd.snapshots.rewrite", "cold": "gmemd.snapshots.rewrite",
+          "stream-send": "gmemd.snapshots.sending",
+          **dict.fromkeys(("stream-head", "stream-receive", "stream-fail", "stream-answer", "stream-ask"),
+                          "gmemd.snapshots.receiving")}
 
 # What runs first: {sources} is a dict of them by name, {libraries} of the numbers of open extension modules.
 _BEGIN = """

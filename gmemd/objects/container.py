@@ -59,7 +59,7 @@ class Objects:
         self.version = 0  # changes with the set of live objects
         self.sums = {qom_type: [0, 0] for qom_type in BACKENDS}  # number and bytes of the live objects of a type
         self._adding: set[str] = set()  # ids that are taken without a live object
-        self._lost: set[str] = set()  # those of them whose objects are lost
+        self._barred: dict[str, str] = {}  # those of them that are taken by what is left of an object: the refusal
 
     def __len__(self) -> int:
         return len(self._live)
@@ -132,8 +132,8 @@ class Objects:
         return None if context is None else context.cpus
 
     def _check_free(self, object_id: str) -> None:
-        if object_id in self._lost:
-            raise QmpError(f"object '{object_id}' is lost, only its record came back: object-del frees the id")
+        if object_id in self._barred:
+            raise QmpError(self._barred[object_id])
         if object_id in self._live or object_id in self._adding or object_id in _TAKEN:
             raise QmpError(f"attempt to add duplicate property '{object_id}' to object (type 'container')")
 
@@ -150,14 +150,26 @@ class Objects:
 
     def lose(self, object_id: str, *, lost: bool = True) -> None:
         """Block the id of a lost object, or free it."""
-        for ids in (self._adding, self._lost):
-            (ids.add if lost else ids.discard)(object_id)
+        if lost:
+            self.bar(object_id, f"object '{object_id}' is lost, only its record came back: object-del frees the id")
+        else:
+            self.unbar(object_id)
+
+    def bar(self, object_id: str, why: str) -> None:
+        """Block an id that belongs to what is left of an object; `why` is the refusal."""
+        self._adding.add(object_id)
+        self._barred[object_id] = why
+
+    def unbar(self, object_id: str) -> None:
+        """Free it again."""
+        self._adding.discard(object_id)
+        self._barred.pop(object_id, None)
 
     def commit(self, backend: HostMemoryBackend) -> None:
         """Make the object visible; QmpError if what had its id is back, because its deletion was undone."""
         object_id = backend.id
         self._adding.discard(object_id)
-        if object_id in self._live or object_id in self._lost:
+        if object_id in self._live or object_id in self._barred:
             self._check_free(object_id)
         self._live[object_id] = backend
         self._count(backend, 1)

@@ -10,6 +10,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import os_errors
 from gmemd.kernel.kernel import Kernel
 from gmemd.memory.lease import Lease
+from gmemd.memory.moves import Move
 from gmemd.memory.piece import Aside, Piece
 from gmemd.memory.ranges import RangeMap
 from gmemd.objects.container import BACKENDS
@@ -17,6 +18,7 @@ from gmemd.persist.record import Record
 from gmemd.posix.boottime import from_record, on_the_wall
 from gmemd.schema.validate import Schema
 
+TOMBSTONE = "moved"  # the registry's type of what is left of an object that another gmemd owns
 _ASIDE = "private-store"  # the registry's type of preserved private bytes
 _ASIDE_ID = "{}[private]"  # and their id there, which no object can have
 
@@ -40,6 +42,18 @@ def record_of(piece: Piece, kernel: Kernel) -> Record:
                   extra=_extra(backend))
 
 
+def tombstone(backend: HostMemoryBackend, move: Move) -> Record:
+    """What is left of an object that another gmemd owns; it takes the place of the object's record."""
+    record = backend.record or Record(backend.id, TOMBSTONE, {}, backend.kind, backend.memory_size)
+    return record.changed(qom_type=TOMBSTONE, arguments={}, extra={"move": move.dump()}, fd_name="", st_dev=0,
+                          st_ino=0, st_size=0)
+
+
+def move_of(record: Record) -> Move | None:
+    """The latest move that a record knows of."""
+    return Move(**record.extra["move"]) if "move" in record.extra else None
+
+
 def updated(backend: HostMemoryBackend) -> Record:
     """The record of a kept object whose properties, visibility, lease or fence have changed."""
     assert backend.record is not None
@@ -55,8 +69,12 @@ def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
         extra["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
     if backend.lease is not None:
         extra["lease"] = backend.lease.dump()
+    if backend.generation:
+        extra["generation"] = backend.generation
     if backend.fence is not None and len(backend.fence) > 1:  # it has stopped somebody
         extra["fence"] = backend.fence
+    if backend.move is not None:
+        extra["move"] = backend.move.dump()
     return extra
 
 
@@ -95,7 +113,9 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
         backend.visibility = RangeMap(record.size, initial, changes)
     if "lease" in record.extra:
         backend.lease = Lease(*record.extra["lease"])
+    backend.generation = record.extra.get("generation", 0)
     backend.fence = record.extra.get("fence")
+    backend.move = move_of(record)
     backend.foreign = True
     backend.owner = (record.owner_uid, record.owner_pid)
     backend.made = from_record(record.extra.get("made"), record.created)

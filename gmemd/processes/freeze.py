@@ -52,17 +52,24 @@ class Stopped:
                 break
         self._marks = _marks(pid)
 
+    def check(self) -> None:
+        """QmpError: it has run meanwhile."""
+        pid, start = self.process
+        if self._marks is not None and start_time(pid) == start and _marks(pid) != self._marks:
+            raise QmpError(f"process {pid} ({command_name(pid)}) was continued by somebody else")
+
     def go(self) -> None:
         """Let it go on, if it was running before; QmpError: it has run meanwhile."""
-        pid, start = self.process
-        ran = self._marks is not None and start_time(pid) == start and _marks(pid) != self._marks
         try:
+            self.check()
+        finally:
             if self.ours:
                 self._send(signal.SIGCONT)
-        finally:
-            close_fd(self._pidfd)
-        if ran:
-            raise QmpError(f"process {pid} ({command_name(pid)}) was continued by somebody else")
+            self.drop()
+
+    def drop(self) -> None:
+        """Leave it as it is."""
+        close_fd(self._pidfd)
 
     def _send(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -85,12 +92,20 @@ class Group:
             if _frozen(self.path):
                 return
 
-    def go(self) -> None:
+    def check(self) -> None:
+        """As for a process."""
         with contextlib.suppress(*_GONE):
-            still = read(f"{self.path}/cgroup.freeze").strip() == "1"
-            _write(self.path, "0")
-            if not still:
+            if read(f"{self.path}/cgroup.freeze").strip() != "1":
                 raise QmpError(f"the control group '{self.path}' was thawed by somebody else")
+
+    def go(self) -> None:
+        try:
+            self.check()
+        finally:
+            with contextlib.suppress(*_GONE):
+                _write(self.path, "0")
+
+    def drop(self) -> None: ...
 
 
 class Freezer:
@@ -127,10 +142,24 @@ class Freezer:
         for part in new:
             part.wait(until)
 
-    def go(self) -> None:
-        """Let all of it go on; QmpError: something has run meanwhile."""
+    def check(self) -> None:
+        """QmpError: something has run meanwhile."""
+        for part in self._parts:
+            part.check()
+
+    def drop(self) -> None:
+        """Leave all of it as it is."""
+        for part in self._take():
+            part.drop()
+
+    def _take(self) -> list[Stopped | Group]:
         parts, self._parts, self._asked = self._parts, [], 0
         self.pids = set()
+        return parts
+
+    def go(self) -> None:
+        """Let all of it go on; QmpError: something has run meanwhile."""
+        parts = self._take()
         failures = []
         for part in reversed(parts):
             try:

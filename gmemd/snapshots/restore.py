@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 from collections.abc import Generator, Iterator
@@ -11,7 +12,7 @@ from gmemd.errors import QmpError, os_errors
 from gmemd.kernel import backing, syscalls, uapi
 from gmemd.snapshots.buffers import Buffers
 from gmemd.snapshots.crew import by_two
-from gmemd.snapshots.pages import CHUNK, WINDOW, filled, runs
+from gmemd.snapshots.pages import CHUNK, PAGE, WINDOW, filled, runs
 from gmemd.snapshots.source import Source, readable
 from gmemd.snapshots.stored import Part, Stored
 from gmemd.snapshots.tables import write_fully
@@ -64,6 +65,20 @@ class Target:
                     write_fully(self._fd, view[start:start + count], self._offset + at + start)
             elif parts:
                 self._copy(self._offset + at, view, parts)
+
+    def zero(self, at: int, count: int) -> None:
+        """Make pages zeros again, without their memory where that is possible."""
+        with os_errors(f"cannot write '{self._what}'"):
+            if self._page == PAGE:
+                with contextlib.suppress(OSError):  # not every file system can
+                    mode = uapi.FALLOC_FL_KEEP_SIZE | uapi.FALLOC_FL_PUNCH_HOLE
+                    syscalls.fallocate(self._fd, mode, self._offset + at, count)
+                    return
+            view = memoryview(bytes(count))
+            if self._mapped:
+                self._copy(self._offset + at, view, [(0, count)])
+            else:
+                write_fully(self._fd, view, self._offset + at)
 
     def _copy(self, at: int, view: memoryview, parts: list[tuple[int, int]]) -> None:
         begin = at // self._page * self._page

@@ -108,6 +108,10 @@ EVERY: dict[str, dict[str, Any]] = {
     "memdev-convert": {"id": "g0", "offset": 0, "size": 4096, "to": "private"},
     "memdev-delete": {"id": "m0", "zero": True},
     "memdev-discard": {"id": "m0", "offset": 0, "size": 4096},
+    "memdev-export": {"id": "m0", "fdname": "given"},
+    "memdev-import": {"fdname": "given"},
+    "memdev-move": {"id": "m0", "fdname": "given", "to": "elsewhere"},
+    "memdev-move-resolve": {"id": "m0", "fdname": "given"},
     "memdev-enforce": {"id": "g0", "fdname": "given", "address": 0},
     "memdev-freeze": {"id": "m0"},
     "memdev-get-fd": {"id": "m0", "lease": "keep"},
@@ -136,8 +140,8 @@ def test_no_command_acts(machine: Machine, command: str) -> None:
     os.truncate(machine.sent[0], MIB)
     machine.run("getfd", fdname="given")
     before = state(machine)
-    refused = command in ("job-cancel", "job-dismiss", "memdev-claim", "memdev-enforce", "memdev-persist",
-                          "memdev-prepared", "memdev-release", "memdev-track", "memdev-untrack")
+    refused = command in ("job-cancel", "job-dismiss", "memdev-claim", "memdev-enforce", "memdev-move-resolve",
+                          "memdev-persist", "memdev-prepared", "memdev-release", "memdev-track", "memdev-untrack")
     with pytest.raises(QmpError) if refused else contextlib.nullcontext():
         assert effect(machine, command, EVERY[command])["effect"].startswith("would ")
     assert state(machine) == before

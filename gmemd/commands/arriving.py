@@ -1,0 +1,352 @@
+"""Commands about what arrives: objects from a stream, and the question who owns one, from either side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Final
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.backends.sealed import new_memfd
+from gmemd.changes.change import Change
+from gmemd.changes.jobs import Job
+from gmemd.changes.threads import beside, in_thread
+from gmemd.changes.workers import Worker, on_lines, working
+from gmemd.commands.context import Caller, Gmemd
+from gmemd.commands.jobs import begin
+from gmemd.commands.listing import listed
+from gmemd.commands.memdev import forget_tombstone, make, remove
+from gmemd.commands.sending import Line, bury, change_state, closing, take_line
+from gmemd.errors import QmpError, os_errors
+from gmemd.memory.moves import DROPPED, OF_THE_SOURCE, Move, answered, concluded
+from gmemd.memory.piece import Aside
+from gmemd.memory.ranges import RangeMap
+from gmemd.objects.records import move_of
+
+_FORMAT: Final = {"format": "gmemd-stream", "version": 1}
+
+
+# -- the commands ------------------------------------------------------------------------------------
+
+def memdev_import(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    if "job-id" in arguments:
+        gmemd.jobs.check_id(arguments["job-id"])
+    line = take_line(caller, arguments, change)
+    line.out, line.into = line.into, line.out  # what comes, comes from the first
+
+    async def work(job: Job | None, change: Change) -> dict[str, Any]:
+        head, check = await _read_head(job, line)
+        arrival = Arrival(gmemd, caller, arguments, line, job, change, head, check)
+        try:
+            return await arrival.run()
+        except QmpError as exc:
+            await arrival.fail(exc.desc)
+            raise
+
+    return begin(gmemd, arguments, "import", 0, closing(work, line), change,
+                 {"id": arguments["id"]} if "id" in arguments else {})
+
+
+def memdev_move_resolve(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    backend = gmemd.objects.find(arguments["id"])
+    move = backend.move
+    if move is None or move.state == "owned":
+        raise QmpError(f"object '{backend.id}' is not in the middle of a move")
+    if "force" in arguments:
+        if "fdname" in arguments:
+            raise QmpError("parameter 'force' needs no line: nobody is asked")
+        change.judged(f"take it that '{backend.id}' is owned {arguments['force']}, without asking {move.peer}")
+        change.claim(backend, "it is being decided who owns it", away=True)
+        return _force(gmemd, backend, move, arguments["force"], change)
+    if "fdname" not in arguments:
+        raise QmpError("Parameter 'fdname' is missing")
+    if "job-id" in arguments:
+        gmemd.jobs.check_id(arguments["job-id"])
+    line = take_line(caller, {"answers": arguments["fdname"], **arguments}, change)
+    change.claim(backend, f"{move.peer} is being asked who owns it", away=True)
+
+    async def work(job: Job | None, change: Change) -> dict[str, Any]:
+        return await _ask(gmemd, backend, move, line, job, change)
+
+    return begin(gmemd, arguments, "move-resolve", 0, closing(work, line), change, {})
+
+
+def query_memdev_moves(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    wanted = arguments.get("id")
+    found = [{"id": object_id, **move.dump()} for object_id, move in _moves(gmemd) if wanted in (None, object_id)]
+    return listed(found, len(found))
+
+
+def _moves(gmemd: Gmemd) -> Iterator[tuple[str, Move]]:
+    """The latest move of each object, also of those that are gone."""
+    for backend in gmemd.objects:
+        if backend.move is not None:
+            yield backend.id, backend.move
+    for object_id, record in gmemd.gone.items():
+        move = move_of(record)
+        assert move is not None
+        yield object_id, move
+
+
+# -- arriving ----------------------------------------------------------------------------------------
+
+async def _read_head(job: Job | None, line: Line) -> tuple[dict[str, Any], str]:
+    async with working(job, "stream-head", {"in": line.into}, line.fds, on_lines) as worker:
+        async for _ in worker:
+            pass
+    return worker.result["head"], worker.result["check"]
+
+
+class Arrival:
+    """What a HEAD begins: a copy, a move, or a question."""
+
+    def __init__(self, gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], line: Line, job: Job | None,
+                 change: Change, head: dict[str, Any], check: str) -> None:
+        self._gmemd = gmemd
+        self._caller = caller
+        self._arguments = arguments
+        self._line = line
+        self._job = job
+        self._change = change
+        self._head = head
+        self._check = check
+        self._heard = False  # the worker answers for itself
+        self._error: QmpError | None = None
+
+    async def run(self) -> dict[str, Any]:
+        """Do it: the value of memdev-import."""
+        purpose = self._head.get("purpose")
+        if purpose != "copy" and self._line.out < 0:
+            raise QmpError(f"the stream is a {purpose}, which needs a line for the answers")
+        if purpose == "resolve":
+            return await self._answer()
+        if purpose not in ("copy", "move"):
+            raise QmpError(f"the stream is for '{purpose}', which this gmemd does not know")
+        backend = await self._make()
+        if purpose == "copy":
+            await self._copy(backend)
+        else:
+            await self._receive(backend)
+        return {"id": backend.id}
+
+    async def fail(self, desc: str) -> None:
+        """Tell the other side that this one gives up, unless the worker has."""
+        if self._line.out >= 0 and not self._heard:
+            spec = {"out": self._line.out, "desc": desc}
+            try:
+                async with working(None, "stream-fail", spec, self._line.fds, on_lines) as worker:
+                    async for _ in worker:
+                        pass
+            except QmpError:  # it has gone already
+                pass
+
+    async def _make(self) -> HostMemoryBackend:
+        """Make new memory for it, not visible yet."""
+        gmemd, change, described = self._gmemd, self._change, self._head["object"]
+        if self._head["purpose"] == "move" and self._head.get("kept") and not gmemd.custody.keeps:
+            raise QmpError("objects are not kept here, so a move could not be durable: gmemd runs with --persist off, "
+                           "or without systemd and --keeper")
+        backend = await self._begin(described)
+        change.reserve()
+        making = in_thread(make, gmemd, backend)
+        try:
+            await making
+        finally:
+            change.undo(lambda: beside(backend.abandon))
+        with os_errors(f"there is no room for '{backend.id}'"):
+            gmemd.kernel.check_headroom(int(self._head.get("bytes", 0)), backend.fd)
+        if backend.memory_size != described["size"]:
+            raise QmpError(f"'{backend.id}' would have {backend.memory_size} bytes here instead of {described['size']}")
+        if self._head.get("parts", 1) > 1:
+            change.reserve()
+            with os_errors(f"cannot make room for private bytes of '{backend.id}'"):
+                backend.aside = Aside(backend, new_memfd(gmemd.kernel, f"{backend.id}[private]", backend.memory_size))
+        return backend
+
+    async def _begin(self, described: dict[str, Any]) -> HostMemoryBackend:
+        """Check that it can be created, and take its id."""
+        gmemd, change = self._gmemd, self._change
+        object_id = self._arguments.get("id", described["id"])
+        await gmemd.settler.durable()  # the deletion of what had the id before
+        properties = {**described["properties"], "qom-type": described["qom-type"], "id": object_id}
+        if properties["qom-type"] == "memory-backend-file":  # the file is the other host's
+            properties = {"qom-type": "memory-backend-memfd", "id": object_id, "size": described["size"]}
+        known = gmemd.schema.properties(properties["qom-type"])
+        complete = gmemd.schema.check_object({name: value for name, value in properties.items()
+                                              if name in known or name in ("qom-type", "id")})
+        if object_id in gmemd.gone and self._head["purpose"] == "move":  # it comes back
+            forget_tombstone(gmemd, object_id, change)
+        backend = gmemd.objects.begin(complete, (self._caller.uid, self._caller.pid), lambda name: "")
+        change.undo(partial(gmemd.objects.cancel, backend))
+        return backend
+
+    async def _copy(self, backend: HostMemoryBackend) -> None:
+        async with self._receiver(backend) as worker:
+            async for message in worker:
+                self._progress(message)
+                if "complete" in message:
+                    self._complete(backend, message["complete"])
+        self._appear(backend)
+        await self._change.settle()
+        self._arrived(backend)
+
+    async def _receive(self, backend: HostMemoryBackend) -> None:
+        """Be the destination of a move."""
+        self._heard = True
+        async with self._receiver(backend) as worker:
+            async for message in worker:
+                self._progress(message)
+                try:
+                    await self._said(backend, message, worker)
+                except QmpError as exc:
+                    self._error = exc
+                    worker.tell({"fail": exc.desc})  # it tells the other side, and ends so
+        if self._error is not None:
+            raise self._error
+
+    async def _said(self, backend: HostMemoryBackend, message: dict[str, Any], worker: Worker) -> None:
+        head = self._head
+        if "complete" in message:
+            self._complete(backend, message["complete"])
+            backend.move = Move(head["id"], "prepared", str(head.get("from", "")), int(head["generation"]))
+            self._appear(backend)
+            self._change.claim(backend, f"it is being moved here from {backend.move.peer}", away=True)
+            await self._change.settle()
+            worker.tell({"durable": {"token": head["id"], "generation": head["generation"]}})
+        elif "your" in message:
+            await own(self._gmemd, backend, self._change)
+            self._arrived(backend)
+            worker.tell({"done": {}})
+        elif "keep" in message:
+            await drop(self._gmemd, backend, self._change)
+            raise QmpError(f"'{backend.id}' stays where it is: {message['keep'].get('why', '')}")
+
+    def _receiver(self, backend: HostMemoryBackend) -> Any:
+        parts = [[piece.fd, piece.offset, piece.memory_size] for piece in backend.pieces()]
+        spec = {"parts": parts, "in": self._line.into, "out": self._line.out, "state": -1, "check": self._check}
+        if self._job is not None:
+            self._job.total = int(self._head.get("bytes", 0))
+        return working(self._job, "stream-receive", spec, [*self._line.fds, *(fd for fd, *_ in parts)], on_lines)
+
+    def _progress(self, message: dict[str, Any]) -> None:
+        if self._job is not None and "done" in message:
+            self._job.current = message["done"]
+            self._job.total = max(self._job.total, self._job.current)
+
+    def _complete(self, backend: HostMemoryBackend, ends: dict[str, Any]) -> None:
+        """Everything is here: judge what kind of copy it is, and take over what belongs to it."""
+        if not (ends.get("consistency", {}).get("consistent", True) or self._arguments["allow-inconsistent"]):
+            raise QmpError("the copy is of no particular moment, because nothing fenced it: 'allow-inconsistent' takes "
+                           "it")
+        if backend.visibility is not None and "visibility" in ends:
+            initial, *changes = ends["visibility"]
+            backend.visibility = RangeMap(backend.memory_size, bool(initial), changes)
+
+    def _appear(self, backend: HostMemoryBackend) -> None:
+        backend.foreign = True
+        backend.generation = int(self._head.get("generation", 0))
+        for piece in backend.pieces():
+            self._change.keep(piece)
+        self._gmemd.objects.commit(backend)
+        self._change.undo(partial(self._gmemd.objects.uncommit, backend))
+
+    def _arrived(self, backend: HostMemoryBackend) -> None:
+        job = {} if self._job is None else {"job-id": self._job.id}
+        self._gmemd.emit("MEMDEV_ARRIVED", {"id": backend.id, "generation": backend.generation, **job})
+
+    # -- a question ------------------------------------------------------------------------------
+
+    async def _answer(self) -> dict[str, Any]:
+        """Say what this side knows of a move, having done what that decides."""
+        gmemd, head = self._gmemd, self._head
+        token, asked = head.get("id"), head.get("state")
+        found = next(((object_id, move) for object_id, move in _moves(gmemd) if move.token == token), None)
+        if asked not in ("prepared", "moved", "kept"):
+            raise QmpError(f"nothing can be answered to '{asked}'")
+        object_id, move = found or (str(head.get("object", {}).get("id", "")), None)
+        says, after = answered(asked, None if move is None else move.state)
+        backend = gmemd.objects.get(object_id) if move is not None else None
+        if backend is not None and move is not None:
+            self._change.claim(backend, f"{move.peer} asks who owns it", away=True)
+            await self._reach(backend, move, after)
+        self._heard = True
+        spec = {"in": self._line.into, "out": self._line.out, "check": self._check, "answer": {"state": says}}
+        async with working(self._job, "stream-answer", spec, self._line.fds, on_lines) as worker:
+            async for message in worker:
+                if (says, message["told"].get("state")) == ("moved", "owned") and backend is not None \
+                        and backend.move is not None:
+                    await bury(gmemd, backend, backend.move.now("gone"), self._change)
+        return {"id": object_id}
+
+    async def _reach(self, backend: HostMemoryBackend, move: Move, after: str | None) -> None:
+        """Be in the state that an answer says, durably."""
+        if after == move.state:
+            return
+        if after == "owned":
+            await own(self._gmemd, backend, self._change)
+            self._arrived(backend)
+        elif after == DROPPED:
+            await drop(self._gmemd, backend, self._change)
+        elif after == "kept":
+            change_state(backend, move.now("kept"), self._change)
+            await self._change.settle()
+
+
+# -- deciding ----------------------------------------------------------------------------------------
+
+async def own(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
+    """Own what was prepared, durably: the source has given it up."""
+    assert backend.move is not None
+    change_state(backend, backend.move.now("owned"), change)
+    await change.settle()
+
+
+async def drop(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
+    """Free what was prepared, durably: the source keeps it."""
+    change.release(backend)
+    remove(gmemd, backend, change)
+    await change.settle()
+
+
+async def _ask(gmemd: Gmemd, backend: HostMemoryBackend, move: Move, line: Line, job: Job | None,
+               change: Change) -> dict[str, Any]:
+    """Ask the other side, and do what its answer decides."""
+    if move.state == "offered":  # from now on it is certain that this attempt has failed
+        move = move.now("kept")
+        change_state(backend, move, change)
+        await change.settle()
+    head = {**_FORMAT, "purpose": "resolve", "id": move.token, "state": move.state, "object": {"id": backend.id}}
+    spec = {"in": line.into, "out": line.out, "head": head}
+    async with working(job, "stream-ask", spec, line.fds, on_lines) as worker:
+        async for message in worker:
+            state = concluded(move.state, str(message["answer"].get("state")))
+            await _conclude(gmemd, backend, move, state, change)
+            worker.tell({"done": {"state": state}})
+    return {}
+
+
+async def _conclude(gmemd: Gmemd, backend: HostMemoryBackend, move: Move, state: str, change: Change) -> None:
+    if state == "gone":
+        await bury(gmemd, backend, move.now("gone"), change)
+    elif state == "owned":
+        await own(gmemd, backend, change)
+        gmemd.emit("MEMDEV_ARRIVED", {"id": backend.id, "generation": backend.generation})
+    elif state == DROPPED:
+        await drop(gmemd, backend, change)
+
+
+async def _force(gmemd: Gmemd, backend: HostMemoryBackend, move: Move, owner: str, change: Change) -> dict[str, Any]:
+    """Do what a person says."""
+    of_source = move.state in OF_THE_SOURCE
+    if owner == "here":
+        state = "kept" if of_source else "owned"
+    elif move.state in ("offered", "kept"):
+        raise QmpError(f"object '{backend.id}' is owned here: delete it if it is owned there")
+    else:
+        state = "gone" if of_source else DROPPED
+    if state == "kept":
+        change_state(backend, move.now("kept"), change)
+        await change.settle()
+    else:
+        await _conclude(gmemd, backend, move, state, change)
+    return {}
