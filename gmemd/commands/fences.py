@@ -3,6 +3,8 @@
     fence = choose(gmemd, caller, backend, arguments.get("fence"))   # or refused
     async with held(fence):     # or hold() and release()
         ...                     # the memory is of one moment, if fence.consistent
+
+A reader that gets `fence.protect` (not None: the members for the worker's spec) makes that moment itself.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.fencing import Fence
 from gmemd.commands.prepared import Leased
+from gmemd.commands.protecting import WriteProtect
 from gmemd.commands.stopping import Freeze, Qmp, resume_vmm
 from gmemd.errors import QmpError
 from gmemd.observe.log import log
@@ -107,9 +110,9 @@ def choose(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, arguments: 
         return Qmp(gmemd, backend, deadline, asked["qmp"])
     if via == "auto":
         return Auto(gmemd, backend, deadline, asked.get("qmp"))
+    if via == "write-protect":
+        return WriteProtect(gmemd, caller, backend, asked)
     simple: dict[str, type[Fence]] = {"idle": Idle, "unfenced": Unfenced, "lease": Leased, "freeze": Freeze}
-    if via not in simple:
-        raise QmpError(f"a fence by '{via}' is not possible yet")
     return simple[via](gmemd, backend, deadline)
 
 

@@ -29,6 +29,7 @@ class Fence:
 
     via: str  # as in MemdevFenceVia; of auto, known once it is held
     consistent = True
+    protect: dict[str, int] | None = None  # for the reader, instead of a guest that stands still: `snapshots.protected`
 
     def __init__(self, gmemd: Gmemd, backend: HostMemoryBackend, deadline: int) -> None:
         """deadline: milliseconds, from when it begins to stop others."""
@@ -147,11 +148,11 @@ class Fence:
 
 
 @contextlib.asynccontextmanager
-async def held(fence: Fence) -> AsyncIterator[None]:
+async def held(fence: Fence) -> AsyncIterator[Fence]:
     """Hold a fence during the block, whose own error goes before that of releasing it."""
     await fence.hold()
     try:
-        yield
+        yield fence
     except BaseException:
         with contextlib.suppress(QmpError):
             await fence.release()

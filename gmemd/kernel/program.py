@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 # The worker's modules; one that the work does not need is not even compiled.
 _MODULES = ("gmemd", "gmemd.errors", "gmemd.kernel", "gmemd.kernel.uapi", "gmemd.kernel.rules", "gmemd.kernel.syscalls",
             "gmemd.kernel.residency", "gmemd.kernel.backing", "gmemd.kernel.worker", "gmemd.kernel.copying",
-            "gmemd.snapshots",
+            "gmemd.processes", "gmemd.processes.identity", "gmemd.kernel.userfault", "gmemd.snapshots",
             *("gmemd.snapshots." + name for name in (
-                "pages", "manifest", "folder", "tables", "buffers", "crew", "source", "cold", "stored", "half", "save",
-                "restore", "rewrite", "migration", "stream", "sending", "receiving")))
+                "pages", "manifest", "folder", "tables", "buffers", "crew", "source", "protected", "cold", "stored",
+                "half", "save", "restore", "rewrite", "migration", "stream", "sending", "receiving")))
 
 # verb -> the module whose VERBS has it
 _VERBS = {"hash": "gmemd.kernel.worker", "zero": "gmemd.kernel.worker", "copy": "gmemd.kernel.copying",

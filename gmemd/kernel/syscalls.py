@@ -141,6 +141,15 @@ def rename(directory: int, old: str, new: str, flags: int) -> None:
         raise _failure()
 
 
+def is_same_file(pid: int, number: int, fd: int) -> bool:
+    """Whether a descriptor of another process leads to the same open file as ours (kcmp(2)); EPERM: not visible."""
+    found = _syscall(uapi.SYS_KCMP.get(os.uname().machine, -1), pid, os.getpid(), uapi.KCMP_FILE,
+                     ctypes.c_ulong(number), ctypes.c_ulong(fd))
+    if found < 0:
+        raise _failure()
+    return bool(found == 0)
+
+
 def pagemap_scan(fd: int, start: int, end: int, flags: int, categories: int) -> tuple[list[tuple[int, int]], int]:
     """The [begin, end) of pages of all these categories in a range of addresses of the process whose pagemap fd is,
     and where the walk stopped: at the end, or earlier if there were too many (Linux 6.7)."""

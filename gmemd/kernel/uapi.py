@@ -96,6 +96,8 @@ RESOLVE_BENEATH: Final = 0x08
 SYS_CACHESTAT: Final = 451
 SYS_OPENAT2: Final = 437
 SYS_RENAMEAT2: Final = {"x86_64": 316, "aarch64": 276}
+SYS_KCMP: Final = {"x86_64": 312, "aarch64": 272}
+KCMP_FILE: Final = 0
 SYS_MEMPOLICY: Final = {  # machine: (mbind, set_mempolicy, get_mempolicy)
     "x86_64": (237, 238, 239),
     "aarch64": (235, 237, 236),

@@ -10,6 +10,7 @@ for some of them changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from struct import Struct
@@ -18,12 +19,12 @@ from typing import Final
 from gmemd.kernel import syscalls, uapi
 from gmemd.processes.identity import PROC, read
 
-UFFD_FEATURE_PAGEFAULT_FLAG_WP: Final = 1 << 0
 UFFD_FEATURE_SIGBUS: Final = 1 << 7
 UFFD_FEATURE_WP_HUGETLBFS_SHMEM: Final = 1 << 12
 UFFD_FEATURE_WP_UNPOPULATED: Final = 1 << 13
 UFFD_FEATURE_WP_ASYNC: Final = 1 << 15
 
+_LINK: Final = "anon_inode:[userfaultfd]"
 MISSING, WP = 1, 2  # UFFDIO_REGISTER_MODE_...
 _UFFDIO_REGISTER: Final = 0xC020AA00
 _UFFDIO_UNREGISTER: Final = 0x8010AA01
@@ -37,13 +38,23 @@ _pack_protect = Struct("<QQQ").pack  # start, bytes, mode
 
 def features(fd: int) -> int | None:
     """The features that a userfaultfd was opened with; None for any other descriptor."""
-    if os.readlink(f"/proc/self/fd/{fd}") != "anon_inode:[userfaultfd]":
+    if os.readlink(f"/proc/self/fd/{fd}") != _LINK:
         return None
     with open(f"/proc/self/fdinfo/{fd}") as info:
         for line in info:
             if line.startswith("API:"):
                 return int(line.split(":")[2], 16)
     return None
+
+
+def is_kept(pid: int, fd: int) -> bool:
+    """Whether a process has a copy of our userfaultfd; OSError: that is not visible from here."""
+    folder = f"{PROC}/{pid}/fd"
+    for number in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if os.readlink(f"{folder}/{number}") == _LINK and syscalls.is_same_file(pid, int(number), fd):
+                return True
+    return False
 
 
 def can_miss(fd: int) -> bool:
@@ -73,7 +84,12 @@ def register(fd: int, pid: int, address: int, size: int, mode: int) -> None:
     gone.
     """
     for start, length, before in modes(pid, address, size) or [(address, size, 0)]:
-        fcntl.ioctl(fd, _UFFDIO_REGISTER, bytearray(_pack_register(start, length, before | mode, 0)), True)
+        register_only(fd, start, length, before | mode)
+
+
+def register_only(fd: int, address: int, size: int, mode: int) -> None:
+    """The same, without what it is registered for already."""
+    fcntl.ioctl(fd, _UFFDIO_REGISTER, bytearray(_pack_register(address, size, mode, 0)), True)
 
 
 def unregister(fd: int, pid: int, address: int, size: int, mode: int) -> None:
@@ -81,7 +97,12 @@ def unregister(fd: int, pid: int, address: int, size: int, mode: int) -> None:
     all the time."""
     for start, length, before in modes(pid, address, size):
         if before == mode:
-            fcntl.ioctl(fd, _UFFDIO_UNREGISTER, _pack_range(start, length))
+            unregister_only(fd, start, length)
+
+
+def unregister_only(fd: int, address: int, size: int) -> None:
+    """Take all modes back."""
+    fcntl.ioctl(fd, _UFFDIO_UNREGISTER, _pack_range(address, size))
 
 
 def write_protect(fd: int, address: int, size: int, *, on: bool) -> None:

@@ -28,6 +28,7 @@ from gmemd.snapshots.cold import ColdHalf
 from gmemd.snapshots.folder import Draft, check_name, draft
 from gmemd.snapshots.half import Dirty, Half, dirty_blocks
 from gmemd.snapshots.pages import BLOCK, PAGE
+from gmemd.snapshots.protected import Protected
 from gmemd.snapshots.source import Memory, Source
 from gmemd.snapshots.stored import Stored
 from gmemd.snapshots.tables import sha256_of, write_fully
@@ -78,7 +79,8 @@ class Saving:
             dirty: Dirty | None = None
             if ranges is not None and part == "memory" and (self._passed or half.stored != "full"):
                 dirty = dirty_blocks(ranges, self._size)
-            yield from half.take(source, dirty)
+            with source.still() if isinstance(source, Protected) else contextlib.nullcontext():
+                yield from half.take(source, dirty)
         self._passed = True
 
     def finish(self, members: Message) -> int:
@@ -130,7 +132,8 @@ def save(spec: Message) -> Talk:
     """Save the memory of an object as snapshot `name` below the folder `root`.
 
     {"root": fd, "name", "size": bytes, "id": the object's, "memory": {"fd", "offset"}?, "private": {"fd"}?,
-    "parent": name?, "live": bool?}; without `memory`, only what the daemon writes is saved.
+    "parent": name?, "live": bool?}; without `memory`, only what the daemon writes is saved. `memory` with the members
+    "uffd": fd and "address" of a holder that goes on writing: what a pass reads is then of one moment.
     """
     root, name = spec["root"], spec["name"]
     check_name(name)
@@ -143,7 +146,9 @@ def save(spec: Message) -> Talk:
         for part in ("memory", "private"):
             if part in spec:
                 where = spec[part]
-                saving.add(part, Memory(where["fd"], where.get("offset", 0), spec["size"], spec["id"]))
+                place = where["fd"], where.get("offset", 0), spec["size"], spec["id"]
+                saving.add(part, Protected(*place, where["uffd"], where["address"]) if "uffd" in where
+                           else Memory(*place))
         yield {"total": saving.total(), "folder": made.name, "id": saving.id}
         done = 0
         if spec.get("live"):

@@ -2,7 +2,7 @@
 
 `python -m tests.commands.cooperating OBJECT_FD SIZE SOCKET_FD`: sends the address with its userfaultfd over the
 socket, then obeys lines: "call N" has write(2) read the byte at N, "touch N" reads it itself, "put N" writes one,
-"drop N" unmaps the page at N by madvise(2), "punch N" frees it.
+"drop N" unmaps the page at N by madvise(2). "run 0" writes 1, 2, 3, ... to the pages in turn from then on.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import platform
 import socket
 import struct
 import sys
+import threading
 
 _SYSCALL = {"x86_64": 323, "aarch64": 282}[platform.machine()]
 _USER_MODE_ONLY = 1
@@ -31,6 +32,13 @@ def userfaultfd(features: int = _SIGBUS) -> int:
         raise OSError(ctypes.get_errno(), "userfaultfd")
     fcntl.ioctl(uffd, _API, bytearray(struct.pack("<QQQ", 0xAA, features, 0)), True)
     return uffd
+
+
+def _run(memory: mmap.mmap) -> None:
+    pages, number = len(memory) // mmap.PAGESIZE, 0
+    while True:
+        number += 1
+        struct.pack_into("<Q", memory, number % pages * mmap.PAGESIZE, number)
 
 
 def main() -> None:
@@ -54,8 +62,11 @@ def main() -> None:
         elif verb == "put":
             memory[at] = 77
             answer = "ok"
-        elif verb in ("drop", "punch"):
-            memory.madvise(mmap.MADV_DONTNEED if verb == "drop" else mmap.MADV_REMOVE, at, mmap.PAGESIZE)
+        elif verb == "drop":
+            memory.madvise(mmap.MADV_DONTNEED, at, mmap.PAGESIZE)
+            answer = "ok"
+        elif verb == "run":
+            threading.Thread(target=_run, args=(memory,), daemon=True).start()
             answer = "ok"
         else:
             answer = str(memory[at])
