@@ -71,6 +71,7 @@ class HostMemoryBackend(Piece):
     tracking: Tracking | None = None  # of what others write, with their userfaultfds
     fence: dict[str, Any] | None = None  # what keeps it from being written now, with what was stopped for that
     template = ""  # the id of the object whose memory it has; "": it is no clone
+    origin = ""  # of a template: what its memory is of, in a client's words
     visibility: RangeMap | None = None  # what is private and what shared; None: it is not a guest_memfd
     aside: Aside | None = None  # the preserved private bytes; None: there are none
     move: Move | None = None  # the latest to or from another gmemd

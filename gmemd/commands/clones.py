@@ -29,31 +29,38 @@ _SEALS = F_SEAL_SEAL | SEALS_OF_SIZE | F_SEAL_WRITE  # of a template
 def memdev_freeze(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     backend = gmemd.objects.find(arguments["id"])
     backend.check_idle()
+    if not backend.frozen:
+        _check_sealable(gmemd.kernel, backend)
+        if not arguments["force"]:
+            check_free(backend, caller)
+    change.judged(f"seal '{backend.id}' against writing, for good", whole=False)
+    change.claim(backend, "it is being frozen")
+    return _freeze(gmemd.kernel, backend, arguments.get("origin", backend.origin), change)
+
+
+def _check_sealable(kernel: Kernel, backend: HostMemoryBackend) -> None:
     if backend.kind != "memfd":
         raise QmpError(f"object '{backend.id}' is a {backend.kind.replace('-', '_')}, which takes no seals: "
                        "memdev-clone with 'copy' can clone it")
-    if backend.frozen:
-        change.judged(f"do nothing: '{backend.id}' is frozen")
-        return {}
-    if (gmemd.kernel.seals(backend.fd) or F_SEAL_SEAL) & F_SEAL_SEAL:
+    if (kernel.seals(backend.fd) or F_SEAL_SEAL) & F_SEAL_SEAL:
         raise QmpError(f"the memfd of '{backend.id}' takes no more seals: it was created with seal=off, as "
                        "memory-backend-shm, or elsewhere")
-    if not arguments["force"]:
-        check_free(backend, caller)
-    change.judged(f"seal '{backend.id}' against writing, for good", whole=False)
-    change.claim(backend, "it is being frozen")
-    return _freeze(gmemd.kernel, backend)
 
 
-async def _freeze(kernel: Kernel, backend: HostMemoryBackend) -> dict[str, Any]:
-    """Seal an object's memory; if that fails, nothing has changed."""
+async def _freeze(kernel: Kernel, backend: HostMemoryBackend, origin: str, change: Change) -> dict[str, Any]:
+    """Seal an object's memory, then record what it is of; if sealing fails, nothing has changed."""
     try:
-        await in_thread(kernel.seal, backend.fd, _SEALS)  # the kernel looks at every page, and waits for pinned ones
+        if not backend.frozen:
+            await in_thread(kernel.seal, backend.fd, _SEALS)  # examines every page, waits for pinned ones
     except OSError as exc:
         if exc.errno != errno.EBUSY:
             raise QmpError(f"cannot freeze '{backend.id}': {os.strerror(exc.errno or 0)}") from exc
         writers = [holder for holder in await holders_now(backend) if holder.shares]
         raise QmpError(_why_busy(backend, writers)) from exc
+    if origin != backend.origin:
+        change.undo(partial(setattr, backend, "origin", backend.origin))
+        backend.origin = origin
+        change.rewrite(backend)
     return {}
 
 
@@ -111,6 +118,7 @@ async def _describe(gmemd: Gmemd, groups: list[_Group]) -> list[dict[str, Any]]:
             users = [holder for holder in holders[first] if holder.mapped]
             rows.append({"id": group.id, "size": first.memory_size, "clones": [one.id for one in group.clones],
                          "users": await in_thread(_describe_users, users, file),
+                         **({"origin": first.origin} if first.origin else {}),
                          **({} if resident is None else {"resident": resident})})
     return rows
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.changes.change import Change
+from gmemd.changes.change import Change, WithFds
 from gmemd.changes.jobs import Job
-from gmemd.changes.threads import beside, in_thread
+from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.changes.workers import working
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.commands.holders import holders_now
+from gmemd.commands.fences import choose
+from gmemd.commands.fencing import Fence, held
 from gmemd.commands.jobs import conclude
 from gmemd.commands.measure import item_of, with_resident
 from gmemd.commands.memdev import added, make
-from gmemd.commands.templates import named
+from gmemd.commands.stopping import Qmp
 from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.kernel import Kernel
 from gmemd.memory.ranges import PRIVATE
@@ -25,9 +27,12 @@ _COPY = "only 'copy' can clone it"
 
 
 def memdev_clone(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    if not arguments["copy"]:
-        return _share(gmemd, caller, arguments, change)
-    return _begin_copy(gmemd, caller, arguments, change)
+    if arguments["copy"]:
+        return _begin_copy(gmemd, caller, arguments, change)
+    for name in ("fence", "job-id", "device-state"):
+        if arguments.get(name):
+            raise QmpError(f"parameter '{name}' needs 'copy'")
+    return _share(gmemd, caller, arguments, change)
 
 
 def _share(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
@@ -65,6 +70,9 @@ def _begin_copy(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
     source = gmemd.objects.find(arguments["template"])
     if source.visibility is not None and source.visibility.total(PRIVATE):
         raise QmpError(f"a part of object '{source.id}' is private: make it shared first")
+    fence = choose(gmemd, caller, source, arguments.get("fence"))
+    if arguments["device-state"] and (not isinstance(fence, Qmp) or "job-id" in arguments):
+        raise QmpError("parameter 'device-state' needs a fence by 'qmp', and no job")
     if "job-id" in arguments:
         gmemd.jobs.check_id(arguments["job-id"])
     change.claim(source, "it is being cloned", shared=True)
@@ -76,9 +84,9 @@ def _begin_copy(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
         change.judged(with_resident(gmemd, source, 0, source.memory_size,
                                     f"create '{backend.id}' and copy {{}} bytes of '{source.id}' into it"), whole=False)
     if "job-id" not in arguments:
-        return _copy(gmemd, source, backend, None, change)
+        return _copy(gmemd, source, backend, fence, None, change, with_state=arguments["device-state"])
     job, own = gmemd.jobs.create(arguments["job-id"], "clone", source.memory_size), change.hand_over()
-    gmemd.spawn(conclude(job, lambda: own.conclude(_copy(gmemd, source, backend, job, own))))
+    gmemd.spawn(conclude(job, lambda: own.conclude(_copy(gmemd, source, backend, fence, job, own))))
     return {}
 
 
@@ -93,28 +101,38 @@ def _like(gmemd: Gmemd, source: HostMemoryBackend, object_id: str) -> dict[str, 
     return {**own, "qom-type": source.qom_type, "id": object_id}
 
 
-async def _copy(gmemd: Gmemd, source: HostMemoryBackend, backend: HostMemoryBackend, job: Job | None,
-                change: Change) -> dict[str, Any]:
+async def _copy(gmemd: Gmemd, source: HostMemoryBackend, backend: HostMemoryBackend, fence: Fence, job: Job | None,
+                change: Change, *, with_state: bool = False) -> Any:
     change.undo(lambda: beside(backend.abandon))
-    if not source.frozen:
-        await _check_unheld(source)
     await in_thread(make, gmemd, backend)
     with os_errors(f"cannot copy '{source.id}'"):
         await in_thread(_check_room, gmemd.kernel, item_of(source), backend.fd)
+    if source.frozen:
+        await _fill(source, backend, job)
+        return added(gmemd, backend, change)
+    if not with_state:
+        async with held(fence):
+            await _fill(source, backend, job)
+        return added(gmemd, backend, change)
+    assert isinstance(fence, Qmp)
+    with os_errors("cannot create a file for the device state"):
+        state = os.memfd_create("device-state", os.MFD_CLOEXEC)
+    change.undo(lambda: close_beside([state]))
+    async with held(fence):
+        await fence.save_state(state)
+        await _fill(source, backend, job)
+    added(gmemd, backend, change)
+    os.lseek(state, 0, os.SEEK_SET)
+    return WithFds({"vmm": fence.vmm}, [state])
+
+
+async def _fill(source: HostMemoryBackend, backend: HostMemoryBackend, job: Job | None) -> None:
+    """Copy the content of an object into a new one."""
     spec = {"source": source.fd, "offset": source.offset, "size": source.memory_size, "target": backend.fd}
     async with working(job, "copy", spec, [source.fd, backend.fd]) as worker:
         async for message in worker:
             if job is not None:
                 job.current = message["done"]
-    return added(gmemd, backend, change)
-
-
-async def _check_unheld(source: HostMemoryBackend) -> None:
-    """Refuse while a process may write to it."""
-    users = await holders_now(source)
-    if users:
-        raise QmpError(f"object '{source.id}' may change while it is copied: {named(users)} "
-                       f"{'has' if len(users) == 1 else 'have'} its memory")
 
 
 def _check_room(kernel: Kernel, item: Item, target: int) -> None:

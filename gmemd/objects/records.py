@@ -65,6 +65,8 @@ def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
                              "made": int(backend.made * 1000) / 1000}  # rounded down: never later than it was
     if backend.template:
         extra["template"] = backend.template
+    if backend.origin:
+        extra["origin"] = backend.origin
     if backend.visibility is not None:
         extra["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
     if backend.lease is not None:
@@ -107,7 +109,7 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
         backend.file_kind, backend.status = record.kind, os.fstat(fd)
     backend.guest_memfd_flags = record.extra["flags"]
     backend.offset = record.extra["offset"]
-    backend.template = record.extra.get("template", "")
+    backend.template, backend.origin = record.extra.get("template", ""), record.extra.get("origin", "")
     if "visibility" in record.extra:
         initial, *changes = record.extra["visibility"]
         backend.visibility = RangeMap(record.size, initial, changes)

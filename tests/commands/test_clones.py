@@ -213,8 +213,18 @@ async def test_what_cannot_share_is_said(live: LiveMachine, tmp_path: Path) -> N
     assert await live.refused("memdev-clone", template="m", id="c") == \
         "object 'm' is not frozen: memdev-freeze makes it a template, or use 'copy'"
     await live.do("memdev-freeze", id="m")
+    assert await live.refused("memdev-clone", template="m", id="c", job_id="j") == "parameter 'job-id' needs 'copy'"
     assert "duplicate property 'g'" in await live.refused("memdev-clone", template="m", id="g")
     await live.do("memdev-clone", template="m", id="c")
+
+
+async def test_what_a_template_is_of_is_kept(live: LiveMachine) -> None:
+    """Also if it is said later."""
+    await live.do("memdev-freeze", id="m")
+    await live.do("memdev-freeze", id="m", origin="snapshot 1")
+    await live.do("memdev-freeze", id="m")
+    [group] = await live.do("query-memdev-clones")
+    assert (group["origin"], group["clones"]) == ("snapshot 1", [])
 
 
 async def test_neither_template_nor_clone(live: LiveMachine) -> None:
@@ -302,8 +312,13 @@ async def test_a_copy_of_a_template_can_be_written(live: LiveMachine) -> None:
 
 async def test_what_may_change_is_not_copied(live: LiveMachine) -> None:
     with user(fd_of(live, "m"), "MAP_SHARED") as pid:
-        assert f"object 'm' may change while it is copied: process {pid}" in \
-            await live.refused("memdev-clone", template="m", id="c", copy=True)
+        assert f"object 'm' is held by process {pid}" in \
+            await live.refused("memdev-clone", template="m", id="c", copy=True, fence={"via": "idle"})
+        await live.do("memdev-clone", template="m", id="fenced", copy=True)  # which stops it for a moment
+        await live.do("memdev-clone", template="m", id="unfenced", copy=True, fence={"via": "unfenced"})
+        assert content(live, "fenced") == content(live, "m")
+        assert await live.refused("memdev-clone", template="m", id="c", copy=True, device_state=True) == \
+            "parameter 'device-state' needs a fence by 'qmp', and no job"
     await live.do("object-add", qom_type="memory-backend-guest-memfd", id="g", size=SIZE)
     await live.do("memdev-convert", id="g", offset=0, size=PAGE, to="private")
     assert await live.refused("memdev-clone", template="g", id="c", copy=True) == \
@@ -329,14 +344,14 @@ def test_clones_outlive_the_daemon() -> None:
     with RunningGmemd(keep=True) as gmemd:
         with gmemd.client() as client:
             client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "m", "size": SIZE})
-            client.execute("memdev-freeze", {"id": "m"})
+            client.execute("memdev-freeze", {"id": "m", "origin": "here"})
             for name in ("c1", "c2"):
                 client.execute("memdev-clone", {"template": "m", "id": name})
             client.execute("memdev-clone", {"template": "m", "id": "own", "copy": True})
         gmemd.crash()
         with gmemd.client() as client:
             [group] = client.execute("query-memdev-clones")
-            assert (group["id"], group["clones"], group["users"]) == ("m", ["c1", "c2"], [])
+            assert (group["id"], group["origin"], group["clones"], group["users"]) == ("m", "here", ["c1", "c2"], [])
             value, [fd] = client.execute_fds("memdev-get-fd", {"id": "c2"})
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.pwrite(fd, b"x", 0)
