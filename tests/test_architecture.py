@@ -23,9 +23,9 @@ LAYERS = ("errors", "posix", "client", "vmm", "qapi", "keeper", "qmp", "schema",
 
 MAY_IMPORT = {
     "asyncio": ("processes.watch", "changes", "client", "commands", "server", "daemon", "web", "cli", "emulator"),
-    "socket": ("posix", "client", "keeper", "persist", "server", "daemon", "web", "cli", "emulator"),
-    "fcntl": ("posix", "keeper", "kernel", "snapshots", "persist", "demo", "emulator.pidfile"),
-    "ctypes": ("kernel", "demo"),
+    "socket": ("posix", "client", "vmm", "keeper", "persist", "server", "daemon", "web", "cli", "emulator"),
+    "fcntl": ("posix", "vmm", "keeper", "kernel", "snapshots", "persist", "demo", "emulator.pidfile"),
+    "ctypes": ("vmm", "kernel", "demo"),
     "structlog": ("observe.log",),
     "rich": ("cli.terminal",),
 }

@@ -42,8 +42,9 @@ class Connection:
         return self._connect()
 
     def close(self) -> None:
+        """Close the connection; there is a new one if the server is needed again."""
         if "client" in vars(self):
-            self.client.close()
+            vars(self).pop("client").close()
 
     @property
     def for_people(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import threading
 import time
@@ -132,22 +133,27 @@ def words_of(verb: str) -> list[str]:
     for action in parser._actions:
         if not action.option_strings and (action.nargs != "*" or action.dest == "id"):
             given.append(str(next(iter(action.choices))) if action.choices else "x")
-    extra = {"create": ["memory-backend-ram,id=x,size=4096"], "exec": ["x", "--", "true"], "completion": ["ids"],
-             "events": ["--for", str(SECONDS)], "qmp": ['{"execute": "query-version"}'], "call": ["query-version"]}
+    extra = {"create": ["memory-backend-ram,id=x,size=4096"], "exec": ["x", "--", "true"],
+             "run": ["--capture", "x", "--", "true"], "completion": ["ids"],
+             "events": ["--for", str(SECONDS)], "qmp": ['{"execute": "query-version"}'], "call": ["query-version"],
+             "adopt": ["--pid", str(os.getpid()), "--memfd", "of-this-test"]}
     return [verb, *extra.get(verb, given)]
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("doctor", "help")])
 def test_every_verb_ends(verb: str, full: str, serve: Callable[[Say], str], capfd: pytest.CaptureFixture[str],
-                         monkeypatch: pytest.MonkeyPatch) -> None:
+                         monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """No verb waits longer than it is told, for the connection or for an answer."""
     monkeypatch.setattr("sys.stdin", io.StringIO())
     silent = serve(greeted)
     words = words_of(verb)
-    assert main(["--socket", full, "--timeout", str(SECONDS), *words]) == (125 if verb == "exec" else 3)
+    memory = os.memfd_create("of-this-test")
+    request.addfinalizer(lambda: os.close(memory))
+    os.ftruncate(memory, 4096)
+    assert main(["--socket", full, "--timeout", str(SECONDS), *words]) == (125 if verb in ("exec", "run") else 3)
     assert "no greeting" in capfd.readouterr().err
     if verb != "shell":  # without input it asks nothing
-        expected = {"exec": 125, "events": 0}.get(verb, 4)
+        expected = {"exec": 125, "run": 125, "events": 0}.get(verb, 4)
         assert main(["--socket", silent, "--timeout", str(SECONDS), *words]) == expected
 
 

@@ -58,7 +58,7 @@ def exec_(connection: Connection, options: Namespace) -> int:
     for name, value in values.items():
         if value.get("offset") and f"{{{name}.offset}}" not in text:
             note(f"'{name}' begins at byte {value['offset']} of its file: pass the command {{{name}.offset}}")
-    return _replace_process([fill_in(word, placeholders(values, places)) for word in options.exec_command])
+    return replace_process([fill_in(word, placeholders(values, places)) for word in options.exec_command])
 
 
 def _wanted(text: str) -> tuple[str, int | None]:
@@ -118,7 +118,8 @@ def fill_in(word: str, found: Mapping[str, str]) -> str:
     return re.sub(r"\{([^{}]*)\}", lambda match: found.get(match[1], match[0]), word)
 
 
-def _replace_process(words: list[str]) -> int:
+def replace_process(words: list[str]) -> int:
+    """Become the command; return the exit status if that fails."""
     sys.stdout.flush()
     sys.stderr.flush()
     # Python ignores these, and an ignored signal stays ignored across execve
