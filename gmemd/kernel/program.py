@@ -12,24 +12,64 @@ import sys
 from functools import cache
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-# The worker's modules; one that the work does not need is not even compiled.
-_MODULES = ("gmemd", "gmemd.errors", "gmemd.kernel", "gmemd.kernel.uapi", "gmemd.kernel.rules", "gmemd.kernel.syscalls",
-            "gmemd.kernel.residency", "gmemd.kernel.backing", "gmemd.kernel.worker", "gmemd.kernel.copying",
-            "gmemd.processes", "gmemd.processes.identity", "gmemd.kernel.userfault", "gmemd.snapshots",
-            *("gmemd.snapshots." + name for name in (
-                "pages", "manifest", "folder", "tables", "buffers", "crew", "source", "protected", "cold", "stored",
-                "half", "save", "restore", "rewrite", "migration", "stream", "sending", "receiving")))
+# The worker's modules, one a line; one that the work does not need is not even compiled.
+_MODULES: Final = (
+    "gmemd",
+    "gmemd.errors",
+    "gmemd.kernel",
+    "gmemd.kernel.uapi",
+    "gmemd.kernel.rules",
+    "gmemd.kernel.syscalls",
+    "gmemd.kernel.residency",
+    "gmemd.kernel.backing",
+    "gmemd.kernel.worker",
+    "gmemd.kernel.copying",
+    "gmemd.processes",
+    "gmemd.processes.identity",
+    "gmemd.kernel.userfault",
+    "gmemd.snapshots",
+    "gmemd.snapshots.pages",
+    "gmemd.snapshots.manifest",
+    "gmemd.snapshots.folder",
+    "gmemd.snapshots.tables",
+    "gmemd.snapshots.buffers",
+    "gmemd.snapshots.crew",
+    "gmemd.snapshots.source",
+    "gmemd.snapshots.protected",
+    "gmemd.snapshots.cold",
+    "gmemd.snapshots.stored",
+    "gmemd.snapshots.half",
+    "gmemd.snapshots.save",
+    "gmemd.snapshots.restore",
+    "gmemd.snapshots.rewrite",
+    "gmemd.snapshots.mapped_ram",
+    "gmemd.snapshots.migration",
+    "gmemd.snapshots.stream",
+    "gmemd.snapshots.sending",
+    "gmemd.snapshots.receiving",
+)
 
-# verb -> the module whose VERBS has it
-_VERBS = {"hash": "gmemd.kernel.worker", "zero": "gmemd.kernel.worker", "copy": "gmemd.kernel.copying",
-          "save": "gmemd.snapshots.save",
-          "restore": "gmemd.snapshots.restore", "verify": "gmemd.snapshots.restore",
-          "flatten": "gmemd.snapshots.rewrite", "cold": "gmemd.snapshots.rewrite",
-          "stream-send": "gmemd.snapshots.sending",
-          **dict.fromkeys(("stream-head", "stream-receive", "stream-fail", "stream-answer", "stream-ask"),
-                          "gmemd.snapshots.receiving")}
+# verb: the module whose VERBS has it
+_VERBS: Final = {
+    "hash": "gmemd.kernel.worker",
+    "zero": "gmemd.kernel.worker",
+    "copy": "gmemd.kernel.copying",
+    "save": "gmemd.snapshots.save",
+    "restore": "gmemd.snapshots.restore",
+    "verify": "gmemd.snapshots.restore",
+    "flatten": "gmemd.snapshots.rewrite",
+    "cold": "gmemd.snapshots.rewrite",
+    "import": "gmemd.snapshots.mapped_ram",
+    "receive": "gmemd.snapshots.migration",
+    "stream-send": "gmemd.snapshots.sending",
+    "stream-head": "gmemd.snapshots.receiving",
+    "stream-receive": "gmemd.snapshots.receiving",
+    "stream-fail": "gmemd.snapshots.receiving",
+    "stream-answer": "gmemd.snapshots.receiving",
+    "stream-ask": "gmemd.snapshots.receiving",
+}
 
 # What runs first: {sources} is a dict of them by name, {libraries} of the numbers of open extension modules.
 _BEGIN = """

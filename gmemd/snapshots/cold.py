@@ -21,7 +21,7 @@ from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.syscalls import open_beneath
 from gmemd.snapshots import manifest
 from gmemd.snapshots.buffers import Buffers
-from gmemd.snapshots.pages import BLOCK, CHUNK, NOTHING, PAGE, WINDOW, filled
+from gmemd.snapshots.pages import BLOCK, CHUNK, NOTHING, PAGE, WINDOW, filled, pieces
 from gmemd.snapshots.source import Source
 from gmemd.snapshots.tables import Tables, read_exactly, sha256_of, write_fully
 
@@ -61,7 +61,7 @@ class Frames:
         number = at = 0
         for window in tables.windows():
             self._starts[window] = number, at
-            count = len(_blocks(tables.read(window)[0]))
+            count = len(tables.blocks(window))
             at += sum(size for size, _ in self._entries(number, count))
             number += count
         if (number, at) != (footer[0], self._table - _HEADER.size):
@@ -70,7 +70,7 @@ class Frames:
     def read(self, at: int, view: memoryview) -> None:
         """Fill a buffer, inside one window, with blocks; those without a frame are zeros."""
         view[:] = bytes(len(view))
-        blocks = _blocks(self._tables.read(at // WINDOW)[0])
+        blocks = sorted(self._tables.blocks(at // WINDOW))
         if not blocks:
             return
         number, place = self._starts[at // WINDOW]
@@ -151,9 +151,10 @@ class ColdHalf:
     def _window(self, window: int, source: Source, buffers: Buffers) -> int:
         with os_errors(self._what):
             digests, mask = self._tables.read(window)
-        length = min(WINDOW, source.size - window * WINDOW)
-        for start in range(0, length, CHUNK):
-            view = buffers.data[:min(CHUNK, length - start)]
+        length, count = min(WINDOW, source.size - window * WINDOW), 0
+        for start, end in pieces(length, source.blocks(window)):
+            view = buffers.data[:end - start]
+            count += len(view)
             source.read(window * WINDOW + start, view)
             pages = filled(view)
             mask[start // PAGE:(start + len(view)) // PAGE] = pages
@@ -164,7 +165,7 @@ class ColdHalf:
                     self._append(view[at:at + BLOCK])
         with os_errors(self._what):
             self._tables.write(window, digests, mask)
-        return length
+        return count
 
     def _append(self, block: memoryview) -> None:
         compressor = self._zstd.ZstdCompressor(level=_LEVEL)
@@ -187,9 +188,3 @@ class ColdHalf:
         footer = _FOOTER.pack(len(self._sizes) // 2, 0, _SEEKABLE)
         self._gathered += _HEADER.pack(_SKIPPABLE, len(table) + len(footer)) + table + footer
         self._flush()
-
-
-def _blocks(digests: bytearray) -> list[int]:
-    """The numbers of the blocks that are not zeros."""
-    return [number for number in range(len(digests) // len(NOTHING))
-            if digests[number * len(NOTHING):(number + 1) * len(NOTHING)] != NOTHING]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Final
 
+from gmemd.errors import QmpError
 from gmemd.snapshots.buffers import Buffers
 
 _HANDS: Final = 2
@@ -30,9 +33,7 @@ def by_two(windows: Iterator[int], work: Callable[[int, Buffers], int]) -> Itera
         except BaseException as exc:
             results.put(exc)
 
-    threads = [threading.Thread(target=hand, daemon=True) for _ in range(_HANDS)]
-    for thread in threads:
-        thread.start()
+    threads = _started(hand, stop)
     try:
         working = _HANDS
         while working:
@@ -47,3 +48,14 @@ def by_two(windows: Iterator[int], work: Callable[[int, Buffers], int]) -> Itera
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def _started(hand: Callable[[], None], stop: threading.Event) -> list[threading.Thread]:
+    threads = [threading.Thread(target=hand, daemon=True) for _ in range(_HANDS)]
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError:  # the only error of pthread_create(3)
+        stop.set()
+        raise QmpError(f"cannot start a thread: {os.strerror(errno.EAGAIN)}") from None
+    return threads

@@ -25,7 +25,7 @@ from gmemd.errors import close_fd, os_errors
 from gmemd.kernel import syscalls, uapi
 from gmemd.snapshots.buffers import Buffers
 from gmemd.snapshots.crew import by_two
-from gmemd.snapshots.pages import BLOCK, BLOCKS, CHUNK, NOTHING, PAGE, WINDOW, both, differing, filled, runs, without
+from gmemd.snapshots.pages import BLOCK, BLOCKS, NOTHING, PAGE, WINDOW, both, differing, filled, pieces, runs, without
 from gmemd.snapshots.source import Source
 from gmemd.snapshots.stored import Part, files_of
 from gmemd.snapshots.tables import Tables, read_exactly, write_fully
@@ -99,8 +99,10 @@ class Half:
         length = min(WINDOW, self.size - window * WINDOW)
         with os_errors(self._what):
             digests, mask = self._tables.read(window)
+            if blocks is None:
+                blocks = source.blocks(window) | self._tables.blocks(window)
         before, count = bytes(digests), 0
-        for start, end in _pieces(length, blocks):
+        for start, end in pieces(length, blocks):
             view = buffers.data[:end - start]
             source.read(window * WINDOW + start, view)
             with os_errors(self._what):
@@ -175,17 +177,6 @@ def dirty_blocks(ranges: list[list[int]], size: int) -> Dirty:
         for block in range(offset // BLOCK, -(-min(offset + count, size) // BLOCK)):
             found.setdefault(block // BLOCKS, set()).add(block % BLOCKS)
     return found
-
-
-def _pieces(length: int, blocks: set[int] | None) -> Iterator[tuple[int, int]]:
-    """(begin, end) of what is read at a time in a window of `length` bytes: all of it, or these blocks."""
-    if blocks is None:
-        for at in range(0, length, CHUNK):
-            yield at, min(at + CHUNK, length)
-        return
-    for _, group in groupby(enumerate(sorted(blocks)), lambda pair: (pair[1] - pair[0], pair[1] * BLOCK // CHUNK)):
-        row = [block for _, block in group]
-        yield row[0] * BLOCK, min((row[-1] + 1) * BLOCK, length)
 
 
 def _once(numbers: Iterator[int]) -> Iterator[int]:

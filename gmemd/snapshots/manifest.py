@@ -67,7 +67,10 @@ def load(text: bytes, name: str) -> dict[str, Any]:
 def read(folder: int, name: str) -> tuple[dict[str, Any], str]:
     """(members, sha256 of the file) of the manifest in a folder."""
     with os_errors(f"cannot read {NAME} of snapshot '{name}'"):
-        fd = open_beneath(folder, NAME, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            fd = open_beneath(folder, NAME, os.O_RDONLY | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise damaged(name, f"{NAME} is missing") from None
         try:
             text = os.pread(fd, _LARGEST, 0)
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Final
 
 PAGE: Final = 4096
@@ -52,6 +53,13 @@ def runs(mask: bytes | bytearray) -> Iterator[tuple[int, int]]:
     """(offset, bytes) of each run of pages in a mask."""
     for run in _SET.finditer(mask):
         yield run.start() * PAGE, len(run.group()) * PAGE
+
+
+def pieces(length: int, blocks: set[int]) -> Iterator[tuple[int, int]]:
+    """(begin, end) of what is read at a time of these blocks of a window of `length` bytes: rows, up to a chunk."""
+    for _, group in groupby(enumerate(sorted(blocks)), lambda pair: (pair[1] - pair[0], pair[1] * BLOCK // CHUNK)):
+        row = [block for _, block in group]
+        yield row[0] * BLOCK, min((row[-1] + 1) * BLOCK, length)
 
 
 def to_bits(mask: bytes | bytearray) -> bytes:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
-from collections.abc import Generator, Iterator
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from gmemd.errors import QmpError, os_errors
 from gmemd.kernel import backing, syscalls, uapi
 from gmemd.snapshots.buffers import Buffers
 from gmemd.snapshots.crew import by_two
-from gmemd.snapshots.pages import CHUNK, PAGE, WINDOW, filled, runs
+from gmemd.snapshots.pages import CHUNK, PAGE, WINDOW, filled, pieces, runs
+from gmemd.snapshots.save import Message, Talk, progress
 from gmemd.snapshots.source import Source, readable
 from gmemd.snapshots.stored import Part, Stored
 from gmemd.snapshots.tables import write_fully
-
-Message = dict[str, Any]
-Talk = Generator[Message, None, Message]  # what is said; returns what the last message holds
 
 
 class Target:
@@ -47,12 +45,13 @@ class Target:
     def fill(self, source: Source) -> Iterator[int]:
         """Write everything that is not zeros; yields the bytes that were read, as it goes."""
         def work(window: int, buffers: Buffers) -> int:
-            length = min(WINDOW, source.size - window * WINDOW)
-            for start in range(0, length, CHUNK):
-                view = buffers.data[:min(CHUNK, length - start)]
+            length, count = min(WINDOW, source.size - window * WINDOW), 0
+            for start, end in pieces(length, source.blocks(window)):
+                view = buffers.data[:end - start]
                 source.read(window * WINDOW + start, view)
                 self.write(window * WINDOW + start, view)
-            return length
+                count += len(view)
+            return count
 
         return by_two(source.windows(), work)
 
@@ -108,9 +107,7 @@ def restore(spec: Message) -> Talk:
             target = Target(spec[part]["fd"], spec[part].get("offset", 0), spec["id"])
             if spec.get("clear"):
                 target.clear(source.size)
-            for count in target.fill(source):
-                done += count
-                yield {"done": done}
+            done = yield from progress(target.fill(source), done)
         return {"bytes": done}
 
 
@@ -122,20 +119,19 @@ def verify(spec: Message) -> Talk:
         done = 0
         for part in stored.parts.values():
             part.check_file()
-            for count in _checked(part):
-                done += count
-                yield {"done": done}
+            done = yield from progress(_checked(part), done)
         return {"id": stored.manifest["id"], "bytes": done}
 
 
 def _checked(part: Part) -> Iterator[int]:
     def work(window: int, buffers: Buffers) -> int:
-        length = min(WINDOW, part.size - window * WINDOW)
-        for start in range(0, length, CHUNK):
-            view = buffers.data[:min(CHUNK, length - start)]
+        length, count = min(WINDOW, part.size - window * WINDOW), 0
+        for start, end in pieces(length, part.all_blocks(window)):
+            view = buffers.data[:end - start]
             part.read(window * WINDOW + start, view)
             part.check_strays(window * WINDOW + start, view)
-        return length
+            count += len(view)
+        return count
 
     return by_two(part.all_windows(), work)
 

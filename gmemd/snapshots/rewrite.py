@@ -16,7 +16,7 @@ from gmemd.snapshots import manifest
 from gmemd.snapshots.cold import ColdHalf, zstd
 from gmemd.snapshots.folder import Draft, draft, names, open_folder
 from gmemd.snapshots.half import Half
-from gmemd.snapshots.save import Message, Saving, Talk
+from gmemd.snapshots.save import Message, Saving, Talk, progress
 from gmemd.snapshots.stored import Part, Stored, files_of
 
 _OWN: Final = ("format", "version", "parts", "parent", "sha256")  # members that the new manifest has of its own
@@ -78,10 +78,7 @@ def _rewrite(root: int, stored: Stored, writer: Callable[[Draft, Stored, str, Pa
         for part, source in stored.parts.items():
             saving.put(part, writer(made, stored, part, source), source)
         yield {"total": saving.total()}
-        done = 0
-        for count in saving.take(None):
-            done += count
-            yield {"done": done}
+        yield from progress(saving.take(None), 0)
         old = stored.manifest
         with os_errors(what):
             if "device-state" in old:

@@ -152,9 +152,17 @@ def save(spec: Message) -> Talk:
         yield {"total": saving.total(), "folder": made.name, "id": saving.id}
         done = 0
         if spec.get("live"):
-            done = yield from _progress(saving.take(None), done)
+            done = yield from progress(saving.take(None), done)
         yield {"ready": True}
         return (yield from _conclude(saving, made, name, done))
+
+
+def progress(counts: Iterator[int], done: int) -> Generator[Message, None, int]:
+    """Say how far a pass has come; the bytes that have been read by all passes."""
+    for count in counts:
+        done += count
+        yield {"done": done}
+    return done
 
 
 def _conclude(saving: Saving, made: Draft, name: str, done: int) -> Talk:
@@ -166,20 +174,12 @@ def _conclude(saving: Saving, made: Draft, name: str, done: int) -> Talk:
         if "finish" in told:
             break
         before = done
-        done = yield from _progress(saving.take(told["pass"].get("dirty")), done)
+        done = yield from progress(saving.take(told["pass"].get("dirty")), done)
         yield {"passed": True, "bytes": done - before}
     size = saving.finish(told["finish"])
     with os_errors(f"cannot publish snapshot '{name}'"):
         made.publish()
     return {"id": saving.id, "bytes": size}
-
-
-def _progress(counts: Iterator[int], done: int) -> Generator[Message, None, int]:
-    """Say how far a pass has come; the bytes that have been read by all passes."""
-    for count in counts:
-        done += count
-        yield {"done": done}
-    return done
 
 
 VERBS: Final = {"save": save}

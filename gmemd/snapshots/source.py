@@ -14,8 +14,8 @@ from typing import Final, Protocol
 from gmemd.errors import os_errors
 from gmemd.kernel import residency, syscalls, uapi
 from gmemd.kernel.rules import PAGE_SIZE
-from gmemd.snapshots.pages import WINDOW
-from gmemd.snapshots.tables import read_exactly, windows_of_data
+from gmemd.snapshots.pages import BLOCK, WINDOW
+from gmemd.snapshots.tables import blocks_of_data, read_exactly, windows_of_data
 
 _EXAMINED: Final = 1 << 30  # bytes
 
@@ -30,6 +30,9 @@ class Source(Protocol):
 
     def windows(self) -> Iterator[int]:
         """The numbers of the windows that may hold anything but zeros, ascending."""
+
+    def blocks(self, window: int) -> set[int]:
+        """The numbers of the blocks of a window that may hold anything but zeros."""
 
     def read(self, at: int, view: memoryview) -> None:
         """Fill a buffer with what begins at an offset; holes are zeros. QmpError says what cannot be read."""
@@ -59,6 +62,14 @@ class Memory:
                 yield from _touched_windows(self._fd, self._offset, self.size)
             else:
                 yield from windows_of_data(self._fd, self._offset, self.size, WINDOW)
+
+    def blocks(self, window: int) -> set[int]:
+        start, length = self._offset + window * WINDOW, min(WINDOW, self.size - window * WINDOW)
+        with os_errors(f"cannot read '{self._what}'"):
+            if not self._mapped:
+                return blocks_of_data(self._fd, start, length)
+            return {block for at, count in residency.touched_ranges(self._fd, start, length)
+                    for block in range((at - start) // BLOCK, (at + count - 1 - start) // BLOCK + 1)}
 
     def read(self, at: int, view: memoryview) -> None:
         with os_errors(f"cannot read '{self._what}'"):

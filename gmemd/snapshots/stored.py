@@ -21,7 +21,7 @@ from gmemd.snapshots import manifest
 from gmemd.snapshots.cold import Frames
 from gmemd.snapshots.folder import open_folder
 from gmemd.snapshots.pages import BLOCK, NOTHING, PAGE, WINDOW, filled, runs, without
-from gmemd.snapshots.tables import Tables, read_exactly, sha256_of, windows_of_data
+from gmemd.snapshots.tables import Tables, blocks_of_data, read_exactly, sha256_of, windows_of_data
 
 PARTS: Final = ("memory", "private")
 _PREFIX: Final = {"memory": "", "private": "private-"}
@@ -192,10 +192,13 @@ class Part:
     # -- as a Source -----------------------------------------------------------------------------------------
 
     def total(self) -> int:
-        return sum(min(WINDOW, self.size - window * WINDOW) for window in self.tables.windows())
+        return sum(len(self.tables.blocks(window)) for window in self.tables.windows()) * BLOCK
 
     def windows(self) -> Iterator[int]:
         return self.tables.windows()
+
+    def blocks(self, window: int) -> set[int]:
+        return self.tables.blocks(window)
 
     def all_windows(self) -> Iterator[int]:
         """Those, and the ones in which the file has data although the tables say that there is none."""
@@ -203,6 +206,12 @@ class Part:
             return self.windows()
         return (window for window, _ in groupby(merge(
             self.windows(), windows_of_data(self.raw, 0, self.size, WINDOW))))
+
+    def all_blocks(self, window: int) -> set[int]:
+        """The same of blocks."""
+        start = window * WINDOW
+        data = set() if self.is_cold else blocks_of_data(self.raw, start, min(WINDOW, self.size - start))
+        return self.blocks(window) | data
 
     def read(self, at: int, view: memoryview) -> None:
         """Fill a buffer with what begins at an offset, a multiple of 64 KiB, inside one window; checked."""

@@ -11,7 +11,7 @@ from typing import Final
 from gmemd.errors import close_fd
 from gmemd.kernel.residency import data_ranges
 from gmemd.kernel.syscalls import open_beneath
-from gmemd.snapshots.pages import BLOCK, BLOCKS, PAGE, WINDOW, from_bits, to_bits
+from gmemd.snapshots.pages import BLOCK, BLOCKS, NOTHING, PAGE, WINDOW, from_bits, to_bits
 
 _DIGEST: Final = 16  # bytes
 _PIECE: Final = BLOCKS * _DIGEST  # bytes of digests.bin for a window
@@ -58,6 +58,12 @@ class Tables:
         """The windows with any block that is not zeros, as far as the file system knows; ascending."""
         return windows_of_data(self.digests, 0, self.lengths[1], _PIECE)
 
+    def blocks(self, window: int) -> set[int]:
+        """The blocks of a window that are not zeros."""
+        digests = self.read(window)[0]
+        return {number for number in range(len(digests) // _DIGEST)
+                if digests[number * _DIGEST:(number + 1) * _DIGEST] != NOTHING}
+
     def copy(self, other: Tables, *, with_map: bool) -> None:
         """Take the contents of another part's tables of the same size, with the map or with digests only."""
         copy_data(other.digests, self.digests, self.lengths[1])
@@ -90,6 +96,26 @@ def windows_of_data(fd: int, offset: int, size: int, unit: int) -> Iterator[int]
         number = (begin - offset) // unit
         yield number
         at = offset + (number + 1) * unit
+
+
+def blocks_of_data(fd: int, offset: int, size: int) -> set[int]:
+    """The numbers of the blocks of a range of a file, one window at most, in which there is any data."""
+    found: set[int] = set()
+    at, end = offset, offset + size
+    while at < end:
+        try:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:
+                raise
+            break
+        if begin >= end:
+            break
+        stop = min(os.lseek(fd, begin, os.SEEK_HOLE), end)
+        last = (stop - 1 - offset) // BLOCK
+        found.update(range((begin - offset) // BLOCK, last + 1))
+        at = offset + (last + 1) * BLOCK
+    return found
 
 
 def read_exactly(fd: int, view: memoryview, offset: int) -> None:

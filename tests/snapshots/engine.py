@@ -54,7 +54,9 @@ class Engine:
     def end(self) -> int:
         with contextlib.suppress(BrokenPipeError):
             self._stdin.close()
-        self._stdout.close()
+        if not self._stdout.closed:
+            self._stdout.read()
+            self._stdout.close()
         return self.process.wait()
 
 
