@@ -83,6 +83,7 @@ class Qmp(Fence):
     async def save_state(self, fd: int) -> int:
         """Write the device state into a file while the fence is held; its bytes."""
         assert self._qemu is not None
+        await in_thread(self._qemu.only_shared)
         await in_thread(self._others.go)  # a process behind a device may have to say its state
         size: int = await uninterrupted(in_thread(self._qemu.save_state, fd))
         await self._freeze_others(self._began + self.deadline / 1000)

@@ -126,13 +126,14 @@ class Qemu:
                                  None if path is None else str(path)))
         return found
 
-    def only_shared(self) -> Backend:
-        """The one backend with share=on: a device state fits the memory of one object only."""
-        found = [backend for backend in self.backends() if backend.share]
+    def only_shared(self) -> str:
+        """The id of the one backend with share=on; VmmError: there are others, whose memory no device state holds."""
+        found = [_member(entry, "id", str, self.path, "query-memdev")
+                 for entry in _list(self.ask("query-memdev"), self.path, "query-memdev") if entry.get("share")]
         if len(found) != 1:
             raise VmmError(f"the VMM at '{self.path}' has {len(found)} memory backends with share=on, "
                            "and a checkpoint is of one object")
-        return found[0]
+        return str(found[0])
 
     # -- device state
 
