@@ -132,7 +132,7 @@ def _bad_integer(refusal: Refusal, name: str, bits: str) -> Iterable[str]:
 
 def _object_not_found(refusal: Refusal, name: str) -> Iterable[str]:
     name = name.removeprefix("/objects/")
-    if lost := _lost(refusal, name):
+    if lost := _lost(refusal, name) or _gone(refusal, name):
         yield from lost
         return
     ids = refusal.ids()
@@ -162,6 +162,16 @@ def _lost(refusal: Refusal, name: str) -> list[str]:
             return [f"its memory ({record['qom-type']}, {record['size']} bytes) did not come back with the daemon",
                     f"'gmemctl rm {name}' removes it and frees the id"]
     return []
+
+
+def _gone(refusal: Refusal, name: str) -> list[str]:
+    """Hints for an object that was moved to another gmemd; [] for any other."""
+    try:
+        moves = refusal.ask("query-memdev-moves", {"id": name})
+    except QmpError:  # a server without this command
+        return []
+    return [f"it was moved to {move['peer']}; 'gmemctl rm {name}' forgets that and frees the id" for move in moves
+            if move["state"] == "gone"]
 
 
 def _duplicate(refusal: Refusal, name: str) -> Iterable[str]:

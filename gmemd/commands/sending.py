@@ -9,6 +9,7 @@ import contextlib
 import os
 import time
 import uuid
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from gmemd.commands.fences import choose
 from gmemd.commands.fencing import Fence
 from gmemd.commands.jobs import begin
 from gmemd.commands.lease import end_lease
+from gmemd.commands.measure import with_resident
 from gmemd.commands.memdev import remove
 from gmemd.errors import QmpError
 from gmemd.memory.moves import Move
@@ -55,12 +57,17 @@ class Line:
         close_beside(fds)
 
 
-def take_line(caller: Caller, arguments: dict[str, Any], change: Change) -> Line:
-    """Take the descriptors that `fdname` and `answers` name from the client; call it when all checks are done."""
+def take_line(caller: Caller, arguments: dict[str, Any], change: Change,
+              effect: Callable[[], str | Coroutine[Any, Any, str]] | None = None) -> Line:
+    """Take the descriptors that `fdname` and `answers` name from the client; call it when all checks are done.
+
+    effect: as for Change.judged, called for a dry run.
+    """
     name, answers = arguments["fdname"], arguments.get("answers")
     for one in {name, answers} - {None}:
         caller.named_fds.look(one)
-    change.judged()
+    if change.dry_run:
+        change.judged(None if effect is None else effect(), whole=False)
     fd = caller.named_fds.take(name)
     line = Line(fd, -1 if answers is None else fd if answers == name else caller.named_fds.take(answers))
     change.undo(line.close)
@@ -73,7 +80,7 @@ def memdev_export(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
     backend = gmemd.objects.find(arguments["id"])
     fence = choose(gmemd, caller, backend, arguments.get("fence"))
     check_readable(backend)
-    line = _take(gmemd, caller, arguments, change)
+    line = _take(gmemd, caller, backend, arguments, change, "to the descriptor")
     change.claim(backend, "it is being exported", shared=True)
 
     async def work(job: Job | None, change: Change) -> dict[str, Any]:
@@ -95,7 +102,8 @@ def memdev_move(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
     if arguments.get("fence", {}).get("via") in ("unfenced", "write-protect"):
         raise QmpError(f"a move needs a fence that lasts: not by '{arguments['fence']['via']}'")
     fence = choose(gmemd, caller, backend, arguments.get("fence"))
-    line = _take(gmemd, caller, {"answers": arguments["fdname"], **arguments}, change)
+    line = _take(gmemd, caller, backend, {"answers": arguments["fdname"], **arguments}, change,
+                 f"to {arguments['to']}, then give it up and keep a tombstone")
     change.claim(backend, f"it is being moved to {arguments['to']}")
 
     async def work(job: Job | None, change: Change) -> dict[str, Any]:
@@ -106,10 +114,13 @@ def memdev_move(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
     return begin(gmemd, arguments, "move", backend.memory_size, closing(work, line), change, {})
 
 
-def _take(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Line:
+def _take(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, arguments: dict[str, Any], change: Change,
+          where: str) -> Line:
     if "job-id" in arguments:
         gmemd.jobs.check_id(arguments["job-id"])
-    return take_line(caller, arguments, change)
+    where = where.replace("{", "{{").replace("}", "}}")
+    return take_line(caller, arguments, change, partial(
+        with_resident, gmemd, backend, 0, backend.memory_size, f"send about {{}} bytes of '{backend.id}' {where}"))
 
 
 def closing(work: Any, line: Line) -> Any:
