@@ -19,6 +19,7 @@ from tests.programs import ROOT
 from tests.programs import gmemctl as gmemctl_words
 
 OF_VMMS = ("run", "adopt")  # their examples need a VMM; tests/vmm, docs/qemu.md
+OF_TWO = ("export", "import", "move")  # from one gmemd to another: tests/e2e/test_moving.py
 
 PAGE = (ROOT / "docs" / "gmemctl.md").read_text()
 
@@ -64,7 +65,7 @@ def test_dialogues_are_as_shown(gmemctl: Gmemctl) -> None:
         assert outcome.out + outcome.err == said
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("doctor", "shell", *OF_VMMS)])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("doctor", "shell", *OF_VMMS, *OF_TWO)])
 def test_examples_work(verb: str, gmemctl: Gmemctl, shared: Daemon) -> None:
     """What the help shows can be typed as it stands, where there are objects of these names."""
     for spec in ("ram0", "ram1", "vm00", "gm0,guest-memfd=on", "gm1,guest-memfd=on"):
