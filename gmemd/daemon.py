@@ -73,6 +73,7 @@ class Options(NamedTuple):
     lab: bool = False  # with the fault lab
     http: Address | None = None
     audit: str = ""  # a file, "-" for standard error; "": none
+    snapshots: str = ""  # the directory for them; "": clients have to pass one
 
 
 def package_version() -> str:
@@ -200,6 +201,7 @@ class Daemon:
             gmemd.outlook.start()
             self._program.ready()
             self.spawn(self._load_ahead(directories))
+            self.spawn(gmemd.snapshots.load())
             gmemd.settler.catch_up()
             await self._stopped.wait()
         finally:
@@ -235,7 +237,7 @@ class Daemon:
             audit = Audit(options.audit, schema.reading)
         custody = manager.custody(options.persist, options.state_dir, lambda fd: close_copies([fd]))
         return Gmemd(schema=schema, kernel=kernel, name=options.name, uuid=options.uuid, host=self, custody=custody,
-                     manager=manager, lab=faults, audit=audit,
+                     manager=manager, lab=faults, audit=audit, snapshots=options.snapshots,
                      version={"qemu": QEMU_VERSION, "package": f"gmemd {package_version()}"})
 
     def _restore(self) -> list[socket.socket]:

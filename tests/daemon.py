@@ -93,7 +93,8 @@ class Daemon(Server):
             env = {**(env or {}), "COVERAGE_PROCESS_CONFIG": ""}
         super().__init__(
             [sys.executable, "-m", "gmemd", "--qmp", "{address}" + monitor, "--persist", persist,
-             "--kernel", kernel, "--state-dir", "{directory}/state", *arguments],
+             "--kernel", kernel, "--state-dir", "{directory}/state",
+             "--snapshots", "{directory}/snapshots", *arguments],
             env=env, **options)
 
     def check_end(self, status: int) -> None:

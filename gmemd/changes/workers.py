@@ -99,6 +99,11 @@ class Worker:
             raise QmpError(CANCELLED)
         raise QmpError(f"the worker process ended unexpectedly: {_why_ended(await self._process.wait())}")
 
+    def stop(self) -> None:
+        """Kill it: who waits for its messages gets a QmpError."""
+        if self._process.returncode is None:
+            self._process.kill()
+
     async def end(self) -> None:
         """Wait for its end; one that is still at work is killed."""
         self._stdin.close()

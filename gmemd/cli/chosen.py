@@ -39,7 +39,7 @@ def gather(connection: Connection, options: Namespace, ask: Callable[[str], Any]
     for error in unmatched:
         connection.explain(error)
     by_name = not (options.all or any(map(is_pattern, options.id)))
-    if changes and ids and not (by_name or connection.dry_run or options.yes or _is_sure(changes, ids)):
+    if changes and ids and not (by_name or connection.dry_run or options.yes or is_sure(changes, ids)):
         note("nothing was changed")
         return REFUSED, {}
     status = REFUSED if unmatched else DONE
@@ -122,9 +122,9 @@ def choose(connection: Connection, options: Namespace, among: Callable[[], Itera
     return list(dict.fromkeys(found)), unmatched
 
 
-def _is_sure(changes: str, ids: list[str]) -> bool:
+def is_sure(changes: str, ids: list[str], noun: str = "object") -> bool:
     """Ask on the terminal; UsageError if there is none."""
-    what = changes.format(f"{len(ids)} {'objects' if len(ids) > 1 else 'object'}") + f": {few(ids)}"
+    what = changes.format(f"{len(ids)} {noun}{'s' if len(ids) > 1 else ''}") + f": {few(ids)}"
     if not sys.stdin.isatty():
         raise UsageError(f"this would {what}; add --yes if that is right")
     print(f"{what[0].upper()}{what[1:]}? [y/N] ", end="", file=sys.stderr, flush=True)

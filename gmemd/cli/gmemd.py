@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from gmemd import __version__
 from gmemd.errors import QmpError, os_errors
@@ -47,6 +47,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="create an object at start, as QEMU's -object; 'help' lists types, 'TYPE,help' properties")
     add("--kernel", default="auto", metavar="auto|kvm|simulated[:PROFILE]", help="what provides guest_memfd")
     add("--state-dir", metavar="DIR", help="where the registry lives (default: the runtime directory)")
+    add("--snapshots", metavar="DIR", help="where snapshots are kept (default: /var/lib/gmemd/snapshots as root, else"
+        " below $XDG_STATE_HOME; below systemd's state directory if there is one)")
     add("--persist", choices=("auto", "on", "off"), default="auto", help="keep objects across restarts")
     add("--name", help="the name that query-name answers")
     add("--uuid", help="the UUID that query-uuid answers")
@@ -137,6 +139,7 @@ def _run(options: argparse.Namespace) -> int:
         state_dir=directory, persist=options.persist, name=options.name,
         uuid=None if options.uuid is None else _uuid(options.uuid), unstable_input=_unstable_input(options.compat),
         lab=options.lab, http=_http(options.http), audit=options.audit,
+        snapshots=os.path.abspath(options.snapshots or default_snapshots(os.environ, os.getuid())),
     )).run())
     return 0
 
@@ -147,6 +150,17 @@ def default_socket() -> str:
     with os_errors(f"cannot create the runtime directory {directory}; choose another path with --qmp"):
         os.makedirs(directory, mode=0o750, exist_ok=True)
     return os.path.join(directory, DEFAULT_SOCKET)
+
+
+def default_snapshots(environ: Mapping[str, str], uid: int) -> str:
+    """The default directory of snapshots; it need not exist."""
+    state = environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if state:
+        return os.path.join(state, "snapshots")
+    if uid == 0:
+        return "/var/lib/gmemd/snapshots"
+    state = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(state, "gmemd", "snapshots")
 
 
 def keeper_arguments(arguments: Sequence[str]) -> list[str]:

@@ -155,6 +155,7 @@ class RunningGmemd(Running):
         self._kept = keep
         super().__init__([sys.executable, "-m", "gmemd", *(["--keeper"] if keep else []), "--qmp", "{address}",
                           "--kernel", kernel, "--persist", "on" if keep else "off", "--state-dir", "{directory}",
+                          "--snapshots", "{directory}/snapshots",
                           *arguments], **options)
 
     def crash(self) -> None:

@@ -19,6 +19,7 @@ from gmemd.changes.jobs import Jobs
 from gmemd.changes.settling import Settler
 from gmemd.changes.threads import close_beside
 from gmemd.commands.outlook import Manager, Outlook, Unmanaged
+from gmemd.commands.shelf import Shelves
 from gmemd.errors import close_fd
 from gmemd.objects.container import Objects
 from gmemd.objects.conversion import reconcile
@@ -82,8 +83,11 @@ class Gmemd:
 
     def __init__(self, *, schema: Schema, kernel: Kernel, version: dict[str, Any], host: Host, name: str | None = None,
                  uuid: str | None = None, custody: AnyCustody | None = None, manager: Manager | None = None,
-                 lab: Lab | None = None, audit: Audit | None = None) -> None:
-        """Without `custody` nothing is kept; `lab` and `audit` exist only on request."""
+                 lab: Lab | None = None, audit: Audit | None = None, snapshots: str = "") -> None:
+        """Without `custody` nothing is kept; `lab` and `audit` exist only on request.
+
+        `snapshots` is the directory for them; "": clients have to pass one.
+        """
         manager = manager or Unmanaged()
         self.schema = schema
         self.kernel = kernel
@@ -105,6 +109,7 @@ class Gmemd:
         self.events: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)  # when (seconds), name, data
         self.fd_sets = FdSets()
         self.jobs = Jobs(host.emit)
+        self.snapshots = Shelves(snapshots)
         self.lost: dict[str, Record] = {}  # objects whose record came back, but not their memory
         self.gone: dict[str, Record] = {}  # what is left of objects that were moved to another gmemd
         self.unclaimed: list[tuple[str, int]] = []  # fds that came back without a record, by fd-store name; ours

@@ -27,7 +27,10 @@ from gmemd.commands import (
     prepared,
     properties,
     qom,
+    restoring,
+    saving,
     sending,
+    snapshots,
     status,
     track,
 )
@@ -40,7 +43,7 @@ from gmemd.schema.validate import Command
 
 MODULES: tuple[ModuleType, ...] = (
     accounting, arriving, clones, cloning, control, conversion, enforce, fds, holders, jobs, lease, memdev, ownership,
-    prepared, properties, qom, sending, status, track)
+    prepared, properties, qom, restoring, saving, sending, snapshots, status, track)
 
 
 def find_function(name: str, modules: Sequence[ModuleType] = MODULES) -> Function:

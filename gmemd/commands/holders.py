@@ -38,11 +38,16 @@ async def holders_now(backend: HostMemoryBackend) -> list[Holder]:
     return [holder for holder in found[backend] if not is_own(holder.pid)]
 
 
-async def writers_now(gmemd: Gmemd, backend: HostMemoryBackend) -> list[Holder]:
-    """Those of them that can write it, without the service manager, which keeps it."""
+async def others_now(gmemd: Gmemd, backend: HostMemoryBackend) -> list[Holder]:
+    """The same without the service manager, which keeps it."""
     manager = os.getppid() if gmemd.custody.keeps else 0
-    return [holder for holder in await holders_now(backend) if holder.pid != manager
-            and (holder.writable or (holder.mapped and not holder.private_copy))]
+    return [holder for holder in await holders_now(backend) if holder.pid != manager]
+
+
+async def writers_now(gmemd: Gmemd, backend: HostMemoryBackend) -> list[Holder]:
+    """Those of them that can write it."""
+    return [holder for holder in await others_now(gmemd, backend)
+            if holder.writable or (holder.mapped and not holder.private_copy)]
 
 
 def look_for_holders(backends: Iterable[HostMemoryBackend]) -> Coroutine[Any, Any, Found]:

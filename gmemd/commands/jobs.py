@@ -27,6 +27,7 @@ _WIPE_CHUNK: Final = 64 << 20  # bytes between two reports of progress
 
 Part = tuple[int, int, int]  # fd, offset, bytes
 Said = Callable[[dict[str, Any]], None]
+Work = Callable[[Job | None, Change], Coroutine[Any, Any, Any]]
 
 
 def query_jobs(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -145,7 +146,7 @@ async def _wipe(backend: HostMemoryBackend, job: Job | None) -> None:
 # -- running ----------------------------------------------------------------------------------------
 
 def _run(gmemd: Gmemd, arguments: dict[str, Any], kind: str, backend: HostMemoryBackend, doing: str,
-         work: Callable[[Job | None, Change], Coroutine[Any, Any, Any]], change: Change) -> Any:
+         work: Work, change: Change) -> Any:
     """Work on a claimed object: as a job if requested, otherwise the monitor waits."""
     if "job-id" in arguments:
         gmemd.jobs.check_id(arguments["job-id"])

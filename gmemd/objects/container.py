@@ -95,6 +95,20 @@ class Objects:
 
         `find_context` returns the path of the context that a prealloc-context names.
         """
+        backend = self.checked(arguments, owner, find_context)
+        self.begin_as(backend, dry_run=dry_run)
+        return backend
+
+    def begin_as(self, backend: HostMemoryBackend, *, dry_run: bool = False) -> None:
+        """The same for a checked object."""
+        self._check_free(backend.id)
+        if not dry_run:
+            self.take(backend)
+
+    def checked(self, arguments: dict[str, Any], owner: tuple[int, int],
+                find_context: Callable[[str], str]) -> HostMemoryBackend:
+        """The object for complete object-add arguments, whose id is not taken: call `begin_as`, or to take the place of
+        one that is removed then, `take`."""
         object_id = arguments["id"]
         if not _is_identifier(object_id):
             raise QmpError("Parameter 'id' expects an identifier")
@@ -103,11 +117,12 @@ class Objects:
         backend = BACKENDS[arguments["qom-type"]](object_id, properties)
         backend.owner = owner
         backend.check(find_context)
-        self._check_free(object_id)
-        if not dry_run:
-            self._adding.add(object_id)
-            self._slots.add(object_id)
         return backend
+
+    def take(self, backend: HostMemoryBackend) -> None:
+        """Take the id, which is free."""
+        self._adding.add(backend.id)
+        self._slots.add(backend.id)
 
     def add_context(self, context: ThreadContext) -> None:
         """Make a thread context visible; its id was reserved; QmpError as from `commit`."""

@@ -39,7 +39,7 @@ def zstd() -> Any:
         from compression import zstd as found  # from Python 3.14 on
     except ImportError:
         try:
-            from backports import zstd as found
+            import backports.zstd as found
         except ImportError:
             raise QmpError("compressed snapshots need the Python package backports.zstd") from None
     return found

@@ -38,6 +38,9 @@ def client(shared: Daemon) -> Iterator[Client]:
         yield client
         for memdev in client.execute("query-memdev"):
             client.execute("object-del", {"id": memdev["id"]})
+        found = client.execute("query-memdev-snapshots")
+        for snapshot in sorted(found, key=lambda one: bool(one.get("children"))):
+            client.execute("memdev-snapshot-delete", {"name": snapshot["name"]})
 
 
 @pytest.fixture

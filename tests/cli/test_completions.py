@@ -75,7 +75,8 @@ def test_bash_completes(shared: Daemon, client: Client, tmp_path: Path, words: t
     client.execute("job-dismiss", {"id": "compjob"})
 
 
-FREE = {"SPEC", "-- COMMAND", "JSON", "key=value", "N", "SECONDS", "SIZE", "PATH", "PID", "NAME", "NEW-ID", "MS", "URI"}
+FREE = {"SPEC", "-- COMMAND", "JSON", "key=value", "N", "SECONDS", "SIZE", "PATH", "PID", "NAME", "NEW-ID", "NEW-NAME",
+        "BLOCK", "FILE", "K", "MS", "URI"}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -70,6 +70,8 @@ def test_examples_work(verb: str, gmemctl: Gmemctl, shared: Daemon) -> None:
     """What the help shows can be typed as it stands, where there are objects of these names."""
     for spec in ("ram0", "ram1", "vm00", "gm0,guest-memfd=on", "gm1,guest-memfd=on"):
         gmemctl("create", f"memory-backend-memfd,size=2M,id={spec}")
+    if verb.startswith("snapshot"):
+        gmemctl("snapshot", "save", "ram0", "clean")
     assert VERBS[verb].examples
     for example in VERBS[verb].examples:
         if "create memory-backend-memfd,id=ram0" in example:

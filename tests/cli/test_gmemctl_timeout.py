@@ -136,8 +136,9 @@ def words_of(verb: str) -> list[str]:
     extra = {"create": ["memory-backend-ram,id=x,size=4096"], "exec": ["x", "--", "true"],
              "run": ["--capture", "x", "--", "true"], "completion": ["ids"],
              "events": ["--for", str(SECONDS)], "qmp": ['{"execute": "query-version"}'], "call": ["query-version"],
-             "adopt": ["--pid", str(os.getpid()), "--memfd", "of-this-test"]}
-    return [verb, *extra.get(verb, given)]
+             "adopt": ["--pid", str(os.getpid()), "--memfd", "of-this-test"],
+             "snapshot import": ["/dev/null", "x"], "snapshot prune": ["--keep", "1"]}
+    return [*verb.split(), *extra.get(verb, given)]
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("doctor", "help")])

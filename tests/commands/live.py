@@ -62,6 +62,12 @@ class LiveMachine(Machine):
                 self._changed.clear()
                 await self._changed.wait()
 
+    async def wait_claimed(self, name: str) -> None:
+        """Wait until a change has claimed an object."""
+        async with asyncio.timeout(10):
+            while not self.gmemd.objects.find(name).claims:
+                await asyncio.sleep(0.001)
+
     async def ended(self, job_id: str) -> dict[str, Any]:
         """What query-jobs says of a job once it has concluded."""
         async with asyncio.timeout(10):

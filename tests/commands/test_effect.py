@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,6 +120,13 @@ EVERY: dict[str, dict[str, Any]] = {
     "memdev-populate": {"id": "m0", "job-id": "new"},
     "memdev-prepared": {"id": "m0", "fence": "f"},
     "memdev-release": {"id": "m0"},
+    "memdev-restore": {"name": "one", "id": "new"},
+    "memdev-snapshot": {"id": "m0", "name": "two"},
+    "memdev-snapshot-delete": {"name": "one"},
+    "memdev-snapshot-flatten": {"name": "one", "cold": True},
+    "memdev-snapshot-import": {"name": "two", "file": "given"},
+    "memdev-snapshot-verify": {"name": "one"},
+    "memdev-get-snapshot": {"name": "one"},
     "memdev-verify": {"id": "m0", "job-id": "new"},
     "memdev-track": {"id": "m0", "fdname": "given", "address": 0},
     "memdev-untrack": {"id": "m0"},
@@ -132,19 +140,22 @@ EVERY: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("command", EVERY)
-def test_no_command_acts(machine: Machine, command: str) -> None:
+def test_no_command_acts(machine: Machine, command: str, tmp_path: Path) -> None:
     """Each changing command is tried up to where it would act, or refused as it would be; nothing changes."""
     machine.execute("object-add", MEMFD)
     machine.execute("object-add", GUEST)
+    machine.gmemd.snapshots.path = str(tmp_path)
+    if "snapshot" in command or command == "memdev-restore":
+        machine.execute("memdev-snapshot", {"id": "m0", "name": "one"})
     machine.sent.append(os.memfd_create("given"))
     os.truncate(machine.sent[0], MIB)
     machine.run("getfd", fdname="given")
-    before = state(machine)
+    before, files = state(machine), set(tmp_path.rglob("*"))
     refused = command in ("job-cancel", "job-dismiss", "memdev-claim", "memdev-enforce", "memdev-move-resolve",
                           "memdev-persist", "memdev-prepared", "memdev-release", "memdev-track", "memdev-untrack")
     with pytest.raises(QmpError) if refused else contextlib.nullcontext():
         assert effect(machine, command, EVERY[command])["effect"].startswith("would ")
-    assert state(machine) == before
+    assert (state(machine), set(tmp_path.rglob("*"))) == (before, files)
     os.close(machine.named_fds.take("given"))
 
 

@@ -117,6 +117,7 @@ class World(Running):
         words = ["-m", "tests.robustness.warm"] if warm else ["-m", "gmemd", "--keeper"]
         options = ["--listen", "qmp={socket}", "--restart-delay", "0.001", *keeper]
         daemon = ["--kernel", kernel, "--persist", persist, "--state-dir", "{directory}/state",
+                  "--snapshots", "{directory}/snapshots",
                   "--log-level", "warning", *arguments]
         super().__init__(["env", f"{HOLD}={{directory}}/hold", f"{NEXT}={{directory}}/next", sys.executable, *words,
                           *options, *(["--exec", "gmemd", *daemon] if warm else ["--", *daemon])], cwd=ROOT)

@@ -30,8 +30,8 @@ def doctor(connection: Connection, options: Namespace) -> int:
 @VERBS.add(
     "print a shell's completion script",
     argument("what", metavar="SHELL",
-             choices=(*SHELLS, "ids", "commands", "jobs", "events", "types", "owners", "verbs"),
-             help="bash, zsh or fish; ids, commands, jobs, events, types, owners, verbs: for the script"),
+             choices=(*SHELLS, "ids", "commands", "jobs", "events", "types", "owners", "snapshots", "verbs"),
+             help="bash, zsh or fish; ids, commands, jobs, events, types, owners, snapshots, verbs: for the script"),
     examples=("completion bash",))
 def completion(connection: Connection, options: Namespace) -> int:
     if options.what in SHELLS:

@@ -1,0 +1,149 @@
+"""The command that makes an object of a snapshot: new memory is filled and verified, and only then seen.
+
+Over an existing object the new one takes its place in one change: whatever fails or is killed, one of them is there.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Final
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.backends.sealed import new_memfd
+from gmemd.changes.change import Change
+from gmemd.changes.jobs import Job
+from gmemd.changes.threads import beside, in_thread
+from gmemd.changes.workers import working
+from gmemd.commands.context import Caller, Gmemd
+from gmemd.commands.holders import others_now
+from gmemd.commands.memdev import added, delete, make
+from gmemd.commands.shelf import Shelf
+from gmemd.commands.snapshots import begun, check_job, report, shelf_for, use_with_parent
+from gmemd.errors import QmpError, os_errors
+from gmemd.memory.piece import Aside
+from gmemd.memory.ranges import RangeMap
+from gmemd.objects.conversion import convert
+from gmemd.snapshots.catalogue import Entry
+
+_FILE: Final = "memory-backend-file"
+_IN_PLACE_OF_FILE: Final = ("share", "policy", "host-nodes", "reserve", "dump", "merge", "prealloc", "prealloc-threads")
+
+
+def memdev_restore(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    check_job(gmemd, arguments)
+    return _begin(gmemd, caller, arguments, change)
+
+
+async def _begin(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    """The checks, then the work."""
+    shelf = await shelf_for(gmemd, caller, arguments, change)
+    entry = shelf.usable(arguments["name"])
+    _check_consistent(entry, arguments)
+    object_id = arguments.get("id", entry.manifest["object"]["id"])
+    former = gmemd.objects.get(object_id) if arguments["force"] else None
+    if former is not None:
+        await _check_unheld(gmemd, former)
+        gmemd.settler.check_live(former)
+    use_with_parent(gmemd, change, shelf, entry, "it is being restored")
+    backend = _checked(gmemd, caller, entry, object_id)
+    if former is not None:
+        change.claim(former, "a snapshot is being restored over it")
+    else:
+        gmemd.objects.begin_as(backend, dry_run=change.dry_run)
+    change.undo(partial(gmemd.objects.cancel, backend))
+    for _ in entry.manifest["parts"]:
+        change.reserve()
+    instead = f", in place of the one that is there, handed out {former.handed_out} times" if former is not None else ""
+    change.judged(f"create '{object_id}', {backend.size} bytes, from snapshot '{entry.name}'{instead}", whole=False)
+    restore = _Restore(gmemd, shelf, entry, backend, former)
+    return await begun(gmemd, arguments, "restore", backend.size, restore.work, change, {"id": object_id})
+
+
+def _check_consistent(entry: Entry, arguments: dict[str, Any]) -> None:
+    if not entry.manifest["consistency"]["consistent"] and not arguments["allow-inconsistent"]:
+        raise QmpError(f"snapshot '{entry.name}' is of no particular moment: it was saved unfenced;"
+                       " 'allow-inconsistent' restores it nevertheless")
+    stored = entry.manifest["parts"]["memory"]["stored"]
+    if stored in ("object", "stream"):
+        raise QmpError(f"snapshot '{entry.name}' does not hold the memory itself: it is stored as '{stored}'")
+
+
+async def _check_unheld(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
+    for holder in await others_now(gmemd, backend):
+        raise QmpError(f"object '{backend.id}' is held by process {holder.pid} ({holder.comm})")
+
+
+def _checked(gmemd: Gmemd, caller: Caller, entry: Entry, object_id: str) -> HostMemoryBackend:
+    """The new object, without memory and id yet. What was a file becomes a memfd: no file is overwritten."""
+    saved = entry.manifest["object"]
+    properties = {**saved.get("properties", {}), "prealloc-context": ""}
+    qom_type = saved["qom-type"]
+    if qom_type == _FILE:
+        qom_type = "memory-backend-memfd"
+        properties = {name: properties[name] for name in _IN_PLACE_OF_FILE if name in properties}
+    given = {**properties, "qom-type": qom_type, "id": object_id, "size": saved["size"]}
+    complete = gmemd.schema.check_object({name: value for name, value in given.items() if value != ""})
+    return gmemd.objects.checked(complete, (caller.uid, caller.pid), lambda name: "")
+
+
+class _Restore:
+    """One restoring, once it is checked. `former` is the object whose place it takes, or None."""
+
+    def __init__(self, gmemd: Gmemd, shelf: Shelf, entry: Entry, backend: HostMemoryBackend,
+                 former: HostMemoryBackend | None) -> None:
+        self.gmemd = gmemd
+        self.shelf = shelf
+        self.entry = entry
+        self.backend = backend
+        self.former = former
+        self._handed_out = -1 if former is None else former.handed_out
+
+    async def work(self, job: Job | None, change: Change) -> dict[str, Any]:
+        """Do it."""
+        gmemd, backend = self.gmemd, self.backend
+        change.undo(lambda: beside(backend.abandon))
+        await in_thread(self._make)
+        await self._fill(job)
+        if self.former is not None:
+            await _check_unheld(gmemd, self.former)
+            self._remove_former(self.former, change)
+        added(gmemd, backend, change)
+        if backend.aside is not None:
+            change.keep(backend.aside)
+        change.done(partial(gmemd.emit, "MEMDEV_RESTORED", {"id": backend.id, "name": self.entry.name}))
+        return {"id": backend.id}
+
+    def _make(self) -> None:
+        """Create the memory, with what is private to the guest as it was; blocks."""
+        gmemd, backend, saved = self.gmemd, self.backend, self.entry.manifest["object"]
+        make(gmemd, backend)
+        if backend.memory_size != saved["size"]:
+            raise QmpError(f"snapshot '{self.entry.name}' is of {saved['size']} bytes, which are not a whole number of"
+                           f" pages of '{backend.id}'")
+        with os_errors(f"cannot create '{backend.id}'"):
+            if backend.visibility is not None and "visibility" in saved:
+                initial, *changes = saved["visibility"]
+                for start, length, state in RangeMap(backend.memory_size, initial, changes).ranges():
+                    convert(backend, gmemd.kernel, start, length, state, preserve=False)
+            if "private" in self.entry.manifest["parts"]:
+                fd = new_memfd(gmemd.kernel, f"{backend.id}[private]", backend.memory_size)
+                backend.aside = Aside(backend, fd)
+
+    async def _fill(self, job: Job | None) -> None:
+        backend = self.backend
+        spec = {"root": self.shelf.fd, "name": self.entry.name, "id": backend.id,
+                "memory": {"fd": backend.fd, "offset": backend.offset}}
+        if backend.aside is not None:
+            spec["private"] = {"fd": backend.aside.fd}
+        fds = [self.shelf.fd, *(piece.fd for piece in backend.pieces())]
+        async with working(job, "restore", spec, fds) as worker:
+            async for message in worker:
+                report(job, message)
+
+    def _remove_former(self, former: HostMemoryBackend, change: Change) -> None:
+        """Make room for the new one, in the same change."""
+        if former.handed_out != self._handed_out:
+            raise QmpError(f"object '{former.id}' was handed out meanwhile")
+        change.release(former)
+        delete(self.gmemd, former.id, change)
+        self.gmemd.objects.take(self.backend)

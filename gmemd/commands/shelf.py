@@ -1,0 +1,198 @@
+"""The directories of snapshots: the daemon's own, whose contents are known ahead, and those that clients pass.
+
+What a snapshot is used for is noted as soon as the command is checked, so of two commands that meet one is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from weakref import WeakValueDictionary
+
+from gmemd.changes.change import Change
+from gmemd.changes.threads import beside, in_thread
+from gmemd.errors import QmpError, close_fd, os_errors
+from gmemd.snapshots import catalogue, folder
+from gmemd.snapshots.catalogue import Entry
+
+Use = tuple[tuple[int, int], str]  # a directory (device and inode), and a name in it
+
+
+class Shelf:
+    """One open directory; owns `fd`. -1: it does not exist yet, and is not to be created."""
+
+    def __init__(self, fd: int, key: tuple[int, int] = (0, 0)) -> None:
+        self.fd = fd
+        self.key = key  # device and inode
+        self.entries: dict[str, Entry] = {}  # when it was opened, or looked at again
+
+    def find(self, name: str) -> Entry:
+        """The snapshot with that name; QmpError if there is none."""
+        folder.check_name(name)
+        if name not in self.entries:
+            raise QmpError(f"snapshot '{name}' not found")
+        return self.entries[name]
+
+    def in_order(self) -> list[str]:
+        """All names, the oldest snapshot first; those that cannot be used at the end."""
+        def key(entry: Entry) -> tuple[bool, str, int]:
+            return bool(entry.problem), entry.manifest.get("created", ""), entry.stamp[1]
+
+        return [entry.name for entry in sorted(self.entries.values(), key=key)]
+
+    def usable(self, name: str) -> Entry:
+        """The same, of one that can be read; QmpError says why it cannot."""
+        entry = self.find(name)
+        if entry.problem:
+            raise QmpError(entry.problem)
+        return entry
+
+    def children(self, name: str) -> list[str]:
+        """The deltas that need this one."""
+        mine = self.entries[name].manifest.get("id")
+        return sorted(entry.name for entry in self.entries.values()
+                      if mine is not None and _is_delta(entry) and entry.manifest["parent"]["id"] == mine)
+
+    def needed(self, name: str) -> str | None:
+        """The name of the snapshot without which this one is not whole, None if it needs none; QmpError: it is missing.
+        """
+        entry = self.entries[name]
+        if not _is_delta(entry):
+            return None
+        parent = entry.manifest["parent"]
+        for other in self.entries.values():
+            if other.manifest.get("id") == parent["id"]:
+                return other.name
+        raise QmpError(f"snapshot '{name}' cannot be used: '{parent['name']}', from which it differs, is missing")
+
+    def close(self) -> asyncio.Future[None] | None:
+        fd, self.fd = self.fd, -1
+        return beside(lambda: close_fd(fd)) if fd >= 0 else None
+
+
+class Shelves:
+    """What the daemon knows of snapshots. `path`: its own directory, created when it is first needed; "": none."""
+
+    def __init__(self, path: str = "") -> None:
+        self.path = path
+        self.known: dict[str, Entry] = {}  # in its own directory, when it was last looked at
+        self.rate = 0.0  # bytes that the last job saved in a second; 0: there was none
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by object
+        self._uses: dict[Use, list[tuple[str, bool]]] = {}
+        self._key = (-1, -1)  # of its own directory, once it is known
+
+    async def load(self) -> None:
+        """Look at its own directory after the start, and free what a predecessor has left there."""
+        with suppress(QmpError):
+            shelf = await self.open(create=False)
+            if shelf.fd >= 0:
+                await in_thread(_sweep, shelf.fd)
+            shelf.close()
+
+    async def open(self, passed: int = -1, uid: int = -1, *, create: bool) -> Shelf:
+        """Its own directory, or `passed`, which is used up, of a client of that uid; with what is in it now."""
+        shelf: Shelf
+        if passed >= 0:
+            shelf = await in_thread(_opened, passed, uid)
+        elif not self.path:
+            raise QmpError("this gmemd has no directory for snapshots: pass one by 'fdname'")
+        else:
+            shelf = await in_thread(_own, self.path, create)
+            self._key = shelf.key if shelf.fd >= 0 else self._key
+        try:
+            await self.look(shelf)
+        except BaseException:
+            shelf.close()
+            raise
+        return shelf
+
+    async def look(self, shelf: Shelf) -> None:
+        """Find out what is in a directory now."""
+        own = shelf.key == self._key or shelf.fd < 0
+        if shelf.fd >= 0:
+            shelf.entries = await in_thread(_scan, shelf.fd, self.known if own else {})
+        if own:
+            self.known = shelf.entries
+
+    def use(self, change: Change, shelf: Shelf, name: str, doing: str, *, shared: bool = False) -> None:
+        """Keep others from changing a snapshot, or if not `shared` from using it, until the change has ended.
+
+        QmpError says what it is used for already.
+        """
+        uses = self._uses.setdefault((shelf.key, name), [])
+        for other, was_shared in uses:
+            if not (shared and was_shared):
+                raise QmpError(f"snapshot '{name}' is busy: {other}")
+        mine = (doing, shared)
+        uses.append(mine)
+        end = partial(self._end, (shelf.key, name), mine)
+        change.undo(end)
+        change.done(end)
+
+    @asynccontextmanager
+    async def turn(self, object_id: str) -> AsyncIterator[None]:
+        """Wait until nobody else saves that object: only one can keep writers away."""
+        lock = self._turns.setdefault(object_id, asyncio.Lock())
+        async with lock:
+            yield
+
+    def taken(self, shelf: Shelf, name: str) -> bool:
+        """Whether a name is one of a snapshot that is there, or is being made."""
+        return name in shelf.entries or bool(self._uses.get((shelf.key, name)))
+
+    def _end(self, use: Use, mine: tuple[str, bool]) -> None:
+        self._uses[use].remove(mine)
+        if not self._uses[use]:
+            del self._uses[use]
+
+
+def _is_delta(entry: Entry) -> bool:
+    return any(part["stored"] == "delta" for part in entry.manifest.get("parts", {}).values())
+
+
+def _own(path: str, create: bool) -> Shelf:
+    with os_errors(f"cannot open the directory of snapshots, '{path}'"):
+        if create:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if create:
+                raise
+            return Shelf(-1)
+        return _shelf(fd)
+
+
+def _opened(fd: int, uid: int) -> Shelf:
+    """The shelf for a client's descriptor: of a directory that is the client's own, so it gets no right from us."""
+    try:
+        with os_errors("cannot open the directory"):
+            status = os.fstat(fd)
+            if not stat.S_ISDIR(status.st_mode):
+                raise QmpError("the descriptor is not that of a directory")
+            if uid not in (0, status.st_uid):
+                raise QmpError(f"the directory belongs to user {status.st_uid}, and the client is user {uid}")
+            return _shelf(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd))
+    finally:
+        close_fd(fd)
+
+
+def _shelf(fd: int) -> Shelf:
+    status = os.fstat(fd)
+    return Shelf(fd, (status.st_dev, status.st_ino))
+
+
+def _scan(fd: int, known: dict[str, Entry]) -> dict[str, Entry]:
+    with os_errors("cannot list the snapshots"):
+        return catalogue.scan(fd, known)
+
+
+def _sweep(fd: int) -> None:
+    with os_errors("cannot free what unfinished work has left"):
+        folder.sweep(fd)
+
+

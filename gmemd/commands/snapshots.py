@@ -1,0 +1,254 @@
+"""Commands on snapshots that exist: listing, verifying, flattening, deleting, handing out; and importing one."""
+
+from __future__ import annotations
+
+import os
+from types import CoroutineType
+from typing import Any
+
+from gmemd.changes.change import Change, WithFds
+from gmemd.changes.jobs import Job
+from gmemd.changes.threads import close_beside, in_thread
+from gmemd.changes.workers import working
+from gmemd.commands.context import Caller, Gmemd
+from gmemd.commands.jobs import Work, begin
+from gmemd.commands.listing import listed
+from gmemd.commands.shelf import Shelf
+from gmemd.errors import QmpError, close_fd, os_errors
+from gmemd.kernel.syscalls import open_beneath
+from gmemd.snapshots import catalogue, folder
+from gmemd.snapshots.catalogue import Entry
+
+
+def query_memdev_snapshots(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    passed = _passed(caller, arguments)
+
+    async def look() -> Any:
+        shelf = await gmemd.snapshots.open(passed, caller.uid, create=False)
+        try:
+            names = [shelf.find(arguments["name"]).name] if "name" in arguments else shelf.in_order()
+            rows = (describe(shelf, name) for name in names)
+            wanted = arguments.get("object")
+            found = listed((row for row in rows if wanted in (None, row.get("object", {}).get("id"))), len(names))
+            return found if isinstance(found, list) else await found
+        finally:
+            shelf.close()
+
+    return look()
+
+
+def describe(shelf: Shelf, name: str) -> dict[str, Any]:
+    """The members of MemdevSnapshot."""
+    entry = shelf.entries[name]
+    if entry.problem:
+        return {"name": name, "bytes": entry.bytes, "problem": entry.problem}
+    manifest = entry.manifest
+    saved, consistency = manifest["object"], manifest["consistency"]
+    members: dict[str, Any] = {
+        "name": name, "bytes": entry.bytes, "uuid": manifest["id"], "created": manifest["created"],
+        "object": {member: saved[member] for member in ("id", "qom-type", "kind", "size")},
+        "stored": manifest["parts"]["memory"]["stored"], "via": consistency["via"],
+        "consistent": consistency["consistent"], "generation": manifest["generation"]}
+    if "pause-ms" in consistency:
+        members["pause-ms"] = consistency["pause-ms"]
+    if "parent" in manifest:
+        members["parent"] = manifest["parent"]["name"]
+    if children := shelf.children(name):
+        members["children"] = children
+    if "device-state" in manifest:
+        state = manifest["device-state"]
+        members["device-state"] = {member: state[member] for member in ("bytes", "vmm", "machine") if member in state}
+    return members
+
+
+def memdev_snapshot_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    check_job(gmemd, arguments)
+
+    async def act() -> Any:
+        shelf = await shelf_for(gmemd, caller, arguments, change)
+        entry = shelf.usable(arguments["name"])
+        use_with_parent(gmemd, change, shelf, entry, "it is being verified")
+        change.judged(f"read the {entry.bytes} bytes of snapshot '{entry.name}'", whole=False)
+
+        async def work(job: Job | None, change: Change) -> Any:
+            await work_on("verify", shelf, entry.name, job)
+            return {}
+
+        return await begun(gmemd, arguments, "snapshot-verify", entry.bytes,
+                         work, change, {})
+
+    return act()
+
+
+def memdev_snapshot_flatten(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    check_job(gmemd, arguments)
+
+    async def act() -> Any:
+        shelf = await shelf_for(gmemd, caller, arguments, change)
+        entry = shelf.usable(arguments["name"])
+        _check_childless(shelf, entry.name)
+        use_with_parent(gmemd, change, shelf, entry, "it is being rewritten", shared=False)
+        verb = "cold" if arguments["cold"] else "flatten"
+        change.judged(f"rewrite snapshot '{entry.name}'{' compressed' if verb == 'cold' else ''}, which then needs no"
+                      " other", whole=False)
+
+        async def work(job: Job | None, change: Change) -> Any:
+            await work_on(verb, shelf, entry.name, job)
+            await gmemd.snapshots.look(shelf)
+            return {}
+
+        return await begun(gmemd, arguments, "flatten", entry.bytes, work, change, {})
+
+    return act()
+
+
+def memdev_snapshot_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    name = arguments["name"]
+
+    async def act() -> Any:
+        shelf = await shelf_for(gmemd, caller, arguments, change)
+        entry = shelf.find(name)
+        _check_childless(shelf, name)
+        gmemd.snapshots.use(change, shelf, name, "it is being deleted")
+        change.judged(f"delete snapshot '{name}' and free up to {entry.bytes} bytes")
+        await in_thread(_delete, shelf.fd, name)
+        await gmemd.snapshots.look(shelf)
+        gmemd.emit("MEMDEV_SNAPSHOT_DELETED", {"name": name})
+        return {}
+
+    return act()
+
+
+def _delete(directory: int, name: str) -> None:
+    with os_errors(f"cannot delete snapshot '{name}'"):
+        catalogue.delete(directory, name)
+
+
+def memdev_snapshot_import(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    name = arguments["name"]
+    check_job(gmemd, arguments)
+    folder.check_name(name)
+    with os_errors("cannot duplicate the descriptor"):
+        fd = os.dup(caller.named_fds.look(arguments["file"]))
+    for ending in (change.undo, change.done):
+        ending(lambda: close_beside([fd]))
+
+    async def act() -> Any:
+        shelf = await shelf_for(gmemd, caller, arguments, change, create=True)
+        check_new(gmemd, shelf, name)
+        gmemd.snapshots.use(change, shelf, name, "it is being made")
+        change.judged(f"make the snapshot '{name}' of it", whole=False)
+        spec = {"root": shelf.fd, "name": name, "fd": fd}
+        spec |= {member: arguments[member] for member in ("block", "id") if member in arguments}
+
+        async def work(job: Job | None, change: Change) -> Any:
+            await _work("import", spec, job)
+            await gmemd.snapshots.look(shelf)
+            return {"name": name}
+
+        return await begun(gmemd, arguments, "snapshot-import", 0, work, change, {"name": name})
+
+    return act()
+
+
+def memdev_get_snapshot(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    part = arguments["part"]
+
+    async def act() -> WithFds:
+        shelf = await shelf_for(gmemd, caller, arguments, change)
+        entry = shelf.usable(arguments["name"])
+        found = entry.manifest.get("device-state") if part == "device-state" else entry.manifest["parts"].get(part)
+        if found is None or "file" not in found:
+            raise QmpError(f"snapshot '{entry.name}' has no part '{part}'")
+        stored = found.get("stored", "full")
+        if stored == "delta":
+            raise QmpError(f"snapshot '{entry.name}' holds only what differs from"
+                           f" '{entry.manifest['parent']['name']}':"
+                           " memdev-snapshot-flatten completes it")
+        change.judged(f"hand out the {part} of snapshot '{entry.name}'")
+        fd, size = await in_thread(_open, shelf.fd, entry.name, found["file"])
+        change.undo(lambda: close_beside([fd]))
+        return WithFds({"bytes": size, "stored": stored}, [fd])
+
+    return act()
+
+
+def _open(directory: int, name: str, file: str) -> tuple[int, int]:
+    with os_errors(f"cannot open '{file}' of snapshot '{name}'"):
+        fd = open_beneath(directory, f"{name}/{file}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return fd, os.fstat(fd).st_size
+        except OSError:
+            close_fd(fd)
+            raise
+
+
+# -- for all of them -----------------------------------------------------------------------------------
+
+async def shelf_for(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change, *,
+                    create: bool = False) -> Shelf:
+    """The directory that a command names, open until its change has ended."""
+    shelf = await gmemd.snapshots.open(_passed(caller, arguments), caller.uid, create=create and not change.dry_run)
+    change.undo(shelf.close)
+    change.done(shelf.close)
+    return shelf
+
+
+def _passed(caller: Caller, arguments: dict[str, Any]) -> int:
+    """A duplicate of the directory that a client has passed for this; -1: it means the daemon's own."""
+    if "fdname" not in arguments:
+        return -1
+    with os_errors("cannot duplicate the descriptor"):
+        return os.dup(caller.named_fds.look(arguments["fdname"]))
+
+
+def check_new(gmemd: Gmemd, shelf: Shelf, name: str) -> None:
+    """Refuse a name for a new snapshot that another has."""
+    if gmemd.snapshots.taken(shelf, name):
+        raise QmpError(f"snapshot '{name}' exists already")
+
+
+def use_with_parent(gmemd: Gmemd, change: Change, shelf: Shelf, entry: Entry, doing: str, *,
+                    shared: bool = True) -> None:
+    """Note that a snapshot is used, and that its parent is read, if it is a delta; QmpError if that is missing."""
+    parent = shelf.needed(entry.name)
+    gmemd.snapshots.use(change, shelf, entry.name, doing, shared=shared)
+    if parent is not None:
+        gmemd.snapshots.use(change, shelf, parent, f"'{entry.name}' needs it, and {doing}", shared=True)
+
+
+def _check_childless(shelf: Shelf, name: str) -> None:
+    if children := shelf.children(name) if name in shelf.entries else []:
+        raise QmpError(f"snapshot '{name}' is the parent of '{children[0]}': memdev-snapshot-flatten of that ends it")
+
+
+def check_job(gmemd: Gmemd, arguments: dict[str, Any]) -> None:
+    """Refuse a job id that cannot be a new job's."""
+    if "job-id" in arguments:
+        gmemd.jobs.check_id(arguments["job-id"])
+
+
+async def begun(gmemd: Gmemd, arguments: dict[str, Any], kind: str, total: int, work: Work, change: Change,
+                reply: dict[str, Any]) -> Any:
+    """Do work on what is checked, or start its job: the reply."""
+    started = begin(gmemd, arguments, kind, total, work, change, reply)
+    return await started if isinstance(started, CoroutineType) else started
+
+
+async def work_on(verb: str, shelf: Shelf, name: str, job: Job | None) -> None:
+    """Let a worker process read a snapshot, or store it in another form in its place."""
+    await _work(verb, {"root": shelf.fd, "name": name}, job)
+
+
+async def _work(verb: str, spec: dict[str, Any], job: Job | None) -> None:
+    fds = [spec[member] for member in ("root", "fd") if member in spec]
+    async with working(job, verb, spec, fds) as worker:
+        async for message in worker:
+            report(job, message)
+
+
+def report(job: Job | None, message: dict[str, Any]) -> None:
+    """Show a worker's progress in its job."""
+    if job is not None:
+        job.total = message.get("total", job.total)
+        job.current = message.get("done", job.current)
