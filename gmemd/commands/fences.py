@@ -4,7 +4,7 @@
     async with held(fence):     # or hold() and release()
         ...                     # the memory is of one moment, if fence.consistent
 
-A reader that gets `fence.protect` (not None: the members for the worker's spec) makes that moment itself.
+Where `fence.protect` is not None the reader makes that moment itself: they are members for its worker's spec.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.fencing import Fence
 from gmemd.commands.prepared import Leased
 from gmemd.commands.protecting import WriteProtect
-from gmemd.commands.stopping import Freeze, Qmp, resume_vmm
+from gmemd.commands.stopping import Freeze, Qmp
 from gmemd.errors import QmpError
 from gmemd.observe.log import log
-from gmemd.processes.freeze import resume
+from gmemd.processes.guard import let_go
 
 _ONLY = {"qmp": ("qmp",), "fdname": ("write-protect",), "address": ("write-protect",)}  # member: for which kinds
 _DEADLINE = 10000  # milliseconds
@@ -95,8 +95,12 @@ class Auto(Fence):
         return kind(self.gmemd, self.backend, self.deadline)
 
 
-def choose(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, arguments: dict[str, Any] | None) -> Fence:
-    """The fence that a MemdevFence asks for (None: auto); QmpError refuses it. Nothing has happened yet."""
+def choose(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, arguments: dict[str, Any] | None, *,
+           protecting: bool = False) -> Fence:
+    """The fence that a MemdevFence asks for (None: auto); QmpError refuses it. Nothing has happened yet.
+
+    protecting: whether the reader heeds `protect`.
+    """
     asked = {"via": "auto", "deadline": _DEADLINE, **(arguments or {})}
     via, deadline = asked["via"], asked["deadline"]
     for member, kinds in _ONLY.items():
@@ -111,6 +115,8 @@ def choose(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, arguments: 
     if via == "auto":
         return Auto(gmemd, backend, deadline, asked.get("qmp"))
     if via == "write-protect":
+        if not protecting:
+            raise QmpError("a fence by 'write-protect' is only for memdev-snapshot")
         return WriteProtect(gmemd, caller, backend, asked)
     simple: dict[str, type[Fence]] = {"idle": Idle, "unfenced": Unfenced, "lease": Leased, "freeze": Freeze}
     return simple[via](gmemd, backend, deadline)
@@ -129,16 +135,10 @@ async def _recover(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
     note = backend.fence
     assert note is not None
     try:
-        await in_thread(_resume, note)
+        await in_thread(let_go, note)
     except (QmpError, OSError) as exc:
         log.error("cannot let go on what was stopped for a copy", id=backend.id, words=str(exc))
     if "fence" in note:
         gmemd.emit("MEMDEV_DONE", {"id": backend.id, "fence": note["fence"]})
     with contextlib.suppress(QmpError):  # custody's, which has logged it
         await Fence(gmemd, backend, 0).note(None)
-
-
-def _resume(note: dict[str, Any]) -> None:
-    resume(note)
-    if note.get("vmm") is not None:
-        resume_vmm(note["qmp"], note["vmm"])

@@ -2,7 +2,8 @@
 
 A fence keeps an object's memory from being written while it is copied. States: chosen, held, released.
 What it will stop is noted in the object's record before it stops anything, and the note goes when all of it goes on
-again: a crash in between leaves the next daemon (`commands.fences.recover`) the list of what gmemd had stopped.
+again. If the daemon is killed in between, the guard lets go on what is noted, and if that was killed, too, the next
+daemon does (`commands.fences.recover`).
 
 At the deadline whoever was stopped goes on, and the copy fails: `release` raises.
 """
@@ -18,6 +19,7 @@ from typing import Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.commands.context import Gmemd
+from gmemd.commands.guarding import Guard
 from gmemd.commands.holders import writers_now
 from gmemd.errors import QmpError
 from gmemd.processes.holders import Holder
@@ -43,6 +45,7 @@ class Fence:
         self._handed_out = -1
         self._began = 0.0
         self._ending: asyncio.Task[None] | None = None
+        self._guard: Guard | None = None
 
     async def hold(self) -> None:
         """Return when nobody writes the memory any more; QmpError: that failed, and everybody goes on."""
@@ -51,7 +54,10 @@ class Fence:
         self.backend.fence = {"via": self.via}
         self._handed_out = self.backend.handed_out
         try:
-            await self.note(await self.prepare())
+            stopped = await self.prepare()
+            await self.note(stopped)
+            if stopped:
+                self._guard = await Guard.start(stopped, self.deadline)
             await self.approach()
             self._began = monotonic()
             await self.stop(self._began + self.deadline / 1000)
@@ -113,6 +119,8 @@ class Fence:
         """Make the record of a kept object say what will be stopped; None: nothing is any more."""
         before = self.backend.fence
         self.backend.fence = None if stopped is None else {"via": self.via, **stopped}
+        if stopped is not None and self._guard is not None:
+            self._guard.tell(stopped)
         if self.backend.record is not None and (stopped or (before and len(before) > 1)):
             change = Change(self.gmemd.settler)
             change.rewrite(self.backend)
@@ -141,6 +149,9 @@ class Fence:
             self._fail(exc.desc)
         if self._began:
             self.pause = monotonic() - self._began
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            await guard.end()
         try:
             await self.note(None)
         except QmpError as exc:

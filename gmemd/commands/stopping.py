@@ -11,14 +11,11 @@ from gmemd.commands.context import Gmemd
 from gmemd.commands.fencing import Fence, identity, uninterrupted
 from gmemd.errors import QmpError
 from gmemd.processes.freeze import Freezer
-from gmemd.processes.identity import command_name, start_time
+from gmemd.processes.guard import STILL, resume_vmm
 from gmemd.vmm.qemu import Qemu, VmmError
 
 _ROUNDS: Final = 20  # of looking for processes that got the memory while others were being stopped
-_STILL: Final = ("paused", "prelaunch", "postmigrate", "shutdown", "guest-panicked", "internal-error", "io-error",
-                 "watchdog")  # run states in which nothing runs until somebody continues the guest
 _RAN: Final = {"RESUME": "continued", "RESET": "reset"}  # events
-_PATIENCE: Final = 5.0  # seconds for an answer when somebody is let go
 
 
 class Freeze(Fence):
@@ -97,7 +94,7 @@ class Qmp(Fence):
         if qemu.pid not in holders:
             raise VmmError(f"the VMM at '{self.path}' (process {qemu.pid}) does not share '{self.backend.id}'")
         status = await in_thread(qemu.status)
-        if status not in ("running", *_STILL):
+        if status not in ("running", *STILL):
             raise VmmError(f"the guest at '{self.path}' cannot be stopped now: it is '{status}'")
         self._ours = status == "running"
         await in_thread(self._others.add, holders - {qemu.pid})
@@ -162,7 +159,7 @@ class Qmp(Fence):
         for event in _events(qemu):
             if event in _RAN:
                 raise VmmError(f"the guest at '{self.path}' was {_RAN[event]} by somebody else")
-        if status not in _STILL:
+        if status not in STILL:
             raise VmmError(f"the guest at '{self.path}' is '{status}' although it was stopped")
 
     def _continue(self) -> None:
@@ -170,7 +167,7 @@ class Qmp(Fence):
         if self._qemu is None or not self._ours or vmm is None:
             return
         try:
-            if self._qemu.status() in _STILL:
+            if self._qemu.status() in STILL:
                 self._qemu.cont()
         except VmmError:
             self._qemu.close()
@@ -183,15 +180,3 @@ def _events(qemu: Qemu) -> list[str]:
         return [str(event.get("event")) for event in qemu.client.take_events()]
     except ConnectionError as exc:
         raise VmmError(f"the VMM at '{qemu.path}' has ended or closed the connection") from exc
-
-
-def resume_vmm(path: str, process: list[int]) -> None:
-    """Let the guest go on if its VMM, which gmemd had stopped, still stands still; blocks."""
-    pid, start = process
-    if start_time(pid) != start:
-        return
-    with Qemu(path, _PATIENCE) as qemu:
-        if qemu.pid != pid:
-            raise VmmError(f"the VMM at '{path}' is no longer process {pid} ({command_name(pid)}), which was stopped")
-        if qemu.status() in _STILL:
-            qemu.cont()

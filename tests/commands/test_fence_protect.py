@@ -41,7 +41,7 @@ def fd_of(machine: LiveMachine) -> int:
 
 def fence_of(machine: LiveMachine, guest: Guest) -> Fence:
     return choose(machine.gmemd, machine, machine.gmemd.objects.find("m"),
-                  {"via": "write-protect", "fdname": "u", "address": guest.address})
+                  {"via": "write-protect", "fdname": "u", "address": guest.address}, protecting=True)
 
 
 def numbers(data: bytes) -> list[int]:

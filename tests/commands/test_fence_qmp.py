@@ -183,3 +183,5 @@ async def test_a_crash_leaves_a_note(world: World) -> None:
         while backend.fence is not None:
             await asyncio.sleep(0.001)
     world.guest.wait_runs()
+    with pytest.raises(QmpError):
+        await fence.release()

@@ -246,6 +246,19 @@ async def test_a_crash_leaves_a_note(live: LiveMachine) -> None:
             await fence.release()
 
 
+async def test_the_guard_lets_go_on(live: LiveMachine) -> None:
+    """When the daemon ends, which closes its pipe; the daemon notices if it lives."""
+    with writing(fd_of(live)) as writer:
+        fence = fence_of(live, via="freeze")
+        await fence.hold()
+        assert fence._guard is not None
+        assert fence._guard._process.stdin is not None
+        fence._guard._process.stdin.close()
+        wait_for(lambda: state(writer.pid) != "T")
+        with pytest.raises(QmpError, match="was continued by somebody else"):
+            await fence.release()
+
+
 @pytest.mark.parametrize(("asked", "words"), [
     ({"via": "qmp"}, "a fence by 'qmp' needs parameter 'qmp'"),
     ({"via": "idle", "qmp": "/x"}, "parameter 'qmp' is for a fence by 'qmp'"),
