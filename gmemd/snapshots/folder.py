@@ -69,11 +69,11 @@ class Draft:
             rename(self._root, self.name, self._final, uapi.RENAME_EXCHANGE if replace else uapi.RENAME_NOREPLACE)
         except FileExistsError:
             raise QmpError(f"snapshot '{self._final}' exists already") from None
+        old, self.name = self.name, ""  # from here on it is the snapshot, whatever fails
         os.fsync(self._root)
         if replace:
-            with contextlib.suppress(OSError), open_draft(self._root, self.name) as old:
-                _empty(self._root, self.name, old)
-        self.name = ""
+            with contextlib.suppress(OSError), open_draft(self._root, old) as fd:
+                _empty(self._root, old, fd)
 
     def abandon(self) -> None:
         """Remove it, unless it was published."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from gmemd.errors import QmpError
 from tests.robustness import damage
@@ -16,6 +20,8 @@ from tests.robustness.scenarios import SCENARIOS
 from tests.robustness.sweep import Tally, errors, kills
 from tests.robustness.waits import Scale, measure, table
 from tests.robustness.world import World, Wrong
+from tests.snapshots.model import Model
+from tests.snapshots.strikes import ACTS, ERRORS, sweep_all
 
 Part = Callable[[], int]
 
@@ -100,6 +106,49 @@ def all_pairs() -> int:
     return wrong
 
 
+def all_snapshots() -> int:
+    """Strike every act of the snapshots' engine at every system call; how much was wrong."""
+    print("== snapshots: SIGKILL, and an error, at every system call ==")
+    wrong = 0
+    with TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as place:
+        for act in ACTS.values():
+            for errors_, title in (((), "killed"), (ERRORS, "failing")):
+                begun = time.monotonic()
+                tally = sweep_all(Path(place) / "act", act, errors=errors_, strict=False)
+                print(f"{act.name + ', ' + title:45} {sum(tally.calls.values()):5}  {dict(tally.results)},"
+                      f" {time.monotonic() - begun:.0f} s", flush=True)
+                for words in tally.wrong:
+                    print(f"    WRONG: {words[:1000]}")
+                wrong += len(tally.wrong)
+    return wrong
+
+
+def whole_model() -> int:
+    """Ten thousand random operations against the model; how much was wrong."""
+    print("== snapshots: 10,000 operations against a model ==")
+    with TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as place:
+        model = Model(Path(place), seed=10_000)
+        try:
+            for _ in range(10_000):
+                model.step()
+        except AssertionError as exc:
+            print(f"    WRONG: {str(exc)[:1000]}")
+            return 1
+        finally:
+            model.close()
+    print(f"{model.done}\n")
+    return 0
+
+
+def snapshot_damage() -> int:
+    """Fifty flipped bits and truncations of each file, and 1 GiB in 1 TiB; how much was wrong."""
+    print("== snapshots: damage, and what becomes resident ==", flush=True)
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/snapshots/test_damage.py",
+                           "tests/snapshots/test_residency.py"],
+                          env={**os.environ, "GMEMD_PLACES": "50", "GMEMD_POPULATED": "1024"}, check=False)
+    return done.returncode
+
+
 def longest_waits() -> int:
     """How long other clients wait; a verdict, which counts as nothing wrong: it is about the machine, too."""
     print("== longest waits ==")
@@ -108,7 +157,8 @@ def longest_waits() -> int:
 
 
 PARTS: dict[str, Part] = {"pairs": all_pairs, "kills": all_kills, "errors": all_errors, "damage": all_damage,
-                          "ladder": whole_ladder, "restart": restart, "waits": longest_waits}
+                          "ladder": whole_ladder, "restart": restart, "waits": longest_waits,
+                          "snapshots": all_snapshots, "model": whole_model, "snapshot-damage": snapshot_damage}
 
 
 def main(names: list[str]) -> int:
