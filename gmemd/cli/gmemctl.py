@@ -18,7 +18,19 @@ from typing import TYPE_CHECKING
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.connection import Connection
 from gmemd.cli.parser import make_parser, parse
-from gmemd.cli.verbs import capture, handover, jobs, local, memory, moving, objects, server, shell, snapshots
+from gmemd.cli.verbs import (
+    capture,
+    checkpoints,
+    handover,
+    jobs,
+    local,
+    memory,
+    moving,
+    objects,
+    server,
+    shell,
+    snapshots,
+)
 from gmemd.errors import QmpError
 from gmemd.posix.sockets import path_of
 from gmemd.posix.streams import open_standard_streams
@@ -27,13 +39,13 @@ if TYPE_CHECKING:
     from gmemd.client.client import Client
 
 DONE, FAILED, USAGE, NO_CONNECTION, TOO_LATE, EXEC_FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 125, 130
-IN_OUR_PLACE = ("exec", "run")  # verbs with the exit status of their command
+IN_OUR_PLACE = ("exec", "run", "rollback")  # verbs with the exit status of their command
 
 SYSTEM_SOCKET = "/run/gmemd/qmp.sock"
 _GREETING = 10.0  # seconds; a server greets at once, but not a QEMU that has another client
 
-VERBS = {**objects.VERBS, **handover.VERBS, **capture.VERBS, **memory.VERBS, **moving.VERBS, **snapshots.VERBS,
-         **jobs.VERBS, **server.VERBS, **shell.VERBS, **local.VERBS}
+VERBS = {**objects.VERBS, **handover.VERBS, **capture.VERBS, **checkpoints.VERBS, **memory.VERBS, **moving.VERBS,
+         **snapshots.VERBS, **jobs.VERBS, **server.VERBS, **shell.VERBS, **local.VERBS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

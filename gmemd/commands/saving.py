@@ -1,33 +1,24 @@
-"""The command that saves an object's memory: a worker copies it, twice if it is live, and a fence keeps the second
-time free of writers.
-
-    worker: copies while the guest runs, if it is live; then it is ready
-    fence held; the device state is written; the worker copies what has changed since; fence released
-    worker: makes it durable and publishes it
-"""
+"""The command that saves an object's memory: what is checked before, its name, and what it would do."""
 
 from __future__ import annotations
 
 import os
 import re
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
-from gmemd.changes.jobs import Job
-from gmemd.changes.threads import beside, in_thread
-from gmemd.changes.workers import Worker, working
+from gmemd.changes.threads import in_thread
+from gmemd.commands.checkpoints import Way, way_to_save
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.fences import choose
 from gmemd.commands.fencing import Fence
 from gmemd.commands.measure import with_resident
 from gmemd.commands.shelf import Shelf
-from gmemd.commands.snapshots import begun, check_new, report, shelf_for, work_on
+from gmemd.commands.snapshots import begun, check_new, shelf_for
 from gmemd.commands.stopping import Qmp
-from gmemd.errors import QmpError, close_fd, os_errors
-from gmemd.kernel.syscalls import open_beneath
+from gmemd.errors import QmpError
 from gmemd.snapshots.folder import check_name
 
 
@@ -40,21 +31,23 @@ def memdev_snapshot(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], cha
     fence = choose(gmemd, caller, backend, arguments.get("fence"))
     if arguments["device-state"] and not isinstance(fence, Qmp):
         raise QmpError("parameter 'device-state' needs a fence by 'qmp'")
+    way = way_to_save(backend, caller, arguments, change)
     change.claim(backend, "it is being saved", shared=True)
-    return _begin(gmemd, caller, backend, fence, arguments, change)
+    return _begin(gmemd, caller, backend, fence, way, arguments, change)
 
 
-async def _begin(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, fence: Fence, arguments: dict[str, Any],
-                 change: Change) -> Any:
+async def _begin(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, fence: Fence, way: Way,
+                 arguments: dict[str, Any], change: Change) -> Any:
     """The checks that need the directory, then the work."""
     shelf = await shelf_for(gmemd, caller, arguments, change, create=True)
-    name = arguments.get("name") or _free_name(gmemd, shelf, backend.id, checkpoint=arguments["device-state"])
+    checkpoint = arguments["device-state"] or "state" in arguments
+    name = arguments.get("name") or _free_name(gmemd, shelf, backend.id, checkpoint=checkpoint)
     check_new(gmemd, shelf, name)
     gmemd.snapshots.use(change, shelf, name, "it is being made")
     parent = _use_parent(gmemd, change, shelf, arguments["parent"], backend) if "parent" in arguments else ""
     if change.dry_run:
         change.judged(await _foretell(gmemd, backend, name, shelf), whole=False)
-    save = _Save(gmemd, backend, fence, shelf, name, parent, arguments)
+    save = way(gmemd, backend, fence, shelf, name, parent, arguments)
     return await begun(gmemd, arguments, "snapshot", backend.memory_size, save.work, change, {"name": name})
 
 
@@ -102,104 +95,3 @@ def _free_bytes(place: int | str) -> int:
         place = os.path.dirname(place)
     found = os.statvfs(place)
     return found.f_bavail * found.f_frsize
-
-
-@dataclass
-class _Save:
-    """One saving, once it is checked."""
-
-    gmemd: Gmemd
-    backend: HostMemoryBackend
-    fence: Fence
-    shelf: Shelf
-    name: str
-    parent: str  # "": it is no increment
-    arguments: dict[str, Any]
-
-    async def work(self, job: Job | None, change: Change) -> dict[str, Any]:
-        """Do it, under the claim of `change`."""
-        began = time.monotonic()
-        state: dict[str, Any] = {}
-        async with working(job, "save", await self._spec(), self._fds()) as worker:
-            folder = (await _until(worker, job, "folder"))["folder"]
-            await _until(worker, job, "ready")
-            self.fence.lost = worker.stop
-            async with self.gmemd.snapshots.turn(self.backend.id):
-                await self.fence.hold()
-                try:
-                    if self.arguments["device-state"]:
-                        state = await self._save_state(folder)
-                    worker.tell({"pass": {"dirty": None}})
-                    passed = await _until(worker, job, "passed")
-                finally:
-                    await self.fence.release()  # its error tells more than that of the worker it has stopped
-            worker.tell({"finish": self._finish(state)})
-            await _until(worker, job, "end")
-        if self.arguments["cold"]:
-            await work_on("cold", self.shelf, self.name, job)
-        self.gmemd.snapshots.rate = passed["bytes"] / max(time.monotonic() - began, 1e-3)
-        await self.gmemd.snapshots.look(self.shelf)
-        self.gmemd.emit("MEMDEV_SNAPSHOT_SAVED", {"name": self.name, "id": self.backend.id,
-                                                  "consistent": self.fence.consistent, "device-state": bool(state)})
-        return {"name": self.name}
-
-    async def _spec(self) -> dict[str, Any]:
-        """What the worker is to do."""
-        backend = self.backend
-        with os_errors(f"cannot examine '{backend.id}'"):
-            page = await in_thread(self.gmemd.kernel.file_page_size, backend.fd)
-        self._object = describe_object(self.gmemd, backend, page)
-        spec = {"root": self.shelf.fd, "name": self.name, "id": backend.id, "size": backend.memory_size,
-                "live": self.arguments["live"], "memory": {"fd": backend.fd, "offset": backend.offset}}
-        if backend.aside is not None:
-            spec["private"] = {"fd": backend.aside.fd}
-        if self.parent:
-            spec["parent"] = self.parent
-        return spec
-
-    def _fds(self) -> list[int]:
-        return [self.shelf.fd, *(piece.fd for piece in self.backend.pieces())]
-
-    def _finish(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The members of the manifest that are known now."""
-        fence = self.fence
-        consistency = {"via": fence.via, "consistent": fence.consistent}
-        if fence.via not in ("idle", "unfenced"):
-            consistency["pause-ms"] = round(fence.pause * 1000)
-        members = {"object": self._object, "consistency": consistency,
-                   "generation": getattr(self.backend, "generation", 0)}
-        return {**members, "device-state": state} if state else members
-
-    async def _save_state(self, folder: str) -> dict[str, Any]:
-        """Write the device state into the folder that will be the snapshot; what the manifest says of it."""
-        assert isinstance(self.fence, Qmp)
-        fd = await in_thread(_create, self.shelf.fd, f"{folder}/vmstate")
-        try:
-            await self.fence.save_state(fd)
-        finally:
-            await beside(lambda: close_fd(fd))
-        return {"vmm": self.fence.vmm}
-
-
-def describe_object(gmemd: Gmemd, backend: HostMemoryBackend, page: int) -> dict[str, Any]:
-    """The manifest's member 'object'; page: bytes of one of its pages."""
-    saved = {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind,
-             "simulated": backend.kind == "guest-memfd" and gmemd.kernel.simulated,
-             "size": backend.memory_size, "page-size": page, "properties": dict(backend.properties)}
-    if backend.visibility is not None:
-        saved["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
-    return saved
-
-
-async def _until(worker: Worker, job: Job | None, word: str) -> dict[str, Any]:
-    """Follow a worker until it says a word, or ends well; that message."""
-    async for message in worker:
-        report(job, message)
-        if word in message:
-            return message
-    return worker.result
-
-
-def _create(directory: int, path: str) -> int:
-    with os_errors("cannot create the file for the device state"):
-        return open_beneath(directory, path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

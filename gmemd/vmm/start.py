@@ -11,11 +11,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from gmemd.posix.sockets import split_unix, written
-from gmemd.vmm.qemu import VmmError, end
+from gmemd.vmm.qemu import Qemu, VmmError, end
 
 _TAIL = 1 << 14  # bytes of what a VMM said that are kept
 _QUOTED = 3  # lines of it that are quoted
@@ -66,6 +67,27 @@ def _socket_of(words: Sequence[str]) -> str | None:
     if found is None or not {"server", "server=on"} & set(found[1]):
         return None
     return found[0]
+
+
+def reach(started: Started, path: str, timeout: float) -> Qemu:
+    """Connect to a VMM that we have started, as soon as it listens. VmmError: it ends, or does not listen in time."""
+    deadline = time.monotonic() + timeout
+    while True:
+        if (status := started.poll()) is not None:
+            raise VmmError(f"the command ended with status {status}: {started.words() or 'it said nothing'}")
+        try:
+            qemu = Qemu(path, timeout)
+            break
+        except VmmError as exc:
+            if time.monotonic() > deadline:
+                said = started.words()
+                raise VmmError(f"{exc}, {timeout:g} s after the command was started{said and f': {said}'}") from exc
+        time.sleep(0.005)
+    if qemu.pid != started.pid:
+        qemu.close()
+        raise VmmError(f"the VMM at '{path}' is process {qemu.pid}, but the command is process {started.pid}: "
+                       "start the VMM itself, without -daemonize and without a program that stays around it")
+    return qemu
 
 
 class Started:

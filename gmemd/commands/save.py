@@ -1,0 +1,129 @@
+"""One saving of an object's memory: a worker copies it, twice if it is live, and a fence keeps the second time free of
+writers.
+
+    worker: copies while the guest runs, if it is live; then it is ready
+    fence held; the device state is written; the worker copies what has changed since; fence released
+    worker: makes it durable and publishes it
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.change import Change
+from gmemd.changes.jobs import Job
+from gmemd.changes.threads import beside, in_thread
+from gmemd.changes.workers import Worker, working
+from gmemd.commands.context import Gmemd
+from gmemd.commands.fencing import Fence
+from gmemd.commands.shelf import Shelf
+from gmemd.commands.snapshots import report, work_on
+from gmemd.commands.stopping import Qmp
+from gmemd.errors import close_fd, os_errors
+from gmemd.kernel.syscalls import open_beneath
+
+
+@dataclass
+class Save:
+    """One saving, once it is checked."""
+
+    gmemd: Gmemd
+    backend: HostMemoryBackend
+    fence: Fence
+    shelf: Shelf
+    name: str
+    parent: str  # "": it is no increment
+    arguments: dict[str, Any]
+
+    async def work(self, job: Job | None, change: Change) -> dict[str, Any]:
+        """Do it, under the claim of `change`."""
+        began = time.monotonic()
+        state: dict[str, Any] = {}
+        async with working(job, "save", await self._spec(), self._fds()) as worker:
+            folder = (await until(worker, job, "folder"))["folder"]
+            await until(worker, job, "ready")
+            self.fence.lost = worker.stop
+            async with self.gmemd.snapshots.turn(self.backend.id):
+                await self.fence.hold()
+                try:
+                    if self.arguments["device-state"]:
+                        state = await self._save_state(folder)
+                    worker.tell({"pass": {"dirty": None}})
+                    passed = await until(worker, job, "passed")
+                finally:
+                    await self.fence.release()  # its error tells more than that of the worker it has stopped
+            worker.tell({"finish": self._finish(state)})
+            await until(worker, job, "end")
+        if self.arguments["cold"]:
+            await work_on("cold", self.shelf, self.name, job)
+        self.gmemd.snapshots.rate = passed["bytes"] / max(time.monotonic() - began, 1e-3)
+        await self.gmemd.snapshots.look(self.shelf)
+        self.gmemd.emit("MEMDEV_SNAPSHOT_SAVED", {"name": self.name, "id": self.backend.id,
+                                                  "consistent": self.fence.consistent, "device-state": bool(state)})
+        return {"name": self.name}
+
+    async def _spec(self) -> dict[str, Any]:
+        """What the worker is to do."""
+        backend = self.backend
+        with os_errors(f"cannot examine '{backend.id}'"):
+            page = await in_thread(self.gmemd.kernel.file_page_size, backend.fd)
+        self._object = describe_object(self.gmemd, backend, page)
+        spec = {"root": self.shelf.fd, "name": self.name, "id": backend.id, "size": backend.memory_size,
+                "live": self.arguments["live"], "memory": {"fd": backend.fd, "offset": backend.offset}}
+        if backend.aside is not None:
+            spec["private"] = {"fd": backend.aside.fd}
+        if self.parent:
+            spec["parent"] = self.parent
+        return spec
+
+    def _fds(self) -> list[int]:
+        return [self.shelf.fd, *(piece.fd for piece in self.backend.pieces())]
+
+    def _finish(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The members of the manifest that are known now."""
+        fence = self.fence
+        consistency = {"via": fence.via, "consistent": fence.consistent}
+        if fence.via not in ("idle", "unfenced"):
+            consistency["pause-ms"] = round(fence.pause * 1000)
+        members = {"object": self._object, "consistency": consistency,
+                   "generation": getattr(self.backend, "generation", 0)}
+        return {**members, "device-state": state} if state else members
+
+    async def _save_state(self, folder: str) -> dict[str, Any]:
+        """Write the device state into the folder that will be the snapshot; what the manifest says of it."""
+        assert isinstance(self.fence, Qmp)
+        fd = await in_thread(create_state, self.shelf.fd, folder)
+        try:
+            await self.fence.save_state(fd)
+        finally:
+            await beside(lambda: close_fd(fd))
+        return {"vmm": self.fence.vmm}
+
+
+def describe_object(gmemd: Gmemd, backend: HostMemoryBackend, page: int) -> dict[str, Any]:
+    """The manifest's member 'object'; page: bytes of one of its pages."""
+    saved = {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind,
+             "simulated": backend.kind == "guest-memfd" and gmemd.kernel.simulated,
+             "size": backend.memory_size, "page-size": page, "properties": dict(backend.properties)}
+    if backend.visibility is not None:
+        saved["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
+    return saved
+
+
+async def until(worker: Worker, job: Job | None, word: str) -> dict[str, Any]:
+    """Follow a worker until it says a word, or ends well; that message."""
+    async for message in worker:
+        report(job, message)
+        if word in message:
+            return message
+    return worker.result
+
+
+def create_state(directory: int, folder: str) -> int:
+    """Create the file of the device state in a folder that will be a snapshot; its descriptor."""
+    with os_errors("cannot create the file for the device state"):
+        return open_beneath(directory, f"{folder}/vmstate", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

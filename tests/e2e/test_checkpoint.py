@@ -1,0 +1,154 @@
+"""A guest is saved with its devices, and goes back to that moment after its QEMU was killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from gmemd.client.client import Client
+from gmemd.client.running import Running, RunningGmemd, state
+from tests.daemon import Daemon
+from tests.guests.linux import LinuxGuest, Mark, needs_qemu
+from tests.patience import PATIENCE, wait_for
+from tests.programs import gmemctl, output
+
+_COUNTED = re.compile(rb"C (\d+) boot=")
+
+pytestmark = [pytest.mark.e2e, needs_qemu]
+
+
+class Scene:
+    """A gmemd with a snapshots' directory, and a Linux guest on its object ram0; `close` ends every QEMU."""
+
+    def __init__(self, directory: Path, stack: ExitStack, *, keep: bool = False) -> None:
+        """`keep`: with a keeper."""
+        options = ("--snapshots", str(directory / "snapshots"))
+        self.daemon: Running = stack.enter_context(RunningGmemd(*options, keep=True) if keep else Daemon(*options))
+        self.guest = LinuxGuest(directory)
+        self.started: list[subprocess.Popen[bytes]] = []
+        stack.callback(self.close)
+        self.gmemctl("create", f"memory-backend-memfd,id=ram0,size={self.guest.size >> 20}M,share=on")
+        self.start("exec", "ram0", "--", *self.command("first"))
+        self.guest.wait_started()
+
+    def command(self, name: str, **command: str) -> list[str]:
+        """The words of a QEMU of that name, with a second monitor."""
+        return self.guest.command(name, "-qmp", f"unix:{self.guest.qmp(name)}.second,server=on,wait=off", **command)
+
+    def second(self, name: str) -> Client:
+        """Its second monitor."""
+        return Client(f"{self.guest.qmp(name)}.second", timeout=PATIENCE)
+
+    def gmemctl(self, *words: str, status: int = 0) -> str:
+        """Run a verb to its end; what it prints."""
+        return output(gmemctl("--socket", self.daemon.socket, *words), status=status)
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start a verb that runs a QEMU."""
+        process = subprocess.Popen(gmemctl("--socket", self.daemon.socket, *words), stdin=subprocess.DEVNULL,
+                                   start_new_session=True)
+        self.started.append(process)
+        return process
+
+    def checkpoint(self, name: str, *options: str) -> tuple[int, int]:
+        """Save the guest in the QEMU of that name; the counter before and after it."""
+        before = self.guest.mark().count
+        self.gmemctl("checkpoint", "ram0", "--qmp", str(self.guest.qmp(name)), *options)
+        return before, self.guest.mark().count
+
+    def kill(self, name: str) -> Mark:
+        """Kill the QEMU of that name after its guest went on for a while; where it was then."""
+        went_on = self.guest.check_went_on(self.guest.mark())
+        with self.second(name) as monitor:
+            pid = monitor.peer_pid
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: state(pid) in "ZX")
+        assert self.guest.mark().count >= went_on.count
+        return self.guest.mark()
+
+    def kill_in_the_pause(self, name: str, kill: Callable[[subprocess.Popen[bytes]], object]) -> None:
+        """Save the guest, and kill somebody, given the verb, when it is stopped: it goes on nevertheless."""
+        before = self.guest.mark()
+        with self.second(name) as monitor:
+            verb = self.start("checkpoint", "ram0", "--qmp", str(self.guest.qmp(name)))
+            monitor.wait_event("STOP")
+            kill(verb)
+            monitor.wait_event("RESUME")
+        self.guest.check_went_on(before, sums=1)
+        verb.wait(PATIENCE)
+
+    def rollback(self, name: str, checkpoint: str = "ram0", **command: str) -> None:
+        """Go back in a QEMU of that name, which runs once it answers."""
+        self.start("rollback", checkpoint, "--", *self.command(name, **command))
+
+    def check_went_back(self, saved: tuple[int, int], killed: Mark) -> None:
+        """The guest goes on from a checkpoint, with the boot id and the bytes that it had."""
+        wait_for(lambda: _COUNTED.search(self.guest.output.read_bytes(), killed.at))
+        found = _COUNTED.search(self.guest.output.read_bytes(), killed.at)
+        assert found is not None
+        assert saved[0] <= int(found[1]) <= saved[1] + 1
+        self.guest.check_went_on(Mark(killed.boot, int(found[1]), killed.at), sums=1)
+
+    def close(self) -> None:
+        for process in self.started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextmanager
+def scene(directory: Path, **settings: bool) -> Iterator[Scene]:
+    with ExitStack() as stack:
+        yield Scene(directory, stack, **settings)
+
+
+def test_five_times(tmp_path: Path) -> None:
+    """Checkpoint, SIGKILL of QEMU, rollback: each time the guest goes on exactly from there."""
+    with scene(tmp_path) as here:
+        name = "first"
+        for number in range(1, 6):
+            saved = here.checkpoint(name)
+            killed = here.kill(name)
+            name = f"after{number}"
+            here.rollback(name)
+            here.check_went_back(saved, killed)
+        assert here.gmemctl("snapshot", "ls", "-o", "name").split() == [f"ram0@{number}" for number in range(1, 6)]
+
+
+def test_live(tmp_path: Path) -> None:
+    """QEMU sends the memory itself while the guest runs; what it has sent is verified, and goes back as any other."""
+    with scene(tmp_path) as here:
+        saved = here.checkpoint("first", "--live")
+        here.gmemctl("snapshot", "verify", "ram0@1")
+        here.guest.check_went_on(here.guest.mark())
+        here.checkpoint("first")
+        killed = here.kill("first")
+        here.rollback("second", "ram0@1")
+        here.check_went_back(saved, killed)
+
+
+def test_killed_in_the_middle(tmp_path: Path) -> None:
+    """Whoever is killed while the guest stands still, gmemctl, gmemd or both gmemd and its keeper: it goes on.
+
+    A checkpoint is there whole or not at all, and the next one is made and goes back as ever.
+    """
+    with scene(tmp_path, keep=True) as here:
+        here.kill_in_the_pause("first", lambda verb: verb.kill())
+        with here.daemon.client() as client:
+            wait_for(lambda: all(job["status"] == "concluded" for job in client.execute("query-jobs")))
+        here.kill_in_the_pause("first", lambda verb: here.daemon.kill())
+        here.daemon.wait_greeting()
+        for name in here.gmemctl("snapshot", "ls", "-o", "name").split():
+            here.gmemctl("snapshot", "verify", name)
+        saved = here.checkpoint("first")
+        killed = here.kill("first")
+        here.rollback("second")
+        here.check_went_back(saved, killed)
+        here.kill_in_the_pause("second", lambda verb: here.daemon._kill())
