@@ -173,6 +173,7 @@ class Beside(Save):
         return {"vmm": self._vmm}
 
     def _finish(self, state: dict[str, Any]) -> dict[str, Any]:
+        self._object["inode"] = os.fstat(self.backend.fd).st_ino  # of this memory, and not of another with the same id
         return {**super()._finish(state), "parts": {"memory": {"stored": "object", "bytes": 0}}}
 
 

@@ -165,12 +165,29 @@ def memdev_get_snapshot(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
             raise QmpError(f"snapshot '{entry.name}' holds only what differs from"
                            f" '{entry.manifest['parent']['name']}':"
                            " memdev-snapshot-flatten completes it")
+        if part == "device-state":
+            _check_fits(gmemd, entry)
         change.judged(f"hand out the {part} of snapshot '{entry.name}'")
         fd, size = await in_thread(_open, shelf.fd, entry.name, found["file"])
         change.undo(lambda: close_beside([fd]))
         return WithFds({"bytes": size, "stored": stored}, [fd])
 
     return act()
+
+
+def _check_fits(gmemd: Gmemd, entry: Entry) -> None:
+    """Refuse a device state whose memory is an object's if that is gone, or a guest has begun to run on it."""
+    manifest = entry.manifest
+    if manifest["parts"]["memory"]["stored"] != "object":
+        return
+    saved = manifest["object"]
+    backend = gmemd.objects.get(saved["id"])
+    with os_errors(f"cannot examine '{saved['id']}'"):
+        if backend is None or os.fstat(backend.fd).st_ino != saved.get("inode"):
+            raise QmpError(f"the device state of '{entry.name}' belongs to the memory of object '{saved['id']}', "
+                           "which is gone")
+    if not backend.frozen and backend.generation != manifest["generation"]:
+        raise QmpError(f"the device state of '{entry.name}' no longer fits: a guest has run on '{backend.id}' since")
 
 
 def _open(directory: int, name: str, file: str) -> tuple[int, int]:
