@@ -24,7 +24,9 @@ from gmemd.changes.threads import close_copies, in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.commands.fences import recover
+from gmemd.commands.handovers import watch_handovers
 from gmemd.commands.lease import watch_leases
+from gmemd.commands.runners import watch_runners
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.program import worker_program
@@ -187,6 +189,8 @@ class Daemon:
             for listening in self._program.sockets(sockets):
                 self._serve(dispatcher, listening)
             watch_leases(gmemd)
+            watch_runners(gmemd)
+            watch_handovers(gmemd)
             recover(gmemd)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")

@@ -21,6 +21,7 @@ from gmemd.memory.lease import Lease
 from gmemd.memory.moves import AWAY, Move
 from gmemd.memory.piece import Aside, Piece
 from gmemd.memory.ranges import RangeMap
+from gmemd.memory.runner import Handover, Runner
 from gmemd.memory.tracking import Tracking
 from gmemd.posix import boottime
 from gmemd.qmp.encode import encode
@@ -67,6 +68,8 @@ class HostMemoryBackend(Piece):
     foreign = False  # other processes may have had it before this one
     lease: Lease | None = None
     generation = 0  # how often a guest began to run on it
+    runner: Runner | None = None  # the process that runs one
+    handover: Handover | None = None  # its guest is on its way to another VMM
     enforcers: tuple[Enforcer, ...] = ()  # mappings in which private pages fault; all shared ones are then allocated
     tracking: Tracking | None = None  # of what others write, with their userfaultfds
     fence: dict[str, Any] | None = None  # what keeps it from being written now, with what was stopped for that
@@ -182,8 +185,8 @@ class HostMemoryBackend(Piece):
 
     @property
     def busy(self) -> str:
-        """What the change that has claimed it does; "": it is not claimed."""
-        return self.claims[0] if self.claims else ""
+        """What the change that has claimed it does, or a handover; "": neither."""
+        return self.claims[0] if self.claims else self.handover.doing if self.handover else ""
 
     def check_here(self) -> None:
         """Refuse what another gmemd owns, or may own."""
@@ -193,12 +196,12 @@ class HostMemoryBackend(Piece):
             raise QmpError(f"object '{self.id}' {way}, which has not confirmed it: see memdev-move-resolve")
 
     def check_idle(self) -> None:
-        """Refuse while a change has claimed it, and what is not owned here."""
+        """Refuse while a change has claimed it or its guest is on its way, and what is not owned here."""
         self.check_here()
         self._check_unclaimed()
 
     def _check_unclaimed(self) -> None:
-        if self.claims:
+        if self.busy:
             raise QmpError(f"object '{self.id}' is busy: {self.busy}")
 
     def claim(self, doing: str, *, shared: bool = False, away: bool = False) -> None:
@@ -223,8 +226,9 @@ class HostMemoryBackend(Piece):
 
     def detach(self) -> list[int]:
         """Give the descriptors away, to be closed; none while it is claimed: then `unclaim` returns them."""
-        if self.lease is not None:
-            self.lease.end()
+        for watched in (self.lease, self.runner, self.handover):
+            if watched is not None:
+                watched.end()
         if self.claims:
             self._leaving = True
             return []

@@ -46,6 +46,11 @@ class Connection:
         if "client" in vars(self):
             vars(self).pop("client").close()
 
+    def reconnect(self) -> None:
+        """Connect again when the server is next needed."""
+        self.close()
+        vars(self).pop("client", None)
+
     @property
     def for_people(self) -> bool:
         return self.output in ("table", "wide")

@@ -27,6 +27,7 @@ from gmemd.cli.verbs import (
     memory,
     moving,
     objects,
+    replace,
     server,
     shell,
     snapshots,
@@ -44,8 +45,8 @@ IN_OUR_PLACE = ("exec", "run", "rollback")  # verbs with the exit status of thei
 SYSTEM_SOCKET = "/run/gmemd/qmp.sock"
 _GREETING = 10.0  # seconds; a server greets at once, but not a QEMU that has another client
 
-VERBS = {**objects.VERBS, **handover.VERBS, **capture.VERBS, **checkpoints.VERBS, **memory.VERBS, **moving.VERBS,
-         **snapshots.VERBS, **jobs.VERBS, **server.VERBS, **shell.VERBS, **local.VERBS}
+VERBS = {**objects.VERBS, **handover.VERBS, **replace.VERBS, **capture.VERBS, **checkpoints.VERBS, **memory.VERBS,
+         **moving.VERBS, **snapshots.VERBS, **jobs.VERBS, **server.VERBS, **shell.VERBS, **local.VERBS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from gmemd.commands import (
     conversion,
     enforce,
     fds,
+    handovers,
     holders,
     jobs,
     lease,
@@ -28,6 +29,7 @@ from gmemd.commands import (
     properties,
     qom,
     restoring,
+    runners,
     saving,
     sending,
     snapshots,
@@ -42,8 +44,8 @@ from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Command
 
 MODULES: tuple[ModuleType, ...] = (
-    accounting, arriving, clones, cloning, control, conversion, enforce, fds, holders, jobs, lease, memdev, ownership,
-    prepared, properties, qom, restoring, saving, sending, snapshots, status, track)
+    accounting, arriving, clones, cloning, control, conversion, enforce, fds, handovers, holders, jobs, lease, memdev,
+    ownership, prepared, properties, qom, restoring, runners, saving, sending, snapshots, status, track)
 
 
 def find_function(name: str, modules: Sequence[ModuleType] = MODULES) -> Function:

@@ -18,6 +18,7 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete
 from gmemd.commands.properties import populate, set_property
+from gmemd.commands.runners import check_runner
 from gmemd.errors import QmpError, os_errors
 from gmemd.objects.fds import share
 
@@ -114,6 +115,8 @@ def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
         return delete(gmemd, arguments["id"], change, force=force)
     backend = gmemd.objects.find(arguments["id"])
     backend.check_idle()
+    if not force:
+        check_runner(backend, doing="deleting it")
     if arguments["zero"]:
         backend.check_writable()
     if arguments["zero"] and (backend.properties.get("readonly") or not backend.properties["share"]) \

@@ -14,6 +14,7 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.contexts import check_cpus, usable_cpus
 from gmemd.commands.measure import with_resident
 from gmemd.commands.properties import populate
+from gmemd.commands.runners import check_runner
 from gmemd.commands.templates import check_no_clones, check_unused, is_template
 from gmemd.errors import QmpError
 from gmemd.objects.container import ThreadContext
@@ -151,6 +152,8 @@ def delete(gmemd: Gmemd, object_id: str, change: Change, *, force: bool = False)
     else:
         backend = gmemd.objects.find(object_id)
         backend.check_idle()
+        if not force:
+            check_runner(backend, doing="deleting it with memdev-delete")
         if is_template(backend) and not force:
             check_no_clones(gmemd, backend)
             change.claim(backend, "it is being deleted")

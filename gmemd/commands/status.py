@@ -84,13 +84,16 @@ def _describe(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) ->
     uid, pid = backend.owner
     status = {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind, "kernel": gmemd.kernel.name,
               "kernel-reason": gmemd.kernel.why, "size": backend.memory_size, "offset": backend.offset,
-              "owner": {"uid": uid, "pid": pid}, "age": backend.age, "handed-out": backend.handed_out}
+              "owner": {"uid": uid, "pid": pid}, "age": backend.age, "handed-out": backend.handed_out,
+              "generation": backend.generation}
     if resident is not None:
         status["resident"] = resident
     if backend.frozen:
         status["frozen"] = True
     if backend.template:
         status["template"] = backend.template
+    if backend.runner is not None:
+        status["runner"] = {"uid": backend.runner.uid, "pid": backend.runner.pid}
     return status
 
 

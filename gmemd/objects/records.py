@@ -13,6 +13,7 @@ from gmemd.memory.lease import Lease
 from gmemd.memory.moves import Move
 from gmemd.memory.piece import Aside, Piece
 from gmemd.memory.ranges import RangeMap
+from gmemd.memory.runner import Handover, Runner
 from gmemd.objects.container import BACKENDS
 from gmemd.persist.record import Record
 from gmemd.posix.boottime import from_record, on_the_wall
@@ -73,6 +74,10 @@ def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
         extra["lease"] = backend.lease.dump()
     if backend.generation:
         extra["generation"] = backend.generation
+    if backend.runner is not None:
+        extra["runner"] = backend.runner.dump()
+    if backend.handover is not None:
+        extra["handover"] = backend.handover.dump()
     if backend.fence is not None and len(backend.fence) > 1:  # it has stopped somebody
         extra["fence"] = backend.fence
     if backend.move is not None:
@@ -116,6 +121,10 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
     if "lease" in record.extra:
         backend.lease = Lease(*record.extra["lease"])
     backend.generation = record.extra.get("generation", 0)
+    if "runner" in record.extra:
+        backend.runner = Runner(*record.extra["runner"])
+    if "handover" in record.extra:
+        backend.handover = Handover.load(record.extra["handover"])
     backend.fence = record.extra.get("fence")
     backend.move = move_of(record)
     backend.foreign = True

@@ -41,6 +41,7 @@ def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping, clone: bo
     crash, restart, stop = _crash(why, keeping), _restart(why, keeping), _stop(why, keeping)
     return [
         Fate("vmm-crash", "no", _OF_A_CLONE) if clone else Fate("vmm-crash", "yes"),
+        Fate("vmm-replaced", *_replaced(kind, clone)),
         Fate("client-disconnect", "yes"),
         Fate("gmemd-crash", *crash),
         Fate("gmemd-upgrade", *restart),
@@ -52,6 +53,15 @@ def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping, clone: bo
 
 
 _Verdict = tuple[Answer, str]
+
+
+def _replaced(kind: str, clone: bool) -> _Verdict:
+    """The guest goes on in another VMM, by gmemctl replace."""
+    if clone:
+        return "no", _OF_A_CLONE
+    if kind == "guest-memfd":
+        return "no", "no QEMU opens a guest_memfd by its path: start both with gmemctl run --capture, or use a memfd"
+    return "yes", ""
 
 
 def _why_not_kept(opted_out: bool, keeping: Keeping) -> str:

@@ -190,8 +190,13 @@ class Qemu:
                 os.close(writer)
         self.wait_loaded()
 
-    def begin_save(self, pipe: int, *, whole: bool = False) -> None:
-        """Have the device state of a stopped guest written into a pipe; QEMU has its own copy of the descriptor.
+    def prepare(self, pipe: int, *, whole: bool = False) -> None:
+        """Give the VMM the pipe for its state, of which it has its own copy then; the guest may still run."""
+        self.capabilities(x_ignore_shared=not whole)
+        self.ask("getfd", {"fdname": _NAME}, fds=(pipe,))
+
+    def begin_save(self, pipe: int | None = None, *, whole: bool = False) -> None:
+        """Have the device state of a stopped guest written into a pipe; None: the one that was prepared.
 
         `whole`: with the shared RAM; the guest may run then, and is stopped at the end.
         """
@@ -201,15 +206,19 @@ class Qemu:
         """Have a device state read from a pipe; `wait_loaded` then. `whole`: as it was saved."""
         self._begin("migrate-incoming", pipe, whole)
 
-    def _begin(self, command: str, pipe: int, whole: bool) -> None:
-        self.capabilities(x_ignore_shared=not whole)
-        self.ask("getfd", {"fdname": _NAME}, fds=(pipe,))
+    def _begin(self, command: str, pipe: int | None, whole: bool) -> None:
+        if pipe is not None:
+            self.prepare(pipe, whole=whole)
         try:
             self.ask(command, {"uri": f"fd:{_NAME}"})
         except VmmError:
-            with contextlib.suppress(VmmError):  # it may have taken it
-                self.ask("closefd", {"fdname": _NAME})
+            self.close_pipe()
             raise
+
+    def close_pipe(self) -> None:
+        """Have a prepared pipe closed, if it was not used."""
+        with contextlib.suppress(VmmError):
+            self.ask("closefd", {"fdname": _NAME})
 
     def wait_migration(self) -> None:
         """Wait until a migration has completed; VmmError in QEMU's words if it failed."""

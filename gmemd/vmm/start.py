@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -28,17 +29,19 @@ class Arranged(NamedTuple):
 
     words: list[str]
     qmp: str  # the path of its QMP socket
-    added: bool  # we chose that socket
 
 
-def arrange(words: Sequence[str], qmp: str | None, otherwise: str, *, incoming: bool) -> Arranged:
+def arrange(words: Sequence[str], qmp: str | None, otherwise: str, *, incoming: bool,
+            taken: str = "") -> Arranged:
     """Complete a command of QEMU: with a QMP socket, and with `-incoming defer`, where it has none.
 
-    `qmp`: the socket that was asked for; without it the one that the command names is used, or `otherwise`.
-    VmmError: it has another `-incoming`.
+    `qmp`: the socket that was asked for; without it the one that the command names is used, or `otherwise`, also in
+    place of `taken`, which another VMM has. VmmError: it cannot be completed.
     """
-    found = list(words)
+    found = [_moved(word, taken, qmp or otherwise) if taken else word for word in words]
     if incoming:
+        if "-c" in found[1:2] and os.path.basename(found[0]).endswith("sh"):
+            raise VmmError("the command is a shell's, which would not pass on '-incoming': write that of the VMM")
         given = _value(found, "incoming")
         if given is None:
             found += ["-incoming", "defer"]
@@ -46,11 +49,16 @@ def arrange(words: Sequence[str], qmp: str | None, otherwise: str, *, incoming: 
             raise VmmError(f"the command has '-incoming {given}': leave it out, or write '-incoming defer'")
     named = _socket_of(found)
     if qmp is None and named is not None:
-        return Arranged(found, named, False)
+        return Arranged(found, named)
     if qmp is not None and any(qmp in word for word in found):
-        return Arranged(found, qmp, False)
+        return Arranged(found, qmp)
     path = qmp or otherwise
-    return Arranged([*found, "-qmp", f"{written(path)},server=on,wait=off"], path, qmp is None)
+    return Arranged([*found, "-qmp", f"{written(path)},server=on,wait=off"], path)
+
+
+def _moved(word: str, taken: str, path: str) -> str:
+    """A word of a command with another socket in place of one that is taken, as in -qmp unix:PATH or path=PATH."""
+    return re.sub(rf"((?:^unix:|[,:]path=)){re.escape(taken)}(?=,|$)", lambda found: found[1] + path, word)
 
 
 def _value(words: Sequence[str], option: str) -> str | None:
@@ -161,8 +169,8 @@ class Started:
                 self._relay.join(1)
             said = bytes(self._said)
         lines = [line.strip() for line in said.decode(errors="replace").splitlines() if line.strip()]
-        return "; ".join(line.partition(": ")[2] if line.startswith("qemu-") and ": " in line else line
-                         for line in lines[-_QUOTED:])
+        return "; ".join(dict.fromkeys(line.partition(": ")[2] if line.startswith("qemu-") and ": " in line else line
+                                       for line in lines[-_QUOTED:]))
 
     def _reap(self, options: int) -> int | None:
         if self._status is None:

@@ -10,9 +10,9 @@ UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 # Labels of the survival events of query-memdev-status.
 EVENTS: Final = {
-    "vmm-crash": "VMM crash", "client-disconnect": "client disconnect", "gmemd-crash": "gmemd crash",
-    "gmemd-upgrade": "gmemd upgrade", "service-stop": "service stop", "soft-reboot": "soft reboot",
-    "kexec": "kexec", "power-loss": "power loss",
+    "vmm-crash": "VMM crash", "vmm-replaced": "guest goes on in another VMM", "client-disconnect": "client disconnect",
+    "gmemd-crash": "gmemd crash", "gmemd-upgrade": "gmemd upgrade", "service-stop": "service stop",
+    "soft-reboot": "soft reboot", "kexec": "kexec", "power-loss": "power loss",
 }
 
 

@@ -69,7 +69,7 @@ def test_ls_finds_and_sorts(gmemctl: Gmemctl, client: Client) -> None:
     wide = gmemctl("ls", "r0", "-o", "wide").out.splitlines()
     assert [header for header in wide[0].split() if header not in gmemctl("ls").out] == [
         "OFFSET", "SHARE", "PREALLOC", "POLICY", "NODES", "SURVIVES"]
-    assert wide[1].split()[-6:] == ["B", "off", "off", "default", "-", "vmm-crash,client-disconnect"]
+    assert wide[1].split()[-6:] == ["B", "off", "off", "default", "-", "vmm-crash,vmm-replaced,client-disconnect"]
     assert gmemctl("ls", "m1", "nope").status == 1
     assert gmemctl("ls", "nope") == (1, "", "gmemctl: object 'nope' not found\n  hint: the objects here: m1, m2, r0\n")
 

@@ -18,7 +18,7 @@ from tests.patience import PATIENCE
 from tests.programs import ROOT
 from tests.programs import gmemctl as gmemctl_words
 
-OF_VMMS = ("run", "adopt", "checkpoint", "rollback")  # their examples need a VMM; tests/vmm, docs/qemu.md
+OF_VMMS = ("run", "adopt", "replace", "checkpoint", "rollback")  # their examples need a VMM; tests/vmm, docs/qemu.md
 OF_TWO = ("export", "import", "move")  # from one gmemd to another: tests/e2e/test_moving.py
 
 PAGE = (ROOT / "docs" / "gmemctl.md").read_text()

@@ -80,7 +80,7 @@ def test_a_wide_table_loses_nothing(terminal: Terminal) -> None:
     """What is wider than the screen goes on in the next line, as in a pipe."""
     screen = _plain(terminal("ls", "-o", "wide"))
     assert len(max(screen.splitlines(), key=len)) > 100  # tmux joins what it has wrapped
-    assert re.search(r"ram0 +memfd +memfd +simulated .* vmm-crash,client-disconnect", screen)
+    assert re.search(r"ram0 +memfd +memfd +simulated .* vmm-crash,vmm-replaced,client-disconnect", screen)
 
 
 def test_no_colours_where_they_are_not_wanted(terminal: Terminal) -> None:

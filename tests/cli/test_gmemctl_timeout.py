@@ -135,6 +135,7 @@ def words_of(verb: str) -> list[str]:
             given.append(str(next(iter(action.choices))) if action.choices else "x")
     extra = {"create": ["memory-backend-ram,id=x,size=4096"], "exec": ["x", "--", "true"],
              "run": ["--capture", "x", "--", "true"], "completion": ["ids"],
+             "replace": ["x", "--qmp", "/no/such/socket", "--", "true"],
              "events": ["--for", str(SECONDS)], "qmp": ['{"execute": "query-version"}'], "call": ["query-version"],
              "adopt": ["--pid", str(os.getpid()), "--memfd", "of-this-test"],
              "snapshot import": ["/dev/null", "x"], "snapshot prune": ["--keep", "1"]}

@@ -28,8 +28,8 @@ def test_survive_tells_every_event(guest: Gmemctl) -> None:
     """Each event has a line, those that end the memory an advice; one object can be asked for."""
     lines = guest("survive").out.splitlines()
     assert lines[0].split()[:3] == ["ID", "EVENT", "SURVIVES"]
-    assert [line.split()[2] for line in lines[1:]] == ["yes", "yes", *["NO"] * 6]
-    assert "start gmemd under systemd or with --keeper" in lines[3]
+    assert [line.split()[2] for line in lines[1:]] == ["yes", "NO", "yes", *["NO"] * 6]
+    assert "start gmemd under systemd or with --keeper" in lines[4]
     [only] = json.loads(guest("survive", "g0", "-o", "json").out)
     assert [fate["event"] for fate in only["survival"]][-1] == "power-loss"
     assert guest("survive", "nope").status == 1

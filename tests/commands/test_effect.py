@@ -105,6 +105,7 @@ EVERY: dict[str, dict[str, Any]] = {
     "job-dismiss": {"id": "j"},
     "memdev-adopt": {"fdname": "given", "id": "new", "require-seals": False},
     "memdev-claim": {"name": "no"},
+    "memdev-clear-runner": {"id": "m0"},
     "memdev-clone": {"template": "m0", "id": "new", "copy": True},
     "memdev-convert": {"id": "g0", "offset": 0, "size": 4096, "to": "private"},
     "memdev-delete": {"id": "m0", "zero": True},
@@ -115,6 +116,8 @@ EVERY: dict[str, dict[str, Any]] = {
     "memdev-move-resolve": {"id": "m0", "fdname": "given"},
     "memdev-enforce": {"id": "g0", "fdname": "given", "address": 0},
     "memdev-freeze": {"id": "m0"},
+    "memdev-handover": {"ids": ["m0"], "old": {"pid": 1, "qmp": "/a"}, "new": {"pid": os.getpid(), "qmp": "/b"}},
+    "memdev-handover-end": {"id": "m0", "result": "old"},
     "memdev-get-fd": {"id": "m0", "lease": "keep"},
     "memdev-persist": {"id": "m0", "persist": True},
     "memdev-populate": {"id": "m0", "job-id": "new"},
@@ -127,6 +130,7 @@ EVERY: dict[str, dict[str, Any]] = {
     "memdev-snapshot-import": {"name": "two", "file": "given"},
     "memdev-snapshot-verify": {"name": "one"},
     "memdev-get-snapshot": {"name": "one"},
+    "memdev-set-runner": {"id": "m0"},
     "memdev-verify": {"id": "m0", "job-id": "new"},
     "memdev-track": {"id": "m0", "fdname": "given", "address": 0},
     "memdev-untrack": {"id": "m0"},
@@ -151,8 +155,9 @@ def test_no_command_acts(machine: Machine, command: str, tmp_path: Path) -> None
     os.truncate(machine.sent[0], MIB)
     machine.run("getfd", fdname="given")
     before, files = state(machine), set(tmp_path.rglob("*"))
-    refused = command in ("job-cancel", "job-dismiss", "memdev-claim", "memdev-enforce", "memdev-move-resolve",
-                          "memdev-persist", "memdev-prepared", "memdev-release", "memdev-track", "memdev-untrack")
+    refused = command in ("job-cancel", "job-dismiss", "memdev-claim", "memdev-clear-runner", "memdev-enforce",
+                          "memdev-handover-end", "memdev-move-resolve", "memdev-persist", "memdev-prepared",
+                          "memdev-release", "memdev-track", "memdev-untrack")
     with pytest.raises(QmpError) if refused else contextlib.nullcontext():
         assert effect(machine, command, EVERY[command])["effect"].startswith("would ")
     assert (state(machine), set(tmp_path.rglob("*"))) == (before, files)

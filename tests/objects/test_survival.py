@@ -12,7 +12,7 @@ from gmemd.persist.keeping import SPARED, Keeping, Unit
 from gmemd.persist.manager import Manager, _keeping
 from gmemd.persist.unit import ask, own_unit, version_of
 
-ALWAYS = ["vmm-crash", "client-disconnect"]
+ALWAYS = ["vmm-crash", "vmm-replaced", "client-disconnect"]
 CRASH = [*ALWAYS, "gmemd-crash", "gmemd-upgrade"]
 STOP = [*CRASH, "service-stop", "soft-reboot"]
 EVENTS = [*STOP, "kexec", "power-loss"]
@@ -53,6 +53,8 @@ def systemd(**changed: object) -> Keeping:
 def test_fates(keeping: Keeping, kind: str, kept: bool, survived: list[str]) -> None:
     """Each event is answered, and where the answer is not yes there is advice."""
     found = fates(kind, kept=kept, opted_out=not kept, keeping=keeping)
+    if kind == "guest-memfd":  # no QEMU can open it
+        survived = [event for event in survived if event != "vmm-replaced"]
     assert [fate.event for fate in found if fate.survives] == survived
     assert [fate.event for fate in found] == EVENTS
     assert all(bool(fate.advice) is not fate.survives for fate in found)
@@ -71,7 +73,7 @@ def test_fates(keeping: Keeping, kind: str, kept: bool, survived: list[str]) -> 
 def test_what_is_not_known_is_not_yes(keeping: Keeping, kind: str, answers: list[str]) -> None:
     """Where systemd has not said, or nobody has tried, that is the answer."""
     found = fates(kind, kept=True, opted_out=False, keeping=keeping)
-    assert [fate.answer for fate in found[2:]] == answers
+    assert [fate.answer for fate in found[3:]] == answers
 
 
 @pytest.mark.parametrize(("keeping", "advice"), [

@@ -18,22 +18,32 @@ QMP = ["-qmp", "unix:/s/other,server=on,wait=off"]
 
 
 @pytest.mark.parametrize(("words", "qmp", "found"), [
-    (["q"], None, Arranged(["q", "-incoming", "defer", *QMP], "/s/other", True)),
-    (["q"], "/s,n", Arranged(["q", "-incoming", "defer", "-qmp", "unix:/s,,n,server=on,wait=off"], "/s,n", False)),
+    (["q"], None, Arranged(["q", "-incoming", "defer", *QMP], "/s/other")),
+    (["q"], "/s,n", Arranged(["q", "-incoming", "defer", "-qmp", "unix:/s,,n,server=on,wait=off"], "/s,n")),
     (["q", "-qmp", "unix:/a,server=on"], None,
-     Arranged(["q", "-qmp", "unix:/a,server=on", "-incoming", "defer"], "/a", False)),
+     Arranged(["q", "-qmp", "unix:/a,server=on", "-incoming", "defer"], "/a")),
     (["q", "-incoming", "defer", "-qmp", "unix:/a"], None,
-     Arranged(["q", "-incoming", "defer", "-qmp", "unix:/a", *QMP], "/s/other", True)),
+     Arranged(["q", "-incoming", "defer", "-qmp", "unix:/a", *QMP], "/s/other")),
     (["q", "-chardev", "socket,id=m,path=/a,server=on", "-mon", "m"], "/a",
-     Arranged(["q", "-chardev", "socket,id=m,path=/a,server=on", "-mon", "m", "-incoming", "defer"], "/a", False)),
+     Arranged(["q", "-chardev", "socket,id=m,path=/a,server=on", "-mon", "m", "-incoming", "defer"], "/a")),
 ])
 def test_what_a_command_lacks_is_added(words: list[str], qmp: str | None, found: Arranged) -> None:
     assert arrange(words, qmp, "/s/other", incoming=True) == found
 
 
+def test_a_socket_that_is_taken_is_replaced() -> None:
+    """Wherever the command would listen on it; QEMU would remove it there."""
+    words = ["q", "-qmp", "unix:/a,server=on", "-serial", "unix:/a.2,server=on", "-chardev", "socket,id=x,path=/a"]
+    found = arrange(words, None, "/b", incoming=False, taken="/a")
+    assert found == Arranged(["q", "-qmp", "unix:/b,server=on", "-serial", "unix:/a.2,server=on", "-chardev",
+                              "socket,id=x,path=/b"], "/b")
+
+
 def test_another_incoming_is_refused() -> None:
     with pytest.raises(VmmError, match="the command has '-incoming tcp::1'"):
         arrange(["q", "-incoming", "tcp::1"], None, "/s", incoming=True)
+    with pytest.raises(VmmError, match="the command is a shell's"):
+        arrange(["/bin/sh", "-c", "q"], None, "/s", incoming=True)
     assert arrange(["q"], None, "/s/other", incoming=False).words == ["q", *QMP]
 
 

@@ -1,0 +1,182 @@
+"""`gmemctl replace`: a running guest goes on in another QEMU, and its memory stays where it is.
+
+The new QEMU is started beside the old one, waits for its state, and is compared with it; only then is the guest
+stopped. The daemon has a note of both from before the new one exists, so that it can bring the move to an end if we
+are killed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from argparse import Namespace
+from contextlib import ExitStack
+from typing import Any
+
+from gmemd.cli.call_syntax import UsageError
+from gmemd.cli.chosen import choose
+from gmemd.cli.connection import DONE, Connection, note
+from gmemd.cli.parser import ALL, COMMAND, DRY_RUN, Verbs, argument
+from gmemd.cli.verbs.handover import fill_in, placeholders
+from gmemd.errors import QmpError
+from gmemd.vmm.compare import Held, check_memory, check_movable, check_same, check_same_memory, machine_of
+from gmemd.vmm.handover import Party, move, next_to, settle
+from gmemd.vmm.qemu import Backend, Qemu, VmmError
+from gmemd.vmm.start import Started, arrange, reach
+
+VERBS = Verbs()
+_PATIENCE = 30.0  # seconds for each answer, if --timeout does not say
+
+
+@VERBS.add(
+    "let a running guest go on in another QEMU, on the same memory",
+    argument("id", metavar="ID", nargs="*", completes="ids", help="all objects that are its memory; or a pattern"),
+    ALL, argument("--qmp", metavar="PATH", required=True, help="QMP socket of the QEMU in which it runs"),
+    argument("--new-qmp", metavar="PATH", help="QMP socket of the new one; default: the command's own, or that of the "
+                                               "old one once it has ended"),
+    DRY_RUN, COMMAND,
+    examples=("replace vm1 --qmp vm1.sock -- qemu-system-x86_64 -m 1G "
+              "-object memory-backend-file,id=ram,size=1G,share=on,mem-path={vm1} -machine q35,memory-backend=ram",),
+    hints=((r"^the two VMMs are not the same machine",
+            "repeat the old command, and name its machine type in full (pc-q35-7.2)"),
+           (r" runs a guest on object ", "'gmemctl show' names the process that runs it")))
+def replace(connection: Connection, options: Namespace) -> int:
+    if not options.exec_command:
+        raise UsageError("replace needs a command: gmemctl replace ID --qmp PATH -- COMMAND")
+    ids, unmatched = choose(connection, options, connection.memory)
+    if unmatched:
+        raise unmatched[0]
+    if not ids:
+        raise UsageError("replace: name the objects that are the guest's memory")
+    with ExitStack() as ends:
+        move_ = _Move(connection, options, ids, ends)
+        move_.check_old()
+        if connection.dry_run:
+            print(f"replace would move the guest of process {move_.old.pid} into a new VMM, "
+                  "which is compared with the old one first")
+            return DONE
+        move_.start()
+        done = move_.carry_out()
+    if connection.for_people:
+        stopped = f"; it was stopped for {done['stopped-ms']} ms" if "stopped-ms" in done else ""
+        print(f"the guest runs in process {done['pid']}, QMP socket {done['qmp']}{stopped}")
+    else:
+        connection.show(done)
+    return DONE
+
+
+class _Move:
+    """One replacement, step by step; `ends` closes what it opens."""
+
+    def __init__(self, connection: Connection, options: Namespace, ids: list[str], ends: ExitStack) -> None:
+        self._connection = connection
+        self._ids = ids
+        self._ends = ends
+        self._timeout = options.timeout or _PATIENCE
+        self._path = os.path.abspath(options.qmp)
+        new_path = os.path.abspath(options.new_qmp) if options.new_qmp else None
+        if new_path == self._path:
+            raise UsageError("replace: --new-qmp is the socket of the old one, which gets it by itself in the end")
+        self._next = next_to(self._path)
+        self._sizes = {name: connection.execute("query-memdev-status", {"id": name})[0]["size"] for name in ids}
+        self._command = arrange(options.exec_command, new_path, self._next, incoming=True, taken=options.qmp)
+        self.old = ends.enter_context(Qemu(self._path, self._timeout))
+        self._was = ends.enter_context(Party.of(self.old.pid, self._path))
+
+    def check_old(self) -> None:
+        """Whether the guest can leave, and its memory is these objects."""
+        check_movable(self.old)
+        self._backends = self._check_memory(self.old)
+        self._machine = machine_of(self.old)
+
+    def start(self) -> None:
+        """Start the new VMM, known to the daemon before it exists."""
+        qmp = os.path.abspath(self._command.qmp)
+        if _is_served(qmp):
+            raise VmmError(f"'{qmp}' is the socket of a VMM already: name another one with --new-qmp")
+        values: dict[str, Any] = {}
+        fds: dict[str, int] = {}
+        for name in self._ids:
+            values[name], [fds[name]] = self._connection.execute_fds("memdev-get-fd", {"id": name})
+            self._ends.callback(os.close, fds[name])
+        words = [fill_in(word, placeholders(values, fds)) for word in self._command.words]
+        self._started = Started(words, list(fds.values()))
+        try:
+            self._is = self._ends.enter_context(Party.of(self._started.pid, qmp))
+            self._connection.execute("memdev-handover", {
+                "ids": self._ids, "old": {"pid": self.old.pid, "qmp": self._path},
+                "new": {"pid": self._started.pid, "qmp": qmp}})
+        except BaseException:
+            self._started.kill()
+            raise
+        self._started.go()
+
+    def carry_out(self) -> dict[str, Any]:
+        """Move the guest; or let it go on where it was, and VmmError."""
+        stopped, trouble = None, None
+        try:
+            with reach(self._started, self._is.qmp, self._timeout) as new:
+                self._check_new(new)
+                stopped = move(self.old, new)
+        except (VmmError, OSError, KeyboardInterrupt) as exc:
+            trouble = exc
+        self.old.close()
+        result = settle(self._was, self._is, self._timeout, moved=stopped is not None)
+        self._report(result)
+        if result != "new":
+            raise self._explained(trouble, result)
+        qmp = self._path if self._is.qmp == self._next else self._is.qmp
+        return {"ids": self._ids, "pid": self._started.pid, "qmp": qmp,
+                **({} if stopped is None else {"stopped-ms": round(stopped * 1000)})}
+
+    def _check_new(self, new: Qemu) -> None:
+        if (status := new.status()) != "inmigrate":
+            raise VmmError(f"the new VMM does not wait for a state (status: {status})")
+        check_same_memory(self.old, self._backends, new, self._check_memory(new))
+        check_same(self._machine, machine_of(new))
+
+    def _check_memory(self, qemu: Qemu) -> dict[str, Backend]:
+        held: dict[str, Held | None] = {}
+        for name in self._ids:
+            held[name] = next((Held(self._sizes[name], one["mapped"], one["writable"], one["private-copy"])
+                               for one in self._connection.execute("query-memdev-holders", {"id": name})
+                               if one["pid"] == qemu.pid), None)
+        return check_memory(qemu, held)
+
+    def _report(self, result: str) -> None:
+        """Tell the daemon, which may have been restarted meanwhile; if it does not come, it finds out by itself."""
+        until = time.monotonic() + self._timeout
+        while True:
+            try:
+                self._connection.execute("memdev-handover-end", {"id": self._ids[0], "result": result})
+                return
+            except QmpError:  # an answer that got lost
+                return
+            except OSError as exc:
+                if time.monotonic() > until:
+                    note(f"gmemd does not know yet where the guest runs: {exc}")
+                    return
+            self._connection.reconnect()
+            time.sleep(0.05)
+
+    def _explained(self, trouble: BaseException | None, result: str) -> BaseException:
+        if trouble is not None and not isinstance(trouble, VmmError | OSError):
+            return trouble
+        words = self._started.words()
+        why = "; ".join(filter(None, (str(trouble or "the new VMM has ended"), words)))
+        where = {"old": "the guest runs in the old VMM as before",
+                 "none": "the guest has ended with its VMM: its memory is kept, its devices' state is lost"}[result]
+        return VmmError(f"{why}; {where}")
+
+
+def _is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError as exc:
+            raise VmmError(f"cannot use '{path}': {exc.strerror or exc}") from exc
+        return True
