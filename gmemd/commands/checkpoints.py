@@ -71,6 +71,8 @@ class Over(Fence):
 class Sent(Save):
     """A saving whose memory the VMM sends."""
 
+    direct = False
+
     async def work(self, job: Job | None, change: Change) -> dict[str, Any]:
         async with _scratch(self.shelf.fd) as (memory, state):
             fence = await self._receive(job, memory, state)
@@ -156,6 +158,8 @@ def _unnamed(directory: int) -> int:
 
 class Beside(Save):
     """A saving of a device state only, which a client passes; it fits the memory as long as that has its generation."""
+
+    direct = False
 
     def __init__(self, *given: Any, state: int, vmm: str, pause: float) -> None:
         """`state`: a file with it, borrowed. `pause`: seconds for which the guest stood still."""

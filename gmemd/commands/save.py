@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
@@ -20,10 +21,12 @@ from gmemd.changes.threads import beside, in_thread
 from gmemd.changes.workers import Worker, working
 from gmemd.commands.context import Gmemd
 from gmemd.commands.fencing import Fence
+from gmemd.commands.protecting import WriteProtect
 from gmemd.commands.shelf import Shelf
-from gmemd.commands.snapshots import report, work_on
+from gmemd.commands.snapshots import describe_object, report, work_on
 from gmemd.commands.stopping import Qmp
-from gmemd.errors import close_fd, os_errors
+from gmemd.commands.track import dirty_since, look
+from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.syscalls import open_beneath
 
 
@@ -38,33 +41,64 @@ class Save:
     name: str
     parent: str  # "": it is no increment
     arguments: dict[str, Any]
+    direct: ClassVar[bool] = True  # the worker reads the object's own memory, while the fence is held
 
     async def work(self, job: Job | None, change: Change) -> dict[str, Any]:
         """Do it, under the claim of `change`."""
-        began = time.monotonic()
-        state: dict[str, Any] = {}
-        async with working(job, "save", await self._spec(), self._fds()) as worker:
-            folder = (await until(worker, job, "folder"))["folder"]
-            await until(worker, job, "ready")
-            self.fence.lost = worker.stop
-            async with self.gmemd.snapshots.turn(self.backend.id):
-                await self.fence.hold()
-                try:
-                    if self.arguments["device-state"]:
-                        state = await self._save_state(folder)
-                    worker.tell({"pass": {"dirty": None}})
-                    passed = await until(worker, job, "passed")
-                finally:
-                    await self.fence.release()  # its error tells more than that of the worker it has stopped
-            worker.tell({"finish": self._finish(state)})
-            await until(worker, job, "end")
+        began, state = time.monotonic(), {}
+        since = await self._mark() if self.arguments["live"] else self.gmemd.snapshots.mark(self.backend, self._base)
+        async with AsyncExitStack() as fenced:
+            if isinstance(self.fence, WriteProtect):  # the worker has to have its descriptor from the start
+                await self._hold(fenced)
+            async with working(job, "save", await self._spec(), self._fds()) as worker:
+                made = await until(worker, job, "folder")
+                await until(worker, job, "ready")
+                self.fence.lost = worker.stop
+                if not isinstance(self.fence, WriteProtect):
+                    await self._hold(fenced)
+                if self.arguments["device-state"]:
+                    state = await self._save_state(made["folder"])
+                mark, dirty = await self._dirty(since)
+                worker.tell({"pass": {"dirty": dirty}})
+                passed = await until(worker, job, "passed")
+                await fenced.aclose()
+                worker.tell({"finish": self._finish(state)})
+                await until(worker, job, "end")
+        self.gmemd.snapshots.note_mark(self.backend, made["id"], mark)
+        self.gmemd.snapshots.rate = passed["bytes"] / max(time.monotonic() - began, 1e-3)
         if self.arguments["cold"]:
             await work_on("cold", self.shelf, self.name, job)
-        self.gmemd.snapshots.rate = passed["bytes"] / max(time.monotonic() - began, 1e-3)
         await self.gmemd.snapshots.look(self.shelf)
         self.gmemd.emit("MEMDEV_SNAPSHOT_SAVED", {"name": self.name, "id": self.backend.id,
                                                   "consistent": self.fence.consistent, "device-state": bool(state)})
         return {"name": self.name}
+
+    async def _hold(self, fenced: AsyncExitStack) -> None:
+        """Hold the fence until the stack is closed, which raises what the fence has against the copy."""
+        await fenced.enter_async_context(self.gmemd.snapshots.turn(self.backend.id))
+        await self.fence.hold()
+        fenced.push_async_callback(self.fence.release)
+
+    @property
+    def _base(self) -> str:
+        """The parent's uuid; "": it is no increment."""
+        return str(self.shelf.entries[self.parent].manifest["id"]) if self.parent else ""
+
+    async def _mark(self) -> int | None:
+        """The mark of now, if what is written to the object is tracked."""
+        if not self.direct:
+            return None
+        try:
+            return await look(self.gmemd, self.backend)
+        except QmpError:
+            return None
+
+    async def _dirty(self, since: int | None) -> tuple[int | None, list[tuple[int, int]] | None]:
+        """The mark of now, and what was written since another one; None: it is not known."""
+        if since is not None and self.direct:
+            with suppress(QmpError):
+                return await dirty_since(self.gmemd, self.backend, since)
+        return await self._mark(), None
 
     async def _spec(self) -> dict[str, Any]:
         """What the worker is to do."""
@@ -73,7 +107,8 @@ class Save:
             page = await in_thread(self.gmemd.kernel.file_page_size, backend.fd)
         self._object = describe_object(self.gmemd, backend, page)
         spec = {"root": self.shelf.fd, "name": self.name, "id": backend.id, "size": backend.memory_size,
-                "live": self.arguments["live"], "memory": {"fd": backend.fd, "offset": backend.offset}}
+                "live": self.arguments["live"],
+                "memory": {"fd": backend.fd, "offset": backend.offset, **(self.fence.protect or {})}}
         if backend.aside is not None:
             spec["private"] = {"fd": backend.aside.fd}
         if self.parent:
@@ -81,7 +116,8 @@ class Save:
         return spec
 
     def _fds(self) -> list[int]:
-        return [self.shelf.fd, *(piece.fd for piece in self.backend.pieces())]
+        protect = [self.fence.protect["uffd"]] if self.fence.protect else []
+        return [self.shelf.fd, *(piece.fd for piece in self.backend.pieces()), *protect]
 
     def _finish(self, state: dict[str, Any]) -> dict[str, Any]:
         """The members of the manifest that are known now."""
@@ -90,7 +126,7 @@ class Save:
         if fence.via not in ("idle", "unfenced"):
             consistency["pause-ms"] = round(fence.pause * 1000)
         members = {"object": self._object, "consistency": consistency,
-                   "generation": getattr(self.backend, "generation", 0)}
+                   "generation": self.backend.generation}
         return {**members, "device-state": state} if state else members
 
     async def _save_state(self, folder: str) -> dict[str, Any]:
@@ -102,16 +138,6 @@ class Save:
         finally:
             await beside(lambda: close_fd(fd))
         return {"vmm": self.fence.vmm}
-
-
-def describe_object(gmemd: Gmemd, backend: HostMemoryBackend, page: int) -> dict[str, Any]:
-    """The manifest's member 'object'; page: bytes of one of its pages."""
-    saved = {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind,
-             "simulated": backend.kind == "guest-memfd" and gmemd.kernel.simulated,
-             "size": backend.memory_size, "page-size": page, "properties": dict(backend.properties)}
-    if backend.visibility is not None:
-        saved["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
-    return saved
 
 
 async def until(worker: Worker, job: Job | None, word: str) -> dict[str, Any]:

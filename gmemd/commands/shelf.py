@@ -11,8 +11,9 @@ import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.changes.threads import beside, in_thread
 from gmemd.errors import QmpError, close_fd, os_errors
@@ -81,6 +82,7 @@ class Shelves:
         self.path = path
         self.known: dict[str, Entry] = {}  # in its own directory, when it was last looked at
         self.rate = 0.0  # bytes that the last job saved in a second; 0: there was none
+        self._marks: WeakKeyDictionary[HostMemoryBackend, dict[str, int]] = WeakKeyDictionary()  # by snapshot
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by object
         self._uses: dict[Use, list[tuple[str, bool]]] = {}
         self._key = (-1, -1)  # of its own directory, once it is known
@@ -132,6 +134,15 @@ class Shelves:
         end = partial(self._end, (shelf.key, name), mine)
         change.undo(end)
         change.done(end)
+
+    def mark(self, backend: HostMemoryBackend, uuid: str) -> int | None:
+        """The mark of the moment at which an object was saved as that snapshot, if it was being tracked."""
+        return self._marks.get(backend, {}).get(uuid)
+
+    def note_mark(self, backend: HostMemoryBackend, uuid: str, mark: int | None) -> None:
+        """Remember it; None: it was not tracked."""
+        if mark is not None:
+            self._marks.setdefault(backend, {})[uuid] = mark
 
     @asynccontextmanager
     async def turn(self, object_id: str) -> AsyncIterator[None]:

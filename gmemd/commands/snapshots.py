@@ -6,6 +6,7 @@ import os
 from types import CoroutineType
 from typing import Any
 
+from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change, WithFds
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import close_beside, in_thread
@@ -16,7 +17,7 @@ from gmemd.commands.listing import listed
 from gmemd.commands.shelf import Shelf
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.syscalls import open_beneath
-from gmemd.snapshots import catalogue, folder
+from gmemd.snapshots import catalogue, folder, mapped_ram
 from gmemd.snapshots.catalogue import Entry
 
 
@@ -137,18 +138,36 @@ def memdev_snapshot_import(gmemd: Gmemd, caller: Caller, arguments: dict[str, An
         shelf = await shelf_for(gmemd, caller, arguments, change, create=True)
         check_new(gmemd, shelf, name)
         gmemd.snapshots.use(change, shelf, name, "it is being made")
-        change.judged(f"make the snapshot '{name}' of it", whole=False)
-        spec = {"root": shelf.fd, "name": name, "fd": fd}
-        spec |= {member: arguments[member] for member in ("block", "id") if member in arguments}
+        block = await in_thread(_block, fd, arguments.get("block"))
+        change.judged(f"make the snapshot '{name}' of the {block.size} bytes of '{block.name}'", whole=False)
+        object_id = arguments.get("id", block.name.rpartition("/")[2])
+        spec = {"root": shelf.fd, "name": name, "file": fd, "block": block.name,
+                "members": _imported(gmemd, object_id, block.size)}
 
         async def work(job: Job | None, change: Change) -> Any:
             await _work("import", spec, job)
             await gmemd.snapshots.look(shelf)
+            gmemd.emit("MEMDEV_SNAPSHOT_SAVED", {"name": name, "id": object_id, "consistent": True,
+                                                 "device-state": False})
             return {"name": name}
 
-        return await begun(gmemd, arguments, "snapshot-import", 0, work, change, {"name": name})
+        return await begun(gmemd, arguments, "snapshot-import", block.size, work, change, {"name": name})
 
     return act()
+
+
+def _block(fd: int, name: str | None) -> mapped_ram.Block:
+    with os_errors("cannot read QEMU's file"):
+        return mapped_ram.choose(fd, name)
+
+
+def _imported(gmemd: Gmemd, object_id: str, size: int) -> dict[str, Any]:
+    """What the manifest says of memory that was QEMU's: it comes back as a memfd."""
+    complete = gmemd.schema.check_object({"qom-type": "memory-backend-memfd", "id": object_id, "size": size})
+    backend = gmemd.objects.checked(complete, (-1, -1), lambda name: "")
+    backend.memory_size = size
+    return {"object": describe_object(gmemd, backend, gmemd.kernel.page_size),
+            "consistency": {"via": "qmp", "consistent": True}}
 
 
 def memdev_get_snapshot(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
@@ -258,10 +277,20 @@ async def work_on(verb: str, shelf: Shelf, name: str, job: Job | None) -> None:
 
 
 async def _work(verb: str, spec: dict[str, Any], job: Job | None) -> None:
-    fds = [spec[member] for member in ("root", "fd") if member in spec]
+    fds = [spec[member] for member in ("root", "file") if member in spec]
     async with working(job, verb, spec, fds) as worker:
         async for message in worker:
             report(job, message)
+
+
+def describe_object(gmemd: Gmemd, backend: HostMemoryBackend, page: int) -> dict[str, Any]:
+    """The manifest's member 'object'; page: bytes of one of its pages."""
+    saved = {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind,
+             "simulated": backend.kind == "guest-memfd" and gmemd.kernel.simulated,
+             "size": backend.memory_size, "page-size": page, "properties": dict(backend.properties)}
+    if backend.visibility is not None:
+        saved["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
+    return saved
 
 
 def report(job: Job | None, message: dict[str, Any]) -> None:

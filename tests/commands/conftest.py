@@ -76,7 +76,10 @@ class Machine:
 
 
 async def _wait(work: Any) -> Any:
-    return await work
+    result = await work
+    for _ in range(3):  # a worker's pipes are closed in later turns of the loop
+        await asyncio.sleep(0)
+    return result
 
 
 @pytest.fixture

@@ -308,7 +308,7 @@ async def test_a_damaged_one_is_never_restored(live: LiveMachine, tmp_path: Path
     (lambda text: text[:-40], "is damaged: manifest.json is incomplete"),
     (lambda text: "", "is damaged: manifest.json"),
     (lambda text: text.replace('"memfd"', '"memfe"'), "does not match its own sha256"),
-    (lambda text: None, "cannot read manifest.json"),
+    (lambda text: None, "is damaged: manifest.json is missing"),
 ])
 async def test_what_cannot_be_used_is_listed(live: LiveMachine, tmp_path: Path, damage: Any, words: str) -> None:
     """With what is wrong; it can be deleted, and nothing else."""
