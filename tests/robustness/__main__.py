@@ -9,12 +9,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gmemd.errors import QmpError
 from tests.robustness import damage
 from tests.robustness.ladder import climb, restart_time
+from tests.robustness.moves import Pair, every_message
 from tests.robustness.pairs import Alone, Kept, clash, pairs
 from tests.robustness.scenarios import SCENARIOS
 from tests.robustness.sweep import Tally, errors, kills
@@ -156,8 +158,34 @@ def longest_waits() -> int:
     return 0
 
 
-PARTS: dict[str, Part] = {"pairs": all_pairs, "kills": all_kills, "errors": all_errors, "damage": all_damage,
-                          "ladder": whole_ladder, "restart": restart, "waits": longest_waits,
+def all_moves() -> int:
+    """A move struck at every message, and killed at every system call of either daemon; how much was wrong."""
+    print("== a move between two gmemd ==")
+    begun, points, wrong = time.monotonic(), Counter[str](), 0
+    with Pair() as pair:
+        for at, when, end, asks in every_message():
+            points[end] += 1
+            wrong += _struck(f"{end} ends {when} message {at}", partial(pair.strike_message, at, when, end, asks))
+        for side in ("source", "destination"):
+            for at in range(1, pair.strike_call(0, side, "source")[1]):
+                points[f"{side} at a call"] += 1
+                wrong += _struck(f"{side} killed at call {at}", partial(pair.strike_call, at, side, "destination"))
+    print(f"{sum(points.values())} strikes: {dict(points)}, {time.monotonic() - begun:.0f} s\n")
+    return wrong
+
+
+def _struck(what: str, strike: Callable[[], object]) -> int:
+    """Strike; 1 if something is wrong, which is printed."""
+    try:
+        strike()
+    except (Wrong, AssertionError, QmpError, OSError) as exc:
+        print(f"    WRONG: {what}: {str(exc)[:1000]}", flush=True)
+        return 1
+    return 0
+
+
+PARTS: dict[str, Part] = {"pairs": all_pairs, "kills": all_kills, "errors": all_errors, "moves": all_moves,
+                          "damage": all_damage, "ladder": whole_ladder, "restart": restart, "waits": longest_waits,
                           "snapshots": all_snapshots, "model": whole_model, "snapshot-damage": snapshot_damage}
 
 
