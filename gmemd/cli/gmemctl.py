@@ -21,6 +21,8 @@ from gmemd.cli.parser import make_parser, parse
 from gmemd.cli.verbs import (
     capture,
     checkpoints,
+    clones,
+    fork,
     handover,
     jobs,
     local,
@@ -46,7 +48,8 @@ SYSTEM_SOCKET = "/run/gmemd/qmp.sock"
 _GREETING = 10.0  # seconds; a server greets at once, but not a QEMU that has another client
 
 VERBS = {**objects.VERBS, **handover.VERBS, **replace.VERBS, **capture.VERBS, **checkpoints.VERBS, **memory.VERBS,
-         **moving.VERBS, **snapshots.VERBS, **jobs.VERBS, **server.VERBS, **shell.VERBS, **local.VERBS}
+         **moving.VERBS, **snapshots.VERBS, **clones.VERBS, **fork.VERBS, **jobs.VERBS, **server.VERBS, **shell.VERBS,
+         **local.VERBS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,8 @@ from tests.patience import PATIENCE
 from tests.programs import ROOT
 from tests.programs import gmemctl as gmemctl_words
 
-OF_VMMS = ("run", "adopt", "replace", "checkpoint", "rollback")  # their examples need a VMM; tests/vmm, docs/qemu.md
+# their examples need a VMM; tests/vmm, tests/guests, docs/qemu.md
+OF_VMMS = ("run", "adopt", "replace", "checkpoint", "rollback", "fork")
 OF_TWO = ("export", "import", "move")  # from one gmemd to another: tests/e2e/test_moving.py
 
 PAGE = (ROOT / "docs" / "gmemctl.md").read_text()
@@ -72,6 +73,9 @@ def test_examples_work(verb: str, gmemctl: Gmemctl, shared: Daemon) -> None:
         gmemctl("create", f"memory-backend-memfd,size=2M,id={spec}")
     if verb.startswith("snapshot"):
         gmemctl("snapshot", "save", "ram0", "clean")
+    if verb == "clone":
+        gmemctl("create", "memory-backend-memfd,size=2M,id=template")
+        gmemctl("freeze", "template")
     assert VERBS[verb].examples
     for example in VERBS[verb].examples:
         if "create memory-backend-memfd,id=ram0" in example:

@@ -133,7 +133,7 @@ def words_of(verb: str) -> list[str]:
     for action in parser._actions:
         if not action.option_strings and (action.nargs != "*" or action.dest == "id"):
             given.append(str(next(iter(action.choices))) if action.choices else "x")
-    extra = {"create": ["memory-backend-ram,id=x,size=4096"], "exec": ["x", "--", "true"],
+    extra = {"create": ["memory-backend-ram,id=x,size=4096"], "exec": ["x", "--", "true"], "fork": ["x", "--", "true"],
              "run": ["--capture", "x", "--", "true"], "completion": ["ids"],
              "replace": ["x", "--qmp", "/no/such/socket", "--", "true"],
              "events": ["--for", str(SECONDS)], "qmp": ['{"execute": "query-version"}'], "call": ["query-version"],

@@ -1,0 +1,92 @@
+"""Several VMMs that go on from one device state: all of them run in the end, or none was there.
+
+    with Fork(plans, timeout) as fork:
+        fork.load(state)        # all have it, and stand still
+        ...                     # a last look; what raises here ends them all
+        fork.go()               # from here on they are on their own
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, NamedTuple
+
+from gmemd.vmm.qemu import Qemu, VmmError
+from gmemd.vmm.start import Started
+
+_LOOK: Final = 0.2  # seconds between two looks whether a command that does not answer yet has ended
+
+
+class Plan(NamedTuple):
+    """A VMM to be started."""
+
+    name: str  # of the guest, for messages
+    words: list[str]
+    fds: tuple[int, ...]  # that it inherits under their numbers
+    qmp: str  # the path of its QMP socket
+
+
+class Fork:
+    """The VMMs of some plans; `timeout` (seconds) applies to each start and each answer."""
+
+    def __init__(self, plans: Sequence[Plan], timeout: float) -> None:
+        self._plans = plans
+        self._timeout = timeout
+        self._started: list[Started] = []
+        self._qemus: list[Qemu] = []
+        self._run = False
+
+    def __enter__(self) -> Fork:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        for qemu in self._qemus:
+            qemu.close()
+        if not self._run:
+            for started in self._started:
+                started.kill()
+
+    @property
+    def pids(self) -> list[int]:
+        """Their process ids, in the order of the plans."""
+        return [started.pid for started in self._started]
+
+    def load(self, state: int) -> None:
+        """Start all, and give each the device state in a file; VmmError names the guest, with its VMM's own words."""
+        for plan in self._plans:
+            started = Started(plan.words, plan.fds)
+            self._started.append(started)
+            started.go()
+        for plan, started in zip(self._plans, self._started, strict=True):
+            try:
+                self._qemus.append(self._connect(plan, started))
+                os.lseek(state, 0, os.SEEK_SET)
+                self._qemus[-1].load_state(state)
+            except VmmError as exc:
+                started.kill()
+                raise VmmError(f"guest '{plan.name}' cannot go on: {started.words() or exc.desc}") from exc
+
+    def go(self) -> None:
+        """Let all guests run."""
+        for plan, qemu in zip(self._plans, self._qemus, strict=True):
+            try:
+                qemu.cont()
+            except VmmError as exc:
+                raise VmmError(f"guest '{plan.name}' cannot go on: {exc.desc}") from exc
+        self._run = True
+
+    def _connect(self, plan: Plan, started: Started) -> Qemu:
+        deadline = time.monotonic() + self._timeout
+        while True:
+            try:
+                return Qemu(plan.qmp, self._timeout, wait=_LOOK)
+            except VmmError:
+                status = started.poll()
+                if status is not None:
+                    raise VmmError(f"its command ended with status {status}") from None
+                if time.monotonic() > deadline:
+                    raise
