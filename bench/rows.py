@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import guests
+import snapshots
 from measure import (
     Measure,
     asking,
@@ -82,6 +83,10 @@ def _scraped(path: str = "") -> Measure:
 
 def _guest(**measures: Measure) -> dict[str, tuple[str, Measure]]:
     return {label.replace("_", " "): ("gmemd-guest", measure) for label, measure in measures.items()}
+
+
+def _alone(**measures: Measure) -> dict[str, tuple[str, Measure]]:
+    return {label: ("", measure) for label, measure in measures.items()}
 
 
 _listed = asking([MEMDEV], rounds=300, fill=1000, fill_line=FILL)
@@ -183,4 +188,26 @@ ROWS = (
         _guest(gmemd=guests.forking(), loads=guests.loading()), (Target("loads", 5),), slow=True),
     Row("fork-memory", "what those ten occupy", "MiB",
         _guest(gmemd=guests.forking(memory=True), loads=guests.loading(memory=True)), (Target("loads", 5),), slow=True),
+    Row("save-cpu", "snapshot of 1 GiB populated in 4 GiB, with digests and fsync, against QEMU's migration: CPU", "s",
+        _alone(gmemd=snapshots.saving("cpu"), qemu=snapshots.saving_by_qemu("cpu")), (Target("qemu", 2),), slow=True),
+    Row("save", "the same: time", "s",
+        _alone(gmemd=snapshots.saving("wall"), qemu=snapshots.saving_by_qemu("wall")), (Target("qemu", 1.5),),
+        slow=True),
+    Row("save-memory", "the same: memory that it adds", "MiB",
+        _alone(gmemd=snapshots.saving("memory"), qemu=snapshots.saving_by_qemu("memory")), (Target(limit=64),),
+        slow=True),
+    Row("increment", "increment after 64 pages of it have changed, known by tracking", "s",
+        _alone(gmemd=snapshots.increment(tracked=True), full=snapshots.saving("wall")), (Target("full", 10),),
+        slow=True),
+    Row("increment-hash", "the same, found by hash", "s",
+        _alone(gmemd=snapshots.increment(tracked=False), full=snapshots.saving("wall")), (Target("full", 3),),
+        slow=True),
+    Row("restore", "restore of it, verified, against QEMU's -incoming", "s",
+        _alone(gmemd=snapshots.restoring(), qemu=snapshots.loading_by_qemu()), (Target("qemu", 1.5),), slow=True),
+    Row("find", "finding 262,144 scattered pages of a guest_memfd (real KVM)", "ms",
+        _alone(gmemd=snapshots.finding(), bisection=snapshots.finding(bisecting=True)), (Target("bisection", 50),),
+        slow=True),
+    Row("clone", "a clone of a template with 1 GiB in it, ready for a VMM", "ms",
+        {"gmemd": ("gmemd", snapshots.cloning(copy=False)), "copy": ("gmemd", snapshots.cloning(copy=True))},
+        (Target("copy", 100),), slow=True),
 )
