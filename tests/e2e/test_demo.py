@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from gmemd.client.running import state
 from tests.programs import output
 
 pytestmark = pytest.mark.e2e
+QEMU = "real" if shutil.which("qemu-system-x86_64") else "not"  # what the last step says
 DEMO = [sys.executable, "-m", "gmemd", "demo"]
 
 
@@ -24,14 +26,21 @@ def truths(told: str) -> list[str]:
 
 
 def test_simulated(tmp_path: Path) -> None:
-    """All seven steps, each with what is real; no process and no file is left."""
+    """All eight steps, each with what is real; no process and no file is left."""
     told = output([*DEMO, "--kernel", "simulated"], env={**os.environ, "TMPDIR": str(tmp_path)})
-    assert re.findall(r"^(\d)\. ", told, re.MULTILINE) == list("1234567")
+    assert re.findall(r"^(\d)\. ", told, re.MULTILINE) == list("12345678")
     assert truths(told)[1] == "simulated"
     assert truths(told)[5] == "simulated"
     assert "guest loaded into the memory, counter 0" in told
     assert re.search(r"guest found in the memory, counter [1-9]\d*$", told, re.MULTILINE)
     assert "1048576 bytes next to the guest became private (they read as zero)" in told
+    assert truths(told)[7] == QEMU
+    if QEMU == "real":
+        assert "started 1 time, it counts on" in told
+        told, _, moved = told.partition("\n8. ")
+        before, after = map(int, re.findall(r"(\d+) \.\.\. (\d+)", moved)[0])
+        assert after > before > 0
+        assert all(state(int(pid)) in "ZX" for pid in re.findall(r"process (\d+)", moved))
     counts = [int(number) for found in re.findall(r"(\d+) \.\.\. (\d+)", told) for number in found]
     assert counts == sorted(counts), "the guest never began again"
     assert all(state(int(pid)) in "ZX" for pid in re.findall(r"process (\d+)", told))
@@ -42,7 +51,7 @@ def test_simulated(tmp_path: Path) -> None:
 def test_real() -> None:
     """With KVM, only the conversion is not the kernel's."""
     told = output([*DEMO, "--kernel", "kvm"])
-    assert truths(told) == ["real", "real", "real", "real", "real", "simulated", "real"]
+    assert truths(told) == ["real", "real", "real", "real", "real", "simulated", "real", QEMU]
 
 
 def test_stay(tmp_path: Path) -> None:

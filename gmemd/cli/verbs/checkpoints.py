@@ -55,7 +55,7 @@ def checkpoint(connection: Connection, options: Namespace) -> int:
         if effect := connection.change("memdev-snapshot", arguments):
             connection.show(effect)
         return DONE
-    with _going_on(options.qmp):
+    with _going_on(options.qmp, limit):
         made = run_job(connection, "memdev-snapshot", arguments)
     connection.show(made) if not connection.for_people else print(made["name"])
     return DONE
@@ -72,18 +72,19 @@ def _previous_copy(connection: Connection, name: str) -> str | None:
 
 
 @contextmanager
-def _going_on(path: str) -> Iterator[None]:
+def _going_on(path: str, limit: float) -> Iterator[None]:
     """Do something with a guest by the daemon; if the daemon is lost meanwhile, let the guest go on ourselves.
 
     The next daemon does so, too, where there is one: it does not matter which of the two is first.
+    `limit`: seconds for each answer.
     """
-    with Qemu(path, _LOADING) as qemu:
+    with Qemu(path, limit) as qemu:
         ran = qemu.status() == "running"
     try:
         yield
     except ConnectionError:
         if ran:
-            with suppress(VmmError), Qemu(path, _LOADING) as qemu:
+            with suppress(VmmError), Qemu(path, limit) as qemu:
                 if qemu.status() != "running":
                     qemu.cont()
         raise

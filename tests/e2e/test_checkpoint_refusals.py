@@ -1,0 +1,170 @@
+"""What cannot be saved, or cannot go back, is refused in one sentence, and nothing has changed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from gmemd.client.client import Client
+from gmemd.client.running import state
+from tests.daemon import Daemon
+from tests.guests.firmware import FirmwareGuest
+from tests.guests.linux import needs_qemu
+from tests.patience import PATIENCE, wait_for
+from tests.programs import gmemctl
+
+pytestmark = [pytest.mark.e2e, needs_qemu]
+
+
+class Scene:
+    """A gmemd, and a QEMU that runs the firmware guest on its object vm1."""
+
+    def __init__(self, directory: Path, ends: ExitStack) -> None:
+        self.daemon = ends.enter_context(Daemon("--snapshots", str(directory / "snapshots")))
+        self.client = ends.enter_context(self.daemon.client())
+        self.directory = directory
+        self.started: list[subprocess.Popen[str]] = []
+        ends.callback(self.close)
+        self.client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "vm1", "size": 64 << 20})
+        self.guest = self.seen()
+        self.start("exec", "vm1", "--", *self.guest.command("first"))
+        self.guest.wait_runs()
+
+    def seen(self) -> FirmwareGuest:
+        """The guest in what is the object's memory now."""
+        _, [fd] = self.client.execute_fds("memdev-get-fd", {"id": "vm1"})
+        try:
+            return FirmwareGuest(self.directory, fd, "vm1")
+        finally:
+            os.close(fd)
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(gmemctl("--socket", self.daemon.socket, *words), stdin=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE, text=True, start_new_session=True)
+        self.started.append(process)
+        return process
+
+    def said(self, *words: str, status: int = 0) -> str:
+        """Run a verb to its end; what it says on its standard error."""
+        process = self.start(*words)
+        _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == status, said
+        return said
+
+    def checkpoint(self, *options: str, status: int = 0) -> str:
+        return self.said("checkpoint", "vm1", "--qmp", str(self.guest.qmp("first")), *options, status=status)
+
+    def kill(self) -> None:
+        with Client(self.guest.qmp("first"), timeout=PATIENCE) as monitor:
+            pid = monitor.peer_pid
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: state(pid) in "ZX")
+        self.guest.memory.close()  # or we would hold the object
+
+    def holders(self) -> list[str]:
+        return [holder["comm"] for holder in self.client.execute("query-memdev-holders", {"id": "vm1"})]
+
+    def check_goes_back(self) -> None:
+        """A rollback works, after `kill`."""
+        self.start("rollback", "vm1", "--", *self.guest.command("again"))
+        wait_for(lambda: "qemu-system-x86" in self.holders())
+        after = self.seen()
+        after.wait_runs()
+        assert after.count > 0
+
+    def close(self) -> None:
+        for process in self.started:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    with ExitStack() as ends:
+        yield Scene(tmp_path, ends)
+
+
+def test_a_state_that_does_not_fit(scene: Scene) -> None:
+    """QEMU's words are quoted, nothing is left running, and the checkpoint can be used afterwards."""
+    scene.checkpoint()
+    said = scene.said("rollback", "vm1", "--", *scene.guest.command("again"), status=125)
+    assert "vm1" in said  # the guest runs on it
+    assert scene.guest.runs()
+    scene.kill()
+    said = scene.said("rollback", "vm1", "--", *scene.guest.command("again", machine="pc-i440fx-7.1"), status=125)
+    assert "Machine type received is 'pc-i440fx-7.2' and local is 'pc-i440fx-7.1'" in said
+    assert "Traceback" not in said
+    said = scene.said("rollback", "vm1", "--", *scene.guest.command("again"), "-nonsense", status=125)
+    assert "-nonsense: invalid option" in said
+    assert scene.said("rollback", "vm1", "--", "/nowhere/qemu", status=125).count("No such file") >= 1
+    assert scene.holders() == []
+    scene.check_goes_back()
+
+
+def test_what_is_not_a_checkpoint(scene: Scene) -> None:
+    assert "there is no checkpoint of 'vm1'" in scene.said("rollback", "vm1", "--", "true", status=125)
+    assert "snapshot 'vm1@1' not found" in scene.said("rollback", "vm1@1", "--", "true", status=125)
+    scene.said("snapshot", "save", "vm1", "vm1@plain", "--via", "qmp", "--qmp", str(scene.guest.qmp("first")))
+    assert "'vm1@plain' is not a checkpoint: it has no device state" in \
+        scene.said("rollback", "vm1@plain", "--", "true", status=125)
+    assert "needs a command" in scene.said("rollback", "vm1", status=2)
+    assert scene.guest.runs()
+
+
+@contextmanager
+def served(path: Path, words: bytes, *, ends: bool) -> Iterator[None]:
+    """A socket that says something to whoever connects, and then nothing more or the end."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        kept: list[socket.socket] = []
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    peer, _ = listener.accept()
+                    peer.sendall(words)
+                    kept.append(peer)
+                    if ends:
+                        kept.pop().close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for peer in kept:
+                peer.close()
+
+
+@pytest.mark.parametrize(("words", "ends"), [(b"", False), (b"", True), (b'{"QMP": {"vers', False),
+                                             (b"220 mail.example.org ESMTP\r\n", False)])
+def test_what_is_not_a_qemu(scene: Scene, tmp_path: Path, words: bytes, ends: bool) -> None:
+    """Whatever listens there instead: one sentence, and the guest runs as before."""
+    with served(tmp_path / "wrong", words, ends=ends):
+        said = scene.said("--timeout", "1", "checkpoint", "vm1", "--qmp", str(tmp_path / "wrong"), status=1)
+    assert said.count("\n") == 1
+    assert str(tmp_path / "wrong") in said
+    assert scene.guest.runs()
+    assert "No such file" in scene.said("checkpoint", "vm1", "--qmp", str(tmp_path / "nothing"), status=1)
+    assert scene.client.execute("query-memdev-snapshots") == []
+    scene.checkpoint()
+
+
+def test_another_guest(scene: Scene) -> None:
+    """A QEMU whose memory is not the object's is not saved as if it were."""
+    scene.client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "other", "size": 64 << 20})
+    said = scene.said("checkpoint", "other", "--qmp", str(scene.guest.qmp("first")), status=1)
+    assert "does not share 'other'" in said
+    assert scene.guest.runs()
