@@ -1,7 +1,8 @@
 """`gmemd demo`: guest memory that outlives the VMM, then the daemon, and keeps its bytes through conversion.
 
 It starts its own gmemd, under the keeper, on a private socket.  Each step says in brackets what was real and
-what was simulated.  The memory is changed by gmemd/demo/guest.py, in processes of its own.
+what was simulated.  The memory is changed by gmemd/demo/guest.py, in processes of its own; in the last step by a guest
+in QEMU.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import argparse
 import hashlib
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from gmemd.client.client import Client
 from gmemd.client.running import PATIENCE, RunningGmemd
-from gmemd.demo import guest
+from gmemd.demo import guest, qemu
 
 SIZE = 2 << 20  # bytes of the object; the guest lives in the first half
 HALF = SIZE // 2
@@ -106,6 +108,21 @@ def tell(story: Story) -> None:
     say(f"7. Nothing is lost: the guest counts on: {story.watch(fd)}, "
         f"{status['resident']} of {status['size']} bytes are in memory", "real")
     os.close(fd)
+    _replace(story)
+
+
+def _replace(story: Story) -> None:
+    """Move a guest from one QEMU to another, if there is any QEMU."""
+    if not shutil.which(qemu.PROGRAM):
+        say(f"8. With {qemu.PROGRAM}, which is not installed here, a guest would go on in another QEMU.", "not shown")
+        return
+    with closing(qemu.Moved(story.socket, story.directory)) as moved:
+        moved.run()
+        say(f"8. QEMU, process {moved.pids[0]}, runs a guest on vm0, which counts to {moved.before}.\n"
+            f"   gmemctl replace vm0 --qmp old.sock -- {qemu.PROGRAM} ...\n"
+            f"   Another QEMU, process {moved.pids[1]}, has the guest, started only once; it counts on: "
+            f"{moved.before} ... {moved.after}",
+            "real: both QEMUs and the guest, whose processor is emulated (TCG)")
 
 
 def _convert(client: Client, fd: int) -> None:

@@ -136,6 +136,7 @@ def _start_from(connection: Connection, found: dict[str, Any], arranged: Arrange
     words = [fill_in(word, placeholders({name: value}, places)) for word in arranged.words]
     started = Started(words, [*places.values()], foreground=True)
     try:
+        connection.execute("memdev-set-runner", {"id": name, "pid": started.pid})
         with _guarded(started.pid):
             started.go()
             with reach(started, arranged.qmp, _LOADING) as qemu:
