@@ -123,7 +123,7 @@ class Save:
         """The members of the manifest that are known now."""
         fence = self.fence
         consistency = {"via": fence.via, "consistent": fence.consistent}
-        if fence.via not in ("idle", "unfenced"):
+        if fence.via in ("qmp", "lease", "freeze"):  # somebody stood still
             consistency["pause-ms"] = round(fence.pause * 1000)
         members = {"object": self._object, "consistency": consistency,
                    "generation": self.backend.generation}

@@ -28,7 +28,7 @@ def memdev_snapshot(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], cha
         gmemd.jobs.check_id(arguments["job-id"])
     if "name" in arguments:
         check_name(arguments["name"])
-    fence = choose(gmemd, caller, backend, arguments.get("fence"))
+    fence = choose(gmemd, caller, backend, arguments.get("fence"), protecting=True)
     if arguments["device-state"] and not isinstance(fence, Qmp):
         raise QmpError("parameter 'device-state' needs a fence by 'qmp'")
     way = way_to_save(backend, caller, arguments, change)

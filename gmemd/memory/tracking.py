@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final
 
 from gmemd.errors import close_fd
 from gmemd.memory.ranges import RangeMap
 
 _EPOCHS: Final = 16  # that are kept apart
+
+_numbers = count(1)  # of epochs: a mark of what no longer is tracked is never one of what is
 
 Runs = Iterable[tuple[int, int]]  # offset, bytes
 
@@ -44,9 +47,8 @@ class Tracking:
     def __init__(self, size: int, handed_out: int, lock: AbstractAsyncContextManager[Any]) -> None:
         self.lock = lock  # held while it is found out what was written
         self.trackers: tuple[Tracker, ...] = ()
-        self.snapshots: dict[str, int] = {}  # the mark of each snapshot made meanwhile, by its identity
-        self.now = 1  # the epoch
-        self._first = 1  # the oldest mark since which everything is known
+        self.now = next(_numbers)  # the epoch
+        self._first = self.now  # the oldest mark since which everything is known
         self._handed_out = handed_out
         self._size = size
         self._sets: list[tuple[int, RangeMap]] = []  # (epoch, what was written in it), ascending
@@ -64,13 +66,13 @@ class Tracking:
         if len(self._sets) > _EPOCHS:
             (_, older), (epoch, newer) = self._sets[:2]
             self._sets[:2] = [(epoch, _union([older, newer], self._size))]
-        self.now += 1
+        self.now = next(_numbers)
         return self.now
 
     def forget(self) -> int:
         """What was written until now is not known; the mark from which on it is."""
         self._sets.clear()
-        self.now += 1
+        self.now = next(_numbers)
         self._first = self.now
         return self.now
 

@@ -101,6 +101,25 @@ async def test_pages_that_did_not_exist_are_zeros(live: LiveMachine, tmp_path: P
     assert not found or found == list(range(found[0], found[-1] + 1))
 
 
+async def test_a_snapshot_of_a_running_guest(tmp_path: Path) -> None:
+    """By the command: what is restored is of one moment, and the manifest says how."""
+    machine = LiveMachine(snapshots=str(tmp_path))
+    await machine.do("object-add", qom_type="memory-backend-memfd", id="m", size=SIZE)
+    with Guest(fd_of(machine), SIZE, SYNC) as guest:
+        await hand_over(machine, guest)
+        guest.ask("run", 0)
+        wait_for(lambda: min(numbers(os.pread(fd_of(machine), SIZE, 0))) > 0)
+        await machine.do("memdev-snapshot", id="m", name="s", fence={
+            "via": "write-protect", "fdname": "u", "address": guest.address, "deadline": 600000})
+        goes_on(machine)
+    [found] = await machine.do("query-memdev-snapshots")
+    assert (found["via"], found["consistent"]) == ("write-protect", True)
+    await machine.do("memdev-restore", name="s", id="n")
+    values = numbers(os.pread(machine.gmemd.objects.find("n").fd, SIZE, 0))
+    assert sorted(values) == list(range(max(values) - PAGES + 1, max(values) + 1))
+    await machine.close()
+
+
 async def test_a_killed_reader_lets_the_holder_go_on(live: LiveMachine, tmp_path: Path) -> None:
     """With the last copy of the userfaultfd gone nothing faults any more."""
     with Guest(fd_of(live), SIZE, SYNC) as guest:
