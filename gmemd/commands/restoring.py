@@ -20,6 +20,7 @@ from gmemd.commands.memdev import added, delete, make
 from gmemd.commands.shelf import Shelf
 from gmemd.commands.snapshots import begun, check_job, report, shelf_for, use_with_parent
 from gmemd.errors import QmpError, os_errors
+from gmemd.kernel.rules import PAGE_SIZE
 from gmemd.memory.piece import Aside
 from gmemd.memory.ranges import RangeMap
 from gmemd.objects.conversion import convert
@@ -82,8 +83,18 @@ def _checked(gmemd: Gmemd, caller: Caller, entry: Entry, object_id: str) -> Host
         qom_type = "memory-backend-memfd"
         properties = {name: properties[name] for name in _IN_PLACE_OF_FILE if name in properties}
     given = {**properties, "qom-type": qom_type, "id": object_id, "size": saved["size"]}
+    if "visibility" in saved:
+        _check_visibility(entry.name, saved)
     complete = gmemd.schema.check_object({name: value for name, value in given.items() if value != ""})
     return gmemd.objects.checked(complete, (caller.uid, caller.pid), lambda name: "")
+
+
+def _check_visibility(name: str, saved: dict[str, Any]) -> None:
+    """Refuse a map that cannot be one."""
+    initial, *changes = saved["visibility"] if isinstance(saved["visibility"], list) else [None]
+    right = all([type(at) is int and 0 <= at < saved["size"] and at % PAGE_SIZE == 0 for at in changes])
+    if type(initial) is not bool or not right or changes != sorted(set(changes)):
+        raise QmpError(f"snapshot '{name}' is damaged: its map of private memory is not valid")
 
 
 class _Restore:

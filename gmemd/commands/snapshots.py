@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from types import CoroutineType
-from typing import Any
+from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change, WithFds
@@ -19,6 +19,9 @@ from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.syscalls import open_beneath
 from gmemd.snapshots import catalogue, folder, mapped_ram
 from gmemd.snapshots.catalogue import Entry
+
+_OBJECT: Final = ("id", "qom-type", "kind", "size")  # members of MemdevSnapshotObject
+_STATE: Final = ("bytes", "vmm", "machine")  # members of MemdevDeviceState
 
 
 def query_memdev_snapshots(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -47,7 +50,7 @@ def describe(shelf: Shelf, name: str) -> dict[str, Any]:
     saved, consistency = manifest["object"], manifest["consistency"]
     members: dict[str, Any] = {
         "name": name, "bytes": entry.bytes, "uuid": manifest["id"], "created": manifest["created"],
-        "object": {member: saved[member] for member in ("id", "qom-type", "kind", "size")},
+        "object": {"kind": "memfd"} | {member: saved[member] for member in _OBJECT if member in saved},
         "stored": manifest["parts"]["memory"]["stored"], "via": consistency["via"],
         "consistent": consistency["consistent"], "generation": manifest["generation"]}
     if "pause-ms" in consistency:
@@ -58,7 +61,7 @@ def describe(shelf: Shelf, name: str) -> dict[str, Any]:
         members["children"] = children
     if "device-state" in manifest:
         state = manifest["device-state"]
-        members["device-state"] = {member: state[member] for member in ("bytes", "vmm", "machine") if member in state}
+        members["device-state"] = {"vmm": "unknown"} | {member: state[member] for member in _STATE if member in state}
     return members
 
 
