@@ -1,9 +1,9 @@
 """The memory in a migration file of QEMU with the capability mapped-ram (QEMU 9.0), as a Source.
 
 QEMU's docs/devel/migration/mapped-ram.rst and migration/ram.c: the section "ram" begins with the sum of all block
-sizes, then for each block its name, its size and a header that says where its bitmap and its pages lie. A page whose
-bit is clear is zeros, whatever the file holds there. Everything is big-endian but the bitmap, whose first page is the
-lowest bit of the first byte.
+sizes, then for each block its name, its size and a header that says where its bitmap and its pages lie; the next block
+follows on these. A page whose bit is clear is zeros, whatever the file holds there. Everything is big-endian but the
+bitmap, whose first page is the lowest bit of the first byte.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SECTION: Final = b"\3ram" + struct.pack(">II", 0, 4)  # name, instance, version
 _MEM_SIZE: Final = 0x04  # RAM_SAVE_FLAG_MEM_SIZE, in the low bits of the sum
 _LOOKED_AT: Final = 4 << 20  # bytes of the file's beginning; what is before the section "ram" is small
 _HEADER: Final = struct.Struct(">IQQQ")  # version, page size, offset of the bitmap, offset of the pages
-_BLOCK_SIZE: Final = struct.Struct(">Q")
+_WORD: Final = struct.Struct(">Q")
 
 
 class Block(NamedTuple):
@@ -80,29 +80,36 @@ def blocks(fd: int) -> list[Block]:
     at = begin.find(_SECTION)
     if at < 0:
         raise QmpError("QEMU's file has no section 'ram'")
-    try:
-        return _parsed(begin, at + len(_SECTION), end)
-    except (struct.error, IndexError, UnicodeDecodeError):
-        raise QmpError("QEMU's file ends within its section 'ram'") from None
-
-
-def _parsed(begin: bytes, at: int, end: int) -> list[Block]:
-    total = _BLOCK_SIZE.unpack_from(begin, at)[0]
+    at, found = at + len(_SECTION) + _WORD.size, list[Block]()
+    total = _WORD.unpack(_take(fd, _WORD.size, at - _WORD.size))[0]
     if total & PAGE - 1 != _MEM_SIZE:
         raise QmpError("QEMU's file has a section 'ram' of an unknown form")
-    total, at, found = total - _MEM_SIZE, at + 8, list[Block]()
+    total -= _MEM_SIZE
     while total > 0:
-        name = begin[at + 1:at + 1 + begin[at]].decode()
-        at += 1 + begin[at]
-        size = _BLOCK_SIZE.unpack_from(begin, at)[0]
-        version, page, bitmap, pages = _HEADER.unpack_from(begin, at + 8)
-        if version != 1 or page != PAGE or not size or size % PAGE:
-            raise QmpError("QEMU's file was not written with mapped-ram, or for pages of another size")
-        if bitmap + size // PAGE // 8 > end or pages >= 1 << 62 or size >= 1 << 62:
-            raise QmpError(f"QEMU's file ends before the memory of '{name}'")
-        found.append(Block(name, size, bitmap, pages))
-        total, at = total - size, at + 8 + _HEADER.size
+        found.append(_block(fd, at, end))
+        at, total = found[-1].pages + found[-1].size, total - found[-1].size
     return found
+
+
+def _block(fd: int, at: int, end: int) -> Block:
+    length = _take(fd, 1, at)[0]
+    name = _take(fd, length, at + 1).decode(errors="replace")
+    at += 1 + length
+    size = _WORD.unpack(_take(fd, _WORD.size, at))[0]
+    version, page, bitmap, pages = _HEADER.unpack(_take(fd, _HEADER.size, at + _WORD.size))
+    if version != 1 or page != PAGE or not size or size % PAGE:
+        raise QmpError("QEMU's file was not written with mapped-ram, or for pages of another size")
+    if bitmap + size // PAGE // 8 > end or not at < pages < 1 << 62 or size >= 1 << 62:
+        raise QmpError(f"QEMU's file ends before the memory of '{name}'")
+    return Block(name, size, bitmap, pages)
+
+
+def _take(fd: int, count: int, at: int) -> bytes:
+    with os_errors("cannot read QEMU's file"):
+        data = os.pread(fd, count, at)
+    if len(data) < count:
+        raise QmpError("QEMU's file ends within its section 'ram'")
+    return data
 
 
 def choose(fd: int, name: str | None) -> Block:
