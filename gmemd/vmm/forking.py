@@ -9,15 +9,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from gmemd.vmm.qemu import Qemu, VmmError
-from gmemd.vmm.start import Started
-
-_LOOK: Final = 0.2  # seconds between two looks whether a command that does not answer yet has ended
+from gmemd.vmm.start import Started, reach
 
 
 class Plan(NamedTuple):
@@ -63,7 +60,7 @@ class Fork:
             started.go()
         for plan, started in zip(self._plans, self._started, strict=True):
             try:
-                self._qemus.append(self._connect(plan, started))
+                self._qemus.append(reach(started, plan.qmp, self._timeout))
                 os.lseek(state, 0, os.SEEK_SET)
                 self._qemus[-1].load_state(state)
             except VmmError as exc:
@@ -78,15 +75,3 @@ class Fork:
             except VmmError as exc:
                 raise VmmError(f"guest '{plan.name}' cannot go on: {exc.desc}") from exc
         self._run = True
-
-    def _connect(self, plan: Plan, started: Started) -> Qemu:
-        deadline = time.monotonic() + self._timeout
-        while True:
-            try:
-                return Qemu(plan.qmp, self._timeout, wait=_LOOK)
-            except VmmError:
-                status = started.poll()
-                if status is not None:
-                    raise VmmError(f"its command ended with status {status}") from None
-                if time.monotonic() > deadline:
-                    raise

@@ -75,6 +75,8 @@ def fork(connection: Connection, options: Namespace) -> int:
         with Fork(plans, timeout) as forked:
             forked.load(source.state)
             _check_memory(connection, object_id, source, plans, forked.pids)
+            for guest, pid in zip(guests, forked.pids, strict=True):
+                connection.execute("memdev-set-runner", {"id": guest.id, "pid": pid})
             forked.go()
         undo.pop_all()
     connection.show([{"id": guest.id, "pid": pid, "qmp": plan.qmp, "mac": guest.mac, "uuid": guest.uuid}
