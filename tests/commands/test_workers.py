@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import resource
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from gmemd.changes.jobs import CANCELLED, Jobs
-from gmemd.changes.workers import Workers, workers
+from gmemd.changes.jobs import CANCELLED, Job, Jobs
+from gmemd.changes.workers import Worker, Workers, workers, working
 from gmemd.errors import QmpError
+from gmemd.snapshots.folder import sweep
 from tests.commands.live import LiveMachine
 
 pytestmark = pytest.mark.asyncio
@@ -102,3 +106,79 @@ async def test_jobs_wait_for_room() -> None:
         assert (await live.do("query-jobs"))[0]["status"] == "running"
     assert "error" not in await live.ended("patient")
     await live.close()
+
+
+# -- what one says and is told --------------------------------------------------------------------------------
+
+class Place:
+    """A folder for snapshots and memory to be saved there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self.root = os.open(folder, os.O_RDONLY)
+        self.memory = os.memfd_create("workers")
+        os.ftruncate(self.memory, 1 << 20)
+        os.pwrite(self.memory, b"x", 0)
+
+    def save(self, job: Job | None = None) -> contextlib.AbstractAsyncContextManager[Worker]:
+        spec = {"root": self.root, "name": "s", "id": "m", "size": 1 << 20, "memory": {"fd": self.memory}}
+        return working(job, "save", spec, [self.root, self.memory])
+
+    def swept(self) -> list[str]:
+        """What is there when nobody writes any more."""
+        sweep(self.root)
+        return os.listdir(self.path)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    yield made
+    os.close(made.root)
+    os.close(made.memory)
+
+
+async def test_a_worker_is_told_what_to_do_next(place: Place) -> None:
+    """It says how far it is, hears what follows, and its last message is the result; a refusal is its own sentence."""
+    async with place.save() as worker:
+        async for message in worker:
+            if "ready" in message:
+                worker.tell({"pass": {"dirty": None}})
+            elif "passed" in message:
+                worker.tell({"finish": {"object": {"id": "m", "qom-type": "memory-backend-memfd"},
+                                        "consistency": {"via": "idle", "consistent": True}}})
+    assert worker.result["bytes"] == 4096
+    assert os.listdir(place.path) == ["s"]
+
+    async def verify() -> None:
+        async with working(None, "verify", {"root": place.root, "name": "x"}, [place.root]) as other:
+            async for _ in other:
+                pass
+
+    with pytest.raises(QmpError, match=r"^snapshot 'x' not found$"):
+        await verify()
+
+
+async def test_leaving_early_ends_the_worker(place: Place) -> None:
+    """Whatever it is at; what it has begun is nobody's then."""
+    async with place.save() as worker:
+        async for message in worker:
+            if "ready" in message:
+                break
+        assert os.listdir(place.path) != []
+    assert place.swept() == []
+
+
+async def test_cancelling_ends_the_worker(place: Place) -> None:
+    """The job that it works for is over with it."""
+    job = Jobs(lambda name, data: None).create("a", "snapshot", 1)
+
+    async def save() -> None:
+        async with place.save(job) as worker:
+            async for message in worker:
+                if "ready" in message:
+                    job.cancel()
+
+    with pytest.raises(QmpError, match=CANCELLED):
+        await save()
+    assert place.swept() == []

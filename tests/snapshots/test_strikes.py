@@ -10,7 +10,7 @@ import pytest
 from tests.robustness.tracer import CAN_FAIL, why_not
 from tests.snapshots.strikes import ACTS, ERRORS, sweep_all
 
-SAMPLE = {"save": 31, "increment": 37, "restore": 41, "verify": 67, "flatten": 53, "cold": 47, "remove": 4, "sweep": 7}
+SAMPLE = {"save": 31, "increment": 37, "restore": 29, "verify": 37, "flatten": 53, "cold": 47, "remove": 4, "sweep": 7}
 
 _WHY_NOT = why_not() or ("" if CAN_FAIL else "makes system calls fail on x86-64 only")
 
