@@ -19,6 +19,7 @@ from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.connection import Connection
 from gmemd.cli.parser import make_parser, parse
 from gmemd.cli.verbs import (
+    attach,
     capture,
     checkpoints,
     clones,
@@ -47,9 +48,23 @@ IN_OUR_PLACE = ("exec", "run", "rollback")  # verbs with the exit status of thei
 SYSTEM_SOCKET = "/run/gmemd/qmp.sock"
 _GREETING = 10.0  # seconds; a server greets at once, but not a QEMU that has another client
 
-VERBS = {**objects.VERBS, **handover.VERBS, **replace.VERBS, **capture.VERBS, **checkpoints.VERBS, **memory.VERBS,
-         **moving.VERBS, **snapshots.VERBS, **clones.VERBS, **fork.VERBS, **jobs.VERBS, **server.VERBS, **shell.VERBS,
-         **local.VERBS}
+VERBS = {
+    **objects.VERBS,
+    **handover.VERBS,
+    **replace.VERBS,
+    **capture.VERBS,
+    **attach.VERBS,
+    **checkpoints.VERBS,
+    **memory.VERBS,
+    **moving.VERBS,
+    **snapshots.VERBS,
+    **clones.VERBS,
+    **fork.VERBS,
+    **jobs.VERBS,
+    **server.VERBS,
+    **shell.VERBS,
+    **local.VERBS,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

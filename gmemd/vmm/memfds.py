@@ -81,15 +81,15 @@ def is_writable(fd: int) -> bool:
     return not sealed and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
 
 
-def mapped(pid: int, file: File) -> int | None:
-    """How many bytes of a file in memory a process maps for all to see; None: not visible from here."""
+def mapped(pid: int, file: File, *, private: bool = False) -> int | None:
+    """How many bytes of a file in memory a process maps for all to see, or also privately; None: not visible."""
     device = f"{os.major(file[0]):02x}:{os.minor(file[0]):02x}"
     total = 0
     try:
         with open(f"/proc/{pid}/maps", errors="replace") as maps:
             for line in maps:
                 addresses, mode, _, where, inode, *_ = line.split(None, 5)
-                if (where, inode) == (device, str(file[1])) and "s" in mode:
+                if (where, inode) == (device, str(file[1])) and (private or "s" in mode):
                     start, end = (int(part, 16) for part in addresses.split("-"))
                     total += end - start
     except OSError:

@@ -75,6 +75,18 @@ class Qemu:
         with self._errors(f"does not answer '{command}'", refuses=f"refuses '{command}'"):
             return self.client.execute(command, arguments, fds=fds, timeout=timeout)
 
+    def ask_list(self, command: str, arguments: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Run a command that returns a list of objects."""
+        return _list(self.ask(command, arguments), self.path, command)
+
+    def next_event(self, seconds: float) -> dict[str, Any] | None:
+        """Take the next event; None: there is none in that time."""
+        with self._errors("does not send events"):
+            try:
+                return self.client.wait_event(timeout=max(seconds, 0.0))
+            except TimeoutError:
+                return None
+
     # -- the guest
 
     def status(self) -> str:

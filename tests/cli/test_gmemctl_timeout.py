@@ -138,6 +138,7 @@ def words_of(verb: str) -> list[str]:
              "replace": ["x", "--qmp", "/no/such/socket", "--", "true"],
              "events": ["--for", str(SECONDS)], "qmp": ['{"execute": "query-version"}'], "call": ["query-version"],
              "adopt": ["--pid", str(os.getpid()), "--memfd", "of-this-test"],
+             "attach": ["x", "--qmp", "/nowhere"], "detach": ["x", "--qmp", "/nowhere"],
              "snapshot import": ["/dev/null", "x"], "snapshot prune": ["--keep", "1"]}
     return [*verb.split(), *extra.get(verb, given)]
 

@@ -1,0 +1,73 @@
+"""The verbs for memory of a running QEMU's guest: attach, detach."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from gmemd.cli.connection import DONE, Connection
+from gmemd.cli.parser import Verbs, argument
+from gmemd.errors import QmpError
+from gmemd.posix.sockets import path_of
+
+if TYPE_CHECKING:
+    from gmemd.vmm.memfds import File
+
+VERBS = Verbs()
+_ANSWER, _GUEST = 10.0, 60.0  # seconds; how long a QEMU may take to answer, and a guest to take or give memory
+_WORDS = {"virtio-mem-pci": "virtio-mem", "pc-dimm": "a DIMM"}
+_ID = argument("id", metavar="ID", completes="ids", help="the object")
+_QMP = argument("--qmp", metavar="PATH", required=True, help="QEMU's QMP socket")
+
+
+@VERBS.add(
+    "give an object to a running QEMU, as more memory of its guest", _ID, _QMP,
+    argument("--virtio-mem", dest="driver", action="store_const", const="virtio-mem-pci",
+             help="as virtio-mem, which can be taken back in parts; default where QEMU can unplug it (8.2) and has a "
+                  "free port"),
+    argument("--dimm", dest="driver", action="store_const", const="pc-dimm", help="as a DIMM"),
+    argument("--node", type=int, metavar="N", help="the guest's NUMA node"),
+    examples=("attach ram1 --qmp /run/vm1.qmp --dimm",),
+    hints=((r"no slots were allocated|not enough space|maxmem",
+            "a QEMU takes memory while it runs if it was started with -m SIZE,slots=N,maxmem=SIZE"),))
+def attach(connection: Connection, options: Namespace) -> int:
+    from gmemd.vmm.attach import Memory
+    from gmemd.vmm.attach import attach as attach_to
+    from gmemd.vmm.qemu import Qemu
+
+    value, [fd] = connection.execute_fds("memdev-get-fd", {"id": options.id})
+    try:
+        with Qemu(path_of(options.qmp), options.timeout or _ANSWER) as qemu:
+            memory = Memory(options.id, value["size"], value.get("offset", 0), fd)
+            done = attach_to(qemu, memory, options.driver, options.node, options.timeout or _GUEST)
+    finally:
+        os.close(fd)
+    if not connection.for_people:
+        connection.show({"id": options.id, **done._asdict()})
+    else:
+        print(f"'{options.id}' is attached as {_WORDS[done.driver]}; the guest {done.guest}")
+    return DONE
+
+
+@VERBS.add(
+    "take an object back from a running QEMU", _ID, _QMP, examples=("detach ram1 --qmp /run/vm1.qmp",))
+def detach(connection: Connection, options: Namespace) -> int:
+    from gmemd.vmm.attach import detach as detach_from
+    from gmemd.vmm.qemu import Qemu
+
+    file = _file(connection, options.id)
+    with Qemu(path_of(options.qmp), options.timeout or _ANSWER) as qemu:
+        detach_from(qemu, options.id, file, options.timeout or _GUEST)
+    return DONE
+
+
+def _file(connection: Connection, name: str) -> File | None:
+    """The device and inode of an object; None: it exists no longer, which is no reason to leave it in a QEMU."""
+    try:
+        _, [fd] = connection.execute_fds("memdev-get-fd", {"id": name})
+    except QmpError:
+        return None
+    status = os.fstat(fd)
+    os.close(fd)
+    return status.st_dev, status.st_ino
