@@ -110,28 +110,37 @@ def scene(directory: Path, **settings: bool) -> Iterator[Scene]:
 
 
 def test_five_times(tmp_path: Path) -> None:
-    """Checkpoint, SIGKILL of QEMU, rollback: each time the guest goes on exactly from there."""
+    """Checkpoint, SIGKILL of QEMU, rollback: each time the guest goes on exactly from there.
+
+    Once QEMU sends the memory itself, and that is not the newest checkpoint.
+    """
     with scene(tmp_path) as here:
         name = "first"
         for number in range(1, 6):
-            saved = here.checkpoint(name)
+            saved = here.checkpoint(name, *(["--live"] if number == 2 else []))
+            if number == 2:
+                here.gmemctl("snapshot", "verify", "ram0@2")
+                here.checkpoint(name, "--name", "newest")
             killed = here.kill(name)
             name = f"after{number}"
-            here.rollback(name)
+            here.rollback(name, "ram0@2" if number == 2 else "ram0")
             here.check_went_back(saved, killed)
-        assert here.gmemctl("snapshot", "ls", "-o", "name").split() == [f"ram0@{number}" for number in range(1, 6)]
+        assert here.gmemctl("snapshot", "ls", "-o", "name").split() == [
+            "ram0@1", "ram0@2", "ram0@newest", "ram0@3", "ram0@4", "ram0@5"]
 
 
-def test_live(tmp_path: Path) -> None:
-    """QEMU sends the memory itself while the guest runs; what it has sent is verified, and goes back as any other."""
+def test_swap(tmp_path: Path) -> None:
+    """The guest goes on in another QEMU with a private copy; the memory is the checkpoint, again and again."""
     with scene(tmp_path) as here:
-        saved = here.checkpoint("first", "--live")
-        here.gmemctl("snapshot", "verify", "ram0@1")
-        here.guest.check_went_on(here.guest.mark())
-        here.checkpoint("first")
-        killed = here.kill("first")
-        here.rollback("second", "ram0@1")
-        here.check_went_back(saved, killed)
+        before = here.guest.mark()
+        saved = here.checkpoint("first", "--swap", "--new-qmp", str(here.guest.qmp("second")), "--",
+                                *here.command("second", share="off"))
+        here.guest.check_went_on(before, sums=1)
+        for name in ("third", "fourth"):
+            killed = here.kill("second" if name == "third" else "third")
+            here.rollback(name, share="off")
+            here.check_went_back(saved, killed)
+        assert here.gmemctl("snapshot", "ls", "-o", "name") == "ram0@1\n"
 
 
 def test_killed_in_the_middle(tmp_path: Path) -> None:

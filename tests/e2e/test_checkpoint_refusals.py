@@ -148,23 +148,31 @@ def served(path: Path, words: bytes, *, ends: bool) -> Iterator[None]:
                 peer.close()
 
 
-@pytest.mark.parametrize(("words", "ends"), [(b"", False), (b"", True), (b'{"QMP": {"vers', False),
-                                             (b"220 mail.example.org ESMTP\r\n", False)])
-def test_what_is_not_a_qemu(scene: Scene, tmp_path: Path, words: bytes, ends: bool) -> None:
+def test_what_is_not_a_qemu(scene: Scene, tmp_path: Path) -> None:
     """Whatever listens there instead: one sentence, and the guest runs as before."""
-    with served(tmp_path / "wrong", words, ends=ends):
-        said = scene.said("--timeout", "1", "checkpoint", "vm1", "--qmp", str(tmp_path / "wrong"), status=1)
-    assert said.count("\n") == 1
-    assert str(tmp_path / "wrong") in said
-    assert scene.guest.runs()
+    for number, (words, ends) in enumerate([(b"", False), (b"", True), (b'{"QMP": {"vers', False),
+                                            (b"220 mail.example.org ESMTP\r\n", False)]):
+        path = tmp_path / f"wrong{number}"
+        with served(path, words, ends=ends):
+            said = scene.said("--timeout", "1", "checkpoint", "vm1", "--qmp", str(path), status=1)
+        assert said.count("\n") == 1
+        assert str(path) in said
+        assert scene.guest.runs()
     assert "No such file" in scene.said("checkpoint", "vm1", "--qmp", str(tmp_path / "nothing"), status=1)
+    assert "needs a command" in scene.checkpoint("--swap", status=2)
+    assert "needs a command" in scene.checkpoint("--", "true", status=2)
     assert scene.client.execute("query-memdev-snapshots") == []
     scene.checkpoint()
 
 
 def test_another_guest(scene: Scene) -> None:
-    """A QEMU whose memory is not the object's is not saved as if it were."""
+    """A QEMU whose memory is not the object's is not saved as if it were, nor one that would go on writing it."""
     scene.client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "other", "size": 64 << 20})
     said = scene.said("checkpoint", "other", "--qmp", str(scene.guest.qmp("first")), status=1)
     assert "does not share 'other'" in said
+    words = scene.guest.command("second")
+    said = scene.checkpoint("--swap", "--new-qmp", str(scene.guest.qmp("second")), "--", *words, status=1)
+    assert "write share=off" in said
+    assert "the guest runs in the old VMM as before" in said
     assert scene.guest.runs()
+    assert scene.holders() != []

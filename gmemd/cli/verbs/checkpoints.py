@@ -19,6 +19,7 @@ from gmemd.cli.connection import DONE, Connection, note
 from gmemd.cli.parser import COMMAND, DRY_RUN, Verbs, argument
 from gmemd.cli.verbs.handover import fill_in, place, placeholders
 from gmemd.cli.verbs.jobs import run_job
+from gmemd.cli.verbs.swap import swap
 from gmemd.errors import QmpError
 from gmemd.vmm.qemu import Qemu, VmmError
 from gmemd.vmm.start import Arranged, Started, arrange, reach
@@ -36,17 +37,24 @@ QMP = argument("--qmp", metavar="PATH", help="QEMU's QMP socket")
     "save a guest: its memory with the state of its devices",
     argument("id", metavar="ID", completes="ids"), QMP,
     argument("--name", metavar="N", help="the checkpoint is called ID@N; default: the next number"),
-    argument("--live", action="store_true", help="let QEMU send the memory by its own live migration"), DRY_RUN,
+    argument("--live", action="store_true", help="let QEMU send the memory by its own live migration"),
+    argument("--swap", action="store_true", help="copy nothing: the guest goes on in COMMAND, with a private copy"),
+    argument("--new-qmp", metavar="PATH", help="with --swap: the QMP socket of that QEMU"), DRY_RUN, COMMAND,
     examples=("checkpoint vm1 --qmp /tmp/vm1.sock", "checkpoint vm1 --name tuesday --live --qmp /tmp/vm1.sock"))
 def checkpoint(connection: Connection, options: Namespace) -> int:
     if options.qmp is None:
         raise UsageError("checkpoint: --qmp PATH names the QMP socket of the QEMU that runs the guest")
+    if bool(options.exec_command) != options.swap or (options.live and options.swap):
+        raise UsageError("checkpoint: --swap, and nothing else, needs a command: checkpoint ID --swap -- COMMAND")
+    name = None if options.name is None else f"{options.id}@{options.name}"
+    if options.swap:
+        return _swap(connection, options, name)
     limit = _DEADLINE if options.timeout is None else options.timeout
     arguments: dict[str, Any] = {
         "id": options.id, "live": True, "device-state": True,
         "fence": {"via": "qmp", "qmp": os.path.abspath(options.qmp), "deadline": max(int(limit * 1000), 1)}}
-    if options.name is not None:
-        arguments["name"] = f"{options.id}@{options.name}"
+    if name is not None:
+        arguments["name"] = name
     if options.live:
         arguments["migrate"] = True
     elif (parent := _previous_copy(connection, options.id)) is not None:
@@ -58,6 +66,16 @@ def checkpoint(connection: Connection, options: Namespace) -> int:
     with _going_on(options.qmp, limit):
         made = run_job(connection, "memdev-snapshot", arguments)
     connection.show(made) if not connection.for_people else print(made["name"])
+    return DONE
+
+
+def _swap(connection: Connection, options: Namespace, name: str | None) -> int:
+    if connection.dry_run:
+        raise UsageError("checkpoint: --swap starts a QEMU, which --dry-run cannot")
+    made = swap(connection, options, name)
+    connection.show(made) if not connection.for_people else print(made["name"])
+    if connection.for_people:
+        note(f"the guest runs in process {made['pid']}, QMP socket {made['qmp']}, on a private copy of '{options.id}'")
     return DONE
 
 

@@ -50,7 +50,7 @@ def replace(connection: Connection, options: Namespace) -> int:
     if not ids:
         raise UsageError("replace: name the objects that are the guest's memory")
     with ExitStack() as ends:
-        move_ = _Move(connection, options, ids, ends)
+        move_ = Move(connection, options, ids, ends)
         move_.check_old()
         if connection.dry_run:
             print(f"replace would move the guest of process {move_.old.pid} into a new VMM, "
@@ -66,12 +66,12 @@ def replace(connection: Connection, options: Namespace) -> int:
     return DONE
 
 
-class _Move:
+class Move:
     """One replacement, step by step; `ends` closes what it opens."""
 
     def __init__(self, connection: Connection, options: Namespace, ids: list[str], ends: ExitStack) -> None:
         self._connection = connection
-        self._ids = ids
+        self.ids = ids
         self._ends = ends
         self._timeout = options.timeout or _PATIENCE
         self._path = os.path.abspath(options.qmp)
@@ -87,8 +87,8 @@ class _Move:
     def check_old(self) -> None:
         """Whether the guest can leave, and its memory is these objects."""
         check_movable(self.old)
-        self._backends = self._check_memory(self.old)
-        self._machine = machine_of(self.old)
+        self.backends = self._check_memory(self.old)
+        self.machine = machine_of(self.old)
 
     def start(self) -> None:
         """Start the new VMM, known to the daemon before it exists."""
@@ -97,7 +97,7 @@ class _Move:
             raise VmmError(f"'{qmp}' is the socket of a VMM already: name another one with --new-qmp")
         values: dict[str, Any] = {}
         fds: dict[str, int] = {}
-        for name in self._ids:
+        for name in self.ids:
             values[name], [fds[name]] = self._connection.execute_fds("memdev-get-fd", {"id": name})
             self._ends.callback(os.close, fds[name])
         words = [fill_in(word, placeholders(values, fds)) for word in self._command.words]
@@ -105,7 +105,7 @@ class _Move:
         try:
             self._is = self._ends.enter_context(Party.of(self._started.pid, qmp))
             self._connection.execute("memdev-handover", {
-                "ids": self._ids, "old": {"pid": self.old.pid, "qmp": self._path},
+                "ids": self.ids, "old": {"pid": self.old.pid, "qmp": self._path},
                 "new": {"pid": self._started.pid, "qmp": qmp}})
         except BaseException:
             self._started.kill()
@@ -117,8 +117,8 @@ class _Move:
         stopped, trouble = None, None
         try:
             with reach(self._started, self._is.qmp, self._timeout) as new:
-                self._check_new(new)
-                stopped = move(self.old, new)
+                self.check_new(new)
+                stopped = self.transfer(new)
         except (VmmError, OSError, KeyboardInterrupt) as exc:
             trouble = exc
         self.old.close()
@@ -127,29 +127,38 @@ class _Move:
         if result != "new":
             raise self._explained(trouble, result)
         qmp = self._path if self._is.qmp == self._next else self._is.qmp
-        return {"ids": self._ids, "pid": self._started.pid, "qmp": qmp,
+        return {"ids": self.ids, "pid": self._started.pid, "qmp": qmp,
                 **({} if stopped is None else {"stopped-ms": round(stopped * 1000)})}
 
-    def _check_new(self, new: Qemu) -> None:
+    def transfer(self, new: Qemu) -> float:
+        """Move the guest; how many seconds it was stopped. VmmError at any step."""
+        return move(self.old, new)
+
+    def check_new(self, new: Qemu) -> None:
+        """Whether the new VMM can take the guest; VmmError if not."""
         if (status := new.status()) != "inmigrate":
             raise VmmError(f"the new VMM does not wait for a state (status: {status})")
-        check_same_memory(self.old, self._backends, new, self._check_memory(new))
-        check_same(self._machine, machine_of(new))
+        check_same_memory(self.old, self.backends, new, self._check_memory(new))
+        check_same(self.machine, machine_of(new))
 
     def _check_memory(self, qemu: Qemu) -> dict[str, Backend]:
         held: dict[str, Held | None] = {}
-        for name in self._ids:
+        for name in self.ids:
             held[name] = next((Held(self._sizes[name], one["mapped"], one["writable"], one["private-copy"])
-                               for one in self._connection.execute("query-memdev-holders", {"id": name})
-                               if one["pid"] == qemu.pid), None)
+                               for one in self.holders(name) if one["pid"] == qemu.pid), None)
         return check_memory(qemu, held)
+
+    def holders(self, name: str) -> list[dict[str, Any]]:
+        """Who holds an object, by the kernel."""
+        found: list[dict[str, Any]] = self._connection.execute("query-memdev-holders", {"id": name})
+        return found
 
     def _report(self, result: str) -> None:
         """Tell the daemon, which may have been restarted meanwhile; if it does not come, it finds out by itself."""
         until = time.monotonic() + self._timeout
         while True:
             try:
-                self._connection.execute("memdev-handover-end", {"id": self._ids[0], "result": result})
+                self._connection.execute("memdev-handover-end", {"id": self.ids[0], "result": result})
                 return
             except QmpError:  # an answer that got lost
                 return
