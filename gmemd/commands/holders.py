@@ -14,7 +14,10 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.maps import shown
 from gmemd.kernel.program import is_own
+from gmemd.memory.lease import Lease
+from gmemd.memory.runner import Runner
 from gmemd.processes.holders import Holder, Memory, holders_of
+from gmemd.processes.identity import PROC, command_name, start_time
 
 FRESH: Final = 2.0  # seconds that a result is valid, at least
 REST: Final = 20  # a search is not repeated before this many times the CPU time of the last one
@@ -45,9 +48,24 @@ async def others_now(gmemd: Gmemd, backend: HostMemoryBackend) -> list[Holder]:
 
 
 async def writers_now(gmemd: Gmemd, backend: HostMemoryBackend) -> list[Holder]:
-    """Those of them that can write it."""
-    return [holder for holder in await others_now(gmemd, backend)
-            if holder.writable or (holder.mapped and not holder.private_copy)]
+    """Those of them that can write it; QmpError also if one that is known to use it cannot be inspected."""
+    found = await others_now(gmemd, backend)
+    for known in (backend.lease, backend.runner):
+        if known is not None and known.pid not in [holder.pid for holder in found]:
+            _check_inspected(backend, known)
+    return [holder for holder in found if holder.writable or (holder.mapped and not holder.private_copy)]
+
+
+def _check_inspected(backend: HostMemoryBackend, known: Lease | Runner) -> None:
+    """Refuse to take a process for one that does not hold an object because nothing of it can be seen."""
+    try:
+        if start_time(known.pid) == known.start:
+            os.listdir(f"{PROC}/{known.pid}/fd")
+    except FileNotFoundError:  # it has ended
+        pass
+    except OSError as exc:
+        raise QmpError(f"cannot see whether process {known.pid} ({command_name(known.pid)}) holds '{backend.id}': "
+                       f"{os.strerror(exc.errno or 0)}") from exc
 
 
 def look_for_holders(backends: Iterable[HostMemoryBackend]) -> Coroutine[Any, Any, Found]:

@@ -252,3 +252,18 @@ async def test_a_holder_that_does_not_fence(live: LiveMachine, other: subprocess
     end(other)
     with pytest.raises(QmpError, match=r"does not fence 'm': it has ended$"):
         await holding
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root, to become somebody else")
+async def test_a_holder_that_cannot_be_seen_is_none_that_is_not_there(live: LiveMachine,
+                                                                      other: subprocess.Popen[bytes]) -> None:
+    """Another user's process that holds the lease may write, although nothing of it can be inspected."""
+    live.pid = other.pid
+    await get(live, lease="keep")
+    os.seteuid(65534)
+    try:
+        with pytest.raises(QmpError, match=f"cannot see whether process {other.pid} .* holds 'm': Permission denied"):
+            await fence_of(live, via="idle").hold()
+    finally:
+        os.seteuid(0)
+    await fence_of(live, via="idle").hold()
