@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     manifest: dict[str, Any]  # {} if it cannot be used
     problem: str  # why; "": it can
     bytes: int  # on the disk
-    stamp: tuple[int, int]  # of its folder: inode, and time of the last change
+    stamp: tuple[int, ...]  # inode and time of the last change, of its folder and of its manifest
 
 
 def scan(directory: int, known: Mapping[str, Entry]) -> dict[str, Entry]:
@@ -36,8 +36,7 @@ def scan(directory: int, known: Mapping[str, Entry]) -> dict[str, Entry]:
         with suppress(QmpError, OSError):  # it is not a folder, or has just gone
             fd = folder.open_folder(directory, name)
             try:
-                status, before = os.fstat(fd), known.get(name)
-                stamp = status.st_ino, status.st_mtime_ns
+                before, stamp = known.get(name), _stamp(fd)
                 if before is not None and before.stamp == stamp:
                     found[name] = before
                 elif not FILES.isdisjoint(os.listdir(fd)):
@@ -47,7 +46,14 @@ def scan(directory: int, known: Mapping[str, Entry]) -> dict[str, Entry]:
     return found
 
 
-def _look(fd: int, name: str, stamp: tuple[int, int]) -> Entry:
+def _stamp(fd: int) -> tuple[int, ...]:
+    found = [os.fstat(fd)]
+    with suppress(OSError):
+        found.append(os.stat(manifest.NAME, dir_fd=fd, follow_symlinks=False))
+    return tuple(number for status in found for number in (status.st_ino, status.st_mtime_ns))
+
+
+def _look(fd: int, name: str, stamp: tuple[int, ...]) -> Entry:
     members: dict[str, Any] = {}
     problem = ""
     try:

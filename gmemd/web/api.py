@@ -10,6 +10,7 @@ from gmemd.changes.pace import Pace
 from gmemd.commands.conversion import describe_ranges
 from gmemd.commands.holders import describe_holder
 from gmemd.commands.measure import is_there
+from gmemd.commands.snapshots import describe
 from gmemd.commands.status import describe_status
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.memory.ranges import PRIVATE
@@ -87,6 +88,20 @@ async def holders(state: State, given: dict[str, Any]) -> Any:
     return {"total": len(found), "offset": given["offset"],
             "objects": [{"id": name, "holders": [describe_holder(holder) for holder in those]}
                         for name, those in held.items()]}
+
+
+async def snapshots(state: State, given: dict[str, Any]) -> Any:
+    try:
+        shelf = await state.gmemd.snapshots.open(create=False)
+    except QmpError as exc:
+        raise QmpError(exc.desc, DEVICE_NOT_FOUND) from exc
+    try:
+        names = shelf.in_order()
+        shown = names[given["offset"]:given["offset"] + given["limit"]]
+        return {"total": len(names), "offset": given["offset"],
+                "snapshots": [describe(shelf, name) for name in shown]}
+    finally:
+        shelf.close()
 
 
 async def events(state: State, given: dict[str, Any]) -> Any:

@@ -77,6 +77,8 @@ def _own_types(schema: Schema) -> dict[str, Any]:
                              simulated={"type": "boolean", "description": "true if the kernel does not know it"},
                              ranges={"type": "array", "items": {"$ref": _DEFS + "MemdevRange"}},
                              **{"next-offset": _size("Where the next page begins; absent in the last.")}),
+        "SnapshotPage": _object(total=_size("How many there are in total."), offset=_size("How many were skipped."),
+                                snapshots={"type": "array", "items": {"$ref": _DEFS + "MemdevSnapshot"}}),
         "HolderPage": _object(total=_size("How many objects there are."), offset=_size("How many were skipped."),
                               objects={"type": "array", "items": _object(
                                   id={"type": "string"},

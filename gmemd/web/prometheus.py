@@ -67,6 +67,7 @@ class Scraper:
         yield from _host(host)
         yield from self._qmp()
         yield from self._work()
+        yield from self._snapshots()
         yield from self._custody()
         yield from process_metrics()
 
@@ -136,6 +137,16 @@ class Scraper:
                   counters.conversions)
         yield _by("to", CounterMetricFamily, "gmemd_converted_bytes", "Bytes that changed their visibility.",
                   counters.converted_bytes)
+
+    def _snapshots(self) -> Iterator[Metric]:
+        known = self._state.gmemd.snapshots.known.values()
+        unusable = sum([bool(entry.problem) for entry in known])
+        yield _by("state", GaugeMetricFamily, "gmemd_snapshots", "Snapshots in the daemon's directory.",
+                  {"usable": len(known) - unusable, "unusable": unusable})
+        yield GaugeMetricFamily("gmemd_checkpoints", "Those of them with the state of a guest's devices.",
+                                sum(["device-state" in entry.manifest for entry in known]))
+        yield GaugeMetricFamily("gmemd_snapshots_bytes", "What they occupy on the disk; shared blocks count in each.",
+                                sum([entry.bytes for entry in known]))
 
     def _custody(self) -> Iterator[Metric]:
         gmemd = self._state.gmemd

@@ -131,10 +131,13 @@ ROUTES: Final = (
     Route("/api/v1/events", "The latest events, the newest first.", "events",
           (Parameter("limit", _integer(1, 200, 50), "How many at most."),),
           returns={"type": "array", "items": _ref("RecentEvent")}),
+    Route("/api/v1/snapshots", "The snapshots in the daemon's directory, the oldest first, in pages.", "snapshots",
+          (_OFFSET, _LIMIT), returns=_ref("SnapshotPage"), errors={404: "There is no directory for them."}),
     Route("/api/v1/jobs", "What query-jobs returns.", "jobs", returns={"type": "array", "items": _ref("JobInfo")}),
 )
 
 
 def routes(commands: Mapping[str, Any]) -> tuple[Route, ...]:
     """The routes that a daemon with these commands has."""
-    return tuple(route for route in ROUTES if route.answer != "jobs" or "query-jobs" in commands)
+    needed = {"jobs": "query-jobs", "snapshots": "query-memdev-snapshots"}
+    return tuple(route for route in ROUTES if needed.get(route.answer) in (None, *commands))

@@ -36,8 +36,20 @@ def summary(gmemd: Gmemd, number: int, total_size: int, sweep: Sweep | None, why
             f'<div><dt>Objects</dt><dd>{number:,}</dd></div>'
             f'<div><dt>Size</dt><dd>{exactly(total_size)}</dd></div>'
             f'<div><dt>In memory</dt><dd>{resident}</dd></div>'
+            f'{_snapshots(gmemd)}'
             f'<div><dt>guest_memfd</dt><dd>{escape(gmemd.kernel.name)}<small>{escape(gmemd.kernel.why)}</small></dd></div>'
             f'<div><dt>On restart</dt><dd>{restart}</dd></div>')
+
+
+def _snapshots(gmemd: Gmemd) -> str:
+    """The figure about snapshots, if there are any."""
+    known = gmemd.snapshots.known.values()
+    if not known:
+        return ""
+    checkpoints = sum("device-state" in entry.manifest for entry in known)
+    of_these = f", {plural(checkpoints, 'checkpoint')} of these" if checkpoints else ""
+    occupied = exactly(sum([entry.bytes for entry in known]))
+    return f'<div><dt>Snapshots</dt><dd>{len(known):,}<small>{occupied} on the disk{of_these}</small></dd></div>'
 
 
 def warnings(gmemd: Gmemd) -> str:
@@ -49,6 +61,9 @@ def warnings(gmemd: Gmemd) -> str:
     if gmemd.unclaimed:
         rows.append(f"{plural(len(gmemd.unclaimed), 'descriptor')} came back without a record: "
                     "see query-memdev-unclaimed and memdev-claim.")
+    if bad := [entry for entry in gmemd.snapshots.known.values() if entry.problem]:
+        rows.append(f"{plural(len(bad), 'snapshot')} cannot be used: {escape(bad[0].problem)}"
+                    f"{' and others' if len(bad) > 1 else ''}.")
     return "".join(f"<p>{row}</p>" for row in rows)
 
 

@@ -325,3 +325,22 @@ def _next_message(stream: object) -> dict[str, object]:
             found: dict[str, object] = json.loads(line[6:])
             return found
     raise AssertionError("the stream has ended")
+
+
+def test_snapshots_are_listed_counted_and_shown(site: Site) -> None:
+    """In pages, with the figures in the metrics and on the page; a damaged one is a warning there."""
+    client = site.client()
+    client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "saved", "size": 4096})
+    for name in ("one", "two"):
+        client.execute("memdev-snapshot", {"id": "saved", "name": name})
+    found = site.get("/api/v1/snapshots?limit=1").json
+    assert (found["total"], [entry["name"] for entry in found["snapshots"]]) == (2, ["one"])
+    assert 'gmemd_snapshots{state="usable"} 2.0' in site.get("/metrics").text
+    assert "<dt>Snapshots</dt><dd>2<small>" in site.get("/").text
+    (site.dir / "snapshots" / "one" / "manifest.json").write_text("{}")
+    assert len(client.execute("query-memdev-snapshots")) == 2
+    assert "1 snapshot cannot be used: snapshot &#x27;one&#x27; is damaged" in site.get("/").text
+    for name in ("one", "two"):
+        client.execute("memdev-snapshot-delete", {"name": name})
+    client.execute("object-del", {"id": "saved"})
+    client.close()
