@@ -16,10 +16,12 @@ import pytest
 from gmemd.client.client import Client
 from gmemd.client.running import state
 from tests.daemon import Daemon
+from tests.e2e.test_docs import blocks
+from tests.e2e.test_qemu_boots import guest_is_firmware
 from tests.guests.firmware import FirmwareGuest
 from tests.guests.linux import needs_qemu
 from tests.patience import PATIENCE, wait_for
-from tests.programs import gmemctl
+from tests.programs import ROOT, gmemctl
 
 pytestmark = [pytest.mark.e2e, needs_qemu]
 
@@ -176,3 +178,50 @@ def test_another_guest(scene: Scene) -> None:
     assert "the guest runs in the old VMM as before" in said
     assert scene.guest.runs()
     assert scene.holders() != []
+
+
+def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
+    """Those of docs/qemu.md, as they stand there."""
+    start, save, back, swap = (text.replace("/tmp/", f"{tmp_path}/") for word, text in blocks(ROOT / "docs/qemu.md")
+                               if word == "checkpoint")
+    with Daemon("--snapshots", str(tmp_path / "snapshots")) as daemon, daemon.client() as client:
+        client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "vm1", "size": 64 << 20})
+
+        def monitor(name: str) -> Client:
+            return Client(tmp_path / name, timeout=PATIENCE, wait=PATIENCE)
+
+        def run(text: str) -> None:
+            shell.stdin.write(f"{text}echo done\n")
+            shell.stdin.flush()
+            while (line := shell.stdout.readline()) != "done\n":
+                assert line, "the shell has ended"
+
+        with subprocess.Popen(["bash", "-eu"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                              start_new_session=True, env=guest_is_firmware(tmp_path, daemon)) as shell:
+            assert shell.stdin is not None
+            assert shell.stdout is not None
+            try:
+                run(start)
+                with monitor("vm1.sock") as qemu:
+                    pid = qemu.peer_pid
+                    wait_for(lambda: qemu.execute("query-status")["running"])
+                run(save)
+                os.kill(pid, signal.SIGKILL)
+                wait_for(lambda: state(pid) in "ZX")
+                (tmp_path / "vm1.sock").unlink()
+                run(back)
+                wait_for(lambda: _runs(tmp_path / "vm1.sock"))
+                run(swap)
+                wait_for(lambda: _runs(tmp_path / "vm1b.sock"))
+                assert [one["name"] for one in client.execute("query-memdev-snapshots")] == ["vm1@1", "vm1@2"]
+            finally:
+                with suppress(OSError), monitor("vm1b.sock") as qemu:
+                    os.kill(qemu.peer_pid, signal.SIGKILL)
+                os.killpg(shell.pid, signal.SIGKILL)
+
+
+def _runs(path: Path) -> bool:
+    """Whether a guest runs in the QEMU that has its QMP socket there, if one has."""
+    with suppress(OSError), Client(path, timeout=1) as monitor:
+        return bool(monitor.execute("query-status")["running"])
+    return False

@@ -33,6 +33,7 @@ MARKED = {
     "minutes": {"docs/robustness.md"},  # nobody: they take long; tests/robustness runs samples of the same
     "qemu": {"docs/qemu.md", "docs/gmemctl.md"},  # below
     "replace": {"docs/qemu.md"},  # test_qemu_boots.py
+    "checkpoint": {"docs/qemu.md"},  # test_checkpoint_refusals.py
 }
 ALL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```sh ?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)

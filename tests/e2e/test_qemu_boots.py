@@ -96,7 +96,7 @@ def test_a_guest_goes_on_in_another_qemu(tmp_path: Path) -> None:
                 return before[1] != 0 and guest() != before
 
             with subprocess.Popen(["bash", "-eu"], stdin=subprocess.PIPE, text=True, start_new_session=True,
-                                  env=_guest_is_firmware(tmp_path, daemon)) as shell:
+                                  env=guest_is_firmware(tmp_path, daemon)) as shell:
                 assert shell.stdin is not None
                 try:
                     shell.stdin.write(start)
@@ -113,7 +113,7 @@ def test_a_guest_goes_on_in_another_qemu(tmp_path: Path) -> None:
                     os.killpg(shell.pid, signal.SIGKILL)
 
 
-def _guest_is_firmware(directory: Path, daemon: Daemon) -> dict[str, str]:
+def guest_is_firmware(directory: Path, daemon: Daemon) -> dict[str, str]:
     """An environment where every QEMU has our firmware."""
     (directory / "firmware").write_bytes(FIRMWARE)
     made = user_environment(directory, daemon)
