@@ -78,10 +78,12 @@ class Fence:
     async def stay(self) -> None:
         """Keep everybody from going on, at whatever deadline, until `release` or for good; then call `drop`.
 
-        For memory that is given away. QmpError: somebody may have written meanwhile.
+        For memory that is given away. QmpError: somebody may have written meanwhile. If the daemon is killed now, the
+        next one does what the object's record says.
         """
         if self._timer is not None:
             self._timer.cancel()
+        await self._dismiss()
         await self.still()
         if self.backend.handed_out != self._handed_out:
             self._fail(f"object '{self.backend.id}' was handed out while it was fenced")
@@ -149,13 +151,16 @@ class Fence:
             self._fail(exc.desc)
         if self._began:
             self.pause = monotonic() - self._began
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            await guard.end()
+        await self._dismiss()
         try:
             await self.note(None)
         except QmpError as exc:
             self._fail(exc.desc)
+
+    async def _dismiss(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            await guard.end()
 
 
 @contextlib.asynccontextmanager

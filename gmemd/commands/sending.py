@@ -26,6 +26,7 @@ from gmemd.commands.jobs import begin
 from gmemd.commands.lease import end_lease
 from gmemd.commands.measure import with_resident
 from gmemd.commands.memdev import remove
+from gmemd.commands.runners import exchange
 from gmemd.errors import QmpError
 from gmemd.memory.moves import Move
 from gmemd.objects.records import tombstone
@@ -292,6 +293,8 @@ class Moving(Sending):
         self._change.undo(undo)
         backend.fence = None
         end_lease(self.gmemd, backend, self._change)
+        if backend.runner is not None:
+            exchange(self.gmemd, backend, None, self._change)
         await self._become("moved")
         self._held, self._given_up = False, True
         self.gmemd.emit("MEMDEV_MOVED", {"id": backend.id, "to": self._move.peer, "generation": self._move.generation})

@@ -32,6 +32,7 @@ MARKED = {
     "host": {"docs/systemd.md"},  # tests/systemd, in other machines: they install into this one
     "minutes": {"docs/robustness.md"},  # nobody: they take long; tests/robustness runs samples of the same
     "qemu": {"docs/qemu.md", "docs/gmemctl.md"},  # below
+    "two": {"docs/moving.md"},  # two hosts; test_moving.py runs the same on one
     "replace": {"docs/qemu.md"},  # test_qemu_boots.py
     "checkpoint": {"docs/qemu.md"},  # test_checkpoint_refusals.py
 }
