@@ -165,8 +165,9 @@ class Pair:
         """An object at the source, and nothing at the destination."""
         for world in (self.source, self.destination):
             with world.client() as client:
-                for move in client.execute("query-memdev-moves"):
-                    client.execute("object-del", {"id": move["id"]})
+                left = [*client.execute("query-memdev"), *client.execute("query-memdev-moves")]
+                for object_id in {entry["id"] for entry in left}:
+                    client.execute("object-del", {"id": object_id})
                 for job in client.execute("query-jobs"):
                     client.execute("job-dismiss", {"id": job["id"]})
         with self.source.client() as client:
