@@ -1,12 +1,13 @@
 """How a worker process is started: with a program that is read when the daemon starts.
 
 The package on disk may be replaced or removed while the daemon runs, and another version need not be compatible. So the
-worker gets the sources of its modules on its standard input, before what it is told there, and the libraries for
+worker gets the code of its modules on its standard input, before what it is told there, and the libraries for
 digests and compression as open files; it needs nothing else but the interpreter and its standard library.
 """
 
 from __future__ import annotations
 
+import marshal
 import os
 import sys
 from functools import cache
@@ -14,7 +15,7 @@ from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from typing import Any, Final, NamedTuple
 
-# The worker's modules, one a line; one that the work does not need is not even compiled.
+# The worker's modules, one a line; one that the work does not need is not loaded.
 _MODULES: Final = (
     "gmemd",
     "gmemd.errors",
@@ -79,18 +80,20 @@ _VERBS: Final = {
     "stream-ask": "gmemd.snapshots.receiving",
 }
 
-# What runs first: {sources} is a dict of them by name, {libraries} of the numbers of open extension modules.
+# What runs first. The {size} bytes that follow are a dict of the modules' code by name; {libraries} is one of the numbers
+# of open extension modules.
 _BEGIN = """
+import marshal
 import sys
 from importlib import import_module
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import spec_from_file_location, spec_from_loader
 
 class Sources:
-    sources, libraries = {sources}, {libraries}
+    code, libraries = marshal.loads(sys.stdin.buffer.read({size})), {libraries}
 
     def find_spec(self, name, path=None, target=None):
-        if name in self.sources:
+        if name in self.code:
             return spec_from_loader(name, self, is_package=True)
         if name in self.libraries:
             path = f"/proc/self/fd/{{self.libraries[name]}}"
@@ -100,8 +103,7 @@ class Sources:
         return None
 
     def exec_module(self, module):
-        name = module.__name__
-        exec(compile(self.sources[name], name, "exec"), module.__dict__)
+        exec(marshal.loads(self.code[module.__name__]), module.__dict__)
 
 sys.meta_path.insert(0, Sources())
 verb = import_module({verbs}[sys.argv[1]]).VERBS[sys.argv[1]]
@@ -120,18 +122,19 @@ class Program(NamedTuple):
 @cache
 def worker_program() -> Program:
     """The worker's program, without its arguments; read by the first call and kept from then on."""
-    sources = {name: _source(name) for name in _MODULES}
+    code = {name: _code(name) for name in _MODULES}
     paths = {"_xxhash": _library("xxhash", "_xxhash")}
-    sources["xxhash"] = "from _xxhash import *"
+    code["xxhash"] = _compiled("from _xxhash import *", "xxhash")
     if sys.version_info < (3, 14) and find_spec("backports") and find_spec("backports.zstd"):
         paths["_zstd"] = _library("backports.zstd", "_zstd")
-        sources |= {"backports": "", "backports.zstd": "from _zstd import *"}
+        code |= {"backports": _compiled("", ""), "backports.zstd": _compiled("from _zstd import *", "zstd")}
     libraries = {name: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for name, path in paths.items()}
-    text = _BEGIN.format(libraries=libraries, sources=sources, verbs=_VERBS).encode()
+    modules = marshal.dumps(code)
+    text = _BEGIN.format(libraries=libraries, size=len(modules), verbs=_VERBS).encode()
     # Not the environment's interpreter, which may be removed with it; no site-packages, and nothing from the directory.
     interpreter = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     begin = f"import sys; exec(sys.stdin.buffer.read({len(text)}))"
-    return Program((interpreter, "-sSP", "-c", begin), text, tuple(libraries.values()))
+    return Program((interpreter, "-sSP", "-c", begin), text + modules, tuple(libraries.values()))
 
 
 def is_own(pid: int) -> bool:
@@ -147,10 +150,16 @@ def is_own(pid: int) -> bool:
         return False
 
 
-def _source(name: str) -> str:
+def _code(name: str) -> bytes:
+    """A module's code: as it lies compiled on the disk, unless it is loaded in a way of its own (by pytest)."""
     spec: Any = find_spec(name)
-    source: bytes = spec.loader.get_data(spec.origin)
-    return source.decode()
+    if hasattr(spec.loader, "get_code"):
+        return marshal.dumps(spec.loader.get_code(name))
+    return _compiled(spec.loader.get_data(spec.origin), name)
+
+
+def _compiled(source: str | bytes, name: str) -> bytes:
+    return marshal.dumps(compile(source, name, "exec"))
 
 
 def _library(name: str, extension: str) -> str:
