@@ -80,8 +80,8 @@ _VERBS: Final = {
     "stream-ask": "gmemd.snapshots.receiving",
 }
 
-# What runs first. The {size} bytes that follow are a dict of the modules' code by name; {libraries} is one of the numbers
-# of open extension modules.
+# What runs first. The {size} bytes that follow are a dict of the modules' code or text by name; {libraries} has the
+# descriptors of open extension modules by name.
 _BEGIN = """
 import marshal
 import sys
@@ -103,7 +103,7 @@ class Sources:
         return None
 
     def exec_module(self, module):
-        exec(marshal.loads(self.code[module.__name__]), module.__dict__)
+        exec(self.code[module.__name__], module.__dict__)
 
 sys.meta_path.insert(0, Sources())
 verb = import_module({verbs}[sys.argv[1]]).VERBS[sys.argv[1]]
@@ -124,10 +124,10 @@ def worker_program() -> Program:
     """The worker's program, without its arguments; read by the first call and kept from then on."""
     code = {name: _code(name) for name in _MODULES}
     paths = {"_xxhash": _library("xxhash", "_xxhash")}
-    code["xxhash"] = _compiled("from _xxhash import *", "xxhash")
+    code["xxhash"] = "from _xxhash import *"
     if sys.version_info < (3, 14) and find_spec("backports") and find_spec("backports.zstd"):
         paths["_zstd"] = _library("backports.zstd", "_zstd")
-        code |= {"backports": _compiled("", ""), "backports.zstd": _compiled("from _zstd import *", "zstd")}
+        code |= {"backports": "", "backports.zstd": "from _zstd import *"}
     libraries = {name: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for name, path in paths.items()}
     modules = marshal.dumps(code)
     text = _BEGIN.format(libraries=libraries, size=len(modules), verbs=_VERBS).encode()
@@ -150,16 +150,12 @@ def is_own(pid: int) -> bool:
         return False
 
 
-def _code(name: str) -> bytes:
-    """A module's code: as it lies compiled on the disk, unless it is loaded in a way of its own (by pytest)."""
+def _code(name: str) -> Any:
+    """A module's code: compiled if it lies so on the disk, else its text, and the worker compiles what it needs."""
     spec: Any = find_spec(name)
-    if hasattr(spec.loader, "get_code"):
-        return marshal.dumps(spec.loader.get_code(name))
-    return _compiled(spec.loader.get_data(spec.origin), name)
-
-
-def _compiled(source: str | bytes, name: str) -> bytes:
-    return marshal.dumps(compile(source, name, "exec"))
+    if spec.cached and os.path.exists(spec.cached) and hasattr(spec.loader, "get_code"):
+        return spec.loader.get_code(name)
+    return spec.loader.get_data(spec.origin).decode()
 
 
 def _library(name: str, extension: str) -> str:
