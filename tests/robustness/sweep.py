@@ -210,7 +210,7 @@ class Sweep:
         """Take away whatever a scenario has left."""
         for entry in self.client.execute("query-memdev"):
             if not entry["id"].startswith("stays"):
-                self._do([delete(entry["id"])])
+                self._do([("memdev-delete", {"id": entry["id"], "force": True})])  # a template, too
         for entry in self.client.execute("query-fdsets"):
             self.client.execute("remove-fd", {"fdset-id": entry["fdset-id"]})
         if self._scenario.passes_fd and not self._link.closed:  # the name is the client's own

@@ -24,6 +24,10 @@ SAMPLE = {
     "memdev-get-fd, leased": 6,
     "add-fd": 1,
     "getfd and memdev-adopt": 5,
+    "memdev-freeze": 9,
+    "memdev-clone": 3,
+    "memdev-clone, copied": 599,
+    "object-del of a template": 399,
 }
 
 
