@@ -42,7 +42,9 @@ def _check_sealable(kernel: Kernel, backend: HostMemoryBackend) -> None:
     if backend.kind != "memfd":
         raise QmpError(f"object '{backend.id}' is a {backend.kind.replace('-', '_')}, which takes no seals: "
                        "memdev-clone with 'copy' can clone it")
-    if (kernel.seals(backend.fd) or F_SEAL_SEAL) & F_SEAL_SEAL:
+    with os_errors(f"cannot examine '{backend.id}'"):
+        seals = kernel.seals(backend.fd)
+    if seals is None or seals & F_SEAL_SEAL:
         raise QmpError(f"the memfd of '{backend.id}' takes no more seals: it was created with seal=off, as "
                        "memory-backend-shm, or elsewhere")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.syscalls import seals
 from gmemd.kernel.uapi import F_SEAL_WRITE
 
@@ -29,7 +29,10 @@ class Piece:
     @property
     def frozen(self) -> bool:
         """Whether it is sealed against writing. The descriptor itself tells, also after a restart."""
-        return self.kind == "memfd" and bool((seals(self.fd) or 0) & F_SEAL_WRITE)
+        if self.kind != "memfd":
+            return False
+        with os_errors(f"cannot examine '{self.id}'"):
+            return bool((seals(self.fd) or 0) & F_SEAL_WRITE)
 
     def check_writable(self) -> None:
         """Refuse what would write to frozen memory."""

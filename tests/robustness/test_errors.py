@@ -25,6 +25,8 @@ SAMPLE = {  # every so many points
     "getfd and memdev-adopt": 13,
     "memdev-convert to private": 17,
     "memdev-convert to shared": 13,
+    "memdev-freeze": 7,
+    "memdev-clone": 9,
 }
 
 
