@@ -37,7 +37,8 @@ class Scene:
         ends.callback(self.close)
         self.client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "vm1", "size": 64 << 20})
         self.guest = self.seen()
-        self.start("exec", "vm1", "--", *self.guest.command("first"))
+        self.start("exec", "vm1", "--", *self.guest.command(
+            "first", "-qmp", f"unix:{self.guest.qmp('first')}.events,server=on,wait=off"))
         self.guest.wait_runs()
 
     def seen(self) -> FirmwareGuest:
@@ -177,7 +178,24 @@ def test_another_guest(scene: Scene) -> None:
     assert "write share=off" in said
     assert "the guest runs in the old VMM as before" in said
     assert scene.guest.runs()
-    assert scene.holders() != []
+    assert scene.holders().count("qemu-system-x86") == 1
+
+
+def test_a_killed_swap_leaves_one_guest(scene: Scene) -> None:
+    """gmemctl is killed when the guest is stopped: it runs in one of the two QEMUs, and the other one has ended."""
+    first, second = scene.guest.qmp("first"), scene.guest.qmp("second")
+    words = [word.replace("share=on", "share=off") for word in scene.guest.command("second")]
+    with Client(f"{first}.events", timeout=PATIENCE) as events:
+        pid = events.peer_pid
+        verb = scene.start("checkpoint", "vm1", "--qmp", str(first), "--swap", "--new-qmp", str(second), "--", *words)
+        events.wait_event("STOP")
+        verb.kill()
+    wait_for(lambda: _runs(first) or (_runs(second) and state(pid) in "ZX"))
+    if state(pid) not in "ZX":
+        wait_for(lambda: scene.holders().count("qemu-system-x86") == 1)
+        assert scene.guest.runs()
+    with suppress(OSError), Client(second, timeout=PATIENCE) as monitor:
+        monitor.execute("quit")
 
 
 def test_the_blocks_of_the_page_run(tmp_path: Path) -> None:
