@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -22,9 +23,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-def adopt(client: Client, name: str, fd: int) -> bool:
-    """Make an object of memory (fd, borrowed); whether its size is fixed: other memory can be truncated by whoever has
-    it. QmpError, OSError; nothing is left in gmemd then.
+def adopt(client: Client, name: str, fd: int, pid: int) -> bool:
+    """Make an object of memory (fd, borrowed) on which a process runs a guest; whether its size is fixed: other memory
+    can be truncated by whoever has it. QmpError, OSError; nothing is left in gmemd then.
     """
     seal(fd)
     fixed = _is_fixed(fd)
@@ -34,6 +35,8 @@ def adopt(client: Client, name: str, fd: int) -> bool:
     except QmpError:
         client.execute("closefd", {"fdname": "adopt"})
         raise
+    with contextlib.suppress(QmpError):  # it has just ended, and its memory is saved
+        client.execute("memdev-set-runner", {"id": name, "pid": pid})
     return fixed
 
 

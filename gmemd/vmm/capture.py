@@ -40,17 +40,17 @@ class Capture:
     """The supervisor's decisions. `objects`: what is handed in, those of equal size in this order; their descriptors
     are ours, and closed. `new`: the ids under which more is adopted, in this order.
 
-    `adopt` makes an object of a descriptor, which it borrows (QmpError, OSError); `taken` is told of each memory that
-    a process has got, `say` of everything else.
+    `claim` makes a process the runner of an object, before it gets it: QmpError if another guest runs on it.
+    `adopt` makes an object of a process's descriptor, which it borrows (QmpError, OSError). `say` is told what happens.
     """
 
     def __init__(self, objects: Sequence[Memory], new: Sequence[str], names: Collection[str], *,
-                 adopt: Callable[[str, int], None], taken: Callable[[str, int], None],
+                 claim: Callable[[str, int], None], adopt: Callable[[str, int, int], None],
                  say: Callable[[str], None]) -> None:
         self._free = list(objects)
         self._new = list(new)
         self._names = names
-        self._adopt, self._taken, self._say = adopt, taken, say
+        self._claim, self._adopt, self._say = claim, adopt, say
         self._files: set[File] = set()  # what is gmemd's
         self._told: set[File] = set()  # what is said to be not
         self._watched: dict[int, float] = {}  # process: until when (monotonic seconds)
@@ -100,10 +100,23 @@ class Capture:
             return False
         pid = process_of(call.pid)
         cloexec = closes_on_exec(call.pid, found.fd)
+        if not self._claimed(memory, pid):
+            return False
         listener.give(call, memory.fd, found.fd, cloexec=cloexec)
         self._free.remove(memory)
         self._now_ours(memory.id, memory.fd, pid, found, size)
         os.close(memory.fd)
+        return True
+
+    def _claimed(self, memory: Memory, pid: int) -> bool:
+        """Make a process the runner; False: another guest runs on that memory."""
+        try:
+            self._claim(memory.id, pid)
+        except QmpError as exc:
+            self._say(f"'{memory.id}' is not given to {describe(pid)}: {exc.desc}")
+            return False
+        except OSError as exc:  # gmemd is being restarted: no reason to have a guest on other memory
+            self._say(f"gmemd does not know that {describe(pid)} runs a guest on '{memory.id}': {exc}")
         return True
 
     def _sealed(self, listener: Listener, call: Call, found: Memfd, seals: int) -> bool:
@@ -143,7 +156,7 @@ class Capture:
                 self._told.discard(found.file)
                 return
             seal(fd)
-            self._adopt(self._new[0], fd)
+            self._adopt(self._new[0], fd, pid)
             self._now_ours(self._new.pop(0), fd, pid, found, found.size)
         except (QmpError, OSError) as exc:
             self._leave(pid, found, f"it cannot become '{self._new[0]}': {getattr(exc, 'desc', None) or exc}")
@@ -154,7 +167,6 @@ class Capture:
         status = os.fstat(fd)
         self._files.add((status.st_dev, status.st_ino))
         self._say(f"'{name}' is the memory of {describe(pid)}: memfd '{found.name}', {_text(size)}")
-        self._taken(name, pid)
 
     def _leave(self, pid: int, found: Memfd, why: str) -> None:
         self._say(f"memfd '{found.name}' of {describe(pid)}, {_text(found.size)}, stays its own: {why}")

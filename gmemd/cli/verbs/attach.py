@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gmemd.cli.connection import DONE, Connection
@@ -40,7 +42,8 @@ def attach(connection: Connection, options: Namespace) -> int:
     try:
         with Qemu(path_of(options.qmp), options.timeout or _ANSWER) as qemu:
             memory = Memory(options.id, value["size"], value.get("offset", 0), fd)
-            done = attach_to(qemu, memory, options.driver, options.node, options.timeout or _GUEST)
+            with _runner(connection, options.id, qemu.pid):
+                done = attach_to(qemu, memory, options.driver, options.node, options.timeout or _GUEST)
     finally:
         os.close(fd)
     if not connection.for_people:
@@ -59,7 +62,28 @@ def detach(connection: Connection, options: Namespace) -> int:
     file = _file(connection, options.id)
     with Qemu(path_of(options.qmp), options.timeout or _ANSWER) as qemu:
         detach_from(qemu, options.id, file, options.timeout or _GUEST)
+        if file is not None and _runs(connection, options.id) == qemu.pid:
+            connection.execute("memdev-clear-runner", {"id": options.id, "force": True})
     return DONE
+
+
+@contextmanager
+def _runner(connection: Connection, name: str, pid: int) -> Iterator[None]:
+    """Make a process the runner of an object, which it stays if the block succeeds; QmpError if there is another."""
+    before = _runs(connection, name)
+    connection.execute("memdev-set-runner", {"id": name, "pid": pid})
+    try:
+        yield
+    except BaseException:
+        if before != pid:
+            connection.execute("memdev-clear-runner", {"id": name, "force": True})
+        raise
+
+
+def _runs(connection: Connection, name: str) -> int | None:
+    """The process that runs a guest on an object, as far as gmemd knows."""
+    [status] = connection.execute("query-memdev-status", {"id": name})
+    return status["runner"]["pid"] if "runner" in status else None
 
 
 def _file(connection: Connection, name: str) -> File | None:

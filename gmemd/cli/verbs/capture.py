@@ -48,8 +48,8 @@ def run(connection: Connection, options: Namespace) -> int:
     new = [name for name in ids if name not in there] if options.create else []
     objects = [_lend(connection, name) for name in ids if name not in new]
     connection.close()
-    capture = Capture(objects, new, (*RAM_NAMES, *options.memfd), adopt=partial(_adopt_apart, connection),
-                      taken=lambda name, pid: None, say=note)
+    capture = Capture(objects, new, (*RAM_NAMES, *options.memfd), claim=partial(_claim_apart, connection),
+                      adopt=partial(_adopt_apart, connection), say=note)
 
     def run_vmm(no_new_privs: bool) -> int:
         if no_new_privs:
@@ -73,12 +73,20 @@ def _lend(connection: Connection, name: str) -> Memory:
     return Memory(name, value["size"], fd)
 
 
-def _adopt_apart(connection: Connection, name: str, fd: int) -> None:
-    """Adopt with a connection of its own: the daemon may have been restarted since the last."""
+def _claim_apart(connection: Connection, name: str, pid: int) -> None:
+    """Make a process the runner, with a connection of its own: the daemon may have been restarted since the last."""
+    try:
+        connection.client.execute("memdev-set-runner", {"id": name, "pid": pid})
+    finally:
+        connection.close()
+
+
+def _adopt_apart(connection: Connection, name: str, fd: int, pid: int) -> None:
+    """The same for memory that becomes an object."""
     from gmemd.vmm.adoption import adopt
 
     try:
-        adopt(connection.client, name, fd)
+        adopt(connection.client, name, fd, pid)
     finally:
         connection.close()
 
@@ -102,7 +110,7 @@ def adopt(connection: Connection, options: Namespace) -> int:
         for name, memory in zip(ids, found, strict=True):
             fd = adoption.take(options.pid, memory)
             try:
-                fixed = adoption.adopt(connection.client, name, fd)
+                fixed = adoption.adopt(connection.client, name, fd, options.pid)
             finally:
                 os.close(fd)
             adopted.append(name)
