@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
-from gmemd.vmm.memfds import File, describe, is_writable, mapped
+from gmemd.vmm.memfds import File, describe, holds, is_writable, mapped
 from gmemd.vmm.qemu import Qemu, VmmError
 
 VIRTIO_MEM_LEAVES: Final = (8, 2, 0)  # from this version on QEMU unplugs a virtio-mem device
@@ -241,8 +241,8 @@ def detach(qemu: Qemu, name: str, file: File | None, seconds: float) -> None:
     """
     with _as_expected(qemu):
         _detach(qemu, name, seconds)
-    if file is not None and mapped(qemu.pid, file, private=True):
-        raise VmmError(f"the VMM at '{qemu.path}' says that '{name}' is gone, but {describe(qemu.pid)} still maps it")
+    if file is not None:
+        _wait_released(qemu, name, file)
 
 
 def _detach(qemu: Qemu, name: str, seconds: float) -> None:
@@ -261,6 +261,16 @@ def _detach(qemu: Qemu, name: str, seconds: float) -> None:
         raise VmmError(f"the VMM at '{qemu.path}' has no memory of the id '{name}'")
     _delete_backend(qemu, name, time.monotonic() + qemu.timeout)
     _drop_descriptors(qemu, name)
+
+
+def _wait_released(qemu: Qemu, name: str, file: File) -> None:
+    """Wait until a VMM really has the memory no more: QEMU unmaps and closes it a moment after its answer."""
+    deadline = time.monotonic() + qemu.timeout
+    while holds(qemu.pid, file):
+        if time.monotonic() > deadline:
+            raise VmmError(f"the VMM at '{qemu.path}' says that '{name}' is gone, but {describe(qemu.pid)} still "
+                           "has it")
+        time.sleep(_LOOK_EVERY)
 
 
 def _shrink(qemu: Qemu, name: str, device: dict[str, Any], deadline: float, seconds: float) -> None:

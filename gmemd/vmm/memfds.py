@@ -97,6 +97,14 @@ def mapped(pid: int, file: File, *, private: bool = False) -> int | None:
     return total
 
 
+def holds(pid: int, file: File) -> bool:
+    """Whether a process maps a file in memory or has a descriptor of it, as far as that is visible from here."""
+    try:
+        return bool(mapped(pid, file, private=True)) or any(one.file == file for one in memfds(pid))
+    except OSError:
+        return False
+
+
 def describe(pid: int) -> str:
     """A process for messages: its name and id."""
     try:

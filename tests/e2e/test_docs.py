@@ -16,7 +16,7 @@ import yaml
 
 from gmemd.client.client import Client
 from tests.daemon import Daemon
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_for
 from tests.programs import ROOT, needs
 
 pytestmark = pytest.mark.e2e
@@ -35,6 +35,9 @@ MARKED = {
     "two": {"docs/moving.md"},  # two hosts; test_moving.py runs the same on one
     "replace": {"docs/qemu.md"},  # test_qemu_boots.py
     "checkpoint": {"docs/qemu.md"},  # test_checkpoint_refusals.py
+    "capture": {"docs/qemu.md"},  # below
+    "adopt": {"docs/qemu.md"},  # below
+    "attach": {"docs/qemu.md"},  # tests/vmm/test_real_guests.py
 }
 ALL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"^```sh ?(.*)\n((?:.*\n)*?)```$", re.MULTILINE)
@@ -155,6 +158,34 @@ def test_the_qemu_block_runs(tmp_path: Path, page: str, name: str) -> None:
                     assert process.poll() is None
             finally:
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+@needs("qemu-system-x86_64")
+def test_the_captured_qemu_runs_on_the_object(tmp_path: Path) -> None:
+    """The QEMU of the page, which knows nothing of gmemd, has all of the object mapped."""
+    [text] = [text for word, text in blocks(ROOT / "docs/qemu.md") if word == "capture"]
+    with Daemon(kernel="simulated") as daemon, daemon.client() as client, \
+            subprocess.Popen(["bash", "-ec", text], env=user_environment(tmp_path, daemon), cwd=tmp_path,
+                             start_new_session=True) as process:
+        try:
+            wait_for(lambda: client.execute("query-memdev"))
+            while not any(holder["mapped"] == 64 << 20 and holder["comm"].startswith("qemu")
+                          for holder in client.execute("query-memdev-holders", {"id": "vm2"})):
+                assert process.poll() is None
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@needs("qemu-system-x86_64")
+def test_the_adopted_memory_outlives_its_qemu(tmp_path: Path) -> None:
+    """The lines of the page work, and the object is there when QEMU is not."""
+    [text] = [text for word, text in blocks(ROOT / "docs/qemu.md") if word == "adopt"]
+    with Daemon(kernel="simulated") as daemon, daemon.client() as client:
+        done = subprocess.run(["bash", "-ec", text.replace("/tmp/", f"{tmp_path}/")], capture_output=True, text=True,
+                              env=user_environment(tmp_path, daemon), timeout=PATIENCE, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        wait_for(lambda: client.execute("query-memdev-holders", {"id": "vm3"}) == [])
+        assert client.execute("query-memdev-status")[0]["resident"] > 0
 
 
 def _manifests() -> list[dict[str, Any]]:

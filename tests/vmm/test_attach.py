@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 
 from gmemd.vmm.attach import Attached, Memory, attach, detach
 from gmemd.vmm.qemu import Qemu, VmmError
+from tests.daemon import Daemon
+from tests.patience import PATIENCE
+from tests.programs import gmemctl
 from tests.vmm.fake import OK, Events, FakeVmm
 
 SIZE = 1 << 20
@@ -192,5 +196,25 @@ def test_it_still_has_it(fd: int, tmp_path: Path) -> None:
                             "object-del": OK})
     status = os.fstat(fd)
     with FakeVmm(tmp_path / "q", answers) as vmm, qemu_at(vmm) as qemu, mmap.mmap(fd, SIZE), \
-            pytest.raises(VmmError, match="says that 'more' is gone, but"):
+            pytest.raises(VmmError, match=r"says that 'more' is gone, but .* still has it"):
         detach(qemu, MORE, (status.st_dev, status.st_ino), 0.1)
+
+
+def test_gmemctl_says_it_and_forgets_the_runner(fd: int, tmp_path: Path) -> None:
+    """The VMM's words are gmemctl's message; no runner is left of it, nor of another guest's memory."""
+    refused = honest(fd, **{"object-add": OK})
+    with Daemon(kernel="simulated") as daemon, daemon.client() as client, FakeVmm(tmp_path / "q", refused) as vmm:
+        client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": MORE, "size": SIZE})
+        words = gmemctl("--socket", str(daemon.sock), "attach", MORE, "--qmp", vmm.path)
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "maps 0 bytes of it, not 1048576" in done.stderr
+        [status] = client.execute("query-memdev-status")
+        assert "runner" not in status
+        client.execute("memdev-set-runner", {"id": MORE, "pid": daemon.pid})
+        vmm.asked.clear()
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=PATIENCE)
+        assert f"process {daemon.pid} " in done.stderr
+        assert vmm.names() == []
+        [status] = client.execute("query-memdev-status")
+        assert status["runner"]["pid"] == daemon.pid

@@ -133,6 +133,7 @@ def test_objects_take_the_place_of_memfds(shared: Daemon, client: Client) -> Non
         pid = vmm.process.pid
         assert vmm.told().startswith(f"'m3' is the memory of python (process {pid}): memfd '{QEMUS}', 2 MiB")
         assert [holders(client, name) for name in ("m1", "m2", "m3")] == [[pid]] * 3
+        assert {status["runner"]["pid"] for status in client.execute("query-memdev-status")} == {pid}
         vmm.process.kill()
     assert [content(client, name, len(spec)).decode() for name, spec in zip(("m3", "m1", "m2"), specs, strict=True)
             ] == specs
@@ -163,6 +164,20 @@ def test_what_is_not_captured_is_said(shared: Daemon, client: Client) -> None:
         assert vmm.told() == f"memfd '{QEMUS}' {who}, 3 MiB, stays its own: no object of that size is left for it"
         assert vmm.end() == "gmemctl: 'm1' was not used: no memfd of a guest got its size, 1 MiB\n"
     assert content(client, "m1", 1) == b"\0"
+
+
+def test_memory_of_another_guest_is_not_given(shared: Daemon, client: Client) -> None:
+    """Two guests on one memory destroy each other: the second VMM keeps memory of its own."""
+    there = create(client, "m1", MIB)
+    client.execute("memdev-set-runner", {"id": "m1", "pid": os.getpid()})
+    try:
+        with captured(shared, "--capture", "m1", "--", f"{QEMUS}:{MIB}") as vmm:
+            assert vmm.line()[0] != str(there)
+            assert vmm.told().startswith(f"'m1' is not given to python (process {vmm.process.pid}): process "
+                                         f"{os.getpid()} ")
+            assert "stays its own" in vmm.told()
+    finally:
+        client.execute("memdev-clear-runner", {"id": "m1", "force": True})
 
 
 def test_another_name_of_guest_memory(shared: Daemon, client: Client) -> None:

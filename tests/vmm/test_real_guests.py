@@ -15,9 +15,10 @@ from gmemd.vmm.attach import Memory, attach, detach
 from gmemd.vmm.memfds import memfds
 from gmemd.vmm.qemu import Qemu
 from tests.daemon import Daemon
+from tests.e2e.test_docs import blocks, user_environment
 from tests.guests.linux import LinuxGuest, needs_qemu
 from tests.patience import PATIENCE, wait_for
-from tests.programs import gmemctl, output
+from tests.programs import ROOT, gmemctl, output
 
 pytestmark = [pytest.mark.e2e, needs_qemu]
 MIB = 1 << 20
@@ -41,6 +42,24 @@ def holds(client: Client, name: str) -> list[tuple[int, int]]:
     return [(holder["pid"], holder["mapped"]) for holder in client.execute("query-memdev-holders", {"id": name})]
 
 
+def runner(client: Client, name: str) -> int | None:
+    """The process that runs a guest on an object, as far as gmemd knows."""
+    [status] = client.execute("query-memdev-status", {"id": name})
+    return status.get("runner", {}).get("pid")
+
+
+def total(guest: LinuxGuest) -> int:
+    """What the guest says that it has, in KiB."""
+    return int(guest.run("only", "sed -n 's/MemTotal: *//p' /proc/meminfo").split()[0])
+
+
+def the_block(directory: Path, qmp: Path) -> list[str]:
+    """The lines of docs/qemu.md about attaching, for this QEMU."""
+    [text] = [text for word, text in blocks(ROOT / "docs/qemu.md") if word == "attach"]
+    (directory / "vm1.sock").symlink_to(qmp)
+    return text.replace("/tmp/", f"{directory}/").splitlines()
+
+
 def test_a_captured_guest_gets_more_memory_and_gives_it_back(tmp_path: Path) -> None:
     """A QEMU in its sandbox runs its guest on an object without knowing; the guest takes a DIMM and gives it back,
     many times, and QEMU keeps no descriptor of it; what the guest had written outlives QEMU."""
@@ -52,12 +71,12 @@ def test_a_captured_guest_gets_more_memory_and_gives_it_back(tmp_path: Path) -> 
         run = gmemctl("--socket", str(daemon.sock), "run", "--capture", "ram0", "--", *command)
         with running(*run) as qemu:
             guest.wait_started()
-            assert holds(client, "ram0") == [(qemu.pid, 256 * MIB)]
+            assert (holds(client, "ram0"), runner(client, "ram0")) == ([(qemu.pid, 256 * MIB)], qemu.pid)
             assert "Seccomp:\t2" in Path(f"/proc/{qemu.pid}/status").read_text()
             _, [fd] = client.execute_fds("memdev-get-fd", {"id": "more"})
             there = os.fstat(fd)
             file = (there.st_dev, there.st_ino)
-            had = int(guest.run("only", "sed -n 's/MemTotal: *//p' /proc/meminfo").split()[0])
+            had = total(guest)
             mark = guest.mark()
             with Qemu(str(guest.qmp("only")), PATIENCE) as monitor:
                 for _ in range(TIMES):
@@ -67,12 +86,17 @@ def test_a_captured_guest_gets_more_memory_and_gives_it_back(tmp_path: Path) -> 
                 assert monitor.ask("query-fdsets") == []
             assert file not in {one.file for one in memfds(qemu.pid)}
             guest.check_went_on(mark, sums=1)
-            words = gmemctl("--socket", str(daemon.sock), "attach", "more", "--qmp", str(guest.qmp("only")))
-            assert output(words) == "'more' is attached as a DIMM; the guest has taken it\n"
-            wait_for(lambda: int(guest.run("only", "sed -n 's/MemTotal: *//p' /proc/meminfo").split()[0]) > had)
+            client.execute("object-del", {"id": "more"})
+            created, attached, detached = the_block(tmp_path, guest.qmp("only"))
+            environment = user_environment(tmp_path, daemon)
+            output(["sh", "-c", created], env=environment)
+            assert output(["sh", "-c", attached], env=environment) == (
+                "'more' is attached as a DIMM; the guest has taken it\n")
             assert holds(client, "more") == [(qemu.pid, 128 * MIB)]
-            output(gmemctl("--socket", str(daemon.sock), "detach", "more", "--qmp", str(guest.qmp("only"))))
-            assert holds(client, "more") == []
+            assert runner(client, "more") == qemu.pid
+            wait_for(lambda: total(guest) > had)
+            output(["sh", "-c", detached], env=environment)
+            assert (holds(client, "more"), runner(client, "more")) == ([], None)
         os.close(fd)
         _, [fd] = client.execute_fds("memdev-get-fd", {"id": "ram0"})
         with open(fd, "rb") as ram:

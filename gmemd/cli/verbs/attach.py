@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from gmemd.cli.connection import DONE, Connection
@@ -76,7 +76,8 @@ def _runner(connection: Connection, name: str, pid: int) -> Iterator[None]:
         yield
     except BaseException:
         if before != pid:
-            connection.execute("memdev-clear-runner", {"id": name, "force": True})
+            with suppress(QmpError, OSError):
+                connection.execute("memdev-clear-runner", {"id": name, "force": True})
         raise
 
 
