@@ -16,9 +16,10 @@ from gmemd.changes.threads import beside, in_thread
 from gmemd.changes.workers import working
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.holders import others_now
-from gmemd.commands.memdev import added, delete, make
+from gmemd.commands.memdev import added, make, remove
 from gmemd.commands.shelf import Shelf
 from gmemd.commands.snapshots import begun, check_job, report, shelf_for, use_with_parent
+from gmemd.commands.templates import check_no_clones, is_template
 from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.rules import PAGE_SIZE
 from gmemd.memory.piece import Aside
@@ -70,6 +71,8 @@ def _check_consistent(entry: Entry, arguments: dict[str, Any]) -> None:
 
 
 async def _check_unheld(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
+    if is_template(backend):
+        check_no_clones(gmemd, backend)
     for holder in await others_now(gmemd, backend):
         raise QmpError(f"object '{backend.id}' is held by process {holder.pid} ({holder.comm})")
 
@@ -156,5 +159,6 @@ class _Restore:
         if former.handed_out != self._handed_out:
             raise QmpError(f"object '{former.id}' was handed out meanwhile")
         change.release(former)
-        delete(self.gmemd, former.id, change)
+        remove(self.gmemd, former, change)
+        self.backend.generation = former.generation + 1  # device states of the former memory do not fit this one
         self.gmemd.objects.take(self.backend)

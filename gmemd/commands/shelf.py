@@ -17,6 +17,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.changes.threads import beside, in_thread
 from gmemd.errors import QmpError, close_fd, os_errors
+from gmemd.posix.private import exposed
 from gmemd.snapshots import catalogue, folder
 from gmemd.snapshots.catalogue import Entry
 
@@ -166,6 +167,10 @@ def _is_delta(entry: Entry) -> bool:
 
 
 def _own(path: str, create: bool) -> Shelf:
+    place = exposed(path)
+    if place:
+        raise QmpError(f"'{place}' can be written by others, who could replace the snapshots in '{path}': remove that"
+                       " permission (chmod go-w), or choose another --snapshots")
     with os_errors(f"cannot open the directory of snapshots, '{path}'"):
         if create:
             os.makedirs(path, mode=0o700, exist_ok=True)
