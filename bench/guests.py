@@ -252,7 +252,7 @@ def forking(*, memory: bool = False) -> Measure:
             before = guest.free()
             began = time.monotonic()
             guest.gmemctl("fork", "vm0@origin", "-n", str(_FORKS), "--name", "c{n}", "--",
-                          *guest.command("c{n}", memory="{ID}", share="off"))
+                          *guest.command("c{n}", memory="{vm0}", share="off"))
             taken = time.monotonic() - began
             return Sample((before - guest.free()) / 2**20 if memory else taken)
 
