@@ -108,6 +108,9 @@ def test_a_state_that_does_not_fit(scene: Scene) -> None:
     assert "Traceback" not in said
     said = scene.said("rollback", "vm1", "--", *scene.guest.command("again"), "-nonsense", status=125)
     assert "-nonsense: invalid option" in said
+    path = f"mem-path={scene.directory}/other"
+    other = [word.replace("mem-path={vm1}", path) for word in scene.guest.command("again")]
+    assert "has not mapped 'vm1' as its memory" in scene.said("rollback", "vm1", "--", *other, status=125)
     assert scene.said("rollback", "vm1", "--", "/nowhere/qemu", status=125).count("No such file") >= 1
     assert scene.holders() == []
     scene.check_goes_back()

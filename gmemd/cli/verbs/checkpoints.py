@@ -148,29 +148,45 @@ def _checkpoint(connection: Connection, word: str) -> dict[str, Any]:
 def _start_from(connection: Connection, found: dict[str, Any], arranged: Arranged) -> Started:
     """Start the command on the object, load the device state, and let the guest run; if that fails, nothing runs."""
     name = found["object"]["id"]
+    [status] = connection.execute("query-memdev-status", {"id": name})
     _, [state] = connection.execute_fds("memdev-get-snapshot", {"name": found["name"], "part": "device-state"})
     value, [memory] = connection.execute_fds("memdev-get-fd", {"id": name})
     places = place({name: memory}, {name: None})
     words = [fill_in(word, placeholders({name: value}, places)) for word in arranged.words]
     started = Started(words, [*places.values()], foreground=True)
     try:
-        connection.execute("memdev-set-runner", {"id": name, "pid": started.pid})
+        _claim(connection, name, started.pid, status["generation"])
         with _guarded(started.pid):
             started.go()
             with reach(started, arranged.qmp, _LOADING) as qemu:
+                _check_mapped(connection, name, value["size"], started.pid)
                 qemu.load_state(state)
                 if qemu.status() != "running":
                     qemu.cont()
     except BaseException as error:
         started.kill()
-        said = started.words()
-        if isinstance(error, QmpError) and said:
-            raise QmpError(f"the guest cannot go on from '{found['name']}': {said}") from error
+        if isinstance(error, QmpError):
+            why = "; ".join(filter(None, (error.desc, started.words())))
+            raise QmpError(f"the guest cannot go on from '{found['name']}': {why}") from error
         raise
     finally:
         for fd in (state, *places.values()):
             os.close(fd)
     return started
+
+
+def _claim(connection: Connection, name: str, pid: int, generation: int) -> None:
+    """Make a process the runner of an object; QmpError if another guest has run on the memory in between."""
+    made = connection.execute("memdev-set-runner", {"id": name, "pid": pid})
+    if made["generation"] != generation + 1:
+        raise QmpError(f"another guest has run on '{name}' meanwhile, so the device state no longer fits")
+
+
+def _check_mapped(connection: Connection, name: str, size: int, pid: int) -> None:
+    """Refuse a VMM whose memory is not the object: it would load the device state onto other memory."""
+    held = connection.execute("query-memdev-holders", {"id": name})
+    if not any(one["pid"] == pid and one["mapped"] >= size for one in held):
+        raise QmpError(f"the command has not mapped '{name}' as its memory: it finds it at {{{name}}}")
 
 
 @contextmanager
