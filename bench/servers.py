@@ -132,7 +132,8 @@ class Server(Running):
         while waiting:
             for task in Path(f"/proc/{waiting.pop()}/task").iterdir():
                 yield task
-                waiting += (task / "children").read_text().split()
+                with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+                    waiting += (task / "children").read_text().split()
 
 
 class Client:
