@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -138,4 +140,34 @@ def test_state_without_memory(tmp_path: Path) -> None:
     do("verify", tmp_path, "s")
     with pytest.raises(QmpError, match="snapshot 's' holds no memory, only the state of a VMM"):
         restore(tmp_path, "s", fd)
+    os.close(fd)
+
+
+@pytest.mark.parametrize("parent", ["", "a"])
+def test_a_writer_that_never_rests(tmp_path: Path, parent: str) -> None:
+    """Pages that flip between two contents while they are hashed and written; what they are in the end is stored."""
+    fd, chance, stop = memfd(SIZE), random.Random(1), threading.Event()
+    contents_of = [bytes(PAGE), b"a" * PAGE, b"b" * PAGE]
+    for at in range(0, SIZE, PAGE * 3):
+        os.pwrite(fd, contents_of[1], at)
+    if parent:
+        save(tmp_path, parent, fd)
+
+    def write() -> None:
+        while not stop.is_set():
+            os.pwrite(fd, chance.choice(contents_of), chance.randrange(SIZE // PAGE) * PAGE)
+
+    writer = threading.Thread(target=write)
+    more = {"parent": parent} if parent else {}
+    with running("save", spec(fd, live=True, **more), tmp_path, [fd]) as engine:
+        writer.start()
+        try:
+            engine.heard("ready")
+            one_pass(engine, None)  # another one while it writes
+        finally:
+            stop.set()
+            writer.join()
+        one_pass(engine, None)
+        finish(engine)
+    judge(tmp_path, "s", fd)
     os.close(fd)
