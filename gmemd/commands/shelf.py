@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -82,11 +83,21 @@ class Shelves:
     def __init__(self, path: str = "") -> None:
         self.path = path
         self.known: dict[str, Entry] = {}  # in its own directory, when it was last looked at
+        self._counted: dict[str, Entry] = {}  # what the counts are of
+        self._counts: Counter[str] = Counter()  # checkpoints by object
         self.rate = 0.0  # bytes that the last job saved in a second; 0: there was none
         self._marks: WeakKeyDictionary[HostMemoryBackend, dict[str, int]] = WeakKeyDictionary()  # by snapshot
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by object
         self._uses: dict[Use, list[tuple[str, bool]]] = {}
         self._key = (-1, -1)  # of its own directory, once it is known
+
+    def checkpoints(self, object_id: str) -> int:
+        """How many checkpoints of an object are in its own directory."""
+        if self._counted is not self.known:
+            self._counted = self.known
+            self._counts = Counter(entry.manifest["object"]["id"] for entry in self.known.values()
+                                   if "device-state" in entry.manifest)
+        return self._counts[object_id]
 
     async def load(self) -> None:
         """Look at its own directory after the start, and free what a predecessor has left there."""

@@ -92,6 +92,8 @@ def _describe(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) ->
         status["frozen"] = True
     if backend.template:
         status["template"] = backend.template
+    if checkpoints := gmemd.snapshots.checkpoints(backend.id):
+        status["checkpoints"] = checkpoints
     if backend.runner is not None:
         status["runner"] = {"uid": backend.runner.uid, "pid": backend.runner.pid}
     return status

@@ -42,6 +42,8 @@ async def test_it_is_a_checkpoint_whose_memory_is_the_object(live: LiveMachine) 
     assert (found["stored"], found["via"], found["consistent"]) == ("object", "qmp", True)
     assert found["device-state"] == {"bytes": len(STATE), "vmm": "QEMU 7.2.22"}
     assert found["bytes"] < 32 * PAGE
+    [status] = await live.do("query-memdev-status", id="m")
+    assert status["checkpoints"] == 1
     handed = await live.do("memdev-get-snapshot", name="m@1", part="device-state")
     assert isinstance(handed, WithFds)
     assert os.pread(handed.fds[0], 1 << 20, 0) == STATE

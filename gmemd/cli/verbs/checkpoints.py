@@ -166,7 +166,8 @@ def _start_from(connection: Connection, found: dict[str, Any], arranged: Arrange
     except BaseException as error:
         started.kill()
         if isinstance(error, QmpError):
-            why = "; ".join(filter(None, (error.desc, started.words())))
+            said = started.words()
+            why = error.desc if said in error.desc else f"{error.desc}; {said}"
             raise QmpError(f"the guest cannot go on from '{found['name']}': {why}") from error
         raise
     finally:
