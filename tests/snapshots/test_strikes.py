@@ -10,7 +10,7 @@ import pytest
 from tests.robustness.tracer import CAN_FAIL, why_not
 from tests.snapshots.strikes import ACTS, ERRORS, sweep_all
 
-SAMPLE = {"save": 31, "increment": 37, "restore": 29, "verify": 37, "flatten": 53, "cold": 47, "remove": 4, "sweep": 7}
+SAMPLE = {"save": 43, "increment": 47, "restore": 41, "verify": 41, "flatten": 61, "cold": 61, "remove": 6, "sweep": 11}
 
 _WHY_NOT = why_not() or ("" if CAN_FAIL else "makes system calls fail on x86-64 only")
 
