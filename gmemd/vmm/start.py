@@ -87,6 +87,8 @@ def reach(started: Started, path: str, timeout: float) -> Qemu:
             qemu = Qemu(path, timeout)
             break
         except VmmError as exc:
+            if not isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError | ConnectionResetError):
+                raise
             if time.monotonic() > deadline:
                 said = started.words()
                 raise VmmError(f"{exc}, {timeout:g} s after the command was started{said and f': {said}'}") from exc

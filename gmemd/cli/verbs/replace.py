@@ -26,6 +26,7 @@ from gmemd.vmm.qemu import Backend, Qemu, VmmError
 from gmemd.vmm.start import Started, arrange, reach
 
 VERBS = Verbs()
+_LAST_WORDS = 1.0  # seconds; for a VMM that could not load a state to say so, and end
 _PATIENCE = 30.0  # seconds for each answer, if --timeout does not say
 
 
@@ -114,13 +115,18 @@ class Move:
 
     def carry_out(self) -> dict[str, Any]:
         """Move the guest; or let it go on where it was, and VmmError."""
-        stopped, trouble = None, None
+        stopped, trouble, begun = None, None, False
         try:
             with reach(self._started, self._is.qmp, self._timeout) as new:
                 self.check_new(new)
+                begun = True
                 stopped = self.transfer(new)
         except (VmmError, OSError, KeyboardInterrupt) as exc:
             trouble = exc
+            if not begun:
+                self._started.kill()
+            elif isinstance(exc, VmmError) and not self._is.lives(_LAST_WORDS) and self._started.words():
+                trouble = VmmError(f"the new VMM cannot take the guest: {self._started.words()}")
         self.old.close()
         result = settle(self._was, self._is, self._timeout, moved=stopped is not None)
         self._report(result)
@@ -145,7 +151,7 @@ class Move:
         held: dict[str, Held | None] = {}
         for name in self.ids:
             held[name] = next((Held(self._sizes[name], one["mapped"], one["writable"], one["private-copy"])
-                               for one in self.holders(name) if one["pid"] == qemu.pid), None)
+                               for one in self.holders(name) if one["pid"] == qemu.pid and one["mapped"]), None)
         return check_memory(qemu, held)
 
     def holders(self, name: str) -> list[dict[str, Any]]:
@@ -172,11 +178,9 @@ class Move:
     def _explained(self, trouble: BaseException | None, result: str) -> BaseException:
         if trouble is not None and not isinstance(trouble, VmmError | OSError):
             return trouble
-        words = self._started.words()
-        why = "; ".join(filter(None, (str(trouble or "the new VMM has ended"), words)))
         where = {"old": "the guest runs in the old VMM as before",
                  "none": "the guest has ended with its VMM: its memory is kept, its devices' state is lost"}[result]
-        return VmmError(f"{why}; {where}")
+        return VmmError(f"{trouble or 'the new VMM has ended'}; {where}")
 
 
 def _is_served(path: str) -> bool:
