@@ -1,4 +1,4 @@
-"""A program in a VMM's place that does not do what a VMM does: pretender.py HOW -qmp unix:PATH,... [what else a VMM has].
+"""A program in a VMM's place that is none: pretender.py HOW -qmp unix:PATH,... [what else a VMM has].
 
 HOW: silent, half (of a greeting), http, unversioned, dies (at the first command), empty (says {} to everything), or
 liar (claims to be a QEMU that waits for a state, with the right memory, of which it has nothing).
