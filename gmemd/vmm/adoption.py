@@ -104,7 +104,7 @@ def _missing_right(pid: int) -> str:
         return "we have CAP_SYS_PTRACE, but a seccomp filter, a security module or a user namespace forbids it"
     if {real, effective} != {theirs, their_effective}:
         return f"it belongs to user {theirs} and we are user {effective}; that takes CAP_SYS_PTRACE (run it as root)"
-    if os.stat(f"/proc/{pid}").st_uid != theirs:
+    if os.stat(f"/proc/{pid}/stat").st_uid != theirs:
         return ("it is not dumpable, because it has changed its user or has set that itself; "
                 "that takes CAP_SYS_PTRACE (run it as root)")
     scope = _yama()

@@ -105,6 +105,8 @@ def adopt(connection: Connection, options: Namespace) -> int:
                          [f"vm{options.pid}.{number}" for number in range(len(found))])
     if len(ids) != len(found):
         raise UsageError(f"adopt: {len(ids)} ids for {len(found)} memories: {', '.join(map(_named, found))}")
+    for memory in found:
+        _check_new(connection, options.pid, memory)
     adopted: list[str] = []
     try:
         for name, memory in zip(ids, found, strict=True):
@@ -117,8 +119,9 @@ def adopt(connection: Connection, options: Namespace) -> int:
             if not fixed:
                 note(f"'{name}' can be truncated by its VMM: it has forbidden seals")
     except BaseException:
-        with suppress(QmpError, OSError):
-            for name in adopted:
+        for name in adopted:
+            with suppress(QmpError, OSError):
+                connection.client.execute("memdev-clear-runner", {"id": name, "force": True})
                 connection.client.execute("object-del", {"id": name})
         raise
     if connection.for_people:
@@ -129,6 +132,19 @@ def adopt(connection: Connection, options: Namespace) -> int:
         connection.show([{"id": name, "memfd": memory.name, "size": memory.size}
                          for name, memory in zip(ids, found, strict=True)])
     return DONE
+
+
+def _check_new(connection: Connection, pid: int, memory: Memfd) -> None:
+    """QmpError if the memory is an object already; only what the process is known to hold is looked at."""
+    for status in connection.execute("query-memdev-status"):
+        if status["size"] != memory.size or all(
+                holder["pid"] != pid for holder in connection.execute("query-memdev-holders", {"id": status["id"]})):
+            continue
+        _, [fd] = connection.execute_fds("memdev-get-fd", {"id": status["id"]})
+        there = os.fstat(fd)
+        os.close(fd)
+        if (there.st_dev, there.st_ino) == memory.file:
+            raise QmpError(f"the memory {_named(memory)} is the object '{status['id']}' already")
 
 
 def _memories(options: Namespace) -> list[Memfd]:
