@@ -20,7 +20,7 @@ from gmemd.errors import QmpError
 from gmemd.snapshots.folder import remove, sweep
 from gmemd.snapshots.tables import copy_data
 from tests.robustness.sweep import can_fail
-from tests.robustness.tracer import Outcome, Tracer
+from tests.robustness.tracer import FIRST, Outcome, Tracer
 from tests.snapshots.engine import MIB, PAGE, contents, memfd, opened
 from tests.snapshots.here import do_here, restore_here, save_here
 
@@ -122,13 +122,13 @@ class Strikes:
         self._judged(at, 0)
 
     def fail_at(self, at: int, number: int) -> None:
-        """Let a call fail with an errno, if it is one that can."""
+        """Let a call fail with an errno: that one, or the next that can."""
         self._judged(at, number)
 
     def _learn(self) -> int:
         """How many calls the act takes."""
         scene = self._scene()
-        outcome, status, said = self._strike(scene, 0, 0)
+        outcome, status, said = self._strike(scene, 0, 0, lambda call: False)
         shutil.rmtree(scene.root)
         os.close(scene.target)
         if status != _SAID:
@@ -138,9 +138,15 @@ class Strikes:
     # -- striking ------------------------------------------------------------------------------------------------
 
     def _judged(self, at: int, number: int) -> None:
-        scene = self._scene()
+        scene, count = self._scene(), 0
+
+        def may(call: str) -> bool:  # the first from `at` on that can fail so
+            nonlocal count
+            count += 1
+            return count >= at and (not number or can_fail(call, number))
+
         try:
-            outcome, status, said = self._strike(scene, at, number)
+            outcome, status, said = self._strike(scene, FIRST, number, may)
             if not outcome.hit:
                 return
             self.tally.calls[outcome.hit.removesuffix("*")] += 1
@@ -156,7 +162,7 @@ class Strikes:
             shutil.rmtree(scene.root)
             os.close(scene.target)
 
-    def _strike(self, scene: Scene, at: int, number: int) -> tuple[Outcome, int, str]:
+    def _strike(self, scene: Scene, at: int, number: int, may: Callable[[str], bool]) -> tuple[Outcome, int, str]:
         """Do the act in a fork that is struck; its exit status, and the error that it ended with."""
         reader, writer = os.pipe()
         gate, go = os.pipe()
@@ -176,8 +182,7 @@ class Strikes:
             os.write(go, b"x")
 
         try:
-            outcome = Tracer(pid, at=at, error=number,
-                             may=lambda call: not number or can_fail(call, number)).run(begin, lambda: False)
+            outcome = Tracer(pid, at=at, error=number, may=may).run(begin, lambda: False)
             with os.fdopen(reader, "rb") as pipe:
                 said = pipe.read().decode()
             status = int(said.partition("\n")[0] or -1)

@@ -23,4 +23,4 @@ def test_whole_or_absent(tmp_path: Path, name: str, errors: tuple[int, ...],
     """After SIGKILL or an error at a call a snapshot is whole or absent, and the object is as it was."""
     tally = sweep_all(tmp_path / "act", ACTS[name], step=SAMPLE[name], errors=errors)
     record_property("figure", f"{name}: {sum(tally.calls.values())} points, {dict(tally.results)}")
-    assert errors or sum(tally.calls.values()) > 1
+    assert sum(tally.calls.values()) > 1
