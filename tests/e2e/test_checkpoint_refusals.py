@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from gmemd.client.client import Client
 from gmemd.client.running import state
+from gmemd.errors import QmpError
 from tests.daemon import Daemon
 from tests.e2e.test_docs import blocks
 from tests.e2e.test_qemu_boots import guest_is_firmware
@@ -182,6 +184,26 @@ def test_another_guest(scene: Scene) -> None:
     assert "the guest runs in the old VMM as before" in said
     assert scene.guest.runs()
     assert scene.holders().count("qemu-system-x86") == 1
+
+
+def test_a_cancelled_live_checkpoint(scene: Scene) -> None:
+    """However far QEMU has sent its memory: the guest goes on, nothing is left, and the next one succeeds."""
+    arguments = {"id": "vm1", "device-state": True, "migrate": True,
+                 "fence": {"via": "qmp", "qmp": str(scene.guest.qmp("first"))}}
+    for number, delay in enumerate((0, 0.1, 0.3, 0.6)):
+        scene.client.execute("memdev-snapshot", {**arguments, "job-id": f"j{number}", "name": f"n{number}"})
+        time.sleep(delay)
+        with suppress(QmpError):  # it has ended
+            scene.client.execute("job-cancel", {"id": f"j{number}"})
+        wait_for(lambda: all(job["status"] == "concluded" for job in scene.client.execute("query-jobs")))
+        assert scene.guest.runs()
+        ended = {job["id"]: job.get("error") for job in scene.client.execute("query-jobs")}
+        there = [one["name"] for one in scene.client.execute("query-memdev-snapshots")]
+        assert (ended[f"j{number}"] is None) == (f"n{number}" in there)
+        assert [name for name in os.listdir(scene.directory / "snapshots") if name.startswith(".")] == []
+    scene.checkpoint("--live")
+    scene.said("snapshot", "verify", "vm1@1")
+    assert scene.guest.starts == 1
 
 
 def test_a_killed_swap_leaves_one_guest(scene: Scene) -> None:
