@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.sealed import new_memfd
-from gmemd.changes.change import Change
+from gmemd.changes.change import Change, changing, completed
 from gmemd.changes.jobs import Job
-from gmemd.changes.threads import beside, in_thread
+from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.changes.workers import Worker, on_lines, working
+from gmemd.commands.checkpoints import Beside
 from gmemd.commands.context import Caller, Gmemd
+from gmemd.commands.fences import choose
 from gmemd.commands.jobs import begin
-from gmemd.commands.listing import listed
-from gmemd.commands.memdev import forget_tombstone, make, remove
-from gmemd.commands.sending import Line, bury, change_state, closing, take_line
+from gmemd.commands.lines import Line, closing, take_line
+from gmemd.commands.memdev import forget_tombstone, make
+from gmemd.commands.owning import bury, change_state, drop, moves, own
+from gmemd.commands.saving import free_name
+from gmemd.commands.snapshots import memdev_snapshot_delete, shelf_for
 from gmemd.errors import QmpError, os_errors
-from gmemd.memory.moves import DROPPED, OF_THE_SOURCE, Move, answered, concluded
+from gmemd.memory.moves import DROPPED, Move, answered
 from gmemd.memory.piece import Aside
 from gmemd.memory.ranges import RangeMap
-from gmemd.objects.records import move_of
-
-_FORMAT: Final = {"format": "gmemd-stream", "version": 1}
-
 
 # -- the commands ------------------------------------------------------------------------------------
 
@@ -42,50 +43,11 @@ def memdev_import(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
         except QmpError as exc:
             await arrival.fail(exc.desc)
             raise
+        finally:
+            arrival.close()
 
     return begin(gmemd, arguments, "import", 0, closing(work, line), change,
                  {"id": arguments["id"]} if "id" in arguments else {})
-
-
-def memdev_move_resolve(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    backend = gmemd.objects.find(arguments["id"])
-    move = backend.move
-    if move is None or move.state == "owned":
-        raise QmpError(f"object '{backend.id}' is not in the middle of a move")
-    if "force" in arguments:
-        if "fdname" in arguments:
-            raise QmpError("parameter 'force' needs no line: nobody is asked")
-        change.judged(f"take it that '{backend.id}' is owned {arguments['force']}, without asking {move.peer}")
-        change.claim(backend, "it is being decided who owns it", away=True)
-        return _force(gmemd, backend, move, arguments["force"], change)
-    if "fdname" not in arguments:
-        raise QmpError("Parameter 'fdname' is missing")
-    if "job-id" in arguments:
-        gmemd.jobs.check_id(arguments["job-id"])
-    line = take_line(caller, {"answers": arguments["fdname"], **arguments}, change)
-    change.claim(backend, f"{move.peer} is being asked who owns it", away=True)
-
-    async def work(job: Job | None, change: Change) -> dict[str, Any]:
-        return await _ask(gmemd, backend, move, line, job, change)
-
-    return begin(gmemd, arguments, "move-resolve", 0, closing(work, line), change, {})
-
-
-def query_memdev_moves(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    wanted = arguments.get("id")
-    found = [{"id": object_id, **move.dump()} for object_id, move in _moves(gmemd) if wanted in (None, object_id)]
-    return listed(found, len(found))
-
-
-def _moves(gmemd: Gmemd) -> Iterator[tuple[str, Move]]:
-    """The latest move of each object, also of those that are gone."""
-    for backend in gmemd.objects:
-        if backend.move is not None:
-            yield backend.id, backend.move
-    for object_id, record in gmemd.gone.items():
-        move = move_of(record)
-        assert move is not None
-        yield object_id, move
 
 
 # -- arriving ----------------------------------------------------------------------------------------
@@ -112,6 +74,8 @@ class Arrival:
         self._check = check
         self._heard = False  # the worker answers for itself
         self._error: QmpError | None = None
+        self._state = -1  # a file with the device state
+        self._checkpoint = ""  # the name of the snapshot with it
 
     async def run(self) -> dict[str, Any]:
         """Do it: the value of memdev-import."""
@@ -128,6 +92,11 @@ class Arrival:
         else:
             await self._receive(backend)
         return {"id": backend.id}
+
+    def close(self) -> None:
+        """Close what it has opened."""
+        close_beside([self._state] if self._state >= 0 else [])
+        self._state = -1
 
     async def fail(self, desc: str) -> None:
         """Tell the other side that this one gives up, unless the worker has."""
@@ -193,6 +162,9 @@ class Arrival:
     async def _receive(self, backend: HostMemoryBackend) -> None:
         """Be the destination of a move."""
         self._heard = True
+        if self._head.get("device-state"):
+            with os_errors("cannot create a file for the device state"):
+                self._state = os.memfd_create("device-state", os.MFD_CLOEXEC)
         async with self._receiver(backend) as worker:
             async for message in worker:
                 self._progress(message)
@@ -212,21 +184,28 @@ class Arrival:
             self._appear(backend)
             self._change.claim(backend, f"it is being moved here from {backend.move.peer}", away=True)
             await self._change.settle()
+            if self._state >= 0:
+                vmm = str(message["complete"].get("vmm", "a VMM"))
+                self._checkpoint = await keep_state(self._gmemd, self._caller, backend, self._state, vmm)
             worker.tell({"durable": {"token": head["id"], "generation": head["generation"]}})
         elif "your" in message:
             await own(self._gmemd, backend, self._change)
             self._arrived(backend)
             worker.tell({"done": {}})
         elif "keep" in message:
+            if self._checkpoint:
+                await forget_state(self._gmemd, self._caller, self._checkpoint)
             await drop(self._gmemd, backend, self._change)
             raise QmpError(f"'{backend.id}' stays where it is: {message['keep'].get('why', '')}")
 
     def _receiver(self, backend: HostMemoryBackend) -> Any:
         parts = [[piece.fd, piece.offset, piece.memory_size] for piece in backend.pieces()]
-        spec = {"parts": parts, "in": self._line.into, "out": self._line.out, "state": -1, "check": self._check}
+        spec = {"parts": parts, "in": self._line.into, "out": self._line.out, "state": self._state,
+                "check": self._check}
         if self._job is not None:
             self._job.total = int(self._head.get("bytes", 0))
-        return working(self._job, "stream-receive", spec, [*self._line.fds, *(fd for fd, *_ in parts)], on_lines)
+        fds = [*self._line.fds, *(fd for fd, *_ in parts), *([self._state] if self._state >= 0 else [])]
+        return working(self._job, "stream-receive", spec, fds, on_lines)
 
     def _progress(self, message: dict[str, Any]) -> None:
         if self._job is not None and "done" in message:
@@ -251,8 +230,9 @@ class Arrival:
         self._change.undo(partial(self._gmemd.objects.uncommit, backend))
 
     def _arrived(self, backend: HostMemoryBackend) -> None:
-        job = {} if self._job is None else {"job-id": self._job.id}
-        self._gmemd.emit("MEMDEV_ARRIVED", {"id": backend.id, "generation": backend.generation, **job})
+        more = {name: value for name, value in (("checkpoint", self._checkpoint),
+                                                ("job-id", "" if self._job is None else self._job.id)) if value}
+        self._gmemd.emit("MEMDEV_ARRIVED", {"id": backend.id, "generation": backend.generation, **more})
 
     # -- a question ------------------------------------------------------------------------------
 
@@ -260,7 +240,7 @@ class Arrival:
         """Say what this side knows of a move, having done what that decides."""
         gmemd, head = self._gmemd, self._head
         token, asked = head.get("id"), head.get("state")
-        found = next(((object_id, move) for object_id, move in _moves(gmemd) if move.token == token), None)
+        found = next(((object_id, move) for object_id, move in moves(gmemd) if move.token == token), None)
         if asked not in ("prepared", "moved", "kept"):
             raise QmpError(f"nothing can be answered to '{asked}'")
         object_id, move = found or (str(head.get("object", {}).get("id", "")), None)
@@ -292,61 +272,27 @@ class Arrival:
             await self._change.settle()
 
 
-# -- deciding ----------------------------------------------------------------------------------------
+# -- the device state -------------------------------------------------------------------------------
 
-async def own(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
-    """Own what was prepared, durably: the source has given it up."""
-    assert backend.move is not None
-    change_state(backend, backend.move.now("owned"), change)
+async def keep_state(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, state: int, vmm: str) -> str:
+    """Make a checkpoint of a device state that has come with an object's memory; its name. QmpError."""
+    arguments = {"live": False, "cold": False, "device-state": True}
+    change = Change(gmemd.settler)
+    try:
+        shelf = await shelf_for(gmemd, caller, {}, change, create=True)
+        name = free_name(gmemd, shelf, backend.id, checkpoint=True)
+        gmemd.snapshots.use(change, shelf, name, "it is being made")
+        fence = choose(gmemd, caller, backend, {"via": "unfenced"})
+        await Beside(gmemd, backend, fence, shelf, name, "", arguments, state=state, vmm=vmm,
+                     pause=0.0).work(None, change)
+    except BaseException:
+        change.revert()
+        raise
     await change.settle()
+    return name
 
 
-async def drop(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
-    """Free what was prepared, durably: the source keeps it."""
-    change.release(backend)
-    remove(gmemd, backend, change)
-    await change.settle()
-
-
-async def _ask(gmemd: Gmemd, backend: HostMemoryBackend, move: Move, line: Line, job: Job | None,
-               change: Change) -> dict[str, Any]:
-    """Ask the other side, and do what its answer decides."""
-    if move.state == "offered":  # from now on it is certain that this attempt has failed
-        move = move.now("kept")
-        change_state(backend, move, change)
-        await change.settle()
-    head = {**_FORMAT, "purpose": "resolve", "id": move.token, "state": move.state, "object": {"id": backend.id}}
-    spec = {"in": line.into, "out": line.out, "head": head}
-    async with working(job, "stream-ask", spec, line.fds, on_lines) as worker:
-        async for message in worker:
-            state = concluded(move.state, str(message["answer"].get("state")))
-            await _conclude(gmemd, backend, move, state, change)
-            worker.tell({"done": {"state": state}})
-    return {}
-
-
-async def _conclude(gmemd: Gmemd, backend: HostMemoryBackend, move: Move, state: str, change: Change) -> None:
-    if state == "gone":
-        await bury(gmemd, backend, move.now("gone"), change)
-    elif state == "owned":
-        await own(gmemd, backend, change)
-        gmemd.emit("MEMDEV_ARRIVED", {"id": backend.id, "generation": backend.generation})
-    elif state == DROPPED:
-        await drop(gmemd, backend, change)
-
-
-async def _force(gmemd: Gmemd, backend: HostMemoryBackend, move: Move, owner: str, change: Change) -> dict[str, Any]:
-    """Do what a person says."""
-    of_source = move.state in OF_THE_SOURCE
-    if owner == "here":
-        state = "kept" if of_source else "owned"
-    elif move.state in ("offered", "kept"):
-        raise QmpError(f"object '{backend.id}' is owned here: delete it if it is owned there")
-    else:
-        state = "gone" if of_source else DROPPED
-    if state == "kept":
-        change_state(backend, move.now("kept"), change)
-        await change.settle()
-    else:
-        await _conclude(gmemd, backend, move, state, change)
-    return {}
+async def forget_state(gmemd: Gmemd, caller: Caller, name: str) -> None:
+    """Delete such a checkpoint: its memory goes."""
+    with suppress(QmpError):  # then it is listed, and refused, because its memory is gone
+        await completed(changing(gmemd.settler, memdev_snapshot_delete)(gmemd, caller, {"name": name}))

@@ -25,6 +25,7 @@ from gmemd.commands import (
     lease,
     memdev,
     ownership,
+    owning,
     prepared,
     properties,
     qom,
@@ -45,7 +46,7 @@ from gmemd.schema.validate import Command
 
 MODULES: tuple[ModuleType, ...] = (
     accounting, arriving, clones, cloning, control, conversion, enforce, fds, handovers, holders, jobs, lease, memdev,
-    ownership, prepared, properties, qom, restoring, runners, saving, sending, snapshots, status, track)
+    ownership, owning, prepared, properties, qom, restoring, runners, saving, sending, snapshots, status, track)
 
 
 def find_function(name: str, modules: Sequence[ModuleType] = MODULES) -> Function:

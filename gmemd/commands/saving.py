@@ -41,7 +41,7 @@ async def _begin(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, fence
     """The checks that need the directory, then the work."""
     shelf = await shelf_for(gmemd, caller, arguments, change, create=True)
     checkpoint = arguments["device-state"] or "state" in arguments
-    name = arguments.get("name") or _free_name(gmemd, shelf, backend.id, checkpoint=checkpoint)
+    name = arguments.get("name") or free_name(gmemd, shelf, backend.id, checkpoint=checkpoint)
     check_new(gmemd, shelf, name)
     gmemd.snapshots.use(change, shelf, name, "it is being made")
     parent = _use_parent(gmemd, change, shelf, arguments["parent"], backend) if "parent" in arguments else ""
@@ -51,7 +51,7 @@ async def _begin(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, fence
     return await begun(gmemd, arguments, "snapshot", backend.memory_size, save.work, change, {"name": name})
 
 
-def _free_name(gmemd: Gmemd, shelf: Shelf, object_id: str, *, checkpoint: bool) -> str:
+def free_name(gmemd: Gmemd, shelf: Shelf, object_id: str, *, checkpoint: bool) -> str:
     """ID@N for a checkpoint, one more than the highest there is; else ID and the time (UTC)."""
     if checkpoint:
         numbers = [int(found[1]) for name in shelf.entries

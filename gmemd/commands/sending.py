@@ -9,7 +9,6 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -24,14 +23,14 @@ from gmemd.commands.fences import choose
 from gmemd.commands.fencing import Fence
 from gmemd.commands.jobs import begin
 from gmemd.commands.lease import end_lease
+from gmemd.commands.lines import Line, closing, take_line
 from gmemd.commands.measure import with_resident
-from gmemd.commands.memdev import remove
+from gmemd.commands.owning import FORMAT, bury, change_state
 from gmemd.commands.runners import exchange
-from gmemd.errors import QmpError
+from gmemd.commands.stopping import Qmp
+from gmemd.errors import QmpError, os_errors
 from gmemd.memory.moves import Move
-from gmemd.objects.records import tombstone
 
-_FORMAT: Final = {"format": "gmemd-stream", "version": 1}
 _WITHOUT: Final = frozenset(("prealloc-context", "qom-type", "id"))  # properties that mean nothing elsewhere
 _NO_POSTCOPY: Final = {
     "guest-memfd": "guest_memfd takes no userfaultfd for missing pages (Linux 7.3: EINVAL); it would need that in the "
@@ -39,40 +38,6 @@ _NO_POSTCOPY: Final = {
     "memfd": "the guest would run on memory whose missing pages are on another host, and end with that host, its gmemd "
              "or the network; it would need a VMM that hands over a userfaultfd for missing pages, which QEMU does not",
 }
-
-
-class Line:
-    """The descriptors of a client's that are written and read; -1: none. Owns them."""
-
-    def __init__(self, out: int, into: int) -> None:
-        self.out = out
-        self.into = into
-
-    @property
-    def fds(self) -> list[int]:
-        return [fd for fd in dict.fromkeys((self.out, self.into)) if fd >= 0]
-
-    def close(self) -> None:
-        """May be called twice."""
-        fds, self.out, self.into = self.fds, -1, -1
-        close_beside(fds)
-
-
-def take_line(caller: Caller, arguments: dict[str, Any], change: Change,
-              effect: Callable[[], str | Coroutine[Any, Any, str]] | None = None) -> Line:
-    """Take the descriptors that `fdname` and `answers` name from the client; call it when all checks are done.
-
-    effect: as for Change.judged, called for a dry run.
-    """
-    name, answers = arguments["fdname"], arguments.get("answers")
-    for one in {name, answers} - {None}:
-        caller.named_fds.look(one)
-    if change.dry_run:
-        change.judged(None if effect is None else effect(), whole=False)
-    fd = caller.named_fds.take(name)
-    line = Line(fd, -1 if answers is None else fd if answers == name else caller.named_fds.take(answers))
-    change.undo(line.close)
-    return line
 
 
 # -- the commands ------------------------------------------------------------------------------------
@@ -103,13 +68,21 @@ def memdev_move(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
     if arguments.get("fence", {}).get("via") in ("unfenced", "write-protect"):
         raise QmpError(f"a move needs a fence that lasts: not by '{arguments['fence']['via']}'")
     fence = choose(gmemd, caller, backend, arguments.get("fence"))
+    if arguments["device-state"] and not isinstance(fence, Qmp):
+        raise QmpError("parameter 'device-state' needs a fence by 'qmp'")
     line = _take(gmemd, caller, backend, {"answers": arguments["fdname"], **arguments}, change,
                  f"to {arguments['to']}, then give it up and keep a tombstone")
     change.claim(backend, f"it is being moved to {arguments['to']}")
 
     async def work(job: Job | None, change: Change) -> dict[str, Any]:
         moving = Moving(gmemd, backend, fence, line, job, change, arguments["to"])
-        await moving.run(arguments, moving.head())
+        if arguments["device-state"]:
+            with os_errors("cannot create a file for the device state"):
+                moving.state = os.memfd_create("device-state", os.MFD_CLOEXEC)
+        try:
+            await moving.run(arguments, moving.head())
+        finally:
+            close_beside([moving.state] if moving.state >= 0 else [])
         return {}
 
     return begin(gmemd, arguments, "move", backend.memory_size, closing(work, line), change, {})
@@ -122,17 +95,6 @@ def _take(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, arguments: d
     where = where.replace("{", "{{").replace("}", "}}")
     return take_line(caller, arguments, change, partial(
         with_resident, gmemd, backend, 0, backend.memory_size, f"send about {{}} bytes of '{backend.id}' {where}"))
-
-
-def closing(work: Any, line: Line) -> Any:
-    """The same work, after which the line is closed."""
-    async def run(job: Job | None, change: Change) -> Any:
-        try:
-            return await work(job, change)
-        finally:
-            line.close()
-
-    return run
 
 
 def check_readable(backend: HostMemoryBackend) -> None:
@@ -149,7 +111,7 @@ def head_of(gmemd: Gmemd, backend: HostMemoryBackend, purpose: str, token: str) 
                  "simulated": gmemd.kernel.is_simulated(backend.fd),
                  "page-size": gmemd.kernel.file_page_size(backend.fd),
                  "properties": {name: value for name, value in backend.properties.items() if name not in _WITHOUT}}
-    return {**_FORMAT, "purpose": purpose, "id": token, "writer": f"gmemd {__version__}", "created": int(time.time()),
+    return {**FORMAT, "purpose": purpose, "id": token, "writer": f"gmemd {__version__}", "created": int(time.time()),
             "from": os.uname().nodename, "kept": backend.record is not None, "object": described,
             "bytes": _resident(gmemd, backend), "parts": len(backend.pieces())}
 
@@ -171,22 +133,24 @@ class Sending:
         self.fence = fence
         self._line = line
         self._job = job
-        self._held = False
+        self.state = -1  # a file for the device state, if that is sent; borrowed
+        self._held = self._overdue = False
 
     async def run(self, arguments: dict[str, Any], head: dict[str, Any]) -> None:
         """Send it; QmpError when that fails."""
         parts = [[piece.fd, piece.offset, piece.memory_size] for piece in self.backend.pieces()]
-        spec = {"parts": parts, "out": self._line.out, "in": self._line.into, "state": -1, "head": head,
+        spec = {"parts": parts, "out": self._line.out, "in": self._line.into, "state": self.state, "head": head,
                 "rounds": arguments["rounds"], "downtime": arguments["downtime"]}
         if self._job is not None:
             self._job.total = head["bytes"]
         try:
-            async with working(self._job, "stream-send", spec, [*self._line.fds, *(fd for fd, *_ in parts)],
-                               on_lines) as worker:
+            async with working(self._job, "stream-send", spec, self._fds(parts), on_lines) as worker:
                 async for message in worker:
                     await self.said(message, worker)
-        except BaseException:
-            await self.let_go()
+        except BaseException as exc:
+            why = await self.let_go()
+            if self._overdue and why is not None and isinstance(exc, QmpError):
+                raise why from None  # the worker has only been stopped for that
             raise
 
     async def said(self, message: dict[str, Any], worker: Worker) -> None:
@@ -195,16 +159,26 @@ class Sending:
             self._job.current = message.get("done", self._job.current)
             self._job.total = max(message.get("total", self._job.total), self._job.current)
         if "ready" in message:
-            self.fence.lost = self._lost
+            self.fence.lost = partial(self._lost, worker)
             await self.fence.hold()
             self._held = True
-            worker.tell({"pass": {}})
+            worker.tell({"pass": await self._save_state()})
         elif "passed" in message:
             worker.tell({"finish": await self.passed()})
 
-    def _lost(self) -> None:
-        if self._job is not None:
-            self._job.interrupt()
+    def _fds(self, parts: list[list[int]]) -> list[int]:
+        return [*self._line.fds, *(fd for fd, *_ in parts), *([self.state] if self.state >= 0 else [])]
+
+    async def _save_state(self) -> dict[str, Any]:
+        """Have the device state written, if it is to be sent; what the worker is told of it."""
+        if self.state < 0:
+            return {}
+        assert isinstance(self.fence, Qmp)
+        return {"state": await self.fence.save_state(self.state)}
+
+    def _lost(self, worker: Worker) -> None:
+        self._overdue = True
+        worker.stop()
 
     async def passed(self) -> dict[str, Any]:
         """Everything was read: further members of ENDS."""
@@ -218,12 +192,15 @@ class Sending:
         visibility = self.backend.visibility
         return {} if visibility is None else {"visibility": [visibility.initial, *visibility.dump()]}
 
-    async def let_go(self) -> None:
-        """It has failed: whoever was stopped goes on."""
+    async def let_go(self) -> QmpError | None:
+        """It has failed: whoever was stopped goes on; what the fence has to say about it."""
         if self._held:
             self._held = False
-            with contextlib.suppress(QmpError):
+            try:
                 await self.fence.release()
+            except QmpError as exc:
+                return exc
+        return None
 
 
 class Moving(Sending):
@@ -239,7 +216,8 @@ class Moving(Sending):
 
     def head(self) -> dict[str, Any]:
         """The members of HEAD."""
-        return {**head_of(self.gmemd, self.backend, "move", self._move.token), "generation": self._move.generation}
+        return {**head_of(self.gmemd, self.backend, "move", self._move.token), "generation": self._move.generation,
+                "device-state": self.state >= 0}
 
     async def run(self, arguments: dict[str, Any], head: dict[str, Any]) -> None:
         await self._become("offered")
@@ -273,7 +251,7 @@ class Moving(Sending):
             worker.tell({"your": {"token": self._move.token, "generation": self._move.generation}})
 
     async def passed(self) -> dict[str, Any]:
-        return self.ends()
+        return {**self.ends(), **({"vmm": self.fence.vmm} if isinstance(self.fence, Qmp) else {})}
 
     async def _become(self, state: str) -> None:
         """Be in another state, durably."""
@@ -299,26 +277,3 @@ class Moving(Sending):
         self._held, self._given_up = False, True
         self.gmemd.emit("MEMDEV_MOVED", {"id": backend.id, "to": self._move.peer, "generation": self._move.generation})
         await self.fence.drop()
-
-
-def change_state(backend: HostMemoryBackend, move: Move, change: Change) -> None:
-    """Have the record say what the object is to this gmemd."""
-    before = backend.move
-
-    def undo() -> None:
-        backend.move = before
-
-    change.undo(undo)
-    backend.move = move
-    change.rewrite(backend)
-
-
-async def bury(gmemd: Gmemd, backend: HostMemoryBackend, move: Move, change: Change) -> None:
-    """Free the memory of an object that another gmemd owns, and leave a tombstone; durable afterwards."""
-    record = tombstone(backend, move)
-    change.bury(backend, record)
-    change.release(backend)
-    remove(gmemd, backend, change)
-    gmemd.bury(record)
-    change.undo(partial(gmemd.unbury, backend.id))
-    await change.settle()

@@ -92,14 +92,16 @@ def _arrived(connection: Connection, job: str) -> dict[str, Any]:
     argument("--to", metavar="URI",
              help="unix:PATH, the socket of the other gmemd; or exec:COMMAND, which leads to 'gmemctl import --move'"),
     *_FENCE, *_ROUNDS,
+    argument("--device-state", action="store_true",
+             help="send the state of the guest's devices, too: there 'gmemctl rollback ID' lets the guest go on"),
     argument("--quit", action="store_true", help="end the virtual machine monitor at --qmp when it is given up"),
     argument("--postcopy", action="store_true", help="is refused, with the reason"),
     argument("--resolve", action="store_true",
              help="after a crash or a broken line: ask the other side who owns it, and end the move"),
     argument("--force", choices=("here", "there"), metavar="here|there",
              help="say who owns it where the other side is lost; if that is wrong, two do, or none"), DRY_RUN,
-    examples=("move ram0 --to unix:/run/other/qmp.sock", "move ram0 --qmp vm.sock --to 'exec:ssh host gmemctl import "
-              "--move'", "move ram0 --resolve --to 'exec:ssh host gmemctl import --move'"),
+    examples=("move ram0 --to unix:/run/other/qmp.sock", "move vm1 --qmp vm1.sock --device-state --quit --to "
+              "'exec:ssh host gmemctl import --move'", "move vm1 --resolve --to 'exec:ssh host gmemctl import --move'"),
     hints=((r"^object '(.*)' (?:was moved to|comes from) (.*), which has not confirmed it",
             "ask it: gmemctl move {0} --resolve --to URI"),
            (r"^the other side knows nothing of this move",
@@ -116,7 +118,8 @@ def move(connection: Connection, options: Namespace) -> int:
     command = "memdev-move-resolve" if options.resolve else "memdev-move"
     arguments = {"id": options.id, "fdname": _LINE}
     if not options.resolve:
-        arguments |= {"to": options.to, "postcopy": options.postcopy, **_tuning(options)}
+        arguments |= {"to": options.to, "postcopy": options.postcopy, "device-state": options.device_state,
+                      **_tuning(options)}
     if connection.dry_run:
         return _dry_run(connection, command, arguments)
     with _line(connection, options.to):
@@ -142,7 +145,8 @@ def moves(connection: Connection, options: Namespace) -> int:
 def _tuning(options: Namespace) -> dict[str, Any]:
     """The arguments of the options about fence and rounds."""
     qmp = None if options.qmp is None else os.path.abspath(path_of(options.qmp))
-    fence = {name: value for name, value in (("via", options.via), ("qmp", qmp), ("deadline", options.deadline))
+    via = "qmp" if options.via is None and qmp is not None else options.via
+    fence = {name: value for name, value in (("via", via), ("qmp", qmp), ("deadline", options.deadline))
              if value is not None}
     given = {"fence": fence or None, "rounds": options.rounds, "downtime": options.downtime}
     return {name: value for name, value in given.items() if value is not None}
