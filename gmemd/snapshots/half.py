@@ -42,7 +42,7 @@ class Half:
                  delta: bool = True) -> None:
         self.size, self._what = size, f"cannot write snapshot '{what}'"
         self._base: Part | None = None  # of a delta
-        self.stored, self._folder = "full", folder
+        self.stored = "full"
         self.file, map_name, digests_name = files_of(name)
         with contextlib.ExitStack() as opened, os_errors(self._what):
             self._raw = syscalls.open_beneath(folder, self.file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -50,6 +50,8 @@ class Half:
             self._tables = Tables(folder, map_name, digests_name, size, create=True)
             opened.callback(self._tables.close)
             self._direct = _open_direct(folder, self.file)
+            if self._direct >= 0:
+                opened.callback(close_fd, self._direct)
             if parent is not None:
                 self._begin_with(parent, delta)
             os.ftruncate(self._raw, size)
@@ -68,9 +70,6 @@ class Half:
     def close(self) -> None:
         """Close the files."""
         self._open.close()
-        if self._direct >= 0:
-            close_fd(self._direct)
-            self._direct = -1
 
     def take(self, source: Source, dirty: Dirty | None = None) -> Iterator[int]:
         """One pass: write what has changed; yields the bytes that were read, as it goes.
