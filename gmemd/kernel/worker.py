@@ -183,6 +183,10 @@ def main(verb: Verb, spec: str) -> int:
             print(json.dumps(next(work)), flush=True)
     except StopIteration as ended:
         outcome = {"end": True, **(ended.value or {})}
+    except BrokenPipeError:  # the daemon has ended; the work is given up, and removes what it has begun
+        del work
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tells of what it could not
+        return 1
     except OSError as exc:
         outcome = {"errno": exc.errno or errno.EIO}
     except QmpError as exc:

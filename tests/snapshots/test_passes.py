@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,22 @@ def test_given_up(tmp_path: Path) -> None:
         save(tmp_path, "s", fd)
     assert os.listdir(tmp_path) == ["s"]
     judge(tmp_path, "s", fd)
+    os.close(fd)
+
+
+def test_the_daemon_ends_meanwhile(tmp_path: Path) -> None:
+    """A worker that nobody listens to any more gives up, removes its draft and says nothing about it."""
+    fd = memfd(SIZE)
+    os.pwrite(fd, b"x" * SIZE, 0)
+    with running("save", spec(fd), tmp_path, [fd], stderr=subprocess.PIPE) as engine:
+        engine.heard("ready")
+        engine._stdout.close()
+        engine.tell({"pass": {"dirty": None}})
+        assert engine.process.stderr is not None
+        assert engine.process.stderr.read() == b""
+        engine.process.stderr.close()
+        assert engine.process.wait() == 1
+    assert os.listdir(tmp_path) == []
     os.close(fd)
 
 
