@@ -117,6 +117,8 @@ class Shelves:
         else:
             shelf = await in_thread(_own, self.path, create)
             self._key = shelf.key if shelf.fd >= 0 else self._key
+            if create:
+                await in_thread(_sweep, shelf.fd)
         try:
             await self.look(shelf)
         except BaseException:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gmemd.errors import QmpError
-from tests.robustness import damage
+from tests.robustness import damage, stored
 from tests.robustness.ladder import climb, restart_time
 from tests.robustness.moves import Pair, every_message
 from tests.robustness.pairs import Alone, Kept, clash, pairs
@@ -125,6 +125,18 @@ def all_snapshots() -> int:
     return wrong
 
 
+def all_stored() -> int:
+    """Kill the daemon at a hundred calls of each act on snapshots; how much was wrong."""
+    print("== snapshots: the daemon is killed ==")
+    wrong = 0
+    for name, act in stored.ACTS.items():
+        begun = time.monotonic()
+        with World() as world:
+            wrong += stored.sweep(world, act, 100, print)
+        print(f"{name:45} {time.monotonic() - begun:.0f} s", flush=True)
+    return wrong
+
+
 def whole_model() -> int:
     """Ten thousand random operations against the model; how much was wrong."""
     print("== snapshots: 10,000 operations against a model ==")
@@ -187,7 +199,8 @@ def _struck(what: str, strike: Callable[[], object]) -> int:
 
 PARTS: dict[str, Part] = {"pairs": all_pairs, "kills": all_kills, "errors": all_errors, "moves": all_moves,
                           "damage": all_damage, "ladder": whole_ladder, "restart": restart, "waits": longest_waits,
-                          "snapshots": all_snapshots, "model": whole_model, "snapshot-damage": snapshot_damage}
+                          "snapshots": all_snapshots, "stored": all_stored, "model": whole_model,
+                          "snapshot-damage": snapshot_damage}
 
 
 def main(names: list[str]) -> int:
