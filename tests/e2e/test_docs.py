@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e
 MIB = 1 << 20
 
 # Blocks of these pages run, one after another, on a gmemd without objects (gmemctl.md: tests/cli).
-PAGES = ("README.md", "docs/qemu.md", "docs/audit.md", "docs/metrics.md", "docs/libvirt.md")
+PAGES = ("README.md", "docs/qemu.md", "docs/templates.md", "docs/audit.md", "docs/metrics.md", "docs/libvirt.md")
 # What the other blocks need, and who runs them: a marked block must be on one of these pages.
 MARKED = {
     "clone": {"README.md"},  # test_fresh_clone.py here and in tests/containers run script/run; script/test runs this
@@ -34,6 +34,7 @@ MARKED = {
     "qemu": {"docs/qemu.md", "docs/gmemctl.md"},  # below
     "two": {"docs/moving.md"},  # two hosts; test_moving.py runs the same on one
     "replace": {"docs/qemu.md"},  # test_qemu_boots.py
+    "fork": {"docs/qemu.md"},  # tests/vmm/test_fork.py
     "checkpoint": {"docs/qemu.md"},  # test_checkpoint_refusals.py
     "capture": {"docs/qemu.md"},  # below
     "adopt": {"docs/qemu.md"},  # below

@@ -16,11 +16,13 @@ import pytest
 
 from gmemd.client.client import Client
 from gmemd.client.running import RunningGmemd
-from gmemd.vmm.qemu import Qemu
+from gmemd.vmm.qemu import Qemu, VmmError
+from tests.daemon import Daemon
+from tests.e2e.test_docs import blocks, user_environment
 from tests.guests.firmware import SIZE, FirmwareGuest
 from tests.guests.linux import needs_qemu
 from tests.patience import PATIENCE, wait_for
-from tests.programs import gmemctl
+from tests.programs import ROOT, gmemctl
 
 pytestmark = [pytest.mark.e2e, needs_qemu]
 
@@ -77,6 +79,13 @@ class Site:
         starts, now = self.counted(row)
         assert (starts, now >= count) == (1, True)
         wait_for(lambda: self.counted(row)[1] > now)
+
+    def digests(self, name: str) -> list[dict[str, Any]]:
+        self.client.execute("memdev-verify", {"id": name, "job-id": "v"})
+        wait_for(lambda: [job for job in self.client.execute("query-jobs") if job["status"] == "concluded"])
+        found: list[dict[str, Any]] = self.client.execute("query-memdev-digests", {"job-id": "v"})
+        self.client.execute("job-dismiss", {"id": "v"})
+        return found
 
     def objects(self) -> set[str]:
         return {one["id"] for one in self.client.execute("query-memdev")}
@@ -175,3 +184,34 @@ def test_no_checkpoint(site: Site) -> None:
     done = site.run("fork", "other", "--", "true")
     assert (done.returncode, "'other' has no checkpoint: give --qmp SOCK" in done.stderr) == (2, True)
     site.client.execute("object-del", {"id": "other"})
+
+
+def test_the_page_says_it_right(tmp_path: Path) -> None:
+    """The block of docs/qemu.md, as it stands there."""
+    [text] = [text.replace("/tmp/", f"{tmp_path}/") for word, text in blocks(ROOT / "docs/qemu.md") if word == "fork"]
+    with Daemon(kernel="simulated") as daemon, Client(str(daemon.sock), timeout=PATIENCE) as client:
+        environment = user_environment(tmp_path, daemon)
+        try:
+            with (tmp_path / "said").open("w") as said:  # a pipe would not end before the original does
+                done = subprocess.run(["bash", "-euc", text], env=environment, stdout=said, stderr=said,
+                                      timeout=PATIENCE, check=False, cwd=tmp_path)
+            assert done.returncode == 0, (tmp_path / "said").read_text()
+            [group] = client.execute("query-memdev-clones")
+            assert (group["id"], group["clones"], len(group["users"])) == ("vm2-template", ["c1", "c2", "c3"], 3)
+        finally:
+            for name in ("vm2", "c1", "c2", "c3"):
+                with suppress(VmmError), Qemu(str(tmp_path / f"{name}.sock"), PATIENCE) as qemu:
+                    qemu.quit()
+
+
+def test_what_it_made_can_be_saved(site: Site) -> None:
+    """A snapshot of a clone, and of a template, is one of the template's memory."""
+    with site.fork("ram0", "--name", "c", "--qmp", str(site.guest.qmp("first")), "--", *site.command()):
+        for name in ("c", "ram0-template"):
+            site.client.execute("memdev-snapshot", {"id": name, "name": f"of-{name}", "fence": {"via": "unfenced"}})
+            site.client.execute("memdev-restore", {"name": f"of-{name}", "id": f"again-{name}",
+                                                   "allow-inconsistent": True})
+        digests = [site.digests(name) for name in ("ram0-template", "again-c", "again-ram0-template")]
+        assert digests[0] == digests[1] == digests[2] != []
+    for name in ("again-c", "again-ram0-template", "ram0-template"):
+        site.client.execute("object-del", {"id": name})
