@@ -12,7 +12,7 @@ from gmemd.kernel import residency, uapi
 from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.rules import PAGE_SIZE
 from tests.kernel.conftest import HUGE
-from tests.kernel.host import errno_of
+from tests.kernel.host import errno_of, write_page
 
 TIB = 1 << 40
 
@@ -32,6 +32,26 @@ def test_ranges_are_those_that_were_allocated(kernel: Kernel, make: Callable[...
             expected.append((page * PAGE_SIZE, PAGE_SIZE))
     assert kernel.resident_ranges(fd, 0, pages * PAGE_SIZE) == expected
     assert kernel.resident(fd) == 1000 * PAGE_SIZE
+
+
+def test_touched_pages_are_found_beside_others(kernel: Kernel, make: Callable[..., int]) -> None:
+    """Scattered pages that were written, some that were only allocated, and holes: each is what it is."""
+    pages = 1 << 15
+    fd, chance = make(pages * PAGE_SIZE), random.Random(2)
+    written = set(chance.sample(range(pages), 3000))
+    allocated = set(chance.sample(range(pages // 2), 20))  # in a part of it
+    for page in sorted(allocated):
+        kernel.allocate(fd, page * PAGE_SIZE, PAGE_SIZE)
+    for page in sorted(written):
+        write_page(fd, page, 1)
+    found = {page for at, size in kernel.resident_ranges(fd, 0, pages * PAGE_SIZE)
+             for page in range(at // PAGE_SIZE, (at + size) // PAGE_SIZE)}
+    assert found == written | allocated
+    data = {page for at, size in residency.data_ranges(fd, 0, pages * PAGE_SIZE)
+            for page in range(at // PAGE_SIZE, (at + size) // PAGE_SIZE)}
+    assert written <= data <= found
+    if not kernel.is_simulated(fd):
+        assert data == written
 
 
 def test_a_page_in_a_terabyte_is_found(kernel: Kernel, make: Callable[..., int]) -> None:
