@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
@@ -31,6 +31,7 @@ class Fence:
 
     via: str  # as in MemdevFenceVia; of auto, known once it is held
     consistent = True
+    guarded: ClassVar[bool] = False  # it stops others, and a guard is to let go on them
     protect: dict[str, int] | None = None  # for the reader, instead of a guest that stands still: `snapshots.protected`
 
     def __init__(self, gmemd: Gmemd, backend: HostMemoryBackend, deadline: int) -> None:
@@ -56,7 +57,7 @@ class Fence:
         try:
             stopped = await self.prepare()
             await self.note(stopped)
-            if stopped:
+            if self.guarded:
                 self._guard = await Guard.start(stopped, self.deadline)
             await self.approach()
             self._began = monotonic()

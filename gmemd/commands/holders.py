@@ -49,6 +49,8 @@ async def others_now(gmemd: Gmemd, backend: HostMemoryBackend) -> list[Holder]:
 
 async def writers_now(gmemd: Gmemd, backend: HostMemoryBackend) -> list[Holder]:
     """Those of them that can write it; QmpError also if one that is known to use it cannot be inspected."""
+    if backend.frozen:
+        return []
     found = await others_now(gmemd, backend)
     for known in (backend.lease, backend.runner):
         if known is not None and known.pid not in [holder.pid for holder in found]:

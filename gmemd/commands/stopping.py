@@ -22,6 +22,7 @@ class Freeze(Fence):
     """All processes that hold the memory are stopped."""
 
     via = "freeze"
+    guarded = True
 
     def __init__(self, gmemd: Gmemd, backend: HostMemoryBackend, deadline: int) -> None:
         super().__init__(gmemd, backend, deadline)
@@ -62,6 +63,7 @@ class Qmp(Fence):
     devices, are frozen while it stands still."""
 
     via = "qmp"
+    guarded = True
 
     def __init__(self, gmemd: Gmemd, backend: HostMemoryBackend, deadline: int, path: str) -> None:
         super().__init__(gmemd, backend, deadline)

@@ -38,10 +38,12 @@ class Stopped:
                 close_fd(self._pidfd)
                 raise
         self.ours = not _stands(pid)  # otherwise somebody else has stopped it
+        self._asked = False  # to stop
 
     def stop(self) -> None:
         """Ask it to stop."""
         if self.ours:
+            self._asked = True
             self._send(signal.SIGSTOP)
 
     def wait(self, until: float) -> None:
@@ -63,7 +65,7 @@ class Stopped:
         try:
             self.check()
         finally:
-            if self.ours:
+            if self._asked:
                 self._send(signal.SIGCONT)
             self.drop()
 
@@ -81,8 +83,10 @@ class Group:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._asked = False  # to freeze
 
     def stop(self) -> None:
+        self._asked = True
         with os_errors(f"cannot freeze '{self.path}'"):
             _write(self.path, "1")
 

@@ -51,8 +51,8 @@ def writing(fd: int, threads: int = 1) -> Iterator[subprocess.Popen[str]]:
     """A process that writes the memory all the time."""
     process = subprocess.Popen([sys.executable, "-c", WRITER, str(fd), str(threads)], pass_fds=(fd,),
                                stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         assert process.stdout.readline() == "r\n"
         yield process
     finally:
@@ -240,7 +240,8 @@ async def test_a_crash_leaves_a_note(live: LiveMachine) -> None:
         async with asyncio.timeout(60):
             while backend.fence is not None:
                 await asyncio.sleep(0.001)
-        wait_for(lambda: state(writer.pid) != "T")
+        goes_on(fd_of(live))
+        assert state(writer.pid) != "T"
         assert state(other.pid) == "T"
         with pytest.raises(QmpError):
             await fence.release()
@@ -248,13 +249,13 @@ async def test_a_crash_leaves_a_note(live: LiveMachine) -> None:
 
 async def test_the_guard_lets_go_on(live: LiveMachine) -> None:
     """When the daemon ends, which closes its pipe; the daemon notices if it lives."""
-    with writing(fd_of(live)) as writer:
+    with writing(fd_of(live)):
         fence = fence_of(live, via="freeze")
         await fence.hold()
         assert fence._guard is not None
         assert fence._guard._process.stdin is not None
         fence._guard._process.stdin.close()
-        wait_for(lambda: state(writer.pid) != "T")
+        goes_on(fd_of(live))
         with pytest.raises(QmpError, match="was continued by somebody else"):
             await fence.release()
 

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 
 from gmemd.errors import QmpError
 from tests.robustness import damage, stored
+from tests.robustness.fences import strike
 from tests.robustness.ladder import climb, restart_time
 from tests.robustness.moves import Pair, every_message
 from tests.robustness.pairs import Alone, Kept, clash, pairs
@@ -197,10 +198,20 @@ def _struck(what: str, strike: Callable[[], object]) -> int:
     return 0
 
 
+def all_fences() -> int:
+    """Kills at every twentieth system call of a copy for which a process stands still; how much was wrong."""
+    begun = time.monotonic()
+    print("== killed while a process stands still ==")
+    with World() as world:
+        tally = strike(world, step=20, first=1)
+    print(f"{tally.points} kills  {_results(tally)}, {time.monotonic() - begun:.0f} s\n")
+    return 0
+
+
 PARTS: dict[str, Part] = {"pairs": all_pairs, "kills": all_kills, "errors": all_errors, "moves": all_moves,
                           "damage": all_damage, "ladder": whole_ladder, "restart": restart, "waits": longest_waits,
                           "snapshots": all_snapshots, "stored": all_stored, "model": whole_model,
-                          "snapshot-damage": snapshot_damage}
+                          "snapshot-damage": snapshot_damage, "fences": all_fences}
 
 
 def main(names: list[str]) -> int:

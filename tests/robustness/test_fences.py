@@ -1,0 +1,15 @@
+"""Whoever stands still for a copy goes on when gmemd is killed: a sample of script/robustness fences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.robustness.fences import strike
+from tests.robustness.world import World
+
+
+def test_whoever_stands_still_goes_on(world: World, record_property: Callable[[str, object], None]) -> None:
+    """After SIGKILL at a call the next daemon knows of no fence, and a snapshot is whole or absent."""
+    tally = strike(world, step=2300, first=2300)
+    assert tally.points > 1
+    record_property("figure", f"{tally.points} kills, {tally.results['saved']} after it was saved")
