@@ -83,9 +83,12 @@ class Qmp(Fence):
         """Write the device state into a file while the fence is held; its bytes."""
         assert self._qemu is not None
         await in_thread(self._qemu.only_shared)
-        await in_thread(self._others.go)  # a process behind a device may have to say its state
+        others = bool(self._others.pids)
+        if others:
+            await in_thread(self._others.go)  # a process behind a device may have to say its state
         size: int = await uninterrupted(in_thread(self._qemu.save_state, fd))
-        await self._freeze_others(self._began + self.deadline / 1000)
+        if others:  # or the guest would stand still while all processes are examined again
+            await self._freeze_others(self._began + self.deadline / 1000)
         return size
 
     async def prepare(self) -> dict[str, Any]:

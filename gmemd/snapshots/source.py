@@ -50,6 +50,7 @@ class Memory:
         self.size = size
         self._fd, self._offset, self._what = fd, offset, what
         self._mapped = not readable(fd)
+        self._run = (0, 0)  # the last run of data that was found: finding its end takes as long as it is
 
     def total(self) -> int:
         if self._mapped:
@@ -67,7 +68,11 @@ class Memory:
         start, length = self._offset + window * WINDOW, min(WINDOW, self.size - window * WINDOW)
         with os_errors(f"cannot read '{self._what}'"):
             if not self._mapped:
-                return blocks_of_data(self._fd, start, length)
+                begin, end = self._run
+                if begin <= start and start + length <= end:  # what has become a hole since then reads as zeros
+                    return set(range(-(-length // BLOCK)))
+                found, self._run = blocks_of_data(self._fd, start, length)
+                return found
             return {block for at, count in residency.touched_ranges(self._fd, start, length)
                     for block in range((at - start) // BLOCK, (at + count - 1 - start) // BLOCK + 1)}
 

@@ -210,7 +210,7 @@ class Part:
     def all_blocks(self, window: int) -> set[int]:
         """The same of blocks."""
         start = window * WINDOW
-        data = set() if self.is_cold else blocks_of_data(self.raw, start, min(WINDOW, self.size - start))
+        data = set() if self.is_cold else blocks_of_data(self.raw, start, min(WINDOW, self.size - start))[0]
         return self.blocks(window) | data
 
     def read(self, at: int, view: memoryview) -> None:

@@ -98,9 +98,13 @@ def windows_of_data(fd: int, offset: int, size: int, unit: int) -> Iterator[int]
         at = offset + (number + 1) * unit
 
 
-def blocks_of_data(fd: int, offset: int, size: int) -> set[int]:
-    """The numbers of the blocks of a range of a file, one window at most, in which there is any data."""
+def blocks_of_data(fd: int, offset: int, size: int) -> tuple[set[int], tuple[int, int]]:
+    """The numbers of the blocks of a range of a file, one window at most, in which there is any data.
+
+    Also the last run of data, (begin, end) in the file, which may end far behind the range.
+    """
     found: set[int] = set()
+    run = (0, 0)
     at, end = offset, offset + size
     while at < end:
         try:
@@ -111,11 +115,11 @@ def blocks_of_data(fd: int, offset: int, size: int) -> set[int]:
             break
         if begin >= end:
             break
-        stop = min(os.lseek(fd, begin, os.SEEK_HOLE), end)
-        last = (stop - 1 - offset) // BLOCK
+        run = begin, os.lseek(fd, begin, os.SEEK_HOLE)
+        last = (min(run[1], end) - 1 - offset) // BLOCK
         found.update(range((begin - offset) // BLOCK, last + 1))
         at = offset + (last + 1) * BLOCK
-    return found
+    return found, run
 
 
 def read_exactly(fd: int, view: memoryview, offset: int) -> None:
