@@ -16,6 +16,7 @@ import pytest
 
 from gmemd.changes.change import WithFds
 from tests.commands.live import LiveMachine
+from tests.snapshots.test_mapped_ram import migration
 
 PAGE = 4096
 SIZE = 64 * PAGE
@@ -422,3 +423,24 @@ async def test_without_a_directory(tmp_path: Path) -> None:
     assert "no directory for snapshots" in await live.refused("query-memdev-snapshots")
     await live.close()
 
+
+
+async def test_a_file_of_qemus_is_imported(live: LiveMachine, tmp_path: Path) -> None:
+    """As a snapshot of the object that its block is named after; what is no such file makes none."""
+    memory = os.urandom(2 * PAGE).ljust(SIZE, b"\0")
+    migration(tmp_path / "file", {"/objects/ram0": memory, "vga.vram": bytes(8 * PAGE)})
+    (tmp_path / "other").write_bytes(b"QEVM")
+    for path, more, words in ((tmp_path / "other", {}, "file of QEMU"), (tmp_path / "file", {"block": "no"}, "no block"),
+                              (tmp_path / "file", {"id": "1"}, "expects an identifier"), (tmp_path / "file", {}, "")):
+        live.sent.append(os.open(path, os.O_RDONLY))
+        await live.do("getfd", fdname="f")
+        if words:
+            assert words in await live.refused("memdev-snapshot-import", name="q", file="f", **more)
+            assert await names(live) == []
+    await live.do("memdev-snapshot-import", name="q", file="f", job_id="j")
+    assert "error" not in await live.ended("j")
+    found = await one(live, "q")
+    assert (found["object"]["id"], found["object"]["size"], found["consistent"]) == ("ram0", SIZE, True)
+    assert await live.do("memdev-restore", name="q") == {"id": "ram0"}
+    assert contents(live, "ram0") == memory
+    await live.do("closefd", fdname="f")
