@@ -135,7 +135,7 @@ def _judge(gmemd: Gmemd, fd: int, arguments: dict[str, Any]) -> Judged:
             seals is not None and seals & F_SEAL_SHRINK):
         raise QmpError("the memfd is not sealed against shrinking")
     with os_errors("cannot examine the descriptor"):
-        why = gmemd.kernel.unusable(fd, size)
+        why = gmemd.kernel.unusable(fd, size, frozen=arguments.get("frozen", False))
     if why:
         raise QmpError(why)
     return kind, status, page
@@ -159,7 +159,7 @@ def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
         raise QmpError(f"no unclaimed memory is named '{name}'")
     if "id" not in arguments:
         return _give_up(gmemd, name, change)
-    judged = _judge(gmemd, found[1], {**arguments, "require-seals": False})
+    judged = _judge(gmemd, found[1], {**arguments, "require-seals": False, "frozen": True})
     backend = _adopted(gmemd, caller, found[1], arguments["id"], judged, change)
     change.judged()
     gmemd.unclaimed.remove(found)

@@ -175,17 +175,21 @@ class Kernel(ABC):
             return "hugetlb-memfd" if magic == uapi.HUGETLBFS_MAGIC else "memfd"
         return "file" if S_ISREG(os.fstat(fd).st_mode) else "other"
 
-    def unusable(self, fd: int, size: int) -> str:
+    def unusable(self, fd: int, size: int, *, frozen: bool = False) -> str:
         """Why another process's fd is not memory to read and write, as a sentence; "" when it is.
 
-        Checks access mode, O_APPEND and seals; the rest is left to mmap(2).
+        Checks access mode, O_APPEND and seals; the rest is left to mmap(2). frozen: what is sealed against writing is
+        welcome.
         """
+        sealed = (syscalls.seals(fd) or 0) & (uapi.F_SEAL_WRITE | uapi.F_SEAL_FUTURE_WRITE)
+        if sealed and frozen:
+            return ""
         flags = fcntl.fcntl(fd, fcntl.F_GETFL)
         if flags & os.O_PATH or flags & os.O_ACCMODE != os.O_RDWR:
             return "the descriptor was not opened for reading and writing"
         if flags & os.O_APPEND:  # pwrite(2) would append, whatever the offset
             return "the descriptor was opened for appending"
-        if (syscalls.seals(fd) or 0) & (uapi.F_SEAL_WRITE | uapi.F_SEAL_FUTURE_WRITE):
+        if sealed:
             return "the memfd is sealed against writing"
         if syscalls.filesystem(fd)[0] == uapi.SECRETMEM_MAGIC:
             return "the descriptor is secret memory, which no guest can use"

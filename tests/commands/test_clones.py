@@ -339,6 +339,20 @@ async def test_a_copy_without_room_leaves_nothing(live: LiveMachine, monkeypatch
 
 # -- afterwards
 
+async def test_a_template_without_a_record_is_claimed(live: LiveMachine) -> None:
+    """What came back from the service manager is not lost because it is frozen; adopting it is refused as before."""
+    await live.do("memdev-freeze", id="m")
+    with handed_out(await live.do("memdev-get-fd", id="m")) as fd:
+        live.sent = [os.dup(fd)]
+        await live.do("getfd", fdname="f")
+        assert "opened for reading and writing" in await live.refused("memdev-adopt", id="t", fdname="f")
+        await live.do("closefd", fdname="f")
+        live.gmemd.unclaimed.append(("m-1", os.dup(fd)))
+    await live.do("memdev-claim", name="m-1", id="t")
+    assert (await status(live, "t"))["frozen"] is True
+    await live.do("memdev-clone", template="t", id="c")
+
+
 def test_clones_outlive_the_daemon() -> None:
     """Killed and restarted, it still knows the template and its clones, and hands them out for reading."""
     with RunningGmemd(keep=True) as gmemd:
