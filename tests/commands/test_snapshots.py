@@ -430,7 +430,8 @@ async def test_a_file_of_qemus_is_imported(live: LiveMachine, tmp_path: Path) ->
     memory = os.urandom(2 * PAGE).ljust(SIZE, b"\0")
     migration(tmp_path / "file", {"/objects/ram0": memory, "vga.vram": bytes(8 * PAGE)})
     (tmp_path / "other").write_bytes(b"QEVM")
-    for path, more, words in ((tmp_path / "other", {}, "file of QEMU"), (tmp_path / "file", {"block": "no"}, "no block"),
+    for path, more, words in ((tmp_path / "other", {}, "file of QEMU"),
+                              (tmp_path / "file", {"block": "no"}, "no block"),
                               (tmp_path / "file", {"id": "1"}, "expects an identifier"), (tmp_path / "file", {}, "")):
         live.sent.append(os.open(path, os.O_RDONLY))
         await live.do("getfd", fdname="f")
