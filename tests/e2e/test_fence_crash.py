@@ -15,7 +15,7 @@ import pytest
 from gmemd.client.client import Client
 from tests.commands.test_fences import SIZE, state, writing
 from tests.daemon import Daemon
-from tests.patience import wait_for
+from tests.patience import PATIENCE, wait_for
 
 pytestmark = pytest.mark.e2e
 
@@ -48,7 +48,7 @@ def standing_still(client: Client) -> Iterator[subprocess.Popen[str]]:
 
         thread = threading.Thread(target=read, daemon=True)
         thread.start()
-        thread.join()
+        thread.join(PATIENCE)
         assert state(writer.pid) == "T"
         yield writer
         os.close(reader)
