@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Final, NamedTuple
 
 from gmemd.vmm.memfds import File, describe, holds, is_writable, mapped
@@ -253,9 +253,8 @@ def _detach(qemu: Qemu, name: str, seconds: float) -> None:
             raise VmmError(f"the device of '{name}' in the VMM at '{qemu.path}' has no id, so it cannot be unplugged")
         if (status := qemu.status()) != "running":
             raise VmmError(f"the guest at '{qemu.path}' is {status}: it cannot give memory back")
-        if device["type"] == "virtio-mem":
-            _shrink(qemu, name, device, deadline, seconds)
-        _unplug(qemu, name, device["id"], deadline, seconds)
+        with _shrunk(qemu, name, device, deadline, seconds) if device["type"] == "virtio-mem" else nullcontext():
+            _unplug(qemu, name, device["id"], deadline, seconds)
     elif all(backend.id != name for backend in qemu.backends()):
         _drop_descriptors(qemu, name)
         raise VmmError(f"the VMM at '{qemu.path}' has no memory of the id '{name}'")
@@ -273,15 +272,16 @@ def _wait_released(qemu: Qemu, name: str, file: File) -> None:
         time.sleep(_LOOK_EVERY)
 
 
-def _shrink(qemu: Qemu, name: str, device: dict[str, Any], deadline: float, seconds: float) -> None:
-    """Ask the guest for all of a virtio-mem device; it gets back what it had if it keeps some."""
-    path = {"path": f"/machine/peripheral/{device['id']}", "property": "requested-size"}
-    had = device.get("requested-size", 0)
-    qemu.ask("qom-set", {**path, "value": 0})
-    left = _wait_plugged(qemu, device["id"], 0, deadline)
-    if left:
-        qemu.ask("qom-set", {**path, "value": had})
-        raise VmmError(f"the guest keeps {left >> 20} MiB of '{name}' after {seconds:g} s: they are in use")
+@contextmanager
+def _shrunk(qemu: Qemu, name: str, device: dict[str, Any], deadline: float, seconds: float) -> Iterator[None]:
+    """Take all of a virtio-mem device from the guest; if not, or if the block fails, it gets it back."""
+    size = {"path": f"/machine/peripheral/{device['id']}", "property": "requested-size"}
+    with _undone() as undo:
+        undo.append(lambda: qemu.ask("qom-set", {**size, "value": device.get("requested-size", 0)}))
+        qemu.ask("qom-set", {**size, "value": 0})
+        if left := _wait_plugged(qemu, device["id"], 0, deadline):
+            raise VmmError(f"the guest keeps {left >> 20} MiB of '{name}' after {seconds:g} s: they are in use")
+        yield
 
 
 def _unplug(qemu: Qemu, name: str, device: str, deadline: float, seconds: float) -> None:

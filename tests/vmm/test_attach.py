@@ -190,6 +190,18 @@ def test_a_virtio_mem_that_the_guest_keeps(fd: int, tmp_path: Path) -> None:
                                                                            {**path, "value": 256 << 20}]
 
 
+def test_a_virtio_mem_that_qemu_keeps(fd: int, tmp_path: Path) -> None:
+    """A QEMU that cannot unplug it says so, and the guest gets back what it had."""
+    device = {"type": "virtio-mem", "data": {"id": "more-device", "memdev": "/objects/more", "size": 0,
+                                             "requested-size": 256 << 20}}
+    answers = honest(fd, **{"query-status": {"status": "running"}, "query-memory-devices": [device], "qom-set": OK,
+                            "device_del": Exception("virtio based memory devices cannot be unplugged.")})
+    with FakeVmm(tmp_path / "q", answers) as vmm, qemu_at(vmm) as qemu:
+        with pytest.raises(VmmError, match="refuses 'device_del': virtio based memory devices cannot be unplugged"):
+            detach(qemu, MORE, None, 0.1)
+        assert [given["value"] for name, given in vmm.asked if name == "qom-set"] == [0, 256 << 20]
+
+
 def test_it_still_has_it(fd: int, tmp_path: Path) -> None:
     """A VMM that says that the memory is gone, and maps it, is not believed."""
     answers = honest(fd, **{"query-memdev": [{"id": MORE, "size": SIZE, "share": True}], "qom-get": "x",
