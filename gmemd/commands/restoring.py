@@ -153,6 +153,18 @@ class _Restore:
         async with working(job, "restore", spec, fds) as worker:
             async for message in worker:
                 report(job, message)
+                if "total" in message and not backend.properties["prealloc"]:
+                    await in_thread(self._check_room, message["total"])
+
+    def _check_room(self, blocks: int) -> None:
+        """Refuse what there is not enough memory for; `blocks`: bytes of the blocks that are not all zeros."""
+        entries = [self.entry]
+        if parent := self.shelf.needed(self.entry.name):
+            entries.append(self.shelf.entries[parent])
+        parts = [part for entry in entries for part in entry.manifest["parts"].values()]
+        stored = sum([blocks if part["stored"] == "cold" else part["bytes"] for part in parts])
+        with os_errors(f"cannot restore snapshot '{self.entry.name}'"):
+            self.gmemd.kernel.check_headroom(min(blocks, stored), self.backend.fd)
 
     def _remove_former(self, former: HostMemoryBackend, change: Change) -> None:
         """Make room for the new one, in the same change."""

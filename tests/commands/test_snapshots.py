@@ -280,6 +280,22 @@ async def test_handed_out_meanwhile(live: LiveMachine) -> None:
     assert contents(live, "m")[:5] == b"later"
 
 
+async def test_without_room_for_it(live: LiveMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit into memory is refused before it is filled, in the kernel's words."""
+    await live.do("memdev-snapshot", id="m", name="one")
+    needed = []
+
+    def check(size: int, fd: int) -> None:
+        needed.append(size)
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(live.gmemd.kernel, "check_headroom", check)
+    assert await live.refused("memdev-restore", name="one", id="n") \
+        == "cannot restore snapshot 'one': Cannot allocate memory"
+    assert needed == [PAGE]
+    assert [backend.id for backend in live.gmemd.objects] == ["m"]
+
+
 async def test_an_unfenced_snapshot_is_marked(live: LiveMachine) -> None:
     """It is restored only by somebody who says that this is fine."""
     await live.do("memdev-snapshot", id="m", name="one", fence={"via": "unfenced"})
@@ -430,10 +446,9 @@ async def test_a_file_of_qemus_is_imported(live: LiveMachine, tmp_path: Path) ->
     memory = os.urandom(2 * PAGE).ljust(SIZE, b"\0")
     migration(tmp_path / "file", {"/objects/ram0": memory, "vga.vram": bytes(8 * PAGE)})
     (tmp_path / "other").write_bytes(b"QEVM")
-    for path, more, words in ((tmp_path / "other", {}, "file of QEMU"),
-                              (tmp_path / "file", {"block": "no"}, "no block"),
-                              (tmp_path / "file", {"id": "1"}, "expects an identifier"), (tmp_path / "file", {}, "")):
-        live.sent.append(os.open(path, os.O_RDONLY))
+    for file, more, words in (("other", {}, "file of QEMU"), ("file", {"block": "no"}, "no block"),
+                              ("file", {"id": "1"}, "expects an identifier"), ("file", {}, "")):
+        live.sent.append(os.open(tmp_path / file, os.O_RDONLY))
         await live.do("getfd", fdname="f")
         if words:
             assert words in await live.refused("memdev-snapshot-import", name="q", file="f", **more)
