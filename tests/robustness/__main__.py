@@ -179,6 +179,7 @@ def all_moves() -> int:
         for at, when, end, asks in every_message():
             points[end] += 1
             wrong += _struck(f"{end} ends {when} message {at}", partial(pair.strike_message, at, when, end, asks))
+        print(f"{sum(points.values())} strikes at messages, {time.monotonic() - begun:.0f} s", flush=True)
         for side in ("source", "destination"):
             length = pair.strike_call(0, side, "source")[1]
             for at in range(1, length, length // 200 + 1):

@@ -26,6 +26,7 @@ def test_the_messages_of_a_move(pair: Pair) -> None:
     ("DURA", "after", "destination", "source"),
     ("YOUR", "before", "source", "destination"),
     ("YOUR", "before", "line", "source"),
+    ("YOUR", "after", "source", "destination"),
     ("YOUR", "after", "destination's worker", "destination"),
     ("DONE", "before", "destination", "source"),
 ])
