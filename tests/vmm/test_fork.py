@@ -215,3 +215,29 @@ def test_what_it_made_can_be_saved(site: Site) -> None:
         assert digests[0] == digests[1] == digests[2] != []
     for name in ("again-c", "again-ram0-template", "ram0-template"):
         site.client.execute("object-del", {"id": name})
+
+
+def test_from_a_swapped_checkpoint(tmp_path: Path) -> None:
+    """The object itself is the template: nothing is copied, and the guest that went on elsewhere goes on."""
+    with RunningGmemd("--snapshots", str(tmp_path / "snapshots")) as gmemd, gmemd.client(timeout=PATIENCE) as client:
+        site = Site(tmp_path, gmemd, client)
+        site.guest.memory.close()  # our own mapping of it
+        try:
+            done = site.run("-o", "json", "checkpoint", "ram0", "--swap", "--qmp", str(site.guest.qmp("first")), "--",
+                            *site.command(name="private"))
+            assert done.returncode == 0, done.stderr
+            [private] = [one["pid"] for one in client.execute("query-memdev-holders", {"id": "ram0"})
+                         if one["private-copy"]]
+            before = site.digests("ram0")
+            with site.fork("ram0", "-n", "2", "--name", "c{n}", "--", *site.command()) as rows:
+                for row in rows:
+                    site.goes_on(row, 1)
+                [group] = client.execute("query-memdev-clones")
+                assert (group["id"], group["clones"], len(group["users"])) == ("ram0", ["c1", "c2"], 3)
+            assert os.path.exists(f"/proc/{private}")
+            assert site.digests("ram0") == before
+        finally:
+            site.first.kill()
+            site.first.wait()
+            with suppress(VmmError), Qemu(str(site.guest.qmp("private")), PATIENCE) as qemu:
+                qemu.quit()
