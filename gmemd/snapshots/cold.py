@@ -131,7 +131,7 @@ class ColdHalf:
         self._tables.close()
         close_fd(self._fd)
 
-    def take(self, source: Source, dirty: object = None) -> Iterator[int]:
+    def take(self, source: Source, dirty: object = None, *, again: bool = False) -> Iterator[int]:
         """Compress all; yields the bytes that were read, as it goes. There is one pass."""
         with Buffers() as buffers:
             for window in source.windows():

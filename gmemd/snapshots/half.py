@@ -26,7 +26,7 @@ from gmemd.kernel import syscalls, uapi
 from gmemd.snapshots.buffers import Buffers
 from gmemd.snapshots.crew import by_two
 from gmemd.snapshots.pages import BLOCK, BLOCKS, NOTHING, PAGE, WINDOW, both, differing, filled, pieces, runs, without
-from gmemd.snapshots.source import Source
+from gmemd.snapshots.source import Memory, Source
 from gmemd.snapshots.stored import Part, files_of
 from gmemd.snapshots.tables import Tables, read_exactly, write_fully
 
@@ -42,6 +42,7 @@ class Half:
                  delta: bool = True) -> None:
         self.size, self._what = size, f"cannot write snapshot '{what}'"
         self._base: Part | None = None  # of a delta
+        self._again: Memory | None = None  # what more than one pass reads
         self.stored = "full"
         self.file, map_name, digests_name = files_of(name)
         with contextlib.ExitStack() as opened, os_errors(self._what):
@@ -71,15 +72,21 @@ class Half:
         """Close the files."""
         self._open.close()
 
-    def take(self, source: Source, dirty: Dirty | None = None) -> Iterator[int]:
+    def take(self, source: Source, dirty: Dirty | None = None, *, again: bool = False) -> Iterator[int]:
         """One pass: write what has changed; yields the bytes that were read, as it goes.
 
         `dirty`: nothing else has changed since the last pass, or, before the first one, since the parent.
+        `again`: another pass will follow, which is to be short.
         """
+        if again:
+            self._again = source if type(source) is Memory else None
         windows = _once(merge(source.windows(), self._tables.windows())) if dirty is None else iter(sorted(dirty))
 
         def work(window: int, buffers: Buffers) -> int:
-            return self._window(window, source, buffers, None if dirty is None else dirty[window])
+            done = self._window(window, source, buffers, None if dirty is None else dirty[window])
+            if again and self._again is not None:
+                self._again.prepare(window)
+            return done
 
         return by_two(windows, work)
 
@@ -100,6 +107,8 @@ class Half:
             digests, mask = self._tables.read(window)
             if blocks is None:
                 blocks = source.blocks(window) | self._tables.blocks(window)
+                if self._again is not None and self._again.same(window, digests):
+                    return length
         before, count = bytes(digests), 0
         for start, end in pieces(length, blocks):
             view = buffers.data[:end - start]

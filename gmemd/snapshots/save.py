@@ -71,8 +71,11 @@ class Saving:
         """About how many bytes a pass reads."""
         return sum(source.total() for _, source in self._halves.values())
 
-    def take(self, ranges: list[list[int]] | None) -> Iterator[int]:
-        """One pass over every part; `ranges`, [[offset, bytes]] of the memory, as in `pass`."""
+    def take(self, ranges: list[list[int]] | None, *, again: bool = False) -> Iterator[int]:
+        """One pass over every part; `ranges`, [[offset, bytes]] of the memory, as in `pass`.
+
+        `again`: another pass will follow.
+        """
         if ranges is not None and not self._passed and self._parent is None:
             raise QmpError(f"snapshot '{self._name}' has no parent since which pages are dirty")
         for part, (half, source) in self._halves.items():
@@ -80,7 +83,7 @@ class Saving:
             if ranges is not None and part == "memory" and (self._passed or half.stored != "full"):
                 dirty = dirty_blocks(ranges, self._size)
             with source.still() if isinstance(source, Protected) else contextlib.nullcontext():
-                yield from half.take(source, dirty)
+                yield from half.take(source, dirty, again=again)
         self._passed = True
 
     def finish(self, members: Message) -> int:
@@ -152,7 +155,7 @@ def save(spec: Message) -> Talk:
         yield {"total": saving.total(), "folder": made.name, "id": saving.id}
         done = 0
         if spec.get("live"):
-            done = yield from progress(saving.take(None), done)
+            done = yield from progress(saving.take(None, again=True), done)
         yield {"ready": True}
         return (yield from _conclude(saving, made, name, done))
 

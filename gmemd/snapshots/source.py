@@ -5,19 +5,23 @@ What is saved, flattened, imported or copied is a Source: the memory of an objec
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
 from collections.abc import Iterator
 from typing import Final, Protocol
 
+from xxhash import xxh3_128_digest
+
 from gmemd.errors import os_errors
 from gmemd.kernel import residency, syscalls, uapi
 from gmemd.kernel.rules import PAGE_SIZE
-from gmemd.snapshots.pages import BLOCK, WINDOW
+from gmemd.snapshots.pages import BLOCK, NOTHING, WINDOW
 from gmemd.snapshots.tables import blocks_of_data, read_exactly, windows_of_data
 
 _EXAMINED: Final = 1 << 30  # bytes
+_DIGEST: Final = len(NOTHING)  # bytes
 
 
 class Source(Protocol):
@@ -51,6 +55,7 @@ class Memory:
         self._fd, self._offset, self._what = fd, offset, what
         self._mapped = not readable(fd)
         self._run = (0, 0)  # the last run of data that was found: finding its end takes as long as it is
+        self._memory: mmap.mmap | None = None  # all of it, for `same`
 
     def total(self) -> int:
         if self._mapped:
@@ -58,6 +63,7 @@ class Memory:
         return min(self.size, os.fstat(self._fd).st_blocks * 512)
 
     def windows(self) -> Iterator[int]:
+        self._run = (0, 0)
         with os_errors(f"cannot read '{self._what}'"):
             if self._mapped:
                 yield from _touched_windows(self._fd, self._offset, self.size)
@@ -75,6 +81,41 @@ class Memory:
                 return found
             return {block for at, count in residency.touched_ranges(self._fd, start, length)
                     for block in range((at - start) // BLOCK, (at + count - 1 - start) // BLOCK + 1)}
+
+    def prepare(self, window: int) -> None:
+        """Have `same` find the pages of a window, whose `blocks` were asked for, mapped."""
+        if (span := self._span(window)) is not None:
+            memory, length = span
+            with contextlib.suppress(OSError):  # it only takes longer then
+                memory.madvise(uapi.MADV_POPULATE_READ, window * WINDOW, length)
+
+    def same(self, window: int, digests: bytes | bytearray) -> bool:
+        """Whether a window, whose `blocks` were asked for, certainly has these digests: nothing is copied.
+
+        Who writes meanwhile does no harm: a digest that differs is made again, of a copy.
+        """
+        if (span := self._span(window)) is None:
+            return False
+        memory, length = span
+        with memoryview(memory) as whole, whole[window * WINDOW:window * WINDOW + length] as view:
+            for number in range(-(-length // BLOCK)):
+                with view[number * BLOCK:(number + 1) * BLOCK] as block:
+                    if xxh3_128_digest(block) != digests[number * _DIGEST:(number + 1) * _DIGEST]:
+                        return False
+        return True
+
+    def _span(self, window: int) -> tuple[mmap.mmap, int] | None:
+        """The mapping of all of it, and the bytes of a window that is all data, so reading it allocates nothing."""
+        start, length = self._offset + window * WINDOW, min(WINDOW, self.size - window * WINDOW)
+        begin, end = self._run
+        if self._mapped or not (begin <= start and start + length <= end):
+            return None
+        if self._memory is None:
+            try:
+                self._memory = mmap.mmap(self._fd, self.size, prot=mmap.PROT_READ, offset=self._offset)
+            except (OSError, ValueError):
+                return None
+        return self._memory, length
 
     def read(self, at: int, view: memoryview) -> None:
         with os_errors(f"cannot read '{self._what}'"):

@@ -188,3 +188,19 @@ def test_a_writer_that_never_rests(tmp_path: Path, parent: str) -> None:
         finish(engine)
     judge(tmp_path, "s", fd)
     os.close(fd)
+
+
+def test_memory_that_is_all_there(tmp_path: Path) -> None:
+    """Of windows without holes the last pass copies only what has changed; holes that came meanwhile stay holes."""
+    fd = memfd(SIZE)
+    os.pwrite(fd, random.Random(5).randbytes(SIZE), 0)
+    with running("save", spec(fd, live=True), tmp_path, [fd]) as engine:
+        engine.heard("ready")
+        os.pwrite(fd, b"new", 20 * MIB)
+        subprocess.run(["fallocate", "--punch-hole", "--offset", "1M", "--length", "2M", f"/proc/self/fd/{fd}"],
+                       pass_fds=[fd], check=True)
+        there = os.fstat(fd).st_blocks
+        assert one_pass(engine, None) >= SIZE - 2 * MIB
+        assert os.fstat(fd).st_blocks == there
+        finish(engine)
+    judge(tmp_path, "s", fd)
