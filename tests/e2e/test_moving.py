@@ -111,7 +111,7 @@ def test_a_copy_goes_through_a_pipe(here: RunningGmemd, there: RunningGmemd) -> 
 
 
 def test_a_damaged_copy_makes_nothing(here: RunningGmemd, there: RunningGmemd, tmp_path: Path) -> None:
-    """A flipped bit, a lost end, another file: one sentence, and no object."""
+    """One sentence, and no object; tests/snapshots/test_stream.py damages everything else."""
     create(here, content=os.urandom(5 * PAGE))
     file = tmp_path / "x"
     with file.open("wb") as out:
@@ -120,11 +120,9 @@ def test_a_damaged_copy_makes_nothing(here: RunningGmemd, there: RunningGmemd, t
     whole = file.read_bytes()
     flipped = bytearray(whole)
     flipped[len(whole) // 2] ^= 8
-    for data, complaint in ((bytes(flipped), "the stream is damaged"), (whole[:-1], "the stream ends early"),
-                            (b"no stream" * 9, "this is not a stream of gmemd")):
-        file.write_bytes(data)
-        with file.open() as stream:
-            assert complaint in gmemctl(there, "import", status=1, stdin=stream)[1]
+    file.write_bytes(flipped)
+    with file.open() as stream:
+        assert "the stream is damaged" in gmemctl(there, "import", status=1, stdin=stream)[1]
     with there.client() as client:
         assert client.execute("query-memdev") == []
     file.write_bytes(whole)
@@ -180,14 +178,12 @@ def test_precopy(here: RunningGmemd, there: RunningGmemd, writer: tuple[subproce
 @pytest.mark.parametrize("writer", KINDS[:1], indirect=True)
 def test_too_long_a_stop_leaves_it_here(here: RunningGmemd, there: RunningGmemd,
                                         writer: tuple[subprocess.Popen[str], int]) -> None:
-    """At the deadline the writer goes on, and the object stays; a later attempt works."""
+    """At the deadline the writer goes on, and the object stays."""
     process, _ = writer
     said = gmemctl(here, "move", "x", "--to", f"unix:{there.socket}", "--via", "freeze", "--deadline", "1", status=1)[1]
     assert "the deadline of 1 ms has passed" in said or "does not stop" in said
     wait_for(lambda: state(process.pid) in "RS")
     assert (states(here), states(there)) == (["kept"], [])
-    gmemctl(here, "move", "x", "--to", f"unix:{there.socket}", "--via", "freeze", "--deadline", "60000")
-    assert (states(here), states(there)) == (["gone"], ["owned"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -211,7 +207,6 @@ def test_what_cannot_be_moved_stays(here: RunningGmemd, there: RunningGmemd, tmp
     assert "duplicate property 'x'" in gmemctl(here, "move", "x", *to, status=1)[1]
     assert "not by 'unfenced'" in gmemctl(here, "move", "x", *to, "--via", "unfenced", status=1)[1]
     gmemctl(here, "move", "x", "--to", "nowhere", status=2)
-    gmemctl(here, "move", "x", "--to", "unix:/no/such/socket", status=3)
     assert "ends early" in gmemctl(here, "move", "x", "--to", "exec:true", status=1)[1]
     assert "give it up" in gmemctl(here, "move", "x", *to, "--dry-run")[0]
     assert "is not in the middle of a move" in gmemctl(here, "move", "f", *to, "--resolve", status=1)[1]
