@@ -106,7 +106,7 @@ async def test_many_marks_and_writes(live: LiveMachine) -> None:
     random, history = Random(5), []
     with guest_of(live) as guest:
         marks = [await track(live, guest)]
-        for _ in range(60):
+        for _ in range(30):
             pages = {random.randrange(16) for _ in range(random.randrange(4))}
             for page in pages:
                 guest.ask("put", page * PAGE)
