@@ -66,12 +66,12 @@ class Save:
                 await until(worker, job, "end")
         self.gmemd.snapshots.note_mark(self.backend, made["id"], mark)
         self.gmemd.snapshots.rate = passed["bytes"] / max(time.monotonic() - began, 1e-3)
-        await self.gmemd.snapshots.look(self.shelf)
+        await self.gmemd.snapshots.made(self.shelf, self.name)
         self.gmemd.emit("MEMDEV_SNAPSHOT_SAVED", {"name": self.name, "id": self.backend.id,
                                                   "consistent": self.fence.consistent, "device-state": bool(state)})
         if self.arguments["cold"]:
             await work_on("cold", self.shelf, self.name, job)
-            await self.gmemd.snapshots.look(self.shelf)
+            await self.gmemd.snapshots.made(self.shelf, self.name)
         return {"name": self.name}
 
     async def _hold(self, fenced: AsyncExitStack) -> None:

@@ -31,6 +31,7 @@ class Shelf:
     def __init__(self, fd: int, key: tuple[int, int] = (0, 0)) -> None:
         self.fd = fd
         self.key = key  # device and inode
+        self.owner = -1  # the user to whom what is made there is given; -1: it stays the daemon's
         self.entries: dict[str, Entry] = {}  # when it was opened, or looked at again
 
     def find(self, name: str) -> Entry:
@@ -126,6 +127,12 @@ class Shelves:
             raise
         return shelf
 
+    async def made(self, shelf: Shelf, name: str) -> None:
+        """A snapshot was made or replaced: give it to the directory's owner, and look."""
+        if shelf.owner >= 0:
+            await in_thread(_give, shelf.fd, name, shelf.owner)
+        await self.look(shelf)
+
     async def look(self, shelf: Shelf) -> None:
         """Find out what is in a directory now."""
         own = shelf.key == self._key or shelf.fd < 0
@@ -205,7 +212,9 @@ def _opened(fd: int, uid: int) -> Shelf:
                 raise QmpError("the descriptor is not that of a directory")
             if uid not in (0, status.st_uid):
                 raise QmpError(f"the directory belongs to user {status.st_uid}, and the client is user {uid}")
-            return _shelf(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd))
+            shelf = _shelf(os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd))
+            shelf.owner = status.st_uid if os.geteuid() == 0 and status.st_uid else -1
+            return shelf
     finally:
         close_fd(fd)
 
@@ -218,6 +227,19 @@ def _shelf(fd: int) -> Shelf:
 def _scan(fd: int, known: dict[str, Entry]) -> dict[str, Entry]:
     with os_errors("cannot list the snapshots"):
         return catalogue.scan(fd, known)
+
+
+def _give(directory: int, name: str, uid: int) -> None:
+    """Give a snapshot that root has made to another user, unless that one has put something else in its place."""
+    with os_errors(f"cannot give snapshot '{name}' to user {uid}"):
+        fd = folder.open_folder(directory, name)
+        try:
+            if os.fstat(fd).st_uid == 0:
+                for file in os.listdir(fd):
+                    os.chown(file, uid, -1, dir_fd=fd, follow_symlinks=False)
+                os.fchown(fd, uid, -1)
+        finally:
+            close_fd(fd)
 
 
 def _sweep(fd: int) -> None:

@@ -98,7 +98,7 @@ def memdev_snapshot_flatten(gmemd: Gmemd, caller: Caller, arguments: dict[str, A
 
         async def work(job: Job | None, change: Change) -> Any:
             await work_on(verb, shelf, entry.name, job)
-            await gmemd.snapshots.look(shelf)
+            await gmemd.snapshots.made(shelf, entry.name)
             return {}
 
         return await begun(gmemd, arguments, "flatten", entry.bytes, work, change, {})
@@ -149,7 +149,7 @@ def memdev_snapshot_import(gmemd: Gmemd, caller: Caller, arguments: dict[str, An
 
         async def work(job: Job | None, change: Change) -> Any:
             await _work("import", spec, job)
-            await gmemd.snapshots.look(shelf)
+            await gmemd.snapshots.made(shelf, name)
             gmemd.emit("MEMDEV_SNAPSHOT_SAVED", {"name": name, "id": object_id, "consistent": True,
                                                  "device-state": False})
             return {"name": name}

@@ -381,6 +381,24 @@ async def test_in_a_directory_that_the_client_passes(live: LiveMachine, tmp_path
     await live.do("closefd", fdname="here")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to write for another user")
+async def test_what_is_in_a_users_directory_is_the_users(live: LiveMachine, tmp_path: Path) -> None:
+    """Made or replaced by a daemon that is root, it can be read by its owner only, and deleted through gmemd."""
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 12345, -1)
+    live.sent.append(os.open(tmp_path / "theirs", os.O_RDONLY | os.O_DIRECTORY))
+    await live.do("getfd", fdname="here")
+    live.uid = 12345
+    await live.do("memdev-snapshot", id="m", name="one", fdname="here")
+    await live.do("memdev-snapshot-flatten", name="one", cold=True, fdname="here")
+    found = [tmp_path / "theirs" / "one", *(tmp_path / "theirs" / "one").iterdir()]
+    assert {(path.stat().st_uid, path.stat().st_mode & 0o077) for path in found} == {(12345, 0)}
+    await live.do("memdev-snapshot-delete", name="one", fdname="here")
+    assert os.listdir(tmp_path / "theirs") == []
+    live.uid = os.getuid()
+    await live.do("closefd", fdname="here")
+
+
 async def test_directories_that_are_refused(live: LiveMachine, tmp_path: Path) -> None:
     """What is not a directory, and one of another user: the daemon's rights are not the client's."""
     (tmp_path / "file").touch()
