@@ -92,4 +92,5 @@ class Painter:
         """Everything that a row depends on."""
         known = self._state.measurer.last(backend)
         return (id(backend), int(on_the_wall(backend.made)), backend.handed_out, backend.busy, backend.record is None,
+                backend.generation, backend.runner,
                 known, None if backend.visibility is None else hash(tuple(backend.visibility.dump())), holders)

@@ -151,6 +151,10 @@ class Scraper:
     def _custody(self) -> Iterator[Metric]:
         gmemd = self._state.gmemd
         yield CounterMetricFamily("gmemd_restored_objects", "Objects restored at start.", gmemd.counters.restored)
+        yield GaugeMetricFamily("gmemd_runners", "Objects with a process that runs a guest on them.",
+                                sum(backend.runner is not None for backend in list(gmemd.objects)))
+        yield GaugeMetricFamily("gmemd_handovers", "Objects whose guest is on its way to another VMM.",
+                                sum(backend.handover is not None for backend in list(gmemd.objects)))
         yield GaugeMetricFamily("gmemd_lost_objects", "Objects whose memory did not come back.", len(gmemd.lost))
         yield GaugeMetricFamily("gmemd_unclaimed_fds", "Descriptors that came back without a record.",
                                 len(gmemd.unclaimed))

@@ -109,7 +109,7 @@ def row(gmemd: Gmemd, backend: HostMemoryBackend, known: Usage | None, cells: li
             f'<td data-label="Memory">{exactly(backend.memory_size)}<small>{escape(backend.kind)}{tag}</small></td>'
             f'<td data-label="In memory">{_resident(backend, known)}</td>'
             f'<td data-label="Pages" class="pages">{strip(cells)}{_visibility(backend)}</td>'
-            f'<td data-label="Held by">{_holders(gmemd, backend, holders)}</td>'
+            f'<td data-label="Held by">{_holders(gmemd, backend, holders)}{_runner(backend)}</td>'
             f'<td data-label="Survives">{_survival(gmemd, backend)}</td>'
             f'<td data-label="Created">{moment(on_the_wall(backend.made))}<small>{_owner(backend)}</small></td></tr>')
 
@@ -144,6 +144,14 @@ def _holders(gmemd: Gmemd, backend: HostMemoryBackend, holders: list[Holder] | N
     more = f"<li>and {len(holders) - 20} more</li>" if len(holders) > 20 else ""
     first = escape(holders[0].comm) + (f" and {len(holders) - 1} more" if len(holders) > 1 else "")
     return f'<details data-key="held"><summary>{first}</summary><ul>{items}{more}</ul></details>'
+
+
+def _runner(backend: HostMemoryBackend) -> str:
+    """Who runs a guest on it, and how often one began to."""
+    if not backend.generation:
+        return ""
+    who = "no guest now" if backend.runner is None else f"guest in pid {backend.runner.pid}"
+    return f"<small>{who}, generation {backend.generation}</small>"
 
 
 def _survival(gmemd: Gmemd, backend: HostMemoryBackend) -> str:

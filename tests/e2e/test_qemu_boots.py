@@ -90,6 +90,10 @@ def test_a_guest_goes_on_in_another_qemu(tmp_path: Path) -> None:
                 starts, count = struct.unpack_from("<II", memory, 0x1000)
                 return starts, count
 
+            def qemus() -> list[int]:
+                return [one["pid"] for one in client.execute("query-memdev-holders", {"id": "vm1"})
+                        if one["mapped"] and one["pid"] != os.getpid()]
+
             def runs() -> bool:
                 before = guest()
                 time.sleep(0.01)
@@ -106,10 +110,14 @@ def test_a_guest_goes_on_in_another_qemu(tmp_path: Path) -> None:
                     shell.stdin.flush()
                     wait_for(lambda: shell.poll() is not None or (tmp_path / "done").exists())
                     assert shell.poll() is None
-                    wait_for(lambda: len(client.execute("query-memdev-holders", {"id": "vm1"})) == 2)
+                    assert len(qemus()) == 1
                     wait_for(runs)
                     assert guest()[0] == 1
+                    [status] = client.execute("query-memdev-status")
+                    assert (status["generation"], [status["runner"]["pid"]]) == (2, qemus())
                 finally:
+                    for pid in qemus():
+                        os.kill(pid, signal.SIGKILL)
                     os.killpg(shell.pid, signal.SIGKILL)
 
 

@@ -32,7 +32,8 @@ VERBS = Verbs()
     argument("id", metavar="ID[=N]", nargs="*", completes="ids",
              help="in COMMAND {ID} becomes /proc/self/fd/N, {ID.fd} N, {ID.size} the bytes, {ID.offset} "
                   "where they begin; or a pattern"),
-    ALL, COMMAND,
+    ALL, argument("--runner", action="store_true",
+                  help="the command runs a guest on the objects: no other may until it has ended"), COMMAND,
     examples=("exec ram0 -- head -c 5 {ram0}", "exec ram0=9 -- sh -c 'ls -l /proc/self/fd/9'"))
 def exec_(connection: Connection, options: Namespace) -> int:
     """Replace this process by the command; return only if that fails."""
@@ -52,6 +53,8 @@ def exec_(connection: Connection, options: Namespace) -> int:
     fds: dict[str, int] = {}
     for name in wanted:
         values[name], [fds[name]] = connection.execute_fds("memdev-get-fd", {"id": name})
+        if options.runner:
+            connection.execute("memdev-set-runner", {"id": name})
     connection.client.close()
     places = place(fds, wanted)
     text = " ".join(options.exec_command)
