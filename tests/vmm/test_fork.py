@@ -75,10 +75,12 @@ class Site:
         return int(starts, 16), int(count, 16)
 
     def goes_on(self, row: dict[str, Any], count: int) -> None:
-        """Assert that a clone counts on from there."""
+        """Assert that a clone counts on from there, and stop it: it takes a CPU."""
         starts, now = self.counted(row)
         assert (starts, now >= count) == (1, True)
         wait_for(lambda: self.counted(row)[1] > now)
+        with Qemu(row["qmp"], PATIENCE) as qemu:
+            qemu.stop()
 
     def digests(self, name: str) -> list[dict[str, Any]]:
         self.client.execute("memdev-verify", {"id": name, "job-id": "v"})
