@@ -21,12 +21,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from gmemd.errors import QmpError
 from gmemd.snapshots.pages import BLOCK, NOTHING, PAGE, from_bits, runs
 from gmemd.snapshots.restore import Target
-from gmemd.snapshots.stream import Cut, Frame, Receiver, Sender, Table, check_head, told
+from gmemd.snapshots.stream import Cut, Frame, Gone, Receiver, Sender, Table, check_head, told
 
 _REPORT: Final = 32 << 20  # bytes between two reports of progress
 _MAPPED: Final = 16 << 20  # bytes
@@ -89,10 +90,8 @@ class Receiving:
         except (QmpError, OSError) as exc:
             if self._sender is not None and not isinstance(exc, Cut):
                 desc = exc.desc if isinstance(exc, QmpError) else exc.strerror
-                try:
+                with suppress(Gone):
                     self._sender.say("FAIL", {"desc": desc})
-                except OSError:  # the other side has gone, too
-                    raise exc from None
             raise
 
     def _run(self) -> Iterator[Message]:

@@ -27,7 +27,7 @@ from gmemd.kernel.worker import heard
 from gmemd.snapshots.buffers import Buffers
 from gmemd.snapshots.pages import BLOCK, CHUNK, NOTHING, PAGE, WINDOW, filled, runs, to_bits
 from gmemd.snapshots.source import Memory
-from gmemd.snapshots.stream import Receiver, Sender, Table, place_of, told
+from gmemd.snapshots.stream import Gone, Receiver, Sender, Table, place_of, told
 
 _STATE_PIECE: Final = 1 << 20  # bytes
 _REPORT: Final = 32 << 20  # bytes between two reports of progress
@@ -102,7 +102,7 @@ class Sending:
     def run(self) -> Iterator[Message]:
         try:
             yield from self._run()
-        except (BrokenPipeError, ConnectionResetError):
+        except Gone:
             if self._answers is not None:
                 self._answers.expect()  # why the other side has gone, if it has said so
             raise

@@ -62,6 +62,13 @@ class Cut(QmpError):
         super().__init__("the stream ends early")
 
 
+class Gone(QmpError):
+    """Nobody reads the stream any more."""
+
+    def __init__(self) -> None:
+        super().__init__("nobody reads the stream any more")
+
+
 class Frame(NamedTuple):
     """A checked frame; the digest of DATA is not checked yet."""
 
@@ -84,7 +91,7 @@ class Frame(NamedTuple):
 
 
 class Sender:
-    """Writes frames to a descriptor, which it borrows; OSError where that fails."""
+    """Writes frames to a descriptor, which it borrows; Gone or OSError where that fails."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -116,6 +123,8 @@ class Sender:
             except BlockingIOError:  # as another process has set it
                 _wait(self._fd, select.POLLOUT)
                 continue
+            except (BrokenPipeError, ConnectionResetError) as exc:
+                raise Gone from exc
             while buffers and count >= len(buffers[0]):
                 count -= len(buffers.pop(0))
             if count:

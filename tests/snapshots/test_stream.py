@@ -221,6 +221,19 @@ def test_descriptors_that_do_not_block_are_waited_for() -> None:
         assert [frame.payload[0] for frame in found] == list(range(60))
 
 
+def test_who_stops_reading_is_noticed() -> None:
+    """A copy through a pipe whose reader has ended; not as if the daemon had."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with memory() as fd:
+        engine = Engine("stream-send", {"parts": [[fd, 0, SIZE]], "out": writer, "in": -1, "state": -1, "head": HEAD,
+                                        "rounds": 1, "downtime": 0}, [fd, writer])
+        os.close(writer)
+        with pytest.raises(QmpError, match="nobody reads the stream any more"):
+            engine.heard("ready")
+        engine.end()
+
+
 def test_sparse_memory_stays_sparse() -> None:
     """An object of 128 GiB with two pages in it is sent as two pages, and nothing is allocated on either side."""
     size = 128 << 30
