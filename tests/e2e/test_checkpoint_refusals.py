@@ -103,7 +103,7 @@ def test_a_state_that_does_not_fit(scene: Scene) -> None:
     scene.checkpoint()
     said = scene.said("rollback", "vm1", "--", *scene.guest.command("again"), status=125)
     assert "vm1" in said  # the guest runs on it
-    assert scene.guest.runs()
+    scene.guest.wait_runs()
     scene.kill()
     said = scene.said("rollback", "vm1", "--", *scene.guest.command("again", machine="pc-i440fx-7.1"), status=125)
     assert "Machine type received is 'pc-i440fx-7.2' and local is 'pc-i440fx-7.1'" in said
@@ -125,7 +125,7 @@ def test_what_is_not_a_checkpoint(scene: Scene) -> None:
     assert "'vm1@plain' is not a checkpoint: it has no device state" in \
         scene.said("rollback", "vm1@plain", "--", "true", status=125)
     assert "needs a command" in scene.said("rollback", "vm1", status=2)
-    assert scene.guest.runs()
+    scene.guest.wait_runs()
 
 
 @contextmanager
@@ -165,7 +165,7 @@ def test_what_is_not_a_qemu(scene: Scene, tmp_path: Path) -> None:
             said = scene.said("--timeout", "1", "checkpoint", "vm1", "--qmp", str(path), status=1)
         assert said.count("\n") == 1
         assert str(path) in said
-        assert scene.guest.runs()
+        scene.guest.wait_runs()
     assert "No such file" in scene.said("checkpoint", "vm1", "--qmp", str(tmp_path / "nothing"), status=1)
     assert "needs a command" in scene.checkpoint("--swap", status=2)
     assert "needs a command" in scene.checkpoint("--", "true", status=2)
@@ -182,7 +182,7 @@ def test_another_guest(scene: Scene) -> None:
     said = scene.checkpoint("--swap", "--new-qmp", str(scene.guest.qmp("second")), "--", *words, status=1)
     assert "write share=off" in said
     assert "the guest runs in the old VMM as before" in said
-    assert scene.guest.runs()
+    scene.guest.wait_runs()
     assert scene.holders().count("qemu-system-x86") == 1
 
 
@@ -196,7 +196,7 @@ def test_a_cancelled_live_checkpoint(scene: Scene) -> None:
         with suppress(QmpError):  # it has ended
             scene.client.execute("job-cancel", {"id": f"j{number}"})
         wait_for(lambda: all(job["status"] == "concluded" for job in scene.client.execute("query-jobs")))
-        assert scene.guest.runs()
+        scene.guest.wait_runs()
         ended = {job["id"]: job.get("error") for job in scene.client.execute("query-jobs")}
         there = [one["name"] for one in scene.client.execute("query-memdev-snapshots")]
         assert (ended[f"j{number}"] is None) == (f"n{number}" in there)
@@ -218,7 +218,7 @@ def test_a_killed_swap_leaves_one_guest(scene: Scene) -> None:
     wait_for(lambda: _runs(first) or (_runs(second) and state(pid) in "ZX"))
     if state(pid) not in "ZX":
         wait_for(lambda: scene.holders().count("qemu-system-x86") == 1)
-        assert scene.guest.runs()
+        scene.guest.wait_runs()
     with suppress(OSError), Client(second, timeout=PATIENCE) as monitor:
         monitor.execute("quit")
 
