@@ -124,7 +124,9 @@ def show(connection: Connection, options: Namespace) -> int:
 
 
 def _print_object(connection: Connection, status: dict[str, Any], properties: dict[str, Any]) -> None:
-    people = {"resident": "unknown", **status, "owner": _owner(status), "age": render.duration(status["age"]),
+    people = {"resident": "unknown", **status, "owner": _owner(status),
+              **({"runner": _owner({"owner": status["runner"]})} if "runner" in status else {}),
+              "age": render.duration(status["age"]),
               "survival": ", ".join(_survived(status))}
     names = render.ordered(people, connection.introspection.result_members("query-memdev-status"))
     _print_fields({name: people[name] for name in names})

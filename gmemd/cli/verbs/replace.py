@@ -41,7 +41,9 @@ _PATIENCE = 30.0  # seconds for each answer, if --timeout does not say
               "-object memory-backend-file,id=ram,size=1G,share=on,mem-path={vm1} -machine q35,memory-backend=ram",),
     hints=((r"^the two VMMs are not the same machine",
             "repeat the old command, and name its machine type in full (pc-q35-7.2)"),
-           (r" runs a guest on object ", "'gmemctl show' names the process that runs it")))
+           (r" runs a guest on object .*: another guest ", "end that process, or move its guest: gmemctl replace"),
+           (r" runs a guest on object .*: deleting ",
+            "end that process, or: gmemctl call memdev-delete id=ID force=true")))
 def replace(connection: Connection, options: Namespace) -> int:
     if not options.exec_command:
         raise UsageError("replace needs a command: gmemctl replace ID --qmp PATH -- COMMAND")
