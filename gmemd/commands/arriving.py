@@ -240,12 +240,13 @@ class Arrival:
         """Say what this side knows of a move, having done what that decides."""
         gmemd, head = self._gmemd, self._head
         token, asked = head.get("id"), head.get("state")
-        found = next(((object_id, move) for object_id, move in moves(gmemd) if move.token == token), None)
+        found = next(((object_id, move) for object_id, move in moves(gmemd) if move.knows(token)), None)
         if asked not in ("prepared", "moved", "kept"):
             raise QmpError(f"nothing can be answered to '{asked}'")
         object_id, move = found or (str(head.get("object", {}).get("id", "")), None)
-        says, after = answered(asked, None if move is None else move.state)
-        backend = gmemd.objects.get(object_id) if move is not None else None
+        says, after = answered(asked, None if move is None else move.knows(token))
+        latest = move is not None and move.token == token  # an earlier attempt has failed already, for good
+        backend = gmemd.objects.get(object_id) if latest else None
         if backend is not None and move is not None:
             self._change.claim(backend, f"{move.peer} asks who owns it", away=True)
             await self._reach(backend, move, after)

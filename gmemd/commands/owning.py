@@ -48,7 +48,8 @@ def memdev_move_resolve(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
 
 def query_memdev_moves(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     wanted = arguments.get("id")
-    found = [{"id": object_id, **move.dump()} for object_id, move in moves(gmemd) if wanted in (None, object_id)]
+    found = [{"id": object_id, "token": move.token, "state": move.state, "peer": move.peer,
+              "generation": move.generation} for object_id, move in moves(gmemd) if wanted in (None, object_id)]
     return listed(found, len(found))
 
 

@@ -210,7 +210,8 @@ class Moving(Sending):
                  change: Change, peer: str) -> None:
         super().__init__(gmemd, backend, fence, line, job)
         self._change = change
-        self._move = Move(uuid.uuid4().hex, "offered", peer, backend.generation + 1)
+        failed = () if backend.move is None else backend.move.after()
+        self._move = Move(uuid.uuid4().hex, "offered", peer, backend.generation + 1, failed)
         self._given_up = False
         self._refused: QmpError | None = None  # why it was not given up, when the destination was ready for it
 

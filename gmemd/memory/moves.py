@@ -34,12 +34,14 @@ changes nothing: then only a person can say who owns (memdev-move-resolve with `
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from gmemd.errors import QmpError
 
 AWAY: Final = frozenset(("moved", "prepared"))  # states in which the memory is here, and not owned
 OF_THE_SOURCE: Final = frozenset(("offered", "kept", "moved", "gone"))
+_REMEMBERED: Final = 16  # attempts
 DROPPED: Final = "dropped"  # of a destination that had prepared, and has nothing any more
 UNKNOWN: Final = "unknown"
 
@@ -51,10 +53,21 @@ class Move(NamedTuple):
     state: str
     peer: str  # the other side, in the words of who has asked for the move
     generation: int  # that the object has, or will have, at the destination
+    failed: Sequence[str] = ()  # tokens of the attempts before it, whose destinations may still ask
 
     def dump(self) -> dict[str, Any]:
         """It as JSON."""
         return self._asdict()
+
+    def knows(self, token: object) -> str | None:
+        """The state of an attempt here; None: it is not known."""
+        return self.state if token == self.token else "kept" if token in self.failed else None
+
+    def after(self) -> Sequence[str]:
+        """What is `failed` for the next attempt."""
+        if self.state not in ("offered", "kept"):
+            return ()
+        return (*self.failed, self.token)[-_REMEMBERED:]
 
     def now(self, state: str) -> Move:
         """The same move in another state."""

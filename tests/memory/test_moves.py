@@ -144,3 +144,13 @@ def test_a_note_survives_the_record() -> None:
     move = Move("t", "moved", "unix:/b", 4)
     assert Move(**move.dump()) == move
     assert move.now("gone").token == "t"
+
+
+def test_failed_attempts_are_remembered() -> None:
+    """Sixteen of them, until one has succeeded; what is not known is not answered."""
+    move = Move("0", "kept", "b", 1)
+    for number in range(1, 21):
+        move = Move(str(number), "kept", "b", 1, move.after())
+    assert [move.knows(str(number)) for number in (3, 4, 19, 20, 21)] == [None, "kept", "kept", "kept", None]
+    assert move.now("moved").knows("20") == "moved"
+    assert move.now("owned").after() == ()

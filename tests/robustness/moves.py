@@ -113,19 +113,24 @@ class Pair:
 
     def strike_message(self, at: int, when: str, end: str, asks: str) -> list[str]:
         """Strike at a message; the kinds of the messages that were sent. Wrong: what is left is not as promised."""
-        self._prepare()
+        self.prepare()
+        seen = self.attempt(at, when, end)
+        self.judge(asks)
+        return seen
+
+    def attempt(self, at: int, when: str, end: str) -> list[str]:
+        """Move once, struck at a message; the kinds of the messages that were sent."""
         wire = Wire(lambda number, moment: self._end(end, wire) if (number, moment) == (at, when) else None)
         try:
             self._begin(wire)
             self._wait_ends()
         finally:
             wire.close()
-        self._judge(asks)
         return wire.seen
 
     def strike_call(self, at: int, side: str, asks: str) -> tuple[str, int]:
         """Kill one side's daemon at a system call; which one it was, and how many calls there were."""
-        self._prepare()
+        self.prepare()
         wire = Wire()
         world = self.source if side == "source" else self.destination
         other = self.destination if side == "source" else self.source
@@ -145,7 +150,7 @@ class Pair:
             wire.destination.close()
             wire.close()
         self._wait_ends()
-        self._judge(asks)
+        self.judge(asks)
         return outcome.hit, len(outcome.calls)
 
     def _end(self, what: str, wire: Wire) -> None:
@@ -161,7 +166,7 @@ class Pair:
 
     # -- acting ----------------------------------------------------------------------------------------------
 
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
         """An object at the source, and nothing at the destination."""
         for world in (self.source, self.destination):
             with world.client() as client:
@@ -189,6 +194,9 @@ class Pair:
 
     def _begin(self, wire: Wire) -> None:
         with self.destination.client() as there, self.source.client() as here:
+            for client in (there, here):
+                for job in client.execute("query-jobs"):
+                    client.execute("job-dismiss", {"id": job["id"]})
             self._run(there, {**self._import(), "job-id": "move"}, wire.destination)
             wire.destination.close()
             self._run(here, {**self._move(), "job-id": "move"}, wire.source)
@@ -205,13 +213,13 @@ class Pair:
 
     # -- judging ---------------------------------------------------------------------------------------------
 
-    def _judge(self, asks: str) -> None:
-        owners, states = self._owners(), self._states()
+    def judge(self, asks: str) -> None:
+        owners, states = self._owners(), self.states()
         if len(owners) == 2 or (not owners and states != {"source": "moved", "destination": "prepared"}):
             raise Wrong(f"owned by {owners}, {states}")
         for _ in range(2):
             for side in (("source", "destination") if asks == "source" else ("destination", "source")):
-                if self._states().get(side) in _AWAY:
+                if self.states().get(side) in _AWAY:
                     self._ask(side)
         self._judge_end()
         for world in (self.source, self.destination):
@@ -219,7 +227,7 @@ class Pair:
         self._judge_end()
 
     def _judge_end(self) -> None:
-        owners, states = self._owners(), self._states()
+        owners, states = self._owners(), self.states()
         if len(owners) != 1:
             raise Wrong(f"owned by {owners} in the end, {states}")
         if any(state in _AWAY for state in states.values()):
@@ -255,7 +263,7 @@ class Pair:
             raise Wrong("bytes are missing")
         return True
 
-    def _states(self) -> dict[str, str]:
+    def states(self) -> dict[str, str]:
         found = {}
         for name, world in self._worlds():
             with world.client() as client:

@@ -36,6 +36,16 @@ def test_whatever_ends_at_a_message_one_side_owns_it(pair: Pair, message: str, w
     pair.strike_message(MESSAGES.index(message), when, end, asks)
 
 
+def test_an_earlier_attempt_is_remembered(pair: Pair) -> None:
+    """Its destination may ask late, when the source has tried once more: it learns that the attempt has failed."""
+    pair.prepare()
+    pair.attempt(MESSAGES.index("DURA"), "before", "line")
+    assert pair.states() == {"source": "kept", "destination": "prepared"}
+    pair.attempt(-1, "", "")  # refused, because the id is taken there
+    pair.judge("destination")
+    assert pair.states() == {"source": "kept"}
+
+
 @pytest.mark.parametrize("side", ["source", "destination"])
 def test_killed_at_a_system_call(pair: Pair, side: str) -> None:
     """Some of the last ones, among which the state becomes durable."""
