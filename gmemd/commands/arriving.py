@@ -280,7 +280,7 @@ async def keep_state(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, s
     arguments = {"live": False, "cold": False, "device-state": True}
     change = Change(gmemd.settler)
     try:
-        shelf = await shelf_for(gmemd, caller, {}, change, create=True)
+        shelf = await shelf_for(change, gmemd, caller, {}, create=True)
         name = free_name(gmemd, shelf, backend.id, checkpoint=True)
         gmemd.snapshots.use(change, shelf, name, "it is being made")
         fence = choose(gmemd, caller, backend, {"via": "unfenced"})

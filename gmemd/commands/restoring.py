@@ -38,7 +38,7 @@ def memdev_restore(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chan
 
 async def _begin(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     """The checks, then the work."""
-    shelf = await shelf_for(gmemd, caller, arguments, change)
+    shelf = await shelf_for(change, gmemd, caller, arguments)
     entry = shelf.usable(arguments["name"])
     _check_consistent(entry, arguments)
     object_id = arguments.get("id", entry.manifest["object"]["id"])

@@ -39,7 +39,7 @@ def memdev_snapshot(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], cha
 async def _begin(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, fence: Fence, way: Way,
                  arguments: dict[str, Any], change: Change) -> Any:
     """The checks that need the directory, then the work."""
-    shelf = await shelf_for(gmemd, caller, arguments, change, create=True)
+    shelf = await shelf_for(change, gmemd, caller, arguments, create=True)
     checkpoint = arguments["device-state"] or "state" in arguments
     name = arguments.get("name") or free_name(gmemd, shelf, backend.id, checkpoint=checkpoint)
     check_new(gmemd, shelf, name)

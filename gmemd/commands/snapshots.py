@@ -26,6 +26,8 @@ _STATE: Final = ("bytes", "vmm", "machine")  # members of MemdevDeviceState
 
 def query_memdev_snapshots(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     passed = _passed(caller, arguments)
+    if passed < 0 and not gmemd.snapshots.path and "name" not in arguments:
+        return []
 
     async def look() -> Any:
         shelf = await gmemd.snapshots.open(passed, caller.uid, create=False)
@@ -69,7 +71,7 @@ def memdev_snapshot_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, An
     check_job(gmemd, arguments)
 
     async def act() -> Any:
-        shelf = await shelf_for(gmemd, caller, arguments, change)
+        shelf = await shelf_for(change, gmemd, caller, arguments)
         entry = shelf.usable(arguments["name"])
         use_with_parent(gmemd, change, shelf, entry, "it is being verified")
         change.judged(f"read the {entry.bytes} bytes of snapshot '{entry.name}'", whole=False)
@@ -88,7 +90,7 @@ def memdev_snapshot_flatten(gmemd: Gmemd, caller: Caller, arguments: dict[str, A
     check_job(gmemd, arguments)
 
     async def act() -> Any:
-        shelf = await shelf_for(gmemd, caller, arguments, change)
+        shelf = await shelf_for(change, gmemd, caller, arguments)
         entry = shelf.usable(arguments["name"])
         _check_childless(shelf, entry.name)
         use_with_parent(gmemd, change, shelf, entry, "it is being rewritten", shared=False)
@@ -110,7 +112,7 @@ def memdev_snapshot_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, An
     name = arguments["name"]
 
     async def act() -> Any:
-        shelf = await shelf_for(gmemd, caller, arguments, change)
+        shelf = await shelf_for(change, gmemd, caller, arguments)
         entry = shelf.find(name)
         _check_childless(shelf, name)
         gmemd.snapshots.use(change, shelf, name, "it is being deleted")
@@ -138,7 +140,7 @@ def memdev_snapshot_import(gmemd: Gmemd, caller: Caller, arguments: dict[str, An
         ending(lambda: close_beside([fd]))
 
     async def act() -> Any:
-        shelf = await shelf_for(gmemd, caller, arguments, change, create=True)
+        shelf = await shelf_for(change, gmemd, caller, arguments, create=True)
         check_new(gmemd, shelf, name)
         gmemd.snapshots.use(change, shelf, name, "it is being made")
         block = await in_thread(_block, fd, arguments.get("block"))
@@ -177,7 +179,7 @@ def memdev_get_snapshot(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
     part = arguments["part"]
 
     async def act() -> WithFds:
-        shelf = await shelf_for(gmemd, caller, arguments, change)
+        shelf = await shelf_for(change, gmemd, caller, arguments)
         entry = shelf.usable(arguments["name"])
         found = entry.manifest.get("device-state") if part == "device-state" else entry.manifest["parts"].get(part)
         if found is None or "file" not in found:
@@ -224,7 +226,7 @@ def _open(directory: int, name: str, file: str) -> tuple[int, int]:
 
 # -- for all of them -----------------------------------------------------------------------------------
 
-async def shelf_for(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change, *,
+async def shelf_for(change: Change, gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], *,
                     create: bool = False) -> Shelf:
     """The directory that a command names, open until its change has ended."""
     shelf = await gmemd.snapshots.open(_passed(caller, arguments), caller.uid, create=create and not change.dry_run)

@@ -145,7 +145,7 @@ def is_own(pid: int) -> bool:
         with open(f"/proc/{pid}/cmdline", "rb") as words, open("/proc/self/cmdline", "rb") as own:
             told = words.read()
             begins = "\0".join(worker_program().command).encode()
-            return parent == os.getpid() and (told.startswith(begins) or told == own.read())
+            return parent == os.getpid() and (not told or told.startswith(begins) or told == own.read())
     except OSError:
         return False
 

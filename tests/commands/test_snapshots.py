@@ -454,7 +454,8 @@ async def test_cold(live: LiveMachine) -> None:
 async def test_without_a_directory(tmp_path: Path) -> None:
     """A gmemd that was given none says so."""
     live = LiveMachine()
-    assert "no directory for snapshots" in await live.refused("query-memdev-snapshots")
+    assert await live.do("query-memdev-snapshots") == []
+    assert "no directory for snapshots" in await live.refused("memdev-snapshot-verify", name="s", job_id="v")
     await live.close()
 
 
