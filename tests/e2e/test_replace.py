@@ -125,7 +125,7 @@ def test_a_killed_client_leaves_one_guest(linux: tuple[House, LinuxGuest]) -> No
     mark = guest.mark()
     last = 2 * messages(house.replace(guest.qmp("vm"), guest.command("vm")))
     found = {"old": 0, "new": 0}
-    points = sorted({last - number * (last - 2 * AFTER_THE_NOTE) // 32 for number in range(33)})
+    points = sorted({last - number * (last - 2 * AFTER_THE_NOTE) // 30 for number in range(31)})
     assert len(points) >= 30
     for point in points:
         old = house.wait_settled()
