@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
@@ -26,6 +28,34 @@ class Plan(NamedTuple):
     qmp: str  # the path of its QMP socket
 
 
+class Guard:
+    """A process that kills others if this one is killed before `end`."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        reader, self._writer = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                os.close(self._writer)
+                os.setsid()  # what ends us from the terminal does not end it
+                if not os.read(reader, 1):
+                    _kill(pids)
+            finally:
+                os._exit(0)
+        os.close(reader)
+
+    def end(self) -> None:
+        os.write(self._writer, b"\n")
+        os.close(self._writer)
+        os.waitpid(self._pid, 0)
+
+
+def _kill(pids: Sequence[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 class Fork:
     """The VMMs of some plans; `timeout` (seconds) applies to each start and each answer."""
 
@@ -34,6 +64,7 @@ class Fork:
         self._timeout = timeout
         self._started: list[Started] = []
         self._qemus: list[Qemu] = []
+        self._guard: Guard | None = None
         self._run = False
 
     def __enter__(self) -> Fork:
@@ -46,6 +77,8 @@ class Fork:
         if not self._run:
             for started in self._started:
                 started.kill()
+        if self._guard is not None:
+            self._guard.end()
 
     @property
     def pids(self) -> list[int]:
@@ -55,8 +88,9 @@ class Fork:
     def load(self, state: int) -> None:
         """Start all, and give each the device state in a file; VmmError names the guest, with its VMM's own words."""
         for plan in self._plans:
-            started = Started(plan.words, plan.fds)
-            self._started.append(started)
+            self._started.append(Started(plan.words, plan.fds))
+        self._guard = Guard(self.pids)
+        for started in self._started:
             started.go()
         for plan, started in zip(self._plans, self._started, strict=True):
             try:

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -170,6 +171,19 @@ def test_nothing_is_left_of_what_fails(site: Site, more: list[str], command: lis
     assert site.objects() == before
     assert not running(str(site.guest.qmp("c1")))
     site.guest.wait_runs()
+
+
+def test_a_killed_gmemctl_leaves_no_vmm(site: Site) -> None:
+    """VMMs whose guests do not run yet end with it; the objects can be deleted, and the original runs."""
+    words = site.words("fork", "ram0", "-n", "2", "--name", "k{n}", "--qmp", str(site.guest.qmp("first")), "--",
+                       sys.executable, "-c", "import time; time.sleep(98765)")
+    with subprocess.Popen(words) as fork:
+        wait_for(lambda: running("sleep(98765)\0-incoming"))
+        fork.kill()
+    wait_for(lambda: not running("sleep(98765)\0-incoming"))
+    site.guest.wait_runs()
+    for name in ("k1", "k2", "ram0-template"):
+        site.client.execute("object-del", {"id": name})
 
 
 def running(words: str) -> bool:
