@@ -146,8 +146,8 @@ def memdev_snapshot_import(gmemd: Gmemd, caller: Caller, arguments: dict[str, An
         block = await in_thread(_block, fd, arguments.get("block"))
         change.judged(f"make the snapshot '{name}' of the {block.size} bytes of '{block.name}'", whole=False)
         object_id = arguments.get("id", block.name.rpartition("/")[2])
-        spec = {"root": shelf.fd, "name": name, "file": fd, "block": block.name,
-                "members": _imported(gmemd, object_id, block.size)}
+        members = _imported(gmemd, object_id, block.size)
+        spec = {"root": shelf.fd, "name": name, "file": fd, "block": block.name, "members": members}
 
         async def work(job: Job | None, change: Change) -> Any:
             await _work("import", spec, job)
@@ -187,8 +187,7 @@ def memdev_get_snapshot(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
         stored = found.get("stored", "full")
         if stored == "delta":
             raise QmpError(f"snapshot '{entry.name}' holds only what differs from"
-                           f" '{entry.manifest['parent']['name']}':"
-                           " memdev-snapshot-flatten completes it")
+                           f" '{entry.manifest['parent']['name']}': memdev-snapshot-flatten completes it")
         if part == "device-state":
             _check_fits(gmemd, entry)
         change.judged(f"hand out the {part} of snapshot '{entry.name}'")

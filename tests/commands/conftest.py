@@ -15,6 +15,7 @@ from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.kernel import Kernel
+from gmemd.kernel.program import worker_program
 from gmemd.objects.fds import NamedFds
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Schema
@@ -85,6 +86,7 @@ async def _wait(work: Any) -> Any:
 @pytest.fixture
 def machine() -> Iterator[Machine]:
     """A machine that has given every fd back in the end."""
+    worker_program()  # whose files stay open, as in a daemon
     before = set(os.listdir("/proc/self/fd"))
     made = Machine()
     yield made
