@@ -157,7 +157,7 @@ def test_no_command_acts(machine: Machine, command: str, tmp_path: Path) -> None
     before, files = state(machine), set(tmp_path.rglob("*"))
     refused = command in ("job-cancel", "job-dismiss", "memdev-claim", "memdev-clear-runner", "memdev-enforce",
                           "memdev-handover-end", "memdev-move-resolve", "memdev-persist", "memdev-prepared",
-                          "memdev-release", "memdev-track", "memdev-untrack")
+                          "memdev-release", "memdev-snapshot-import", "memdev-track", "memdev-untrack")
     with pytest.raises(QmpError) if refused else contextlib.nullcontext():
         assert effect(machine, command, EVERY[command])["effect"].startswith("would ")
     assert (state(machine), set(tmp_path.rglob("*"))) == (before, files)
