@@ -253,7 +253,7 @@ def test_help(capfd: pytest.CaptureFixture[str]) -> None:
     """help lists the verbs, help VERB is what VERB --help is; neither needs a server."""
     assert main(["help"]) == 0
     listed = capfd.readouterr().out
-    assert all(f"  {verb} " in listed for verb in VERBS)
+    assert {word for verb in VERBS for word in verb.split()} <= set(listed.replace(",", " ").split())
     assert main(["help", "rm"]) == 0
     said = capfd.readouterr().out
     assert "gmemctl rm 'vm0*' --dry-run" in said

@@ -139,6 +139,8 @@ def words_of(verb: str) -> list[str]:
              "events": ["--for", str(SECONDS)], "qmp": ['{"execute": "query-version"}'], "call": ["query-version"],
              "adopt": ["--pid", str(os.getpid()), "--memfd", "of-this-test"],
              "attach": ["x", "--qmp", "/nowhere"], "detach": ["x", "--qmp", "/nowhere"],
+             "checkpoint": ["x", "--qmp", "/nowhere"], "rollback": ["x", "--", "true"],
+             "move": ["x", "--to", "exec:cat"],
              "snapshot import": ["/dev/null", "x"], "snapshot prune": ["--keep", "1"]}
     return [*verb.split(), *extra.get(verb, given)]
 
@@ -153,10 +155,10 @@ def test_every_verb_ends(verb: str, full: str, serve: Callable[[Say], str], capf
     memory = os.memfd_create("of-this-test")
     request.addfinalizer(lambda: os.close(memory))
     os.ftruncate(memory, 4096)
-    assert main(["--socket", full, "--timeout", str(SECONDS), *words]) == (125 if verb in ("exec", "run") else 3)
+    assert main(["--socket", full, "--timeout", str(SECONDS), *words]) == (125 if verb in ("exec", "run", "rollback") else 3)
     assert "no greeting" in capfd.readouterr().err
     if verb != "shell":  # without input it asks nothing
-        expected = {"exec": 125, "run": 125, "events": 0}.get(verb, 4)
+        expected = {"exec": 125, "run": 125, "rollback": 125, "events": 0}.get(verb, 4)
         assert main(["--socket", silent, "--timeout", str(SECONDS), *words]) == expected
 
 
