@@ -173,26 +173,32 @@ def _line(connection: Connection, uri: str) -> Iterator[None]:
     if kind not in ("unix", "exec") or not rest:
         raise UsageError(f"--to '{uri}': unix:PATH or exec:COMMAND")
     ours, theirs = socket.socketpair()
-    with ours:
+    try:
         with theirs:
             ended = _beside(connection, path_of(uri), theirs) if kind == "unix" else _command(rest, theirs)
-        connection.execute("getfd", {"fdname": _LINE}, fds=[ours.fileno()])
-    try:
-        yield
     except BaseException:
-        with suppress(QmpError, OSError):  # its line may not have been taken
-            connection.execute("closefd", {"fdname": _LINE})
-        words = ended()
+        ours.close()
+        raise
+    try:
+        with ours:
+            connection.execute("getfd", {"fdname": _LINE}, fds=[ours.fileno()])
+        yield
+    except BaseException as error:
+        late = isinstance(error, TimeoutError)  # nobody waits for the server any longer
+        if not late:
+            with suppress(QmpError, OSError):  # its line may not have been taken
+                connection.execute("closefd", {"fdname": _LINE})
+        words = ended(0 if late else _PATIENCE)
         if words and words != _CUT:
             note(f"the other side: {words}")
         raise
-    if words := ended():
+    if words := ended(_PATIENCE):
         note(f"the other side: {words}")
 
 
 def _beside(connection: Connection, path: str, line: socket.socket) -> Any:
-    """Have the gmemd at a socket be at the other end; gives what waits for its end, and why it failed ("": it did
-    not)."""
+    """Have the gmemd at a socket be at the other end; gives what waits for its end (seconds), and why it failed
+    ("": it did not)."""
     from gmemd.client.client import Client
 
     try:
@@ -203,8 +209,8 @@ def _beside(connection: Connection, path: str, line: socket.socket) -> Any:
     other.execute("getfd", {"fdname": _LINE}, fds=[line.fileno()])
     other.execute("memdev-import", {"fdname": _LINE, "answers": _LINE, "job-id": job})
 
-    def ended() -> str:
-        until = time.monotonic() + _PATIENCE
+    def ended(patience: float) -> str:
+        until = time.monotonic() + patience
         with other, suppress(OSError, QmpError):
             while time.monotonic() < until:
                 [state] = [one for one in other.execute("query-jobs") if one["id"] == job]
@@ -221,11 +227,12 @@ def _command(command: str, line: socket.socket) -> Any:
     """The same by a command, whose errors go to our standard error."""
     process = subprocess.Popen(["sh", "-c", command], stdin=line.fileno(), stdout=line.fileno())
 
-    def ended() -> str:
+    def ended(patience: float) -> str:
         try:
-            status = process.wait(_PATIENCE)
+            status = process.wait(patience)
         except subprocess.TimeoutExpired:
             process.terminate()
+            process.wait()
             return f"'{command}' did not end"
         return "" if status == 0 else f"'{command}' has ended with status {status}"
 
