@@ -11,6 +11,7 @@ from gmemd.errors import QmpError
 from gmemd.kernel.kernel import Kernel
 from gmemd.qmp.session import Request
 from tests.commands.conftest import Machine
+from tests.patience import PATIENCE
 
 
 class LiveMachine(Machine):
@@ -54,7 +55,7 @@ class LiveMachine(Machine):
 
     async def wait_event(self, name: str, **data: Any) -> dict[str, Any]:
         """The first event of that name with at least that data, now or later."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 for found, members in self.events:
                     if found == name and data.items() <= members.items():
@@ -64,13 +65,13 @@ class LiveMachine(Machine):
 
     async def wait_claimed(self, name: str) -> None:
         """Wait until a change has claimed an object."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while not self.gmemd.objects.find(name).claims:
                 await asyncio.sleep(0.001)
 
     async def ended(self, job_id: str) -> dict[str, Any]:
         """What query-jobs says of a job once it has concluded."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 job: dict[str, Any] = next(job for job in await self.do("query-jobs") if job["id"] == job_id)
                 if job["status"] == "concluded":

@@ -29,6 +29,7 @@ SIZE = 24 * MIB
 _PATTERN = os.urandom(MIB) * (SIZE // MIB)
 _CRC = crc32(_PATTERN)
 _OBJECT = {"qom-type": "memory-backend-guest-memfd", "id": "o", "size": SIZE}
+_SEALABLE = {"qom-type": "memory-backend-memfd", "id": "o", "size": SIZE}
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Operation:
     arguments: dict[str, Any]
     sends_fd: bool = False
     keeps: bool = True  # the contents of 'o', if all of it is made shared again
+    seals: bool = False  # needs an 'o' that takes seals, which a guest_memfd does not
 
     @property
     def request(self) -> Request:
@@ -82,9 +84,25 @@ OPERATIONS = {
     "remove-fd": Operation("remove-fd", {"fdset-id": 1}),
     "keep no more": Operation("memdev-persist", {"id": "o", "persist": False}),
     "keep": Operation("memdev-persist", {"id": "o", "persist": True}),
+    "freeze": Operation("memdev-freeze", {"id": "o"}, seals=True),
+    "clone": Operation("memdev-clone", {"template": "o", "id": "n"}, seals=True),
+    "copy": Operation("memdev-clone", {"template": "o", "id": "n", "copy": True}),
+    "copy, a job": Operation("memdev-clone", {"template": "o", "id": "n", "copy": True, "job-id": "c"}),
+    "run": Operation("memdev-set-runner", {"id": "o"}),
+    "run no more": Operation("memdev-clear-runner", {"id": "o"}),
+    "export": Operation("memdev-export", {"id": "o", "fdname": "f"}),
+    "save": Operation("memdev-snapshot", {"id": "o", "name": "t"}),
+    "save, a job": Operation("memdev-snapshot", {"id": "o", "name": "t", "live": True, "job-id": "s"}),
+    "save an increment": Operation("memdev-snapshot", {"id": "o", "name": "t", "parent": "s"}),
+    "restore": Operation("memdev-restore", {"name": "s", "id": "n"}),
+    "restore over": Operation("memdev-restore", {"name": "s", "id": "o", "force": True}),
+    "get the snapshot": Operation("memdev-get-snapshot", {"name": "s"}),
+    "verify the snapshot": Operation("memdev-snapshot-verify", {"name": "s"}),
+    "compress the snapshot": Operation("memdev-snapshot-flatten", {"name": "s", "cold": True}),
+    "delete the snapshot": Operation("memdev-snapshot-delete", {"name": "s"}),
 }
 _DELETE = ("object-del", "memdev-delete")
-_ADD = ("object-add", "memdev-adopt")
+_ADD = ("object-add", "memdev-adopt", "memdev-clone", "memdev-restore")
 
 
 class Place(Protocol):
@@ -193,15 +211,22 @@ def clash(place: Place, first: str, second: str, after: float = 0.0) -> None:
 
 
 def _prepare(client: Client, links: tuple[Link, Link], one: Operation, two: Operation) -> None:
-    client.execute("object-add", _OBJECT)
+    commands = {operation.command for operation in (one, two)}
+    client.execute("object-add", _SEALABLE if one.seals or two.seals else _OBJECT)
     fd, info = with_fd(client, "o")
     with mmap.mmap(fd, info["size"]) as mapped:
         mapped[:] = _PATTERN
     os.close(fd)
-    if any(operation.arguments.get("to") == "shared" for operation in (one, two)):
+    if _saved(one, two):
+        client.execute("memdev-snapshot", {"id": "o", "name": "s"})
+    if "memdev-clear-runner" in commands:
+        client.execute("memdev-set-runner", {"id": "o"})
+    if any(operation.seals and operation.command == "memdev-clone" for operation in (one, two)):
+        client.execute("memdev-freeze", {"id": "o"})
+    if any(operation.arguments.get("to") == "shared" for operation in (one, two)) and not (one.seals or two.seals):
         client.execute(*_convert(0, SIZE, "private").request)
     for link, operation in zip(links, (one, two), strict=True):
-        before = {"memdev-adopt": ("getfd", {"fdname": "f"}), "closefd": ("getfd", {"fdname": "f"}),
+        before = {**dict.fromkeys(("memdev-adopt", "memdev-export", "closefd"), ("getfd", {"fdname": "f"})),
                   "remove-fd": ("add-fd", {"fdset-id": 1})}.get(operation.command)
         if before is not None:
             memory = _memfd()
@@ -212,6 +237,20 @@ def _prepare(client: Client, links: tuple[Link, Link], one: Operation, two: Oper
     if any(operation.command.startswith("job-") for operation in (one, two)):
         client.execute("memdev-verify", {"id": "o", "job-id": "k"})
     client.events.clear()
+
+
+def _saved(one: Operation, two: Operation) -> bool:
+    """Whether there is the snapshot 's' of 'o' at the beginning."""
+    return any("name" in operation.arguments for operation in (one, two))
+
+
+def _restored(done: list[Operation]) -> bool:
+    """Whether another 'o' has taken the place of the first one, which ends later than all that it can meet."""
+    return any(operation.command == "memdev-restore" and operation.arguments["id"] == "o" for operation in done)
+
+
+def _snapshots(client: Client) -> list[str]:
+    return sorted(entry["name"] for entry in client.execute("query-memdev-snapshots"))
 
 
 def _memfd() -> int:
@@ -252,15 +291,20 @@ def _judge(client: Client, one: Operation, two: Operation, replies: list[dict[st
     said = f"{replies} {jobs}"
     if "internal" in said:
         raise Wrong(said)
-    done = [operation for operation, reply in zip((one, two), replies, strict=True) if "return" in reply]
-    deleted = any(operation.command in _DELETE and (operation.arguments.get("job-id") != "z" or jobs["z"] is None)
-                  for operation in done)
+    done = [operation for operation, reply in zip((one, two), replies, strict=True)
+            if "return" in reply and jobs.get(operation.arguments.get("job-id", "")) is None]
+    deleted = any(operation.command in _DELETE for operation in done) and not _restored(done)
     ids = {entry["id"] for entry in client.execute("query-memdev")}
     if deleted == ("o" in ids):
         raise Wrong(f"'o' is there: {'o' in ids}, deleted: {deleted}; {said}")
-    added = any(operation.command in _ADD for operation in done)
+    added = any(operation.command in _ADD and operation.arguments["id"] == "n" for operation in done)
     if added != ("n" in ids):
         raise Wrong(f"'n' is there: {'n' in ids}, added: {added}; {said}")
+    commands, snapshots = {operation.command for operation in done}, _snapshots(client)
+    if ("memdev-snapshot" in commands) != ("t" in snapshots):
+        raise Wrong(f"the snapshots {snapshots}; {said}")
+    if _saved(one, two) and ("memdev-snapshot-delete" in commands) == ("s" in snapshots):
+        raise Wrong(f"the snapshots {snapshots}; {said}")
     client.execute("query-status")  # events before it have come
     told = sum(event["event"] == "MEMDEV_CONVERTED" for event in client.events)
     converted = sum(operation.command == "memdev-convert" for operation in done)
@@ -271,9 +315,12 @@ def _judge(client: Client, one: Operation, two: Operation, replies: list[dict[st
 def _see(client: Client) -> dict[str, Any]:
     ids = sorted(entry["id"] for entry in client.execute("query-memdev"))
     seen: dict[str, Any] = {"ids": ids, "lost": client.execute("query-memdev-lost"),
-                            "unclaimed": client.execute("query-memdev-unclaimed")}
+                            "unclaimed": client.execute("query-memdev-unclaimed"), "snapshots": _snapshots(client)}
     if "o" in ids:
-        seen["ranges"] = client.execute("query-memdev-ranges", {"id": "o"})["ranges"]
+        [status] = client.execute("query-memdev-status", {"id": "o"})
+        seen["status"] = {name: status.get(name) for name in ("kind", "frozen", "generation", "runner")}
+        if status["kind"] == "guest-memfd":
+            seen["ranges"] = client.execute("query-memdev-ranges", {"id": "o"})["ranges"]
         seen["contents"] = _crc(client)
     return seen
 
@@ -294,28 +341,34 @@ def _compare(before: dict[str, Any], now: dict[str, Any], one: Operation, two: O
     for operation, reply in zip((one, two), replies, strict=True):  # in the order in which they were carried out
         if operation.command == "memdev-persist" and "return" in reply:
             kept = operation.arguments["persist"]
-    if not kept and one.command == two.command == "memdev-persist" and now["ids"]:
+    done = [operation for operation, reply in zip((one, two), replies, strict=True) if "return" in reply]
+    if not kept and (_restored(done) or (one.command == two.command == "memdev-persist" and now["ids"])):
         kept = True
     expected = before if kept else {"ids": [name for name in before["ids"] if name != "o"], "lost": [],
-                                    "unclaimed": []}
+                                    "unclaimed": [], "snapshots": before["snapshots"]}
     if now != expected:
         raise Wrong(f"after SIGKILL {now}, before {before}; {replies}")
 
 
 def _contents(client: Client, one: Operation, two: Operation) -> None:
-    """All that was preserved is there."""
+    """All that was preserved is there, and every snapshot is whole."""
+    for name in _snapshots(client):
+        client.execute("memdev-snapshot-verify", {"name": name})
     if one.keeps and two.keeps and any(entry["id"] == "o" for entry in client.execute("query-memdev")):
-        client.execute(*_convert(0, SIZE, "shared").request)
+        if not one.seals and not two.seals:
+            client.execute(*_convert(0, SIZE, "shared").request)
         if _crc(client) != _CRC:
             raise Wrong("bytes are lost")
 
 
 def _clear(client: Client) -> None:
-    """Delete what is there."""
+    """Delete what is there; clones and increments before what they need."""
     for job in client.execute("query-jobs"):
         client.execute("job-dismiss", {"id": job["id"]})
     for entry in client.execute("query-memdev"):
-        client.execute("object-del", {"id": entry["id"]})
+        client.execute("memdev-delete", {"id": entry["id"], "force": True})
+    for name in reversed(_snapshots(client)):
+        client.execute("memdev-snapshot-delete", {"name": name})
     for entry in client.execute("query-fdsets"):
         client.execute("remove-fd", {"fdset-id": entry["fdset-id"]})
     if left := client.execute("query-memdev-lost") + client.execute("query-memdev-unclaimed"):

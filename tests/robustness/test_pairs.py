@@ -20,6 +20,12 @@ _ELSEWHERE = {
     "memdev-track": "needs a holder's userfaultfd: tests/commands/test_track.py",
     "memdev-untrack": "the same",
     "memdev-enforce": "needs a holder's userfaultfd: tests/commands/test_enforce.py",
+    "memdev-handover": "needs two VMMs, and makes the object busy: tests/e2e/test_replace.py",
+    "memdev-handover-end": "the same",
+    "memdev-import": "needs a stream: tests/e2e/test_moving.py",
+    "memdev-move": "needs another gmemd, and tests/robustness/moves.py has all its states",
+    "memdev-move-resolve": "the same",
+    "memdev-snapshot-import": "needs a file of QEMU's, and no object: tests/snapshots/test_mapped_ram.py",
 }
 
 
