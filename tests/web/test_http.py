@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import time
 
 import pytest
 
+from gmemd.client.running import state
 from tests.daemon import Daemon
 from tests.lingering import Lingering
-from tests.patience import PATIENCE
+from tests.patience import PATIENCE, wait_for
 from tests.web.site import Site
 
 ROUTES = ("/", "/healthz", "/readyz", "/metrics", "/metrics?objects=1", "/openapi.json", "/api/v1/version",
@@ -202,10 +204,13 @@ def _once_there_is_room(site: Site) -> int:
 def test_nobody_waits_for_what_is_passed_to_http(site: Site, lingering: Lingering) -> None:
     """A descriptor that comes with a request, read or not, is closed without anybody waiting for it."""
     with site.connect_http() as sock, site.connect_http() as other:
+        os.kill(site.pid, signal.SIGSTOP)  # so that its descriptors are the last ones
+        wait_for(lambda: state(site.pid) == "T")
         socket.send_fds(sock, [b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"], [lingering.give()])
         socket.send_fds(other, [b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n"], [lingering.give()])
         other.sendall(b"x" * 100_000)
         lingering.given()
+        os.kill(site.pid, signal.SIGCONT)
         assert sock.recv(12) == b"HTTP/1.1 200"
     assert site.get("/healthz").status == 200
 
