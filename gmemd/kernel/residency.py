@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from functools import cache
+from itertools import compress
+from operator import sub
 
 from gmemd.kernel import syscalls, uapi
 from gmemd.kernel.rules import PAGE_SIZE, check_range, refuse
@@ -122,13 +123,18 @@ def resident_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
 
 _WINDOW = 1 << 30  # bytes that one mincore examines: a byte for each page
 _WORTH_A_MAP = 64 * PAGE_SIZE  # bytes; below, counting halves costs less than mapping
-_PRESENT = re.compile(rb"\x01+")
 
 
 def _append_present(ranges: list[tuple[int, int]], start: int, present: bytes) -> None:
-    """Append what mincore says of a range from `start` on."""
-    for run in _PRESENT.finditer(present):
-        _append(ranges, start + run.start() * PAGE_SIZE, len(run.group()) * PAGE_SIZE)
+    """Append what mincore says, a byte of 0 or 1 for each page, of a range from `start` on."""
+    bits = int.from_bytes(present, "little")
+    edges = (bits ^ bits << 8).to_bytes(len(present) + 1, "little")  # 1 where a run begins, and behind its last page
+    places = list(compress(range(start, start + len(edges) * PAGE_SIZE, PAGE_SIZE), edges))
+    begins = places[::2]
+    runs = list(zip(begins, map(sub, places[1::2], begins), strict=True))
+    if runs:
+        _append(ranges, *runs[0])
+        ranges += runs[1:]
 
 
 def _is_guest_memfd(fd: int) -> bool:
