@@ -74,15 +74,15 @@ async def test_jobs_that_wait_do_not_take_every_descriptor() -> None:
         async with contextlib.AsyncExitStack() as full:
             while workers._free:
                 await full.enter_async_context(workers.room(None))
-            resource.setrlimit(resource.RLIMIT_NOFILE, (80, limits[1]))
-            for number in range(40):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (160, limits[1]))
+            for number in range(80):
                 await live.do("memdev-verify", id="m", job_id=f"j{number}")
             refusal = await live.refused("memdev-verify", id="m", job_id="more")
-            assert refusal.startswith("40 objects are being verified")
+            assert refusal.startswith("80 objects are being verified")
             await live.do("job-cancel", id="j7")
             await live.ended("j7")
             await live.do("memdev-verify", id="m", job_id="more")
-            for number in range(40):
+            for number in range(80):
                 if number != 7:
                     await live.do("job-cancel", id=f"j{number}")
         assert "error" not in await live.ended("more")
