@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from gmemd.client.client import Client
-from gmemd.client.running import Running, RunningGmemd, state
-from tests.daemon import Daemon
+from gmemd.client.running import RunningGmemd, state
 from tests.guests.linux import LinuxGuest, Mark, needs_qemu
 from tests.patience import PATIENCE, wait_for
 from tests.programs import gmemctl, output
@@ -27,15 +26,14 @@ pytestmark = [pytest.mark.e2e, needs_qemu]
 class Scene:
     """A gmemd with a snapshots' directory, and a Linux guest on its object ram0; `close` ends every QEMU."""
 
-    def __init__(self, directory: Path, stack: ExitStack, *, keep: bool = False) -> None:
-        """`keep`: with a keeper."""
-        options = ("--snapshots", str(directory / "snapshots"))
-        self.daemon: Running = stack.enter_context(RunningGmemd(*options, keep=True) if keep else Daemon(*options))
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.daemon = stack.enter_context(RunningGmemd("--snapshots", str(directory / "snapshots"), keep=True))
         self.guest = LinuxGuest(directory)
         self.started: list[subprocess.Popen[bytes]] = []
         stack.callback(self.close)
         self.gmemctl("create", f"memory-backend-memfd,id=ram0,size={self.guest.size >> 20}M,share=on")
-        self.start("exec", "ram0", "--", *self.command("first"))
+        self.name = "first"  # of the QEMU in which the guest runs
+        self.start("exec", "ram0", "--", *self.command(self.name))
         self.guest.wait_started()
 
     def command(self, name: str, **command: str) -> list[str]:
@@ -104,29 +102,54 @@ class Scene:
 
 
 @contextmanager
-def scene(directory: Path, **settings: bool) -> Iterator[Scene]:
+def scene(directory: Path) -> Iterator[Scene]:
     with ExitStack() as stack:
-        yield Scene(directory, stack, **settings)
+        yield Scene(directory, stack)
 
 
-def test_five_times(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """A guest that runs in the QEMU `here.name`; it is the same one in the tests that ask for it."""
+    with scene(tmp_path_factory.mktemp("checkpoint")) as made:
+        yield made
+
+
+def test_five_times(here: Scene) -> None:
     """Checkpoint, SIGKILL of QEMU, rollback: each time the guest goes on exactly from there.
 
     Once QEMU sends the memory itself, and that is not the newest checkpoint.
     """
-    with scene(tmp_path) as here:
-        name = "first"
-        for number in range(1, 6):
-            saved = here.checkpoint(name, *(["--live"] if number == 2 else []))
-            if number == 2:
-                here.gmemctl("snapshot", "verify", "ram0@2")
-                here.checkpoint(name, "--name", "newest")
-            killed = here.kill(name)
-            name = f"after{number}"
-            here.rollback(name, "ram0@2" if number == 2 else "ram0")
-            here.check_went_back(saved, killed)
-        assert here.gmemctl("snapshot", "ls", "-o", "name").split() == [
-            "ram0@1", "ram0@2", "ram0@newest", "ram0@3", "ram0@4", "ram0@5"]
+    for number in range(1, 6):
+        saved = here.checkpoint(here.name, *(["--live"] if number == 2 else []))
+        if number == 2:
+            here.gmemctl("snapshot", "verify", "ram0@2")
+            here.checkpoint(here.name, "--name", "newest")
+        killed = here.kill(here.name)
+        here.name = f"after{number}"
+        here.rollback(here.name, "ram0@2" if number == 2 else "ram0")
+        here.check_went_back(saved, killed)
+    assert here.gmemctl("snapshot", "ls", "-o", "name").split() == [
+        "ram0@1", "ram0@2", "ram0@newest", "ram0@3", "ram0@4", "ram0@5"]
+
+
+def test_killed_in_the_middle(here: Scene) -> None:
+    """Whoever is killed while the guest stands still, gmemctl, gmemd or both gmemd and its keeper: it goes on.
+
+    A checkpoint is there whole or not at all, and the next one is made and goes back as ever.
+    """
+    here.kill_in_the_pause(here.name, lambda verb: verb.kill())
+    with here.daemon.client() as client:
+        wait_for(lambda: all(job["status"] == "concluded" for job in client.execute("query-jobs")))
+    here.kill_in_the_pause(here.name, lambda verb: here.daemon.kill())
+    here.daemon.wait_greeting()
+    for name in here.gmemctl("snapshot", "ls", "-o", "name").split():
+        here.gmemctl("snapshot", "verify", name)
+    saved = here.checkpoint(here.name)
+    killed = here.kill(here.name)
+    here.name = "last"
+    here.rollback(here.name)
+    here.check_went_back(saved, killed)
+    here.kill_in_the_pause(here.name, lambda verb: here.daemon._kill())
 
 
 def test_swap(tmp_path: Path) -> None:
@@ -141,23 +164,3 @@ def test_swap(tmp_path: Path) -> None:
             here.rollback(name, share="off")
             here.check_went_back(saved, killed)
         assert here.gmemctl("snapshot", "ls", "-o", "name") == "ram0@1\n"
-
-
-def test_killed_in_the_middle(tmp_path: Path) -> None:
-    """Whoever is killed while the guest stands still, gmemctl, gmemd or both gmemd and its keeper: it goes on.
-
-    A checkpoint is there whole or not at all, and the next one is made and goes back as ever.
-    """
-    with scene(tmp_path, keep=True) as here:
-        here.kill_in_the_pause("first", lambda verb: verb.kill())
-        with here.daemon.client() as client:
-            wait_for(lambda: all(job["status"] == "concluded" for job in client.execute("query-jobs")))
-        here.kill_in_the_pause("first", lambda verb: here.daemon.kill())
-        here.daemon.wait_greeting()
-        for name in here.gmemctl("snapshot", "ls", "-o", "name").split():
-            here.gmemctl("snapshot", "verify", name)
-        saved = here.checkpoint("first")
-        killed = here.kill("first")
-        here.rollback("second")
-        here.check_went_back(saved, killed)
-        here.kill_in_the_pause("second", lambda verb: here.daemon._kill())

@@ -94,6 +94,17 @@ def occupied(pid: int) -> tuple[int, int]:
     return int(rows["Pss_Anon"]) << 10, int(rows["Pss_File"]) << 10
 
 
+def test_it_counts_and_stops(site: Site) -> None:
+    """The guest is what the tests take it for: when it is stopped it says nothing, and goes on with the next number."""
+    with Client(site.guest.qmp("first"), timeout=PATIENCE) as monitor:
+        monitor.execute("stop")
+        assert site.guest.is_quiet()
+        mark = site.guest.mark()
+        monitor.execute("cont")
+    site.guest.check_went_on(mark, sums=1)
+    assert site.guest.run("first", "echo $((6 * 7))") == "42"
+
+
 def test_a_guest_forks(site: Site) -> None:
     """Ten guests and the original go on; the template stays as it is, and is there once."""
     mark = site.guest.mark()
