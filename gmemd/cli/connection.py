@@ -181,9 +181,10 @@ class Connection:
 
 def _print_names(value: Any) -> None:
     found = value if isinstance(value, list) else [value]
-    if not all(isinstance(part, dict) and "id" in part for part in found):
+    names = [part.get("id", part.get("name")) for part in found if isinstance(part, dict)]
+    if len(names) < len(found) or not all(names):
         raise UsageError("-o name: this has no ids; use -o table, json or yaml")
-    for name in dict.fromkeys(part["id"] for part in found):
+    for name in dict.fromkeys(names):
         print(name)
 
 

@@ -100,7 +100,8 @@ def run(options: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
     except OSError as error:
-        return _fail(str(error), NO_CONNECTION if isinstance(error, ConnectionError) else FAILED)
+        said = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        return _fail(said, NO_CONNECTION if isinstance(error, ConnectionError) else FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from gmemd.posix.sockets import path_of
+
 if TYPE_CHECKING:
     from gmemd.cli.hints import Hint
 
@@ -67,11 +69,23 @@ def seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds")
 
 
+def socket_path(text: str) -> str:
+    """The absolute path of a VMM's socket, also written as unix:PATH: the server has another working directory."""
+    if not (path := path_of(text)):
+        raise argparse.ArgumentTypeError("the path is empty")
+    return os.path.abspath(path)
+
+
 ALL = argument("--all", action="store_true", help="all objects")
 IDS = (argument("id", metavar="ID", nargs="*", completes="ids", help="or a pattern with * ? [ ], quoted"), ALL)
 YES = argument("-y", "--yes", action="store_true", help="do not ask if a pattern or --all selects the objects")
 FD = argument("--fd", type=int, action="append", default=[], metavar="N", help="send our descriptor N with it")
 COMMAND = argument("exec_command", metavar="-- COMMAND", nargs="?", default=())  # of words, () if there is none
+FENCE = (
+    argument("--via", choices=("auto", "idle", "qmp", "lease", "freeze", "write-protect", "unfenced"),
+             help="how writers are kept away; default: the first that is possible, never unfenced"),
+    argument("--qmp", metavar="PATH", type=socket_path, help="the QMP socket of the VMM, to stop the guest"),
+    argument("--deadline", metavar="MS", type=int, help="milliseconds after which writers go on; it has then failed"))
 DRY_RUN = argument("--dry-run", action="store_true", help="say what would happen; change nothing")
 
 _COMMON = (  # before or after the verb, with their defaults
@@ -83,6 +97,12 @@ _COMMON = (  # before or after the verb, with their defaults
               help="limit for connecting, and for each answer; default none"), None),
     (argument("--wait", metavar="SECONDS", type=seconds, help="wait for a server that is not up yet"), 0.0),
 )
+
+
+def fence(options: argparse.Namespace) -> dict[str, Any] | None:
+    """The argument that the options of FENCE mean; None: the server's default."""
+    given = {"via": options.via, "qmp": options.qmp, "deadline": options.deadline}
+    return {name: value for name, value in given.items() if value is not None} or None
 
 
 def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:

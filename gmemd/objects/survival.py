@@ -48,7 +48,7 @@ def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping, clone: bo
         Fate("service-stop", *stop),
         Fate("soft-reboot", *_soft_reboot(stop, keeping)),
         Fate("kexec", "no", _OF_A_CLONE) if clone else Fate("kexec", *_kexec(kind, stop, keeping)),
-        Fate("power-loss", "no", "memory is lost without power: copy to a disk what must not be lost"),
+        Fate("power-loss", "no", "memory is lost without power: save what must not be lost with gmemctl snapshot"),
     ]
 
 

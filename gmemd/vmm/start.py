@@ -21,6 +21,7 @@ from gmemd.vmm.qemu import Qemu, VmmError, end
 
 _TAIL = 1 << 14  # bytes of what a VMM said that are kept
 _QUOTED = 3  # lines of it that are quoted
+_SOCKET = re.compile(r"(^unix:|[,:]path=)((?:[^,]|,,)+)")
 CANNOT_RUN, NOT_FOUND = 126, 127  # as env(1), and every shell
 
 
@@ -35,6 +36,7 @@ def arrange(words: Sequence[str], qmp: str | None, otherwise: str, *, incoming: 
             taken: str = "") -> Arranged:
     """Complete a command of QEMU: with a QMP socket, and with `-incoming defer`, where it has none.
 
+    Paths are absolute, here and in what is returned; the command may name them relative to our directory.
     `qmp`: the socket that was asked for; without it the one that the command names is used, or `otherwise`, also in
     place of `taken`, which another VMM has. VmmError: it cannot be completed.
     """
@@ -50,15 +52,25 @@ def arrange(words: Sequence[str], qmp: str | None, otherwise: str, *, incoming: 
     named = _socket_of(found)
     if qmp is None and named is not None:
         return Arranged(found, named)
-    if qmp is not None and any(qmp in word for word in found):
+    if qmp is not None and any(qmp in word or qmp in _sockets(word) for word in found):
         return Arranged(found, qmp)
     path = qmp or otherwise
     return Arranged([*found, "-qmp", f"{written(path)},server=on,wait=off"], path)
 
 
+def _sockets(word: str) -> list[str]:
+    """The sockets that a word of a command names, as in -qmp unix:PATH or path=PATH."""
+    return [_absolute(path) for _, path in _SOCKET.findall(word)]
+
+
 def _moved(word: str, taken: str, path: str) -> str:
-    """A word of a command with another socket in place of one that is taken, as in -qmp unix:PATH or path=PATH."""
-    return re.sub(rf"((?:^unix:|[,:]path=)){re.escape(taken)}(?=,|$)", lambda found: found[1] + path, word)
+    """The word with another socket in place of one that is taken."""
+    return _SOCKET.sub(lambda found: found[1] + path.replace(",", ",,") if _absolute(found[2]) == taken else found[0],
+                       word)
+
+
+def _absolute(written_path: str) -> str:
+    return os.path.abspath(written_path.replace(",,", ","))
 
 
 def _value(words: Sequence[str], option: str) -> str | None:
@@ -74,7 +86,7 @@ def _socket_of(words: Sequence[str]) -> str | None:
     found = None if given is None else split_unix(given)
     if found is None or not {"server", "server=on"} & set(found[1]):
         return None
-    return found[0]
+    return os.path.abspath(found[0])
 
 
 def reach(started: Started, path: str, timeout: float) -> Qemu:

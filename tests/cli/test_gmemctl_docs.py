@@ -19,7 +19,7 @@ from tests.programs import ROOT
 from tests.programs import gmemctl as gmemctl_words
 
 # their examples need a VMM; tests/vmm, tests/guests, docs/qemu.md
-OF_VMMS = ("run", "adopt", "attach", "detach", "replace", "checkpoint", "rollback", "fork")
+OF_VMMS = ("run", "adopt", "attach", "detach", "replace", "checkpoint", "rollback", "fork", "snapshot import")
 OF_TWO = ("export", "import", "move")  # from one gmemd to another: tests/e2e/test_moving.py
 
 PAGE = (ROOT / "docs" / "gmemctl.md").read_text()

@@ -26,6 +26,8 @@ QMP = ["-qmp", "unix:/s/other,server=on,wait=off"]
      Arranged(["q", "-incoming", "defer", "-qmp", "unix:/a", *QMP], "/s/other")),
     (["q", "-chardev", "socket,id=m,path=/a,server=on", "-mon", "m"], "/a",
      Arranged(["q", "-chardev", "socket,id=m,path=/a,server=on", "-mon", "m", "-incoming", "defer"], "/a")),
+    (["q", "-qmp", "unix:a,,b,server=on"], f"{os.getcwd()}/a,b",
+     Arranged(["q", "-qmp", "unix:a,,b,server=on", "-incoming", "defer"], f"{os.getcwd()}/a,b")),
 ])
 def test_what_a_command_lacks_is_added(words: list[str], qmp: str | None, found: Arranged) -> None:
     assert arrange(words, qmp, "/s/other", incoming=True) == found
@@ -33,10 +35,12 @@ def test_what_a_command_lacks_is_added(words: list[str], qmp: str | None, found:
 
 def test_a_socket_that_is_taken_is_replaced() -> None:
     """Wherever the command would listen on it; QEMU would remove it there."""
-    words = ["q", "-qmp", "unix:/a,server=on", "-serial", "unix:/a.2,server=on", "-chardev", "socket,id=x,path=/a"]
-    found = arrange(words, None, "/b", incoming=False, taken="/a")
-    assert found == Arranged(["q", "-qmp", "unix:/b,server=on", "-serial", "unix:/a.2,server=on", "-chardev",
-                              "socket,id=x,path=/b"], "/b")
+    for path in ("/a", os.path.relpath("/a")):
+        words = ["q", "-qmp", f"unix:{path},server=on", "-serial", f"unix:{path}.2,server=on", "-chardev",
+                 f"socket,id=x,path={path}"]
+        found = arrange(words, None, "/b", incoming=False, taken="/a")
+        assert found == Arranged(["q", "-qmp", "unix:/b,server=on", "-serial", f"unix:{path}.2,server=on", "-chardev",
+                                  "socket,id=x,path=/b"], "/b")
 
 
 def test_another_incoming_is_refused() -> None:

@@ -9,9 +9,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from gmemd.cli.connection import DONE, Connection
-from gmemd.cli.parser import Verbs, argument
+from gmemd.cli.parser import Verbs, argument, socket_path
 from gmemd.errors import QmpError
-from gmemd.posix.sockets import path_of
 
 if TYPE_CHECKING:
     from gmemd.vmm.memfds import File
@@ -20,7 +19,7 @@ VERBS = Verbs()
 _ANSWER, _GUEST = 10.0, 60.0  # seconds; how long a QEMU may take to answer, and a guest to take or give memory
 _WORDS = {"virtio-mem-pci": "virtio-mem", "pc-dimm": "a DIMM"}
 _ID = argument("id", metavar="ID", completes="ids", help="the object")
-_QMP = argument("--qmp", metavar="PATH", required=True, help="QEMU's QMP socket")
+_QMP = argument("--qmp", metavar="PATH", type=socket_path, required=True, help="QEMU's QMP socket")
 
 
 @VERBS.add(
@@ -40,7 +39,7 @@ def attach(connection: Connection, options: Namespace) -> int:
 
     value, [fd] = connection.execute_fds("memdev-get-fd", {"id": options.id})
     try:
-        with Qemu(path_of(options.qmp), options.timeout or _ANSWER) as qemu:
+        with Qemu(options.qmp, options.timeout or _ANSWER) as qemu:
             memory = Memory(options.id, value["size"], value.get("offset", 0), fd)
             with _runner(connection, options.id, qemu.pid):
                 done = attach_to(qemu, memory, options.driver, options.node, options.timeout or _GUEST)
@@ -60,7 +59,7 @@ def detach(connection: Connection, options: Namespace) -> int:
     from gmemd.vmm.qemu import Qemu
 
     file = _file(connection, options.id)
-    with Qemu(path_of(options.qmp), options.timeout or _ANSWER) as qemu:
+    with Qemu(options.qmp, options.timeout or _ANSWER) as qemu:
         detach_from(qemu, options.id, file, options.timeout or _GUEST)
         if file is not None and _runs(connection, options.id) == qemu.pid:
             connection.execute("memdev-clear-runner", {"id": options.id, "force": True})

@@ -16,7 +16,7 @@ from typing import Any
 
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.connection import DONE, Connection, note
-from gmemd.cli.parser import COMMAND, DRY_RUN, Verbs, argument
+from gmemd.cli.parser import COMMAND, DRY_RUN, Verbs, argument, socket_path
 from gmemd.cli.verbs.handover import fill_in, place, placeholders
 from gmemd.cli.verbs.jobs import run_job
 from gmemd.cli.verbs.swap import swap
@@ -30,29 +30,31 @@ _DEADLINE = 60.0  # seconds for which a guest may stand still
 _LOADING = 60.0  # seconds; for a QEMU to start, and for each answer
 _DELTA = 0.5  # of a full copy; what differs by more is saved in full again
 
-QMP = argument("--qmp", metavar="PATH", help="QEMU's QMP socket")
-
 
 @VERBS.add(
     "save a guest: its memory with the state of its devices",
-    argument("id", metavar="ID", completes="ids"), QMP,
+    argument("id", metavar="ID", completes="ids"),
+    argument("--qmp", metavar="PATH", type=socket_path, required=True, help="QMP socket of the QEMU in which it runs"),
     argument("--name", metavar="N", help="the checkpoint is called ID@N; default: the next number"),
     argument("--live", action="store_true", help="let QEMU send the memory by its own live migration"),
     argument("--swap", action="store_true", help="copy nothing: the guest goes on in COMMAND, with a private copy"),
-    argument("--new-qmp", metavar="PATH", help="with --swap: the QMP socket of that QEMU"), DRY_RUN, COMMAND,
+    argument("--new-qmp", metavar="PATH", type=socket_path, help="with --swap: the QMP socket of that QEMU"),
+    DRY_RUN, COMMAND,
     examples=("checkpoint vm1 --qmp /tmp/vm1.sock", "checkpoint vm1 --name tuesday --live --qmp /tmp/vm1.sock"))
 def checkpoint(connection: Connection, options: Namespace) -> int:
-    if options.qmp is None:
-        raise UsageError("checkpoint: --qmp PATH names the QMP socket of the QEMU that runs the guest")
-    if bool(options.exec_command) != options.swap or (options.live and options.swap):
-        raise UsageError("checkpoint: --swap, and nothing else, needs a command: checkpoint ID --swap -- COMMAND")
+    if options.live and options.swap:
+        raise UsageError("checkpoint: --live or --swap, not both")
+    if options.swap and not options.exec_command:
+        raise UsageError("checkpoint: --swap needs a command: gmemctl checkpoint ID --swap --qmp PATH -- COMMAND")
+    if not options.swap and (options.exec_command or options.new_qmp):
+        raise UsageError("checkpoint: a command and --new-qmp are for --swap")
     name = None if options.name is None else f"{options.id}@{options.name}"
     if options.swap:
         return _swap(connection, options, name)
     limit = _DEADLINE if options.timeout is None else options.timeout
     arguments: dict[str, Any] = {
         "id": options.id, "live": True, "device-state": True,
-        "fence": {"via": "qmp", "qmp": os.path.abspath(options.qmp), "deadline": max(int(limit * 1000), 1)}}
+        "fence": {"via": "qmp", "qmp": options.qmp, "deadline": max(int(limit * 1000), 1)}}
     if name is not None:
         arguments["name"] = name
     if options.live:
@@ -111,14 +113,15 @@ def _going_on(path: str, limit: float) -> Iterator[None]:
 @VERBS.add(
     "let a guest go on from a checkpoint, in a new QEMU",
     argument("checkpoint", metavar="ID[@N]", completes="snapshots", help="without @N the newest of the object"),
-    argument("--qmp", metavar="PATH", help="where the new QEMU is to have its QMP socket"), COMMAND,
+    argument("--qmp", metavar="PATH", type=socket_path, help="where the new QEMU is to have its QMP socket"), COMMAND,
     examples=("rollback vm1 --qmp /tmp/vm1.sock -- qemu-system-x86_64 -m 64M -display none -object "
-              "memory-backend-file,id=ram,size=64M,share=on,mem-path={vm1} -machine pc,memory-backend=ram",))
+              "memory-backend-file,id=ram,size=64M,share=on,mem-path={vm1} -machine pc,memory-backend=ram",),
+    hints=((r"^there is no checkpoint of '(.*)'$", "'gmemctl checkpoint {} --qmp PATH' takes one"),))
 def rollback(connection: Connection, options: Namespace) -> int:
     """Restore the memory, start the command, load the device state; return when the command has ended."""
     if not options.exec_command:
         raise UsageError("rollback needs a command: gmemctl rollback ID -- COMMAND")
-    found = _checkpoint(connection, options.checkpoint)
+    found = find(connection, options.checkpoint)
     with tempfile.TemporaryDirectory(prefix="gmemctl-") as directory:
         arranged = arrange(options.exec_command, options.qmp, f"{directory}/qmp.sock", incoming=True)
         if found["stored"] != "object":
@@ -129,7 +132,7 @@ def rollback(connection: Connection, options: Namespace) -> int:
     return _stay(started)
 
 
-def _checkpoint(connection: Connection, word: str) -> dict[str, Any]:
+def find(connection: Connection, word: str) -> dict[str, Any]:
     """The checkpoint that a word names: its own name, or the id of an object, of which it is the newest one."""
     if "@" in word:
         [found] = connection.execute("query-memdev-snapshots", {"name": word})

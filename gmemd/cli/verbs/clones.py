@@ -8,7 +8,7 @@ from typing import Any
 
 from gmemd.cli.chosen import gather, show_all
 from gmemd.cli.connection import DONE, Connection
-from gmemd.cli.parser import DRY_RUN, IDS, YES, Verbs, argument
+from gmemd.cli.parser import DRY_RUN, IDS, YES, Verbs, argument, socket_path
 from gmemd.cli.verbs.jobs import run_job
 
 VERBS = Verbs()
@@ -32,7 +32,8 @@ def freeze(connection: Connection, options: Namespace) -> int:
     argument("template", metavar="ID", completes="ids", help="the template, or with --copy any object"),
     argument("new", metavar="NEW-ID", nargs="+", help="the ids of the clones"),
     argument("--copy", action="store_true", help="copy the content; nobody may write meanwhile"),
-    argument("--qmp", metavar="PATH", help="with --copy: stop the guest by this socket of its QEMU"), DRY_RUN,
+    argument("--qmp", metavar="PATH", type=socket_path, help="with --copy: stop the guest by this socket of its QEMU"),
+    DRY_RUN,
     examples=("clone template c1 c2", "clone --copy ram0 spare"),
     hints=((r"^object '(.*)' is not frozen: ", "'gmemctl freeze {}' makes it a template"),
            (r"^object '.*' is a template and mapped by |^object '.*' is the template of ",

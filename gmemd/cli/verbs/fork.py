@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.connection import DONE, Connection, note
-from gmemd.cli.parser import COMMAND, Verbs, argument
+from gmemd.cli.parser import COMMAND, Verbs, argument, socket_path
+from gmemd.cli.verbs.checkpoints import find
 from gmemd.cli.verbs.handover import fill_in, placeholders
 from gmemd.cli.verbs.jobs import run_job
 from gmemd.errors import QmpError
@@ -52,7 +53,8 @@ class _Guest(NamedTuple):
              help="a checkpoint, by default the latest of ID; or with --qmp ID as it is now"),
     argument("-n", "--number", metavar="N", type=int, default=1, help="how many; default 1"),
     argument("--name", metavar="NAME", help="the ids of the clones, with {n} in it; default 'ID-{n}'"),
-    argument("--qmp", metavar="PATH", help="stop the guest by this socket of its QEMU, copy it, and let it go on"),
+    argument("--qmp", metavar="PATH", type=socket_path,
+             help="stop the guest by this socket of its QEMU, copy it, and let it go on"),
     argument("--template", metavar="NEW-ID", help="the id of the template that is made; default 'ID-template'"),
     COMMAND,
     examples=("fork ram0 -n 10 --name 'c{n}' --qmp ram0.qmp -- qemu-system-x86_64 -m 1G -machine q35,memory-backend=ram"
@@ -106,7 +108,7 @@ def _frozen(connection: Connection, options: Namespace, undo: ExitStack) -> _Sou
     template = options.template or f"{options.id}-template"
     [status] = connection.execute("query-memdev-status", {"id": options.id})
     deadline = _DEADLINE + _A_GIB * status["size"] // (1 << 30)
-    fence = {"via": "qmp", "qmp": os.path.abspath(options.qmp), "deadline": deadline}
+    fence = {"via": "qmp", "qmp": options.qmp, "deadline": deadline}
     _, [state] = connection.execute_fds("memdev-clone", {
         "template": options.id, "id": template, "copy": True, "device-state": True, "fence": fence})
     undo.callback(_delete, connection, template)
@@ -116,11 +118,11 @@ def _frozen(connection: Connection, options: Namespace, undo: ExitStack) -> _Sou
 
 def _of_checkpoint(connection: Connection, options: Namespace, undo: ExitStack) -> _Source:
     """The same of a checkpoint: its object itself if that is the memory, else a restored one, which is made once."""
-    checkpoint = _checkpoint(connection, options.id)
+    checkpoint = find(connection, options.id)
     name, size = checkpoint["name"], checkpoint["object"]["size"]
     if checkpoint["stored"] == "stream":
-        raise UsageError(f"fork: checkpoint '{name}' is a migration stream, whose memory cannot be shared: "
-                         "take one without --live")
+        raise QmpError(f"checkpoint '{name}' is a migration stream, whose memory cannot be shared: "
+                       "take one without --live")
     if checkpoint["stored"] == "object":
         template = checkpoint["object"]["id"]
         connection.execute("memdev-freeze", {"id": template, "origin": checkpoint["uuid"]})
@@ -128,17 +130,6 @@ def _of_checkpoint(connection: Connection, options: Namespace, undo: ExitStack) 
         template = _restored(connection, options, checkpoint, undo)
     _, [state] = connection.execute_fds("memdev-get-snapshot", {"name": name, "part": "device-state"})
     return _Source(template, size, state)
-
-
-def _checkpoint(connection: Connection, wanted: str) -> dict[str, Any]:
-    object_id, _, name = wanted.partition("@")
-    found = [one for one in connection.execute("query-memdev-snapshots", {"object": object_id})
-             if "device-state" in one and (not name or one["name"] in (wanted, name))]
-    if not found:
-        raise UsageError(f"fork: '{object_id}' has no checkpoint '{name}' with device state" if name else
-                         f"fork: '{object_id}' has no checkpoint: give --qmp SOCK of its QEMU, or take one first with "
-                         f"'gmemctl checkpoint {object_id}'")
-    return dict(found[-1])
 
 
 def _restored(connection: Connection, options: Namespace, checkpoint: dict[str, Any], undo: ExitStack) -> str:
@@ -189,5 +180,5 @@ def _check_memory(connection: Connection, object_id: str, source: _Source, plans
     mapped = {one["pid"]: one["mapped"] for one in group["users"]}
     for plan, pid in zip(plans, pids, strict=True):
         if mapped.get(pid, 0) < source.size:
-            raise UsageError(f"fork: the VMM of '{plan.name}' has not mapped the memory: its backend needs "
-                             f"mem-path={{{object_id}}},share=off")
+            raise QmpError(f"the VMM of '{plan.name}' has not mapped the memory: its backend needs "
+                           f"mem-path={{{object_id}}},share=off")

@@ -6,7 +6,6 @@ it as its standard input and output. What is sent does not pass through gmemctl,
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import Any, Final
 from gmemd.cli import render
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.connection import DONE, Connection, note
-from gmemd.cli.parser import DRY_RUN, Verbs, argument
+from gmemd.cli.parser import DRY_RUN, FENCE, Verbs, argument, fence
 from gmemd.cli.verbs.jobs import run_job
 from gmemd.errors import QmpError
 from gmemd.posix.sockets import path_of
@@ -31,19 +30,13 @@ _PATIENCE: Final = 30.0  # seconds until the other side has ended, too, when thi
 _POLL: Final = 0.02  # seconds
 
 _ID = argument("id", metavar="ID", completes="ids")
-_FENCE = (
-    argument("--via", choices=("auto", "idle", "qmp", "lease", "freeze", "write-protect", "unfenced"),
-             help="how writers are kept away in the end; default: the first that is possible, never unfenced"),
-    argument("--qmp", metavar="PATH", help="the QMP socket of the virtual machine monitor, to stop the guest"),
-    argument("--deadline", metavar="MS", type=int, help="milliseconds after which writers go on, and it has failed"),
-)
 _ROUNDS = (
     argument("--rounds", metavar="N", type=int, help="send what has changed at most N times before that; default 8"),
     argument("--downtime", metavar="MS", type=int, help="milliseconds that the last time may take; default 300"),
 )
 
 
-@VERBS.add("write an object's memory to the standard output, as a checked stream", _ID, *_FENCE, *_ROUNDS, DRY_RUN,
+@VERBS.add("write an object's memory to the standard output, as a checked stream", _ID, *FENCE, *_ROUNDS, DRY_RUN,
            examples=("export ram0 > ram0.gmemd", "export ram0 | ssh host gmemctl import"))
 def export(connection: Connection, options: Namespace) -> int:
     if sys.stdout.isatty() and not connection.dry_run:
@@ -91,10 +84,10 @@ def _arrived(connection: Connection, job: str) -> dict[str, Any]:
     "give an object to another gmemd, while its guest runs; or find out who owns it", _ID,
     argument("--to", metavar="URI",
              help="unix:PATH, the socket of the other gmemd; or exec:COMMAND, which leads to 'gmemctl import --move'"),
-    *_FENCE, *_ROUNDS,
+    *FENCE, *_ROUNDS,
     argument("--device-state", action="store_true",
              help="send the state of the guest's devices, too: there 'gmemctl rollback ID' lets the guest go on"),
-    argument("--quit", action="store_true", help="end the virtual machine monitor at --qmp when it is given up"),
+    argument("--quit", action="store_true", help="end the VMM at --qmp once the object is given up"),
     argument("--postcopy", action="store_true", help="is refused, with the reason"),
     argument("--resolve", action="store_true",
              help="after a crash or a broken line: ask the other side who owns it, and end the move"),
@@ -144,11 +137,9 @@ def moves(connection: Connection, options: Namespace) -> int:
 
 def _tuning(options: Namespace) -> dict[str, Any]:
     """The arguments of the options about fence and rounds."""
-    qmp = None if options.qmp is None else os.path.abspath(path_of(options.qmp))
-    via = "qmp" if options.via is None and qmp is not None else options.via
-    fence = {name: value for name, value in (("via", via), ("qmp", qmp), ("deadline", options.deadline))
-             if value is not None}
-    given = {"fence": fence or None, "rounds": options.rounds, "downtime": options.downtime}
+    by_qmp = {"via": "qmp"} if options.qmp is not None else {}  # also where nobody else could write
+    given = {"fence": {**by_qmp, **(fence(options) or {})} or None, "rounds": options.rounds,
+             "downtime": options.downtime}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -243,7 +234,7 @@ def _quit(path: str) -> None:
     from gmemd.vmm.qemu import Qemu, VmmError
 
     try:
-        with Qemu(path_of(path), _PATIENCE) as qemu:
+        with Qemu(path, _PATIENCE) as qemu:
             qemu.quit()
     except VmmError as error:
-        note(f"the virtual machine monitor at {path} was not ended: {error}")
+        note(f"the VMM at '{path}' was not ended: {error}")

@@ -17,7 +17,7 @@ from typing import Any
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.chosen import choose
 from gmemd.cli.connection import DONE, Connection, note
-from gmemd.cli.parser import ALL, COMMAND, DRY_RUN, Verbs, argument
+from gmemd.cli.parser import ALL, COMMAND, DRY_RUN, Verbs, argument, socket_path
 from gmemd.cli.verbs.handover import fill_in, placeholders
 from gmemd.errors import QmpError
 from gmemd.vmm.compare import Held, check_memory, check_movable, check_same, check_same_memory, machine_of
@@ -33,9 +33,10 @@ _PATIENCE = 30.0  # seconds for each answer, if --timeout does not say
 @VERBS.add(
     "let a running guest go on in another QEMU, on the same memory",
     argument("id", metavar="ID", nargs="*", completes="ids", help="all objects that are its memory; or a pattern"),
-    ALL, argument("--qmp", metavar="PATH", required=True, help="QMP socket of the QEMU in which it runs"),
-    argument("--new-qmp", metavar="PATH", help="QMP socket of the new one; default: the command's own, or that of the "
-                                               "old one once it has ended"),
+    ALL,
+    argument("--qmp", metavar="PATH", type=socket_path, required=True, help="QMP socket of the QEMU in which it runs"),
+    argument("--new-qmp", metavar="PATH", type=socket_path,
+             help="QMP socket of the new one; default: the command's own, or that of the old one once it has ended"),
     DRY_RUN, COMMAND,
     examples=("replace vm1 --qmp vm1.sock -- qemu-system-x86_64 -m 1G "
               "-object memory-backend-file,id=ram,size=1G,share=on,mem-path={vm1} -machine q35,memory-backend=ram",),
@@ -77,13 +78,12 @@ class Move:
         self.ids = ids
         self._ends = ends
         self._timeout = options.timeout or _PATIENCE
-        self._path = os.path.abspath(options.qmp)
-        new_path = os.path.abspath(options.new_qmp) if options.new_qmp else None
-        if new_path == self._path:
+        self._path = options.qmp
+        if options.new_qmp == self._path:
             raise UsageError("replace: --new-qmp is the socket of the old one, which gets it by itself in the end")
         self._next = next_to(self._path)
         self._sizes = {name: connection.execute("query-memdev-status", {"id": name})[0]["size"] for name in ids}
-        self._command = arrange(options.exec_command, new_path, self._next, incoming=True, taken=options.qmp)
+        self._command = arrange(options.exec_command, options.new_qmp, self._next, incoming=True, taken=self._path)
         self.old = ends.enter_context(Qemu(self._path, self._timeout))
         self._was = ends.enter_context(Party.of(self.old.pid, self._path))
 
@@ -95,7 +95,7 @@ class Move:
 
     def start(self) -> None:
         """Start the new VMM, known to the daemon before it exists."""
-        qmp = os.path.abspath(self._command.qmp)
+        qmp = self._command.qmp
         if _is_served(qmp):
             raise VmmError(f"'{qmp}' is the socket of a VMM already: name another one with --new-qmp")
         values: dict[str, Any] = {}

@@ -9,11 +9,10 @@ from contextlib import suppress
 from typing import Any
 
 from gmemd.cli import render
-from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.chosen import is_sure
 from gmemd.cli.connection import DONE, REFUSED, Connection, note
 from gmemd.cli.hints import Refusal, listed, nearest
-from gmemd.cli.parser import DRY_RUN, YES, Verbs, argument
+from gmemd.cli.parser import DRY_RUN, FENCE, YES, Verbs, argument, fence
 from gmemd.cli.verbs.jobs import run_job
 from gmemd.errors import QmpError
 
@@ -48,10 +47,7 @@ def _number(text: str) -> int:
     "save an object's memory, with digests, so that it appears whole or not at all",
     argument("id", metavar="ID", completes="ids"),
     argument("name", metavar="NEW-NAME", nargs="?", help="default: the object's id and the time"),
-    argument("--via", choices=("auto", "idle", "qmp", "lease", "freeze", "write-protect", "unfenced"),
-             help="how writers are kept away; default: the first that is possible, never unfenced"),
-    argument("--qmp", metavar="PATH", help="the QMP socket of the virtual machine monitor, to stop the guest"),
-    argument("--deadline", metavar="MS", type=int, help="milliseconds after which writers go on in any case"),
+    *FENCE,
     argument("--live", action="store_true", help="copy most of it while the guest still runs"),
     argument("--parent", metavar="NAME", completes="snapshots", help="write only what differs from that one"),
     argument("--cold", action="store_true", help="compress it afterwards"), _DIR, DRY_RUN,
@@ -60,9 +56,7 @@ def _number(text: str) -> int:
             "choose another name, or remove that one: gmemctl snapshot rm {}"),
            (r"^object '(.*)' is held by process", "'gmemctl who {}' lists the holders; --qmp PATH stops a guest")))
 def save(connection: Connection, options: Namespace) -> int:
-    fence = {name: value for name, value in (("via", options.via), ("qmp", _absolute(options.qmp)),
-                                             ("deadline", options.deadline)) if value is not None}
-    given = {"id": options.id, "name": options.name, "parent": options.parent, "fence": fence or None,
+    given = {"id": options.id, "name": options.name, "parent": options.parent, "fence": fence(options),
              "live": options.live, "cold": options.cold}
     return _work(connection, "memdev-snapshot", {name: value for name, value in given.items() if value is not None},
                  options)
@@ -101,7 +95,7 @@ def flatten(connection: Connection, options: Namespace) -> int:
            argument("file", metavar="FILE"), argument("name", metavar="NEW-NAME"),
            argument("--block", metavar="BLOCK", help="which RAM block; default: the only one, or the largest"),
            argument("--id", metavar="NEW-ID", help="the object's id; default: the last part of the block's name"),
-           _DIR, DRY_RUN, group=_GROUP, examples=("snapshot import -h",))
+           _DIR, DRY_RUN, group=_GROUP, examples=("snapshot import vm1.mapped-ram vm1-before",))
 def import_(connection: Connection, options: Namespace) -> int:
     given = {"name": options.name, "file": _FILE, "block": options.block, "id": options.id}
     fd = os.open(options.file, os.O_RDONLY)
@@ -120,7 +114,7 @@ def import_(connection: Connection, options: Namespace) -> int:
 def ls(connection: Connection, options: Namespace) -> int:
     found = _found(connection, options)
     if not connection.for_people:
-        connection.show([{"id": one["name"], **one} for one in found] if connection.output == "name" else found)
+        connection.show(found)
         return DONE
     header = (*_COLUMNS, *_WIDE) if connection.output == "wide" else _COLUMNS
     render.show(render.Table(header, [_row(one, wide=connection.output == "wide") for one in found],
@@ -247,11 +241,5 @@ def _each(connection: Connection, names: list[str], work: Any, tell: Any = None)
             if connection.for_people and tell is not None:
                 print(tell(value))
     if not connection.for_people and found:
-        connection.show(found)
+        connection.show(found if len(names) > 1 else found[0])
     return status
-
-
-def _absolute(path: str | None) -> str | None:
-    if path is not None and not path:
-        raise UsageError("--qmp: the path is empty")
-    return None if path is None else os.path.abspath(path)
