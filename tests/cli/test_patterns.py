@@ -177,6 +177,13 @@ def test_the_shell_asks_too(client: Client, shared: Daemon) -> None:
     assert (ended, ids(client)) == (0, ["a"])
 
 
+def test_a_template_is_removed_after_its_clones(gmemctl: Gmemctl, client: Client) -> None:
+    gmemctl("freeze", "a")
+    gmemctl("clone", "a", "b", "c")
+    assert gmemctl("rm", "[abc]", "--yes") == (0, "", "")
+    assert ids(client) == ["vm0", "vm1"]
+
+
 def at_terminal(daemon: Daemon, words: list[str], typed: Callable[[str], bytes]) -> tuple[str, int]:
     """Run gmemctl at a terminal; `typed` gives what is typed, from what was said since then; all that was said."""
     pid, fd = pty.fork()

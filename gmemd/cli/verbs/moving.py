@@ -113,8 +113,8 @@ def move(connection: Connection, options: Namespace) -> int:
     if not options.resolve:
         arguments |= {"to": options.to, "postcopy": options.postcopy, "device-state": options.device_state,
                       **_tuning(options)}
-    if connection.dry_run:
-        return _dry_run(connection, command, arguments)
+    if connection.dry_run or options.postcopy:  # which is refused before there is a line
+        return _without_line(connection, command, arguments)
     with _line(connection, options.to):
         run_job(connection, command, arguments)
     if options.quit and not options.resolve:
@@ -150,7 +150,7 @@ def _effect(connection: Connection, command: str, arguments: dict[str, Any]) -> 
     return DONE
 
 
-def _dry_run(connection: Connection, command: str, arguments: dict[str, Any]) -> int:
+def _without_line(connection: Connection, command: str, arguments: dict[str, Any]) -> int:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         connection.execute("getfd", {"fdname": _LINE}, fds=[ours.fileno()])

@@ -14,6 +14,7 @@ from gmemd.cli.connection import DONE, Connection, note, note_lost, short_type
 from gmemd.cli.hints import few
 from gmemd.cli.parser import DRY_RUN, IDS, YES, Verbs, argument
 from gmemd.cli.verbs.server import print_arguments
+from gmemd.errors import QmpError
 
 VERBS = Verbs()
 _SORT: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -166,10 +167,20 @@ def create(connection: Connection, options: Namespace) -> int:
 @VERBS.add("remove objects", *IDS, YES, DRY_RUN, examples=("rm ram0 ram1", "rm 'vm0*' --dry-run", "rm --all --yes"))
 def rm(connection: Connection, options: Namespace) -> int:
     status, effects = gather(connection, options, lambda name: connection.change("object-del", {"id": name}),
-                             changes="remove {}", among=partial(connection.names, "ids"))
+                             changes="remove {}", among=partial(_clones_first, connection))
     if connection.dry_run:
         show_all(connection, options, effects)
     return status
+
+
+def _clones_first(connection: Connection) -> list[str]:
+    """The ids of all objects, templates after the rest of the memory: one is not deleted before its clones."""
+    ids, memory = connection.names("ids"), connection.memory()
+    try:
+        templates = {one["id"] for one in connection.execute("query-memdev-clones")}
+    except QmpError:  # a server without this command
+        return ids
+    return [*sorted(memory, key=templates.__contains__), *ids[len(memory):]]
 
 
 @VERBS.add("fetch objects' descriptors and show what they are", *IDS, examples=("get-fd ram0",))
