@@ -17,6 +17,7 @@ from gmemd.kernel.program import worker_program
 
 _A_CPU: Final = 2  # processes
 _ON_LINES: Final = 32  # processes
+_LONGEST: Final = 128 << 20  # bytes of a message: the ends of a stream, with a map of what is private, may be long
 
 
 class Workers:
@@ -123,7 +124,8 @@ async def working(job: Job | None, verb: str, spec: dict[str, Any], fds: Iterabl
     async with among.room(job):
         with os_errors("cannot start the worker process"):
             process = await asyncio.create_subprocess_exec(
-                *program.command, verb, json.dumps(spec), stdin=PIPE, stdout=PIPE, pass_fds=(*fds, *program.fds))
+                *program.command, verb, json.dumps(spec), stdin=PIPE, stdout=PIPE, pass_fds=(*fds, *program.fds),
+                limit=_LONGEST)
         worker = Worker(process, job)
         assert process.stdin is not None
         process.stdin.write(program.text)

@@ -83,6 +83,8 @@ def user(uid: int) -> str:
 
 def show(what: Table | str) -> None:
     """Print it; on a terminal a table with colours, wrapped to its width, unless it is long."""
+    if isinstance(what, Table):
+        what = what._replace(rows=[[printable(cell) for cell in row] for row in what.rows])
     if isinstance(what, Table) and 0 < len(what.rows) <= LONG and sys.stdout.isatty():
         from gmemd.cli.terminal import print_table
 
@@ -114,10 +116,15 @@ def ordered(names: Iterable[str], order: Sequence[str]) -> list[str]:
 def cell(name: str, what: Any) -> str:
     """Return one member's value on one line."""
     if isinstance(what, str):
-        return what if what.isprintable() else as_line(what)
+        return printable(what)
     if isinstance(what, int) and not isinstance(what, bool) and name in BYTES:
         return size(what)
     return as_line(what)
+
+
+def printable(text: str) -> str:
+    """Return a text with which nobody can control a terminal, whoever wrote it."""
+    return text if text.isprintable() else json.dumps(text)
 
 
 def _table_of(rows: list[dict[str, Any]], order: Sequence[str]) -> Table:

@@ -214,12 +214,16 @@ class Arrival:
 
     def _complete(self, backend: HostMemoryBackend, ends: dict[str, Any]) -> None:
         """Everything is here: judge what kind of copy it is, and take over what belongs to it."""
-        if not (ends.get("consistency", {}).get("consistent", True) or self._arguments["allow-inconsistent"]):
+        consistency = ends.get("consistency", {})
+        if not isinstance(consistency, dict):
+            raise QmpError("the stream is damaged: its ENDS does not say how it was made consistent")
+        if not (consistency.get("consistent", True) or self._arguments["allow-inconsistent"]):
             raise QmpError("the copy is of no particular moment, because nothing fenced it: 'allow-inconsistent' takes "
                            "it")
         if backend.visibility is not None and "visibility" in ends:
-            initial, *changes = ends["visibility"]
-            backend.visibility = RangeMap(backend.memory_size, bool(initial), changes)
+            backend.visibility = RangeMap.of(backend.memory_size, ends["visibility"])
+            if backend.visibility is None:
+                raise QmpError("the stream is damaged: its map of private memory is not valid")
 
     def _appear(self, backend: HostMemoryBackend) -> None:
         backend.foreign = True

@@ -21,7 +21,6 @@ from gmemd.commands.shelf import Shelf
 from gmemd.commands.snapshots import begun, check_job, report, shelf_for, use_with_parent
 from gmemd.commands.templates import check_no_clones, is_template
 from gmemd.errors import QmpError, os_errors
-from gmemd.kernel.rules import PAGE_SIZE
 from gmemd.memory.piece import Aside
 from gmemd.memory.ranges import RangeMap
 from gmemd.objects.conversion import convert
@@ -86,18 +85,10 @@ def _checked(gmemd: Gmemd, caller: Caller, entry: Entry, object_id: str) -> Host
         qom_type = "memory-backend-memfd"
         properties = {name: properties[name] for name in _IN_PLACE_OF_FILE if name in properties}
     given = {**properties, "qom-type": qom_type, "id": object_id, "size": saved["size"]}
-    if "visibility" in saved:
-        _check_visibility(entry.name, saved)
+    if "visibility" in saved and RangeMap.of(saved["size"], saved["visibility"]) is None:
+        raise QmpError(f"snapshot '{entry.name}' is damaged: its map of private memory is not valid")
     complete = gmemd.schema.check_object({name: value for name, value in given.items() if value != ""})
     return gmemd.objects.checked(complete, (caller.uid, caller.pid), lambda name: "")
-
-
-def _check_visibility(name: str, saved: dict[str, Any]) -> None:
-    """Refuse a map that cannot be one."""
-    initial, *changes = saved["visibility"] if isinstance(saved["visibility"], list) else [None]
-    right = all([type(at) is int and 0 <= at < saved["size"] and at % PAGE_SIZE == 0 for at in changes])
-    if type(initial) is not bool or not right or changes != sorted(set(changes)):
-        raise QmpError(f"snapshot '{name}' is damaged: its map of private memory is not valid")
 
 
 class _Restore:
@@ -136,8 +127,9 @@ class _Restore:
                            f" pages of '{backend.id}'")
         with os_errors(f"cannot create '{backend.id}'"):
             if backend.visibility is not None and "visibility" in saved:
-                initial, *changes = saved["visibility"]
-                for start, length, state in RangeMap(backend.memory_size, initial, changes).ranges():
+                visibility = RangeMap.of(backend.memory_size, saved["visibility"])
+                assert visibility is not None
+                for start, length, state in visibility.ranges():
                     convert(backend, gmemd.kernel, start, length, state, preserve=False)
             if "private" in self.entry.manifest["parts"]:
                 fd = new_memfd(gmemd.kernel, f"{backend.id}[private]", backend.memory_size)

@@ -70,9 +70,16 @@ class Save:
         self.gmemd.emit("MEMDEV_SNAPSHOT_SAVED", {"name": self.name, "id": self.backend.id,
                                                   "consistent": self.fence.consistent, "device-state": bool(state)})
         if self.arguments["cold"]:
-            await work_on("cold", self.shelf, self.name, job)
-            await self.gmemd.snapshots.made(self.shelf, self.name)
+            await self._compress(job)
         return {"name": self.name}
+
+    async def _compress(self, job: Job | None) -> None:
+        """Store what is saved, and stays so if this fails, in the compressed form."""
+        try:
+            await work_on("cold", self.shelf, self.name, job)
+        except QmpError as exc:
+            raise QmpError(f"snapshot '{self.name}' is saved, but not compressed: {exc.desc}") from exc
+        await self.gmemd.snapshots.made(self.shelf, self.name)
 
     async def _hold(self, fenced: AsyncExitStack) -> None:
         """Hold the fence until the stack is closed, which raises what the fence has against the copy."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from typing import Any
+
+from gmemd.kernel.rules import PAGE_SIZE
 
 PRIVATE = True
 SHARED = False
@@ -22,6 +25,15 @@ class RangeMap:
         self.size = size
         self.initial = initial  # the state that the object started with
         self._changes = changes or []
+
+    @classmethod
+    def of(cls, size: int, dumped: Any) -> RangeMap | None:
+        """The map of [initial, *dump()] that somebody else has written; None: that is none."""
+        initial, *changes = dumped if isinstance(dumped, list) and dumped else [None]
+        inside = all([type(at) is int and 0 <= at < size and at % PAGE_SIZE == 0 for at in changes])
+        if type(initial) is not bool or not inside or changes != sorted(set(changes)):
+            return None
+        return cls(size, initial, changes)
 
     def at(self, offset: int) -> bool:
         """The state of the byte at `offset`."""

@@ -109,10 +109,11 @@ def remove(root: int, name: str) -> None:
     hidden = f".{name}.tmp-{os.urandom(4).hex()}"
     try:
         with open_draft(root, name) as fd:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # whoever may open the directory could hold the lock
             rename(root, name, hidden, uapi.RENAME_NOREPLACE)
             os.fsync(root)
-            _empty(root, hidden, fd)
+            with contextlib.suppress(OSError):  # what is left is swept
+                _empty(root, hidden, fd)
     except FileNotFoundError:
         raise QmpError(f"snapshot '{name}' not found") from None
 

@@ -21,9 +21,10 @@ VERSION: Final = 1
 WITH_TABLES: Final = ("full", "reflink", "delta", "cold")  # forms of a part that has a map and digests
 WITHOUT: Final = ("object", "stream")  # its bytes are in the object itself, or in the VMM's own stream
 
-_LARGEST: Final = 1 << 20  # bytes
+_LARGEST: Final = 16 << 20  # bytes
 _UNSEALED: Final = "0" * 64
 _SEAL: Final = re.compile(rb'"sha256": "([0-9a-f]{64})"\s*\}\s*$')
+_OF_VMM: Final = ("vmm", "machine")  # members of a device state
 _HASH: Final = re.compile("[0-9a-f]{64}")
 _FILE: Final = re.compile("[a-z][a-z.-]*")
 _UUID: Final = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -39,8 +40,11 @@ def new_id() -> str:
 
 
 def dump(members: dict[str, Any]) -> bytes:
-    """The file of a manifest without `sha256`."""
+    """The file of a manifest without `sha256`; QmpError if none is read that is so long."""
     text = json.dumps({**members, "sha256": _UNSEALED}, indent=2).encode() + b"\n"
+    if len(text) > _LARGEST:
+        raise QmpError(f"snapshot '{members['name']}' would have {len(text)} bytes of {NAME}, and {_LARGEST} are read:"
+                       " what is private in the object is in too many parts")
     before, _, after = text.rpartition(_UNSEALED.encode())
     return before + hashlib.sha256(text).hexdigest().encode() + after
 
@@ -55,7 +59,7 @@ def load(text: bytes, name: str) -> dict[str, Any]:
         raise damaged(name, f"{NAME} does not match its own sha256")
     try:
         members = json.loads(text)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise damaged(name, f"{NAME} is not JSON") from exc
     problem = check(members)
     if problem:
@@ -95,7 +99,8 @@ def check(members: Any) -> str:
     for name, good in _MEMBERS.items():
         if name in members and not good(members[name]):
             return f"member '{name}' of {NAME} is not valid"
-    missing = [name for name in _REQUIRED if name not in members]
+    is_delta = any([part["stored"] == "delta" for part in members.get("parts", {}).values()])
+    missing = [name for name in (*_REQUIRED, *(("parent",) if is_delta else ())) if name not in members]
     return f"{NAME} lacks member '{missing[0]}'" if missing else ""
 
 
@@ -114,7 +119,7 @@ def _is_file(value: Any) -> bool:
 def _is_object(value: Any) -> bool:
     return (isinstance(value, dict) and isinstance(value.get("id"), str) and isinstance(value.get("qom-type"), str)
             and _is_number(value.get("size")) and value["size"] > 0 and value["size"] % PAGE == 0
-            and isinstance(value.get("properties", {}), dict))
+            and isinstance(value.get("properties", {}), dict) and isinstance(value.get("kind", ""), str))
 
 
 def _is_part(value: Any) -> bool:
@@ -140,12 +145,12 @@ def _is_parent(value: Any) -> bool:
 
 def _is_consistency(value: Any) -> bool:
     return (isinstance(value, dict) and isinstance(value.get("via"), str)
-            and isinstance(value.get("consistent"), bool))
+            and isinstance(value.get("consistent"), bool) and _is_number(value.get("pause-ms", 0)))
 
 
 def _is_state(value: Any) -> bool:
     return (isinstance(value, dict) and _is_file(value.get("file")) and _is_number(value.get("bytes"))
-            and _is_hash(value.get("sha256")))
+            and _is_hash(value.get("sha256")) and all([isinstance(value.get(name, ""), str) for name in _OF_VMM]))
 
 
 def _is_id(value: Any) -> bool:

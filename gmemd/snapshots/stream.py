@@ -35,7 +35,7 @@ import hashlib
 import json
 import os
 import select
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
@@ -83,7 +83,7 @@ class Frame(NamedTuple):
         """The JSON object of its payload."""
         try:
             found = json.loads(self.payload)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             raise QmpError(f"the stream is damaged: {self.kind} is not JSON") from exc
         if not isinstance(found, dict):
             raise QmpError(f"the stream is damaged: {self.kind} is not an object")
@@ -226,7 +226,34 @@ def check_head(frame: Frame) -> dict[str, Any]:
     version = head.get("version")
     if type(version) is not int or version > VERSION:
         raise QmpError(f"the stream is of version {version}, and this gmemd knows {VERSION}")
+    purpose = head.get("purpose", "")
+    wrong = [name for name, good in _MEMBERS.items() if name in head and not good(head[name])]
+    wrong += [name for name in ("purpose", *_NEEDED.get(str(purpose), ())) if name not in head]
+    if not wrong and purpose in ("copy", "move"):
+        wrong = [name for name in _OBJECT if name not in head["object"]]
+    if wrong:
+        raise QmpError(f"the stream is damaged: its HEAD has no valid '{wrong[0]}'")
     return head
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and all([good(value[name]) for name, good in _OBJECT.items() if name in value])
+
+
+_OBJECT: Final[dict[str, Callable[[Any], bool]]] = {
+    "id": _is_text, "qom-type": _is_text, "size": _is_number, "properties": lambda value: isinstance(value, dict)}
+_MEMBERS: Final[dict[str, Callable[[Any], bool]]] = {
+    "purpose": _is_text, "id": _is_text, "bytes": _is_number, "generation": _is_number, "object": _is_object,
+    "parts": lambda value: value in (1, 2)}
+_NEEDED: Final = {"copy": ("object",), "move": ("id", "object", "generation"), "resolve": ("id", "state")}
 
 
 class Table:

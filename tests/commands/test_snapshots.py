@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import mmap
 import os
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from gmemd.changes.change import WithFds
+from gmemd.errors import QmpError
 from tests.commands.live import LiveMachine
 from tests.snapshots.test_mapped_ram import migration
 
@@ -449,6 +451,28 @@ async def test_cold(live: LiveMachine) -> None:
     assert (await one(live, "one"))["stored"] == "full"
     await live.do("memdev-snapshot-flatten", name="one", cold=True)
     assert (await one(live, "one"))["stored"] == "cold"
+
+
+async def test_what_cannot_be_compressed_is_saved(live: LiveMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says that it is there."""
+    async def fail(verb: str, *_: Any) -> None:
+        raise QmpError("No space left on device")
+
+    monkeypatch.setattr("gmemd.commands.save.work_on", fail)
+    assert await live.refused("memdev-snapshot", id="m", name="one", cold=True) \
+        == "snapshot 'one' is saved, but not compressed: No space left on device"
+    assert (await one(live, "one"))["stored"] == "full"
+
+
+async def test_who_locks_a_snapshot_does_not_hang_the_daemon(live: LiveMachine, tmp_path: Path) -> None:
+    """In a directory of the client's own, that may be the client."""
+    await live.do("memdev-snapshot", id="m", name="one")
+    fd = os.open(tmp_path / "snapshots" / "one", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    assert await live.refused("memdev-snapshot-delete", name="one") \
+        == "cannot delete snapshot 'one': Resource temporarily unavailable"
+    os.close(fd)
+    await live.do("memdev-snapshot-delete", name="one")
 
 
 async def test_without_a_directory(tmp_path: Path) -> None:

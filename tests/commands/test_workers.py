@@ -15,6 +15,7 @@ from gmemd.changes.jobs import CANCELLED, Job, Jobs
 from gmemd.changes.workers import Worker, Workers, workers, working
 from gmemd.errors import QmpError
 from gmemd.snapshots.folder import sweep
+from gmemd.snapshots.stream import Sender
 from tests.commands.live import LiveMachine
 
 pytestmark = pytest.mark.asyncio
@@ -182,3 +183,14 @@ async def test_cancelling_ends_the_worker(place: Place) -> None:
     with pytest.raises(QmpError, match=CANCELLED):
         await save()
     assert place.swept() == []
+
+
+async def test_a_long_message(tmp_path: Path) -> None:
+    """As the ends of a stream are, if much of an object is private here and shared there."""
+    head = {"format": "gmemd-stream", "version": 1, "purpose": "resolve", "id": "x", "state": "x" * (1 << 20)}
+    with (tmp_path / "stream").open("w+b") as file:
+        Sender(file.fileno()).say("HEAD", head)
+        file.seek(0)
+        async with working(None, "stream-head", {"in": file.fileno()}, [file.fileno()]) as worker:
+            assert [message async for message in worker] == []
+        assert worker.result["head"] == head

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,3 +33,16 @@ def test_agrees_with_a_map_of_bytes(initial: bool, steps: list[tuple[tuple[int, 
     assert [state for _, length, state in ranges.ranges(offset, size) for _ in range(length)] == (
         model[offset:offset + size])
     assert list(RangeMap(SIZE, ranges.initial, ranges.dump()).ranges()) == listed
+
+
+@pytest.mark.parametrize("dumped", [5, {}, [], [1], [True, 5], [True, 4096, 4096], [True, 8192, 4096], [False, -4096],
+                                    [True, 1 << 20], [True, "4096"], [True, 4096.0], [True, True]], ids=str)
+def test_what_is_no_map(dumped: object) -> None:
+    """What somebody else has written is believed only if it can be a map."""
+    assert RangeMap.of(1 << 20, dumped) is None
+
+
+def test_a_map_that_somebody_else_has_written() -> None:
+    found = RangeMap.of(1 << 20, [True, 4096, 8192])
+    assert found is not None
+    assert list(found.ranges()) == [(0, 4096, PRIVATE), (4096, 4096, SHARED), (8192, (1 << 20) - 8192, PRIVATE)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import gmemd
@@ -23,11 +24,12 @@ HASH = "0123456789abcdef" * 4
 PART = {"file": "memory.raw", "stored": "full", "bytes": 0, "map-sha256": HASH, "digests-sha256": HASH}
 GOOD: dict[str, Any] = {
     "format": "gmemd-snapshot", "version": 1, "id": manifest.new_id(), "name": "s", "created": "", "writer": "gmemd",
-    "object": {"id": "m", "qom-type": "memory-backend-memfd", "size": PAGE, "properties": {}},
+    "object": {"id": "m", "qom-type": "memory-backend-memfd", "size": PAGE, "kind": "memfd", "properties": {}},
     "parts": {"memory": PART, "private": {**PART, "stored": "cold", "file-sha256": HASH}},
     "block-size": 65536, "page-size": 4096, "parent": {"id": "x", "sha256": HASH, "name": "p"},
-    "consistency": {"via": "idle", "consistent": True}, "generation": 0,
-    "device-state": {"file": "vmstate", "bytes": 7, "sha256": HASH}, "sha256": HASH}
+    "consistency": {"via": "qmp", "consistent": True, "pause-ms": 1}, "generation": 0,
+    "device-state": {"file": "vmstate", "bytes": 7, "sha256": HASH, "vmm": "QEMU", "machine": "pc"}, "sha256": HASH}
+DELTA: dict[str, Any] = {**GOOD, "parts": {"memory": {**PART, "stored": "delta"}}}
 ODD = st.sampled_from([None, True, 0, -1, 1, 4096, 4097, 1 << 63, 65536, 2, "", "x", "../x", HASH, "object", "delta",
                        "stream", "cold", [], {}, {"memory": PART}, {"memory": {"stored": "object", "bytes": 0}}, 1.5])
 
@@ -47,10 +49,12 @@ def changed(value: Any, path: tuple[str, ...], new: Any) -> Any:
     return {**rest, path[0]: changed(value[path[0]], path[1:], new)}
 
 
-@given(st.sampled_from(paths(GOOD)[1:]), ODD | st.just(...))
-def test_the_schema_and_the_check_agree(path: tuple[str, ...], new: Any) -> None:
+@given(st.sampled_from([(good, path) for good in (GOOD, DELTA) for path in paths(good)[1:]]), ODD | st.just(...))
+@example((DELTA, ("parent",)), ...)
+@example((DELTA, ("parts", "memory", "stored")), "full")
+def test_the_schema_and_the_check_agree(place: tuple[dict[str, Any], tuple[str, ...]], new: Any) -> None:
     """Whatever member is missing or odd."""
-    members = changed(GOOD, path, new)
+    members = changed(*place, new)
     assert VALIDATOR.is_valid(members) == (manifest.check(members) == ""), manifest.check(members)
 
 
@@ -59,8 +63,9 @@ def test_what_is_written_is_valid(tmp_path: Path) -> None:
     fd = memfd(MIB)
     save(tmp_path, "s", fd)
     VALIDATOR.validate(manifest_of(tmp_path, "s"))
-    VALIDATOR.validate(GOOD)
-    assert manifest.check(GOOD) == ""
+    for good in (GOOD, DELTA):
+        VALIDATOR.validate(good)
+        assert manifest.check(good) == ""
 
 
 def test_every_bit_is_guarded() -> None:
@@ -72,7 +77,20 @@ def test_every_bit_is_guarded() -> None:
             manifest.load(text[:at] + bytes([text[at] ^ 1]) + text[at + 1:], "s")
 
 
-@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"sha256": "' + b"0" * 64 + b'"}', b"\xff" * 100])
+def sealed(text: bytes) -> bytes:
+    """A file with the right hash, whatever else is in it."""
+    return text + b', "sha256": "' + hashlib.sha256(text + b', "sha256": "' + b"0" * 64 + b'"}').hexdigest().encode() \
+        + b'"}'
+
+
+def test_a_manifest_as_long_as_none_is_read() -> None:
+    """It is refused where it would be written."""
+    with pytest.raises(QmpError, match=r"bytes of manifest\.json, and 16777216 are read"):
+        manifest.dump({"name": "s", "object": "x" * (16 << 20)})
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"sha256": "' + b"0" * 64 + b'"}', b"\xff" * 100,
+                                  sealed(b'{"x": ' + b"[" * 20000 + b"]" * 20000)], ids=lambda text: text[:9])
 def test_what_is_no_manifest(text: bytes) -> None:
     """Never an exception of another kind."""
     with pytest.raises(QmpError):

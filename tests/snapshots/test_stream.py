@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -17,7 +18,8 @@ from gmemd.snapshots.receiving import Receiving
 from gmemd.snapshots.stream import Cut, Frame, Receiver, Sender, check_head
 from tests.snapshots.engine import Engine
 
-HEAD = {"format": "gmemd-stream", "version": 1, "purpose": "copy", "object": {}}
+HEAD = {"format": "gmemd-stream", "version": 1, "purpose": "copy", "object": {
+    "id": "m", "qom-type": "memory-backend-memfd", "size": 5 * BLOCK + 2 * PAGE, "properties": {}}}
 SIZE = 5 * BLOCK + 2 * PAGE
 HEADER = 40
 PAGES = {0: b"a", 1: b"b", 17: b"c", 40: b"d", 81: b"e"}  # the last one is in the short block
@@ -176,6 +178,23 @@ def test_what_is_wrong_is_said(build: list[Callable[[Sender], object]], words: s
 def test_something_else_is_no_stream(data: bytes) -> None:
     with pytest.raises(QmpError, match="not a stream of gmemd" if len(data) >= HEADER else "ends early"):
         received(data)
+
+
+@pytest.mark.parametrize(("more", "words"), [
+    ({"object": 5}, "object"), ({"object": {"id": "m"}}, "qom-type"), ({"bytes": "x"}, "bytes"),
+    ({"parts": 9}, "parts"),
+    ({"purpose": "move"}, "id"), ({"purpose": "move", "id": "x", "generation": "1"}, "generation"),
+    ({"purpose": ["copy"]}, "purpose"), ({"purpose": "resolve", "id": "x"}, "state"),
+])
+def test_a_head_that_says_nonsense(more: dict[str, Any], words: str) -> None:
+    """It is refused before anybody works with it."""
+    with pytest.raises(QmpError, match=f"its HEAD has no valid '{words}'"):
+        check_head(Frame("HEAD", 0, 0, 0, b"", bytearray(json.dumps({**HEAD, **more}).encode())))
+
+
+def test_json_that_is_too_deep() -> None:
+    with pytest.raises(QmpError, match="HEAD is not JSON"):
+        check_head(Frame("HEAD", 0, 0, 0, b"", bytearray(b"[" * 50000)))
 
 
 def test_a_huge_length_is_not_believed() -> None:
