@@ -346,6 +346,7 @@ def test_a_dry_run(firmware: Firmware) -> None:
     done = firmware.house.replace(firmware.qmp, ["false"], "--dry-run")
     assert (done.returncode, done.stdout) == (0, f"replace would move the guest of process {firmware.pid} into a new "
                                                  "VMM, which is compared with the old one first\n"), done.stderr
+    assert firmware.house.replace(firmware.qmp, ["false"], "--dry-run", "-o", "name").stdout == "ram0\n"
     assert firmware.state() == before
 
 

@@ -43,8 +43,8 @@ _PATIENCE = 30.0  # seconds for each answer, if --timeout does not say
     hints=((r"^the two VMMs are not the same machine",
             "repeat the old command, and name its machine type in full (pc-q35-7.2)"),
            (r" runs a guest on object .*: another guest ", "end that process, or move its guest: gmemctl replace"),
-           (r" runs a guest on object .*: deleting ",
-            "end that process, or: gmemctl call memdev-delete id=ID force=true")))
+           (r" runs a guest on object '(.*)': deleting ",
+            "end that process, or: gmemctl call memdev-delete id={} force=on")))
 def replace(connection: Connection, options: Namespace) -> int:
     if not options.exec_command:
         raise UsageError("replace needs a command: gmemctl replace ID --qmp PATH -- COMMAND")
@@ -57,17 +57,22 @@ def replace(connection: Connection, options: Namespace) -> int:
         move_ = Move(connection, options, ids, ends)
         move_.check_old()
         if connection.dry_run:
-            print(f"replace would move the guest of process {move_.old.pid} into a new VMM, "
-                  "which is compared with the old one first")
+            effect = (f"would move the guest of process {move_.old.pid} into a new VMM, which is compared with the old "
+                      "one first")
+            _show(connection, ids, f"replace {effect}", {"command": "replace", "effect": effect, "complete": False})
             return DONE
         move_.start()
         done = move_.carry_out()
-    if connection.for_people:
-        stopped = f"; it was stopped for {done['stopped-ms']} ms" if "stopped-ms" in done else ""
-        print(f"the guest runs in process {done['pid']}, QMP socket {done['qmp']}{stopped}")
-    else:
-        connection.show(done)
+    stopped = f"; it was stopped for {done['stopped-ms']} ms" if "stopped-ms" in done else ""
+    _show(connection, ids, f"the guest runs in process {done['pid']}, QMP socket {done['qmp']}{stopped}", done)
     return DONE
+
+
+def _show(connection: Connection, ids: list[str], sentence: str, value: dict[str, Any]) -> None:
+    if connection.for_people:
+        print(sentence)
+    else:
+        connection.show([{"id": name} for name in ids] if connection.output == "name" else value)
 
 
 class Move:
