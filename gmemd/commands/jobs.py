@@ -116,7 +116,7 @@ def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
     backend = gmemd.objects.find(arguments["id"])
     backend.check_idle()
     if not force:
-        check_runner(backend, doing="deleting it")
+        check_runner(backend, but="deleting it needs 'force'")
     if arguments["zero"]:
         backend.check_writable()
     if arguments["zero"] and (backend.properties.get("readonly") or not backend.properties["share"]) \

@@ -153,7 +153,7 @@ def delete(gmemd: Gmemd, object_id: str, change: Change, *, force: bool = False)
         backend = gmemd.objects.find(object_id)
         backend.check_idle()
         if not force:
-            check_runner(backend, doing="deleting it with memdev-delete")
+            check_runner(backend, but="deleting it with memdev-delete needs 'force'")
         if is_template(backend) and not force:
             check_no_clones(gmemd, backend)
             change.claim(backend, "it is being deleted")

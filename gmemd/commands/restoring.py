@@ -17,6 +17,7 @@ from gmemd.changes.workers import working
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.holders import others_now
 from gmemd.commands.memdev import added, make, remove
+from gmemd.commands.runners import check_runner
 from gmemd.commands.shelf import Shelf
 from gmemd.commands.snapshots import begun, check_job, report, shelf_for, use_with_parent
 from gmemd.commands.templates import check_no_clones, is_template
@@ -72,6 +73,7 @@ def _check_consistent(entry: Entry, arguments: dict[str, Any]) -> None:
 async def _check_unheld(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
     if is_template(backend):
         check_no_clones(gmemd, backend)
+    check_runner(backend, but="that has to end first")
     for holder in await others_now(gmemd, backend):
         raise QmpError(f"object '{backend.id}' is held by process {holder.pid} ({holder.comm})")
 

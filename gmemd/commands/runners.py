@@ -48,8 +48,9 @@ def memdev_clear_runner(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
     return {}
 
 
-def check_runner(backend: HostMemoryBackend, besides: int = -1, doing: str = "another guest on it") -> None:
-    """Refuse if a living process other than `besides` runs a guest on an object."""
+def check_runner(backend: HostMemoryBackend, besides: int = -1, *,
+                 but: str = "another guest on it needs 'force'") -> None:
+    """Refuse, `but` say what is to be done, if a living process other than `besides` runs a guest on an object."""
     runner = backend.runner
     if runner is None or runner.pid == besides:
         return
@@ -57,7 +58,7 @@ def check_runner(backend: HostMemoryBackend, besides: int = -1, doing: str = "an
         lives = runner.lives()
     if lives:
         raise QmpError(f"process {runner.pid} ({command_name(runner.pid)}) runs a guest on object '{backend.id}': "
-                       f"{doing} needs 'force'")
+                       f"{but}")
 
 
 def runner_of(pid: int) -> Runner:

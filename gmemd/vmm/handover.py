@@ -1,9 +1,10 @@
 """A guest goes from one VMM to another on the same memory; or, when that was interrupted, to where it can run.
 
-The new VMM never begins to run by itself, because the state that it loads is that of a stopped guest. So whether it
-runs says how far the move came: if it runs, the old one is over; if not, it is ended first, and only then may the old
-one go on. Both the client that moves the guest and the daemon that finds it dead follow this rule, and either may
-repeat it at any time.
+The new VMM never begins to run by itself, because the state that it loads is that of a stopped guest. Before it may
+run, the old one gets a mark, which lasts as long as its process, whoever else dies. Without the mark the guest has not
+run in the new one: that is ended, and only then the old one goes on. With it the old one is over, because the guest may
+have changed its memory and its disks since. Both the client that moves the guest and the daemon that finds it dead
+follow this rule, and either may repeat it at any time.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import signal
 import time
 from collections.abc import Iterator
 
+from gmemd.errors import QmpError
 from gmemd.vmm.qemu import Qemu, VmmError
 
+_MARK = "gmemd-passed-on"  # the id of an object in a VMM whose guest may run in another one
 _NEXT = ".next-"  # in the name of a socket on which a VMM listens until the old one's place is free
 
 _DEAD = 30.0  # seconds in which a killed process must have ended
@@ -97,33 +100,108 @@ def move(old: Qemu, new: Qemu) -> float:
         os.close(writer)
     old.wait_migration()
     new.wait_loaded()
-    new.cont()
+    pass_on(old, new)
     return time.monotonic() - stopped
+
+
+def pass_on(old: Qemu | None, new: Qemu) -> None:
+    """Let the guest run in the new VMM, which has its state, and never again in the old one (None: it has ended).
+
+    VmmError: `settle` then.
+    """
+    if old is not None:
+        try:
+            old.ask("object-add", {"qom-type": "secret", "id": _MARK, "data": "x"})
+        except VmmError:
+            if not _has_mark(old):
+                raise
+    try:
+        new.cont()
+    except VmmError as exc:
+        if old is not None and isinstance(exc.__cause__, QmpError):  # refused, so it has not run there
+            old.ask("object-del", {"id": _MARK})
+        raise
+
+
+def _has_mark(old: Qemu) -> bool:
+    return any(one.get("name") == _MARK for one in old.ask_list("qom-list", {"path": "/objects"}))
 
 
 def settle(old: Party, new: Party, timeout: float = 30.0, *, moved: bool = False) -> str:
     """Let the guest run in one of the two; where it does: "new", "old", or "none" if both have ended.
 
     The other one has ended then. `timeout` (seconds) is for each answer. `moved`: it is known to have run in the new
-    one, so the old one, whose memory it has changed, must not go on. VmmError: it is not certain, try again.
+    one. VmmError: it is not certain, try again.
     """
-    with _reached(new, (new.qmp, old.qmp), timeout) as monitor:
-        if monitor is not None and _runs(monitor, last=not old.lives()):
-            finish(old, new, timeout)
-            return "new"
+    if (moved and new.lives()) or _goes_on(old, new, timeout):
+        finish(old, new, timeout)
+        return "new"
     new.kill()
     if _is_temporary(old, new):
         with contextlib.suppress(OSError):
             os.unlink(new.qmp)
-    if moved:
+    if old.lives() and not _resumes(old, timeout):
         old.kill()
-    if not old.lives():
-        return "none"
+    return "old" if old.lives() else "none"
+
+
+def _goes_on(old: Party, new: Party, timeout: float) -> bool:
+    """Whether the guest runs in the new VMM, or does so now because it can no longer in the old one; False: it has not.
+
+    False also if that has ended.
+    """
+    with _reached(new, (new.qmp, old.qmp), timeout) as monitor:
+        status = None if monitor is None else _status(monitor)
+        if status == "running":
+            return True
+        if status == "inmigrate" and old.lives():
+            return False
+        with _reached(old, (old.qmp,), timeout) as former:
+            if former is None and old.lives():
+                raise _unreachable(old)
+            if former is not None and not _has_mark(former):
+                return False
+            if monitor is None or status is None:
+                if new.lives() and any(map(os.path.exists, (new.qmp, old.qmp))):
+                    raise _unreachable(new)
+                return False
+            return _let_go(former, monitor)
+
+
+def _let_go(old: Qemu | None, new: Qemu) -> bool:
+    """Let the guest go on in the new VMM; False: it has no state, or cannot run there."""
+    try:
+        if not new.ask("query-migrate"):
+            return False
+        new.wait_loaded()
+        pass_on(old, new)
+    except VmmError as exc:
+        if isinstance(exc.__cause__, TimeoutError):
+            raise
+        return False
+    return True
+
+
+def _resumes(old: Party, timeout: float) -> bool:
+    """Let the guest go on in the old VMM; False: it may have run in the other one."""
     with _reached(old, (old.qmp,), timeout) as monitor:
         if monitor is None:
-            raise VmmError(f"the VMM at '{old.qmp}' (process {old.pid}) cannot be reached")
+            raise _unreachable(old)
+        if _has_mark(monitor):
+            return False
         resume(monitor)
-    return "old"
+    return True
+
+
+def _status(monitor: Qemu) -> str | None:
+    """The run state; None: it does not answer."""
+    with contextlib.suppress(VmmError):
+        return monitor.status()
+    return None
+
+
+def _unreachable(party: Party) -> VmmError:
+    return VmmError(f"the VMM at '{party.qmp}' (process {party.pid}) cannot be reached")
 
 
 def _is_temporary(old: Party, new: Party) -> bool:
@@ -137,6 +215,9 @@ def finish(old: Party, new: Party, timeout: float) -> None:
             with contextlib.suppress(VmmError):
                 monitor.quit()
     old.kill()
+    with _reached(new, (new.qmp,), timeout) as monitor, contextlib.suppress(VmmError):
+        if monitor is not None:
+            monitor.capabilities(x_ignore_shared=False)
     if _is_temporary(old, new):
         with contextlib.suppress(OSError):  # it is there already, or not ours to rename
             os.rename(new.qmp, old.qmp)
@@ -159,23 +240,6 @@ def resume(monitor: Qemu) -> None:
 def _is_active(monitor: Qemu) -> bool:
     found = monitor.ask("query-migrate")
     return isinstance(found, dict) and found.get("status") in _ACTIVE
-
-
-def _runs(monitor: Qemu, *, last: bool) -> bool:
-    """Whether the guest runs in the new VMM; `last`: the old one has ended, so it is let go if it is loaded.
-
-    One that does not answer does not run: it is killed.
-    """
-    with contextlib.suppress(VmmError):
-        runs = monitor.status() == "running"
-        if last and not runs and monitor.ask("query-migrate"):
-            monitor.wait_loaded()
-            monitor.cont()
-            runs = True
-        if runs:
-            monitor.capabilities(x_ignore_shared=False)
-        return runs
-    return False
 
 
 @contextlib.contextmanager

@@ -58,10 +58,11 @@ class FirmwareGuest:
         """Where it is."""
         return int(struct.unpack_from("<I", self.memory, 0x1004)[0])
 
-    def runs(self) -> bool:
-        """Whether it has counted in the last moment."""
-        before = self.count
-        time.sleep(0.02)
+    def runs(self, seconds: float = 0.2) -> bool:
+        """Whether it counts: at once, or in that time, because QEMU may be waiting for a CPU."""
+        before, end = self.count, time.monotonic() + seconds
+        while self.count == before and time.monotonic() < end:
+            time.sleep(0.005)
         return self.count != before
 
     def wait_runs(self) -> None:

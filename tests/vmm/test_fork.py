@@ -125,7 +125,7 @@ def test_from_checkpoints(site: Site) -> None:
             assert [row["id"] for row in third] == ["ram0-1"]
             site.goes_on(third[0], 1)
             assert len(site.client.execute("query-memdev-clones")) == 2
-    assert site.guest.runs()
+    site.guest.wait_runs()
     assert site.guest.count > count
     for name in ("t", "ram0-1-template"):
         site.client.execute("object-del", {"id": name})

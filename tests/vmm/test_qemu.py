@@ -101,13 +101,14 @@ def test_backends(world: World) -> None:
 
 def test_refusals_have_the_words_of_qemu(world: World, tmp_path: Path) -> None:
     """An error of QEMU is quoted, and the connection can be used afterwards."""
-    qemu = world.start("first")
+    qemu = world.start("first", "-S")  # the guest leaves QEMU no moment for a device_add
     with pytest.raises(VmmError, match="refuses 'device_add': 'nonsense' is not a valid device model name"):
         qemu.ask("device_add", {"driver": "nonsense"})
     with pytest.raises(VmmError, match="has no migration capability 'x-nonsense'"):
         qemu.capabilities(x_nonsense=True)
     with (tmp_path / "state").open("w+b") as state, pytest.raises(VmmError, match="refuses 'migrate-incoming'"):
         qemu.load_state(state.fileno())
+    qemu.cont()
     world.guest.wait_runs()
     world.processes["first"].kill()
     with pytest.raises(VmmError, match="has ended or closed the connection"):

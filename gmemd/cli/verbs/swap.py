@@ -17,6 +17,7 @@ from gmemd.cli.verbs.jobs import run_job
 from gmemd.cli.verbs.replace import Move
 from gmemd.errors import QmpError
 from gmemd.vmm.compare import check_same, machine_of
+from gmemd.vmm.handover import pass_on
 from gmemd.vmm.qemu import Qemu, VmmError
 
 _STATE = "gmemctl-state"
@@ -73,5 +74,5 @@ class _Swap(Move):
         self.old.save_state(self.state)
         os.lseek(self.state, 0, os.SEEK_SET)
         new.load_state(self.state)
-        new.cont()
+        pass_on(self.old, new)
         return time.monotonic() - stopped
