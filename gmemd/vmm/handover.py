@@ -118,7 +118,8 @@ def pass_on(old: Qemu | None, new: Qemu) -> None:
     try:
         new.cont()
     except VmmError as exc:
-        if old is not None and isinstance(exc.__cause__, QmpError):  # refused, so it has not run there
+        # refused, or ended before it could say so: it has not run there, but for what takes no time
+        if old is not None and isinstance(exc.__cause__, QmpError | ConnectionError):
             old.ask("object-del", {"id": _MARK})
         raise
 

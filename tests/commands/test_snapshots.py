@@ -261,6 +261,9 @@ async def test_over_an_object_that_nobody_holds(live: LiveMachine) -> None:
         try:
             assert await live.refused("memdev-restore", name="one", force=True) \
                 == f"object 'm' is held by process {holder.pid} (sleep)"
+            await live.do("memdev-set-runner", id="m", pid=holder.pid)
+            assert await live.refused("memdev-restore", name="one", force=True) == (
+                f"process {holder.pid} (sleep) runs a guest on object 'm': that has to end first")
         finally:
             holder.kill()
     assert contents(live, "m")[:5] == b"later"

@@ -92,6 +92,7 @@ class LinuxGuest:
     def mark(self, console: Path | None = None) -> Mark:
         """Where it is now; it must have counted."""
         text = self._text(console)
+        text = text[:text.rfind("\n") + 1]  # without the line that it is writing
         counted = [found for found in _LINE.finditer(text) if found[0].startswith("C")]
         assert counted, f"the guest has not counted yet: {text[-500:]!r}"
         return Mark(counted[-1][3], int(counted[-1][1]), len(text), not text.endswith("\n"))

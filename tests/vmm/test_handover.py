@@ -67,9 +67,10 @@ def test_a_new_qemu_that_is_silent_may_run(moving: Moving) -> None:
     assert moving.processes["first"].wait(PATIENCE) == 0
 
 
-@pytest.mark.parametrize(("cause", "result"), [(QmpError("not now"), "old"), (ConnectionResetError(), "new")])
+@pytest.mark.parametrize(("cause", "result"), [(QmpError("not now"), "old"), (ConnectionResetError(), "old"),
+                                             (TimeoutError(), "new")])
 def test_the_last_step(moving: Moving, monkeypatch: pytest.MonkeyPatch, cause: Exception, result: str) -> None:
-    """A new QEMU that refuses to let the guest run; a client that dies just before it asks for that."""
+    """A new QEMU that refuses to let the guest run, or ends; a client that does not ask for it any more."""
     def cont(qemu: Qemu) -> None:
         raise VmmError("no") from cause
 
