@@ -56,3 +56,9 @@ def test_user_without_name() -> None:
     """A uid without a name stands as it is."""
     assert render.user(0) == "root"
     assert render.user(4_000_000_000) == "4000000000"
+
+
+def test_no_text_controls_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever has written it, such as the manifest of a snapshot."""
+    render.show(render.Table(("NAME",), [("\x1b[2J\x9b",), ("as it is: ä",)]))
+    assert capsys.readouterr().out == 'NAME\n"\\u001b[2J\\u009b"\nas it is: ä\n'
