@@ -15,7 +15,6 @@ from gmemd.vmm.capture import seal
 from gmemd.vmm.memfds import Memfd, describe, path
 
 _SYS_PIDFD_GETFD: Final = 438  # on every machine
-_F_GET_SEALS, _F_SEAL_SHRINK = 1034, 0x02  # linux/fcntl.h
 _CAP_SYS_PTRACE: Final = 19  # linux/capability.h
 _YAMA = "/proc/sys/kernel/yama/ptrace_scope"
 
@@ -42,7 +41,7 @@ def adopt(client: Client, name: str, fd: int, pid: int) -> bool:
 
 def _is_fixed(fd: int) -> bool:
     try:
-        return bool(fcntl.fcntl(fd, _F_GET_SEALS) & _F_SEAL_SHRINK)
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK)
     except OSError:  # not a memfd: the size of a guest_memfd never changes
         return True
 

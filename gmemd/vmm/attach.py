@@ -62,13 +62,13 @@ def attach(qemu: Qemu, memory: Memory, driver: str | None, node: int | None, sec
                               **({} if node is None else {"node": node})}
     if driver != "pc-dimm":
         device |= {"requested-size": memory.size, **({"bus": port} if port else {})}
-    with _descriptor(qemu, memory) as path, _undone() as undo:
+    with _descriptor(qemu, memory) as path:
         _step(qemu, "object-add", {"qom-type": "memory-backend-file", "id": memory.id, "size": memory.size,
                                    "share": True, "mem-path": path}, "object-del")
-        undo.append(lambda: qemu.ask("object-del", {"id": memory.id}))
-        _check_mapped(qemu, memory)
-        qemu.client.events.clear()
-        _step(qemu, "device_add", device, "device_del")
+        with _undone(lambda: qemu.ask("object-del", {"id": memory.id})):
+            _check_mapped(qemu, memory)
+            qemu.client.events.clear()
+            _step(qemu, "device_add", device, "device_del")
     if qemu.status() != "running":
         return Attached(driver, device["id"], False, "does not run now")
     wait = _wait_inserted if driver == "pc-dimm" else _wait_grown
@@ -107,7 +107,7 @@ def _step(qemu: Qemu, command: str, arguments: dict[str, Any], undo: str) -> Non
         qemu.ask(command, arguments)
     except VmmError as exc:
         if isinstance(exc.__cause__, TimeoutError):
-            with _quietly():
+            with suppress(VmmError):
                 qemu.ask(undo, {"id": arguments["id"]})
         raise
 
@@ -137,16 +137,12 @@ def _free_port(qemu: Qemu) -> str | None:
 def _descriptor(qemu: Qemu, memory: Memory) -> Iterator[str]:
     """The path of the memory in QEMU's process, which has a descriptor of it during the block."""
     added = qemu.ask("add-fd", {"opaque": _opaque(memory.id)}, fds=(memory.fd,))
-    try:
+    with _undone(lambda: _drop_descriptors(qemu, memory.id)):
         try:
             path = f"/proc/self/fd/{int(added['fd'])}"
         except (KeyError, TypeError, ValueError):
             raise VmmError(f"the VMM at '{qemu.path}' answers 'add-fd' without 'fd'") from None
         yield path
-    except BaseException:
-        with _quietly():
-            _drop_descriptors(qemu, memory.id)
-        raise
     _drop_descriptors(qemu, memory.id)
 
 
@@ -163,22 +159,14 @@ def _drop_descriptors(qemu: Qemu, name: str) -> None:
 
 
 @contextmanager
-def _undone() -> Iterator[list[Callable[[], object]]]:
-    """Steps to be undone in reverse if the block fails; what cannot be undone is not said, but the failure."""
-    steps: list[Callable[[], object]] = []
+def _undone(step: Callable[[], object]) -> Iterator[None]:
+    """Take a step, by QMP, if the block fails; what cannot be undone is not said, but the failure."""
     try:
-        yield steps
-    except BaseException:
-        for step in reversed(steps):
-            with _quietly():
-                step()
-        raise
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    with suppress(VmmError):
         yield
+    except BaseException:
+        with suppress(VmmError):
+            step()
+        raise
 
 
 @contextmanager
@@ -276,8 +264,7 @@ def _wait_released(qemu: Qemu, name: str, file: File) -> None:
 def _shrunk(qemu: Qemu, name: str, device: dict[str, Any], deadline: float, seconds: float) -> Iterator[None]:
     """Take all of a virtio-mem device from the guest; if not, or if the block fails, it gets it back."""
     size = {"path": f"/machine/peripheral/{device['id']}", "property": "requested-size"}
-    with _undone() as undo:
-        undo.append(lambda: qemu.ask("qom-set", {**size, "value": device.get("requested-size", 0)}))
+    with _undone(lambda: qemu.ask("qom-set", {**size, "value": device.get("requested-size", 0)})):
         qemu.ask("qom-set", {**size, "value": 0})
         if left := _wait_plugged(qemu, device["id"], 0, deadline):
             raise VmmError(f"the guest keeps {left >> 20} MiB of '{name}' after {seconds:g} s: they are in use")

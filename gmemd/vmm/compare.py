@@ -47,15 +47,8 @@ def check_same(old: Machine, new: Machine) -> None:
         raise VmmError(f"the two VMMs are not the same machine: {'; '.join(found[:_SHOWN])}{more}")
 
 
-def _rows(qemu: Qemu, command: str, arguments: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    found = qemu.ask(command, arguments)
-    if not (isinstance(found, list) and all(isinstance(row, dict) for row in found)):
-        raise VmmError(f"the VMM at '{qemu.path}' answers '{command}' with something else than a list")
-    return found
-
-
 def _cpus(qemu: Qemu) -> Iterator[tuple[str, str]]:
-    rows = _rows(qemu, "query-cpus-fast")
+    rows = qemu.ask_list("query-cpus-fast")
     for row in rows:
         path = row.get("qom-path")
         kind = str(qemu.ask("qom-get", {"path": path, "property": "type"}))
@@ -65,7 +58,7 @@ def _cpus(qemu: Qemu) -> Iterator[tuple[str, str]]:
 
 
 def _features(qemu: Qemu, path: Any) -> Iterator[tuple[str, str]]:
-    if any(one.get("name") == "feature-words" for one in _rows(qemu, "qom-list", {"path": path})):
+    if any(one.get("name") == "feature-words" for one in qemu.ask_list("qom-list", {"path": path})):
         for word in _rows_of(qemu.ask("qom-get", {"path": path, "property": "feature-words"})):
             if word.get("features"):
                 leaf = f"{word.get('cpuid-input-eax', 0):#x}.{word.get('cpuid-input-ecx', 0)}"
@@ -78,7 +71,7 @@ def _rows_of(value: Any) -> list[dict[str, Any]]:
 
 def _pci(qemu: Qemu) -> Iterator[tuple[str, str]]:
     """The devices on root buses; what is behind a bridge shows only once the guest has numbered its bus."""
-    for bus in _rows(qemu, "query-pci"):
+    for bus in qemu.ask_list("query-pci"):
         for device in _rows_of(bus.get("devices")):
             ids, kind = device.get("id", {}), device.get("class_info", {})
             place = f"{device.get('bus', 0):02x}:{device.get('slot', 0):02x}.{device.get('function', 0)}"
@@ -88,10 +81,10 @@ def _pci(qemu: Qemu) -> Iterator[tuple[str, str]]:
 
 def _devices(qemu: Qemu) -> Iterator[tuple[str, str]]:
     """The devices of the command line, and those that were plugged."""
-    for row in _rows(qemu, "qom-list", {"path": "/machine/peripheral"}):
+    for row in qemu.ask_list("qom-list", {"path": "/machine/peripheral"}):
         if kind := _child(row):
             yield f"device '{row.get('name')}'", kind
-    unnamed = sorted(filter(None, map(_child, _rows(qemu, "qom-list", {"path": "/machine/peripheral-anon"}))))
+    unnamed = sorted(filter(None, map(_child, qemu.ask_list("qom-list", {"path": "/machine/peripheral-anon"}))))
     for kind in dict.fromkeys(unnamed):
         yield f"the number of devices {kind} without id", str(unnamed.count(kind))
 
@@ -102,14 +95,14 @@ def _child(row: dict[str, Any]) -> str:
 
 
 def _disks(qemu: Qemu) -> Iterator[tuple[str, str]]:
-    for row in _rows(qemu, "query-block"):
+    for row in qemu.ask_list("query-block"):
         image = (row.get("inserted") or {}).get("image") or {}
         size = f"of {image['virtual-size']} bytes" if "virtual-size" in image else "empty"
         yield f"disk '{row.get('device') or row.get('qdev')}'", size
 
 
 def _dimms(qemu: Qemu) -> Iterator[tuple[str, str]]:
-    for row in _rows(qemu, "query-memory-devices"):
+    for row in qemu.ask_list("query-memory-devices"):
         data = row.get("data") or {}
         yield f"memory device '{data.get('id', '')}'", f"{row.get('type')} on {data.get('memdev')}"
 

@@ -8,15 +8,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
 from gmemd.vmm.qemu import Qemu, VmmError
-from gmemd.vmm.start import Started, reach
+from gmemd.vmm.start import Guard, Started, reach
 
 
 class Plan(NamedTuple):
@@ -26,34 +24,6 @@ class Plan(NamedTuple):
     words: list[str]
     fds: tuple[int, ...]  # that it inherits under their numbers
     qmp: str  # the path of its QMP socket
-
-
-class Guard:
-    """A process that kills others if this one is killed before `end`."""
-
-    def __init__(self, pids: Sequence[int]) -> None:
-        reader, self._writer = os.pipe()
-        self._pid = os.fork()
-        if self._pid == 0:
-            try:
-                os.close(self._writer)
-                os.setsid()  # what ends us from the terminal does not end it
-                if not os.read(reader, 1):
-                    _kill(pids)
-            finally:
-                os._exit(0)
-        os.close(reader)
-
-    def end(self) -> None:
-        os.write(self._writer, b"\n")
-        os.close(self._writer)
-        os.waitpid(self._pid, 0)
-
-
-def _kill(pids: Sequence[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 class Fork:

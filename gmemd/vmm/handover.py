@@ -12,17 +12,15 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import time
 from collections.abc import Iterator
 
 from gmemd.errors import QmpError
-from gmemd.vmm.qemu import Qemu, VmmError
+from gmemd.vmm.qemu import Qemu, VmmError, kill
 
 _MARK = "gmemd-passed-on"  # the id of an object in a VMM whose guest may run in another one
 _NEXT = ".next-"  # in the name of a socket on which a VMM listens until the old one's place is free
 
-_DEAD = 30.0  # seconds in which a killed process must have ended
 _STOPPED = ("paused", "postmigrate", "finish-migrate")  # by a move
 _ACTIVE = ("setup", "active", "device", "pre-switchover", "postcopy-active", "wait-unplug", "cancelling")
 
@@ -69,16 +67,8 @@ class Party:
 
     def kill(self) -> None:
         """End it; VmmError unless it has certainly ended."""
-        if not self.lives():
-            return
-        assert self._pidfd is not None
-        try:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        except OSError as exc:
-            raise VmmError(f"cannot end process {self.pid}: {exc.strerror}") from exc
-        if self.lives(_DEAD):
-            raise VmmError(f"process {self.pid} was killed and does not end")
+        if self._pidfd is not None and self.lives():
+            kill(self._pidfd, self.pid)
 
 
 def move(old: Qemu, new: Qemu) -> float:

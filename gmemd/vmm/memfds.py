@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 # The memfds of QEMU, Cloud Hypervisor, Firecracker, crosvm and StratoVirt that are guest memory.
 RAM_NAMES: Final = ("memory-backend-memfd", "ch_ram", "guest_mem", "crosvm_guest", "stratovirt_anon_mem")
-_F_GET_SEALS, _F_SEAL_WRITE, _F_SEAL_FUTURE_WRITE = 1034, 0x08, 0x10  # linux/fcntl.h
+_F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h
 _PREFIX, _DELETED = "/memfd:", " (deleted)"
 _GUEST_MEMFD = "anon_inode:[kvm-gmem]"
 
@@ -75,7 +75,7 @@ def closes_on_exec(pid: int, fd: int) -> bool:
 def is_writable(fd: int) -> bool:
     """Whether a guest can run on a descriptor of ours: it is open for reading and writing, and not sealed."""
     try:
-        sealed = fcntl.fcntl(fd, _F_GET_SEALS) & (_F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE)
+        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & (fcntl.F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE)
     except OSError:  # it cannot be sealed
         sealed = 0
     return not sealed and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR

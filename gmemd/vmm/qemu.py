@@ -23,6 +23,7 @@ STATE_LIMIT = 1 << 30  # bytes; what a device state may have: one with RAM in it
 _NAME = "gmemd-state"  # of the descriptor in QEMU
 _CHUNK = 1 << 20
 _BEGINNING = 1 << 12  # bytes of a stream in which its capabilities are
+_DEAD = 30.0  # seconds in which a killed process must have ended
 _PAUSES = (0.001, 0.05)  # seconds between two looks at a migration, at first and at most
 
 
@@ -77,7 +78,10 @@ class Qemu:
 
     def ask_list(self, command: str, arguments: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Run a command that returns a list of objects."""
-        return _list(self.ask(command, arguments), self.path, command)
+        found = self.ask(command, arguments)
+        if not (isinstance(found, list) and all(isinstance(entry, dict) for entry in found)):
+            raise VmmError(f"the VMM at '{self.path}' answers '{command}' with something else than a list")
+        return found
 
     def next_event(self, seconds: float) -> dict[str, Any] | None:
         """Take the next event; None: there is none in that time."""
@@ -126,10 +130,9 @@ class Qemu:
     def backends(self) -> list[Backend]:
         """The memory backends."""
         found = []
-        for entry in _list(self.ask("query-memdev"), self.path, "query-memdev"):
+        for entry in self.ask_list("query-memdev"):
             name = _member(entry, "id", str, self.path, "query-memdev")
-            listed = self.ask("qom-list", {"path": f"/objects/{name}"})
-            members = {one.get("name") for one in _list(listed, self.path, "qom-list")}
+            members = {one.get("name") for one in self.ask_list("qom-list", {"path": f"/objects/{name}"})}
             path = self.ask("qom-get", {"path": f"/objects/{name}", "property": "mem-path"}) \
                 if "mem-path" in members else None
             kind = self.ask("qom-get", {"path": f"/objects/{name}", "property": "type"})
@@ -141,7 +144,7 @@ class Qemu:
     def only_shared(self) -> str:
         """The id of the one backend with share=on; VmmError: there are others, whose memory no device state holds."""
         found = [_member(entry, "id", str, self.path, "query-memdev")
-                 for entry in _list(self.ask("query-memdev"), self.path, "query-memdev") if entry.get("share")]
+                 for entry in self.ask_list("query-memdev") if entry.get("share")]
         if len(found) != 1:
             raise VmmError(f"the VMM at '{self.path}' has {len(found)} memory backends with share=on, "
                            "and a checkpoint is of one object")
@@ -152,8 +155,7 @@ class Qemu:
     def capabilities(self, **wanted: bool) -> dict[str, bool]:
         """Set migration capabilities (underscores for hyphens); what they were, to be set again in the same way."""
         named = {name.replace("_", "-"): value for name, value in wanted.items()}
-        there = {entry.get("capability"): entry.get("state") for entry in
-                 _list(self.ask("query-migrate-capabilities"), self.path, "query-migrate-capabilities")}
+        there = {entry.get("capability"): entry.get("state") for entry in self.ask_list("query-migrate-capabilities")}
         for name in named:
             if name not in there:
                 raise VmmError(f"the VMM at '{self.path}' has no migration capability '{name}'")
@@ -166,7 +168,7 @@ class Qemu:
 
         The guest stays stopped, and must be let go (`cont`) before it can be saved again.
         """
-        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        if _is_pipe(fd):
             self.begin_save(fd)
             self.wait_migration()
             return 0
@@ -188,7 +190,7 @@ class Qemu:
 
         A VMM that cannot load it ends, and says why on its standard error.
         """
-        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        if _is_pipe(fd):
             self.begin_load(fd)
         else:
             reader, writer = os.pipe()
@@ -334,20 +336,25 @@ def _pidfd(pid: int) -> int | None:
         return None
 
 
-def end(pid: int, patience: float = 30.0) -> None:
-    """Kill a process, and wait (seconds) until it has ended; VmmError: it may not be killed, or does not end."""
+def end(pid: int) -> None:
+    """Kill a process, and wait until it has ended; VmmError: it may not be killed, or does not end."""
     pidfd = _pidfd(pid)
-    if pidfd is None:
-        return
+    if pidfd is not None:
+        try:
+            kill(pidfd, pid)
+        finally:
+            os.close(pidfd)
+
+
+def kill(pidfd: int, pid: int) -> None:
+    """The same by its pidfd, which is borrowed."""
     try:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        if not select.select([pidfd], [], [], patience)[0]:
-            raise VmmError(f"process {pid} was killed and does not end")
     except OSError as exc:
         raise VmmError(f"cannot end process {pid}: {exc.strerror}") from exc
-    finally:
-        os.close(pidfd)
+    if not select.select([pidfd], [], [], _DEAD)[0]:
+        raise VmmError(f"process {pid} was killed and does not end")
 
 
 def _version(greeting: dict[str, Any]) -> tuple[int, int, int]:
@@ -357,12 +364,6 @@ def _version(greeting: dict[str, Any]) -> tuple[int, int, int]:
         return int(found["major"]), int(found["minor"]), int(found["micro"])
     except (KeyError, TypeError, ValueError):
         raise ProtocolError("the server's greeting has no version of QEMU") from None
-
-
-def _list(value: Any, path: str, command: str) -> list[dict[str, Any]]:
-    if not (isinstance(value, list) and all(isinstance(entry, dict) for entry in value)):
-        raise VmmError(f"the VMM at '{path}' answers '{command}' with something else than a list")
-    return value
 
 
 def _member(value: Any, name: str, kind: type, path: str, command: str) -> Any:

@@ -7,6 +7,7 @@ learns it before there is a VMM. If we end before `go`, it ends.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -19,7 +20,8 @@ from typing import NamedTuple, NoReturn
 from gmemd.posix.sockets import split_unix, written
 from gmemd.vmm.qemu import Qemu, VmmError, end
 
-_TAIL = 1 << 14  # bytes of what a VMM said that are kept
+_KEPT = 1 << 20  # bytes of what a VMM in the background says
+_TAIL = 1 << 14  # bytes of what it said that are looked at
 _QUOTED = 3  # lines of it that are quoted
 _SOCKET = re.compile(r"(^unix:|[,:]path=)((?:[^,]|,,)+)")
 CANNOT_RUN, NOT_FOUND = 126, 127  # as env(1), and every shell
@@ -118,14 +120,15 @@ class Started:
     def __init__(self, words: Sequence[str], fds: Sequence[int] = (), *, foreground: bool = False) -> None:
         """`fds` are passed on under their numbers.
 
-        In the background it has a session of its own, no input, and what it says is kept for `words`. In the foreground
-        it shares our terminal, and what it says on standard error is passed on. VmmError: no process can be created.
+        In the background it has a session of its own, no input, and what it says at first is kept for `words`. In the
+        foreground it shares our terminal, and what it says on standard error is passed on. VmmError: no process can be
+        created.
         """
         self._status: int | None = None
         self._said = bytearray()
         self._relay: threading.Thread | None = None
         gate, self._go = os.pipe()
-        source, sink = os.pipe() if foreground else (os.memfd_create("output"), -1)
+        source, sink = os.pipe() if foreground else (_output(), -1)
         output = sink if foreground else source
         sys.stdout.flush()
         sys.stderr.flush()
@@ -176,8 +179,8 @@ class Started:
     def words(self) -> str:
         """The last lines that it said, as one; "" if none."""
         if self._relay is None:
-            size = os.fstat(self._source).st_size
-            said = os.pread(self._source, _TAIL, max(size - _TAIL, 0))
+            size = os.lseek(self._source, 0, os.SEEK_CUR)  # where the VMM is, which has the same open file
+            said = os.pread(self._source, min(size, _TAIL), max(size - _TAIL, 0))
         else:
             if self._status is not None:
                 self._relay.join(1)
@@ -202,6 +205,51 @@ class Started:
                 del self._said[:-_TAIL]
                 sys.stderr.buffer.write(part)
                 sys.stderr.flush()
+
+
+def _output() -> int:
+    """A file for what a VMM in the background says, as long as it lives: what no longer fits is refused (EPERM)."""
+    fd = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, _KEPT)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return fd
+
+
+class Guard:
+    """A process that kills others if this one is killed before `end`: they would hold memory, and run nothing."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        reader, self._writer = os.pipe()
+        try:
+            self._pid = os.fork()
+            if self._pid == 0:
+                try:
+                    os.close(self._writer)
+                    os.setsid()  # what ends us from the terminal does not end it
+                    if not os.read(reader, 1):
+                        for pid in pids:
+                            with contextlib.suppress(ProcessLookupError):
+                                os.kill(pid, signal.SIGKILL)
+                finally:
+                    os._exit(0)
+        except OSError as exc:
+            os.close(self._writer)
+            raise VmmError(f"cannot start a process that guards the VMM: {exc.strerror}") from exc
+        finally:
+            os.close(reader)
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """From here on they are on their own."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._writer, b"\n")
+        os.close(self._writer)
+        os.waitpid(self._pid, 0)
 
 
 def _become(words: list[str], fds: Sequence[int], gate: int, go: int, output: int, *, foreground: bool) -> NoReturn:

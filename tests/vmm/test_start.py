@@ -51,6 +51,22 @@ def test_another_incoming_is_refused() -> None:
     assert arrange(["q"], None, "/s/other", incoming=False).words == ["q", *QMP]
 
 
+def test_what_it_says_is_bounded() -> None:
+    """A VMM in the background may say something for years: once there is no more room it is told so."""
+    started = Started([sys.executable, "-c", """if True:
+        import os, sys
+        try:
+            while True:
+                os.write(2, b"again and again\\n" * 256)
+        except PermissionError:
+            sys.exit(5)
+    """])
+    started.go()
+    assert started.wait() == 5
+    assert started.words() == "again and again"
+    assert os.fstat(started._source).st_size == 1 << 20
+
+
 def test_it_waits_for_the_word(tmp_path: Path) -> None:
     """Its process id stays the same; it has the pipe that it is given, not that of the word; what it said is kept."""
     reader, writer = os.pipe()

@@ -22,7 +22,7 @@ from gmemd.cli.verbs.jobs import run_job
 from gmemd.cli.verbs.swap import swap
 from gmemd.errors import QmpError
 from gmemd.vmm.qemu import Qemu, VmmError
-from gmemd.vmm.start import Arranged, Started, arrange, reach
+from gmemd.vmm.start import Arranged, Guard, Started, arrange, reach
 
 VERBS = Verbs()
 
@@ -159,7 +159,7 @@ def _start_from(connection: Connection, found: dict[str, Any], arranged: Arrange
     started = Started(words, [*places.values()], foreground=True)
     try:
         _claim(connection, name, started.pid, status["generation"])
-        with _guarded(started.pid):
+        with Guard([started.pid]):
             started.go()
             with reach(started, arranged.qmp, _LOADING) as qemu:
                 _check_mapped(connection, name, value["size"], started.pid)
@@ -191,26 +191,6 @@ def _check_mapped(connection: Connection, name: str, size: int, pid: int) -> Non
     held = connection.execute("query-memdev-holders", {"id": name})
     if not any(one["pid"] == pid and one["mapped"] >= size for one in held):
         raise QmpError(f"the command has not mapped '{name}' as its memory: it finds it at {{{name}}}")
-
-
-@contextmanager
-def _guarded(pid: int) -> Iterator[None]:
-    """Have a process killed if we are killed inside the block: it would hold the memory and run nothing."""
-    reader, writer = os.pipe()
-    if not os.fork():
-        try:
-            os.close(writer)
-            os.setsid()
-            if not os.read(reader, 1):
-                os.kill(pid, signal.SIGKILL)
-        finally:
-            os._exit(0)
-    os.close(reader)
-    try:
-        yield
-    finally:
-        os.write(writer, b"\n")
-        os.close(writer)
 
 
 def _stay(started: Started) -> int:
