@@ -78,17 +78,22 @@ def data_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:
         return touched_ranges(fd, offset, size)
     found: list[tuple[int, int]] = []
     at, end = offset, offset + size
-    while at < end:
-        try:
-            begin = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno != errno.ENXIO:
-                raise
-            break
+    while (begin := next_data(fd, at, end)) < end:
         at = os.lseek(fd, begin, os.SEEK_HOLE)
-        if begin < end:
-            found.append((begin, min(at, end) - begin))
+        found.append((begin, min(at, end) - begin))
     return found
+
+
+def next_data(fd: int, at: int, end: int) -> int:
+    """Where a file has data again at or after an offset; `end`, or more, if it has none before that."""
+    if at >= end:
+        return end
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as exc:
+        if exc.errno != errno.ENXIO:
+            raise
+        return end
 
 
 def resident_ranges(fd: int, offset: int, size: int) -> list[tuple[int, int]]:

@@ -19,7 +19,6 @@ says DONE.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import Any, Final
@@ -28,9 +27,9 @@ from gmemd.errors import QmpError
 from gmemd.snapshots.pages import BLOCK, NOTHING, PAGE, from_bits, runs
 from gmemd.snapshots.restore import Target
 from gmemd.snapshots.stream import Cut, Frame, Gone, Receiver, Sender, Table, check_head, told
+from gmemd.snapshots.tables import write_fully
 
 _REPORT: Final = 32 << 20  # bytes between two reports of progress
-_MAPPED: Final = 16 << 20  # bytes
 
 Message = dict[str, Any]
 
@@ -126,9 +125,7 @@ class Receiving:
                 yield {"done": done}
 
     def _keep_state(self, piece: bytearray) -> None:
-        view, done = memoryview(piece), 0
-        while done < len(view):
-            done += os.pwrite(self._state_fd, view[done:], self._state_bytes + done)
+        write_fully(self._state_fd, memoryview(piece), self._state_bytes)
         self._state.update(piece)
         self._state_bytes += len(piece)
 

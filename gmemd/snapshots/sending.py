@@ -17,7 +17,6 @@ and how. What is sent is a copy of a block, and its digest that of the copy.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Generator, Iterator
 from time import monotonic
@@ -28,6 +27,7 @@ from gmemd.snapshots.buffers import Buffers
 from gmemd.snapshots.pages import BLOCK, CHUNK, NOTHING, PAGE, WINDOW, filled, runs, to_bits
 from gmemd.snapshots.source import Memory
 from gmemd.snapshots.stream import Gone, Receiver, Sender, Table, place_of, told
+from gmemd.snapshots.tables import sha256_of
 
 _STATE_PIECE: Final = 1 << 20  # bytes
 _REPORT: Final = 32 << 20  # bytes between two reports of progress
@@ -154,10 +154,7 @@ class Sending:
     def _state(self, size: int) -> dict[str, Any]:
         if not size:
             return {}
-        digest = hashlib.sha256()
-        for at in range(0, size, _STATE_PIECE):
-            digest.update(os.pread(self._spec["state"], min(_STATE_PIECE, size - at), at))
-        return {"state": {"bytes": size, "sha256": digest.hexdigest()}}
+        return {"state": {"bytes": size, "sha256": sha256_of(self._spec["state"], size)}}
 
     def _settle(self, answers: Receiver) -> Iterator[Message]:
         """The end of a move: the destination has it, the source gives it up or not, the destination owns it or not."""

@@ -30,8 +30,6 @@ What answers exists only on a line between two gmemd, and is framed in the same 
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
 import os
 import select
@@ -42,6 +40,7 @@ from typing import Any, Final, NamedTuple
 from gmemd.errors import QmpError
 from gmemd.kernel.worker import heard
 from gmemd.snapshots.pages import BLOCK, NOTHING, PAGE, WINDOW
+from gmemd.snapshots.tables import sha256_of, windows_of_data
 
 FORMAT: Final = "gmemd-stream"
 VERSION: Final = 1
@@ -284,23 +283,11 @@ class Table:
 
     def windows(self) -> Iterator[int]:
         """The numbers of the windows that have any digest, ascending."""
-        at = 0
-        while at < self._length:
-            try:
-                at = os.lseek(self._fd, at, os.SEEK_DATA)
-            except OSError as exc:
-                if exc.errno != errno.ENXIO:
-                    raise
-                return
-            yield at // PAGE
-            at = (at // PAGE + 1) * PAGE
+        return windows_of_data(self._fd, 0, self._length, PAGE)
 
     def sha256(self) -> str:
         """The sha256 of the whole table, holes included: as that of digests.bin in a snapshot."""
-        digest = hashlib.sha256()
-        for at in range(0, self._length, 1 << 20):
-            digest.update(os.pread(self._fd, 1 << 20, at))
-        return digest.hexdigest()
+        return sha256_of(self._fd, self._length)
 
 
 def place_of(where: int) -> int:

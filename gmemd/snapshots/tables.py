@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from gmemd.errors import close_fd
-from gmemd.kernel.residency import data_ranges
+from gmemd.kernel.residency import data_ranges, next_data
 from gmemd.kernel.syscalls import open_beneath
 from gmemd.snapshots.pages import BLOCK, BLOCKS, NOTHING, PAGE, WINDOW, from_bits, to_bits
 
@@ -84,15 +84,7 @@ class Tables:
 def windows_of_data(fd: int, offset: int, size: int, unit: int) -> Iterator[int]:
     """The numbers of the units of a range of a file in which there is any data, ascending."""
     at, end = offset, offset + size
-    while at < end:
-        try:
-            begin = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno != errno.ENXIO:
-                raise
-            return
-        if begin >= end:
-            return
+    while (begin := next_data(fd, at, end)) < end:
         number = (begin - offset) // unit
         yield number
         at = offset + (number + 1) * unit
@@ -106,15 +98,7 @@ def blocks_of_data(fd: int, offset: int, size: int) -> tuple[set[int], tuple[int
     found: set[int] = set()
     run = (0, 0)
     at, end = offset, offset + size
-    while at < end:
-        try:
-            begin = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as exc:
-            if exc.errno != errno.ENXIO:
-                raise
-            break
-        if begin >= end:
-            break
+    while (begin := next_data(fd, at, end)) < end:
         run = begin, os.lseek(fd, begin, os.SEEK_HOLE)
         last = (min(run[1], end) - 1 - offset) // BLOCK
         found.update(range((begin - offset) // BLOCK, last + 1))
