@@ -141,5 +141,21 @@ async def working(job: Job | None, verb: str, spec: dict[str, Any], fds: Iterabl
             await worker.end()
 
 
+async def run_worker(job: Job | None, verb: str, spec: dict[str, Any], fds: Iterable[int],
+                     among: Workers = workers) -> dict[str, Any]:
+    """Let a worker process do all of its work, with its progress in the job; its last message."""
+    async with working(job, verb, spec, fds, among) as worker:
+        async for message in worker:
+            report(job, message)
+    return worker.result
+
+
+def report(job: Job | None, message: dict[str, Any]) -> None:
+    """Show a worker's progress in its job."""
+    if job is not None:
+        job.total = message.get("total", job.total)
+        job.current = message.get("done", job.current)
+
+
 def _why_ended(status: int) -> str:
     return f"signal {-status}" if status < 0 else f"exit status {status}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -12,12 +11,12 @@ from gmemd.backends.sealed import new_memfd
 from gmemd.changes.change import Change, changing, completed
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import beside, close_beside, in_thread
-from gmemd.changes.workers import Worker, on_lines, working
+from gmemd.changes.workers import Worker, on_lines, run_worker, working
 from gmemd.commands.checkpoints import Beside
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.fences import choose
-from gmemd.commands.jobs import begin
-from gmemd.commands.lines import Line, closing, take_line
+from gmemd.commands.jobs import begin, check_job
+from gmemd.commands.lines import Line, closing, state_file, take_line
 from gmemd.commands.memdev import forget_tombstone, make
 from gmemd.commands.owning import bury, change_state, drop, moves, own
 from gmemd.commands.saving import free_name
@@ -30,8 +29,7 @@ from gmemd.memory.ranges import RangeMap
 # -- the commands ------------------------------------------------------------------------------------
 
 def memdev_import(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    if "job-id" in arguments:
-        gmemd.jobs.check_id(arguments["job-id"])
+    check_job(gmemd, arguments)
     line = take_line(caller, arguments, change)
     line.out, line.into = line.into, line.out  # what comes, comes from the first
 
@@ -53,10 +51,8 @@ def memdev_import(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
 # -- arriving ----------------------------------------------------------------------------------------
 
 async def _read_head(job: Job | None, line: Line) -> tuple[dict[str, Any], str]:
-    async with working(job, "stream-head", {"in": line.into}, line.fds, on_lines) as worker:
-        async for _ in worker:
-            pass
-    return worker.result["head"], worker.result["check"]
+    found = await run_worker(job, "stream-head", {"in": line.into}, line.fds, on_lines)
+    return found["head"], found["check"]
 
 
 class Arrival:
@@ -102,12 +98,8 @@ class Arrival:
         """Tell the other side that this one gives up, unless the worker has."""
         if self._line.out >= 0 and not self._heard:
             spec = {"out": self._line.out, "desc": desc}
-            try:
-                async with working(None, "stream-fail", spec, self._line.fds, on_lines) as worker:
-                    async for _ in worker:
-                        pass
-            except QmpError:  # it has gone already
-                pass
+            with suppress(QmpError):  # it has gone already
+                await run_worker(None, "stream-fail", spec, self._line.fds, on_lines)
 
     async def _make(self) -> HostMemoryBackend:
         """Make new memory for it, not visible yet."""
@@ -117,13 +109,10 @@ class Arrival:
                            "or without systemd and --keeper")
         backend = await self._begin(described)
         change.reserve()
-        making = in_thread(make, gmemd, backend)
-        try:
-            await making
-        finally:
-            change.undo(lambda: beside(backend.abandon))
+        change.undo(lambda: beside(backend.abandon))
+        await in_thread(make, gmemd, backend)
         with os_errors(f"there is no room for '{backend.id}'"):
-            gmemd.kernel.check_headroom(int(self._head.get("bytes", 0)), backend.fd)
+            await in_thread(gmemd.kernel.check_headroom, self._head.get("bytes", 0), backend.fd)
         if backend.memory_size != described["size"]:
             raise QmpError(f"'{backend.id}' would have {backend.memory_size} bytes here instead of {described['size']}")
         if self._head.get("parts", 1) > 1:
@@ -163,8 +152,7 @@ class Arrival:
         """Be the destination of a move."""
         self._heard = True
         if self._head.get("device-state"):
-            with os_errors("cannot create a file for the device state"):
-                self._state = os.memfd_create("device-state", os.MFD_CLOEXEC)
+            self._state = state_file()
         async with self._receiver(backend) as worker:
             async for message in worker:
                 self._progress(message)
@@ -227,7 +215,7 @@ class Arrival:
 
     def _appear(self, backend: HostMemoryBackend) -> None:
         backend.foreign = True
-        backend.generation = int(self._head.get("generation", 0))
+        backend.generation = self._head.get("generation", 0)
         for piece in backend.pieces():
             self._change.keep(piece)
         self._gmemd.objects.commit(backend)
@@ -281,20 +269,16 @@ class Arrival:
 
 async def keep_state(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, state: int, vmm: str) -> str:
     """Make a checkpoint of a device state that has come with an object's memory; its name. QmpError."""
-    arguments = {"live": False, "cold": False, "device-state": True}
-    change = Change(gmemd.settler)
-    try:
+    async def keep(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> str:
         shelf = await shelf_for(change, gmemd, caller, {}, create=True)
         name = free_name(gmemd, shelf, backend.id, checkpoint=True)
         gmemd.snapshots.use(change, shelf, name, "it is being made")
         fence = choose(gmemd, caller, backend, {"via": "unfenced"})
         await Beside(gmemd, backend, fence, shelf, name, "", arguments, state=state, vmm=vmm,
                      pause=0.0).work(None, change)
-    except BaseException:
-        change.revert()
-        raise
-    await change.settle()
-    return name
+        return name
+
+    return str(await completed(changing(gmemd.settler, keep)(gmemd, caller, {"live": False, "cold": False})))
 
 
 async def forget_state(gmemd: Gmemd, caller: Caller, name: str) -> None:

@@ -18,12 +18,12 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import close_beside, in_thread
-from gmemd.changes.workers import Worker, working
+from gmemd.changes.workers import Worker, report, working
 from gmemd.commands.context import Caller
 from gmemd.commands.fencing import Fence, uninterrupted
+from gmemd.commands.lines import duplicate
 from gmemd.commands.migrating import Migration
 from gmemd.commands.save import Save, create_state
-from gmemd.commands.snapshots import report
 from gmemd.commands.stopping import Qmp
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.vmm.qemu import STATE_LIMIT
@@ -40,11 +40,8 @@ def way_to_save(backend: HostMemoryBackend, caller: Caller, arguments: dict[str,
             if arguments.get(other):
                 raise QmpError(f"parameter '{other}' does not go with 'state'")
         passed = arguments["state"]
-        with os_errors("cannot duplicate the descriptor"):
-            fd = os.dup(caller.named_fds.look(passed["fdname"]))
-        for ending in (change.undo, change.done):
-            ending(lambda: close_beside([fd]))
-        return partial(Beside, state=fd, vmm=passed["vmm"], pause=passed.get("pause-ms", 0) / 1000)
+        return partial(Beside, state=duplicate(caller, passed["fdname"], change), vmm=passed["vmm"],
+                       pause=passed.get("pause-ms", 0) / 1000)
     if not arguments["migrate"]:
         return Save
     if not arguments["device-state"]:

@@ -10,11 +10,12 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change, WithFds
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import beside, close_beside, in_thread
-from gmemd.changes.workers import working
+from gmemd.changes.workers import run_worker
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.fences import choose
 from gmemd.commands.fencing import Fence, held
-from gmemd.commands.jobs import conclude
+from gmemd.commands.jobs import begin, check_job
+from gmemd.commands.lines import state_file
 from gmemd.commands.measure import item_of, with_resident
 from gmemd.commands.memdev import added, make
 from gmemd.commands.stopping import Qmp
@@ -73,8 +74,7 @@ def _begin_copy(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
     fence = choose(gmemd, caller, source, arguments.get("fence"))
     if arguments["device-state"] and (not isinstance(fence, Qmp) or "job-id" in arguments):
         raise QmpError("parameter 'device-state' needs a fence by 'qmp', and no job")
-    if "job-id" in arguments:
-        gmemd.jobs.check_id(arguments["job-id"])
+    check_job(gmemd, arguments)
     change.claim(source, "it is being cloned", shared=True)
     backend = gmemd.objects.begin(_like(gmemd, source, arguments["id"]), (caller.uid, caller.pid), lambda name: "",
                                   dry_run=change.dry_run)
@@ -83,11 +83,11 @@ def _begin_copy(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
     if change.dry_run:
         change.judged(with_resident(gmemd, source, 0, source.memory_size,
                                     f"create '{backend.id}' and copy {{}} bytes of '{source.id}' into it"), whole=False)
-    if "job-id" not in arguments:
-        return _copy(gmemd, source, backend, fence, None, change, with_state=arguments["device-state"])
-    job, own = gmemd.jobs.create(arguments["job-id"], "clone", source.memory_size), change.hand_over()
-    gmemd.spawn(conclude(job, lambda: own.conclude(_copy(gmemd, source, backend, fence, job, own))))
-    return {}
+
+    async def work(job: Job | None, change: Change) -> Any:
+        return await _copy(gmemd, source, backend, fence, job, change, with_state=arguments["device-state"])
+
+    return begin(gmemd, arguments, "clone", source.memory_size, work, change, {})
 
 
 def _like(gmemd: Gmemd, source: HostMemoryBackend, object_id: str) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _like(gmemd: Gmemd, source: HostMemoryBackend, object_id: str) -> dict[str, 
 
 
 async def _copy(gmemd: Gmemd, source: HostMemoryBackend, backend: HostMemoryBackend, fence: Fence, job: Job | None,
-                change: Change, *, with_state: bool = False) -> Any:
+                change: Change, *, with_state: bool) -> Any:
     change.undo(lambda: beside(backend.abandon))
     await in_thread(make, gmemd, backend)
     with os_errors(f"cannot copy '{source.id}'"):
@@ -115,8 +115,7 @@ async def _copy(gmemd: Gmemd, source: HostMemoryBackend, backend: HostMemoryBack
             await _fill(source, backend, job)
         return added(gmemd, backend, change)
     assert isinstance(fence, Qmp)
-    with os_errors("cannot create a file for the device state"):
-        state = os.memfd_create("device-state", os.MFD_CLOEXEC)
+    state = state_file()
     change.undo(lambda: close_beside([state]))
     async with held(fence):
         await fence.save_state(state)
@@ -129,10 +128,7 @@ async def _copy(gmemd: Gmemd, source: HostMemoryBackend, backend: HostMemoryBack
 async def _fill(source: HostMemoryBackend, backend: HostMemoryBackend, job: Job | None) -> None:
     """Copy the content of an object into a new one."""
     spec = {"source": source.fd, "offset": source.offset, "size": source.memory_size, "target": backend.fd}
-    async with working(job, "copy", spec, [source.fd, backend.fd]) as worker:
-        async for message in worker:
-            if job is not None:
-                job.current = message["done"]
+    await run_worker(job, "copy", spec, [source.fd, backend.fd])
 
 
 def _check_room(kernel: Kernel, item: Item, target: int) -> None:

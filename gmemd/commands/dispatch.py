@@ -21,6 +21,7 @@ from gmemd.commands import (
     fds,
     handovers,
     holders,
+    importing,
     jobs,
     lease,
     memdev,
@@ -45,8 +46,9 @@ from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Command
 
 MODULES: tuple[ModuleType, ...] = (
-    accounting, arriving, clones, cloning, control, conversion, enforce, fds, handovers, holders, jobs, lease, memdev,
-    ownership, owning, prepared, properties, qom, restoring, runners, saving, sending, snapshots, status, track)
+    accounting, arriving, clones, cloning, control, conversion, enforce, fds, handovers, holders, importing, jobs,
+    lease, memdev, ownership, owning, prepared, properties, qom, restoring, runners, saving, sending, snapshots, status,
+    track)
 
 
 def find_function(name: str, modules: Sequence[ModuleType] = MODULES) -> Function:

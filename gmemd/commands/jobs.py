@@ -13,7 +13,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import close_beside, in_thread
-from gmemd.changes.workers import working
+from gmemd.changes.workers import run_worker, working
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete
@@ -27,7 +27,6 @@ _PART: Final = 2  # half of the process's descriptors
 _WIPE_CHUNK: Final = 64 << 20  # bytes between two reports of progress
 
 Part = tuple[int, int, int]  # fd, offset, bytes
-Said = Callable[[dict[str, Any]], None]
 Work = Callable[[Job | None, Change], Coroutine[Any, Any, Any]]
 
 
@@ -70,12 +69,11 @@ def memdev_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
 async def _verify(job: Job, part: Part, chunk: int) -> list[dict[str, Any]]:
     digests: list[dict[str, Any]] = []
 
-    def said(message: dict[str, Any]) -> None:
-        job.current = message.pop("done")
-        digests.append(message)
-
     try:
-        await _worker(job, "hash", part, chunk, said)
+        async with working(job, "hash", _spec(part, chunk), [part[0]]) as worker:
+            async for message in worker:
+                job.current = message.pop("done")
+                digests.append(message)
     finally:
         close_beside([part[0]])  # the object may be deleted, and this the last descriptor of its memory
     return digests
@@ -135,15 +133,16 @@ def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
 
 async def _wipe(backend: HostMemoryBackend, job: Job | None) -> None:
     """Overwrite the contents of an object, and what is set aside for it."""
-    def said(message: dict[str, Any]) -> None:
-        if job is not None:
-            job.current = message["done"]
-
     parts = [(backend.fd, backend.offset, backend.memory_size)]
     if backend.aside is not None:
         parts.insert(0, (backend.aside.fd, 0, backend.memory_size))
     for part in parts:
-        await _worker(job, "zero", part, _WIPE_CHUNK, said)
+        await run_worker(job, "zero", _spec(part, _WIPE_CHUNK), [part[0]])
+
+
+def _spec(part: Part, chunk: int) -> dict[str, int]:
+    fd, offset, size = part
+    return {"fd": fd, "offset": offset, "size": size, "chunk": chunk}
 
 
 # -- running ----------------------------------------------------------------------------------------
@@ -151,15 +150,20 @@ async def _wipe(backend: HostMemoryBackend, job: Job | None) -> None:
 def _run(gmemd: Gmemd, arguments: dict[str, Any], kind: str, backend: HostMemoryBackend, doing: str,
          work: Work, change: Change) -> Any:
     """Work on a claimed object: as a job if requested, otherwise the monitor waits."""
-    if "job-id" in arguments:
-        gmemd.jobs.check_id(arguments["job-id"])
+    check_job(gmemd, arguments)
     change.judged()
     change.claim(backend, doing)
     return begin(gmemd, arguments, kind, backend.memory_size, work, change, {})
 
 
-def begin(gmemd: Gmemd, arguments: dict[str, Any], kind: str, total: int,
-          work: Callable[[Job | None, Change], Coroutine[Any, Any, Any]], change: Change, value: Any) -> Any:
+def check_job(gmemd: Gmemd, arguments: dict[str, Any]) -> None:
+    """Refuse a job id that cannot be a new job's."""
+    if "job-id" in arguments:
+        gmemd.jobs.check_id(arguments["job-id"])
+
+
+def begin(gmemd: Gmemd, arguments: dict[str, Any], kind: str, total: int, work: Work, change: Change,
+          value: Any) -> Any:
     """Work as a job if requested, whose id was checked, with `value` as the reply; otherwise the monitor waits."""
     if "job-id" not in arguments:
         return work(None, change)
@@ -178,11 +182,3 @@ async def conclude(job: Job, work: Callable[[], Awaitable[Any]]) -> None:
         error = exc.desc
     finally:
         job.conclude(error)
-
-
-async def _worker(job: Job | None, verb: str, part: Part, chunk: int, said: Said) -> None:
-    """Let a worker process work on contents."""
-    fd, offset, size = part
-    async with working(job, verb, {"fd": fd, "offset": offset, "size": size, "chunk": chunk}, [fd]) as worker:
-        async for message in worker:
-            said(message)

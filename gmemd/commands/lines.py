@@ -1,7 +1,8 @@
-"""The descriptors over which memory is sent: taken from a client, and closed when the work has ended."""
+"""Descriptors of a client for long work, such as those over which memory is sent: closed when that has ended."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -9,6 +10,7 @@ from gmemd.changes.change import Change
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import close_beside
 from gmemd.commands.context import Caller
+from gmemd.errors import os_errors
 
 
 class Line:
@@ -43,6 +45,21 @@ def take_line(caller: Caller, arguments: dict[str, Any], change: Change,
     line = Line(fd, -1 if answers is None else fd if answers == name else caller.named_fds.take(answers))
     change.undo(line.close)
     return line
+
+
+def duplicate(caller: Caller, name: str, change: Change) -> int:
+    """A duplicate of a descriptor that a client has passed by name, until the change has ended."""
+    with os_errors("cannot duplicate the descriptor"):
+        fd = os.dup(caller.named_fds.look(name))
+    for ending in (change.undo, change.done):
+        ending(lambda: close_beside([fd]))
+    return fd
+
+
+def state_file() -> int:
+    """A file without a name for a device state, which the caller owns; QmpError."""
+    with os_errors("cannot create a file for the device state"):
+        return os.memfd_create("device-state", os.MFD_CLOEXEC)
 
 
 def closing(work: Any, line: Line) -> Any:

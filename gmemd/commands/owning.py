@@ -11,7 +11,7 @@ from gmemd.changes.change import Change
 from gmemd.changes.jobs import Job
 from gmemd.changes.workers import on_lines, working
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.commands.jobs import begin
+from gmemd.commands.jobs import begin, check_job
 from gmemd.commands.lines import Line, closing, take_line
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import remove
@@ -35,8 +35,7 @@ def memdev_move_resolve(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
         return _force(gmemd, backend, move, arguments["force"], change)
     if "fdname" not in arguments:
         raise QmpError("Parameter 'fdname' is missing")
-    if "job-id" in arguments:
-        gmemd.jobs.check_id(arguments["job-id"])
+    check_job(gmemd, arguments)
     line = take_line(caller, {"answers": arguments["fdname"], **arguments}, change)
     change.claim(backend, f"{move.peer} is being asked who owns it", away=True)
 

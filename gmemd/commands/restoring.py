@@ -13,13 +13,14 @@ from gmemd.backends.sealed import new_memfd
 from gmemd.changes.change import Change
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import beside, in_thread
-from gmemd.changes.workers import working
+from gmemd.changes.workers import report, working
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.holders import others_now
+from gmemd.commands.jobs import check_job
 from gmemd.commands.memdev import added, make, remove
 from gmemd.commands.runners import check_runner
 from gmemd.commands.shelf import Shelf
-from gmemd.commands.snapshots import begun, check_job, report, shelf_for, use_with_parent
+from gmemd.commands.snapshots import begun, shelf_for, use_with_parent
 from gmemd.commands.templates import check_no_clones, is_template
 from gmemd.errors import QmpError, os_errors
 from gmemd.memory.piece import Aside

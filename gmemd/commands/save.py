@@ -18,12 +18,12 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import beside, in_thread
-from gmemd.changes.workers import Worker, working
+from gmemd.changes.workers import Worker, report, working
 from gmemd.commands.context import Gmemd
 from gmemd.commands.fencing import Fence
 from gmemd.commands.protecting import WriteProtect
 from gmemd.commands.shelf import Shelf
-from gmemd.commands.snapshots import describe_object, report, work_on
+from gmemd.commands.snapshots import describe_object, work_on
 from gmemd.commands.stopping import Qmp
 from gmemd.commands.track import dirty_since, look
 from gmemd.errors import QmpError, close_fd, os_errors

@@ -14,6 +14,7 @@ from gmemd.commands.checkpoints import Way, way_to_save
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.fences import choose
 from gmemd.commands.fencing import Fence
+from gmemd.commands.jobs import check_job
 from gmemd.commands.measure import with_resident
 from gmemd.commands.shelf import Shelf
 from gmemd.commands.snapshots import begun, check_new, shelf_for
@@ -24,8 +25,7 @@ from gmemd.snapshots.folder import check_name
 
 def memdev_snapshot(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     backend = gmemd.objects.find(arguments["id"])
-    if "job-id" in arguments:
-        gmemd.jobs.check_id(arguments["job-id"])
+    check_job(gmemd, arguments)
     if "name" in arguments:
         check_name(arguments["name"])
     fence = choose(gmemd, caller, backend, arguments.get("fence"), protecting=True)

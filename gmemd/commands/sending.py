@@ -16,19 +16,19 @@ from gmemd import __version__
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.changes.jobs import Job
-from gmemd.changes.threads import close_beside
+from gmemd.changes.threads import close_beside, in_thread
 from gmemd.changes.workers import Worker, on_lines, working
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.fences import choose
 from gmemd.commands.fencing import Fence
-from gmemd.commands.jobs import begin
+from gmemd.commands.jobs import begin, check_job
 from gmemd.commands.lease import end_lease
-from gmemd.commands.lines import Line, closing, take_line
+from gmemd.commands.lines import Line, closing, state_file, take_line
 from gmemd.commands.measure import with_resident
 from gmemd.commands.owning import FORMAT, bury, change_state
 from gmemd.commands.runners import exchange
 from gmemd.commands.stopping import Qmp
-from gmemd.errors import QmpError, os_errors
+from gmemd.errors import QmpError
 from gmemd.memory.moves import Move
 
 _WITHOUT: Final = frozenset(("prealloc-context", "qom-type", "id"))  # properties that mean nothing elsewhere
@@ -51,7 +51,7 @@ def memdev_export(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
 
     async def work(job: Job | None, change: Change) -> dict[str, Any]:
         sending = Sending(gmemd, backend, fence, line, job)
-        await sending.run(arguments, head_of(gmemd, backend, "copy", uuid.uuid4().hex))
+        await sending.run(arguments, await in_thread(head_of, gmemd, backend, "copy", uuid.uuid4().hex))
         return {}
 
     return begin(gmemd, arguments, "export", backend.memory_size, closing(work, line), change, {})
@@ -77,10 +77,9 @@ def memdev_move(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
     async def work(job: Job | None, change: Change) -> dict[str, Any]:
         moving = Moving(gmemd, backend, fence, line, job, change, arguments["to"])
         if arguments["device-state"]:
-            with os_errors("cannot create a file for the device state"):
-                moving.state = os.memfd_create("device-state", os.MFD_CLOEXEC)
+            moving.state = state_file()
         try:
-            await moving.run(arguments, moving.head())
+            await moving.run(arguments, await in_thread(moving.head))
         finally:
             close_beside([moving.state] if moving.state >= 0 else [])
         return {}
@@ -90,8 +89,7 @@ def memdev_move(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
 
 def _take(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, arguments: dict[str, Any], change: Change,
           where: str) -> Line:
-    if "job-id" in arguments:
-        gmemd.jobs.check_id(arguments["job-id"])
+    check_job(gmemd, arguments)
     where = where.replace("{", "{{").replace("}", "}}")
     return take_line(caller, arguments, change, partial(
         with_resident, gmemd, backend, 0, backend.memory_size, f"send about {{}} bytes of '{backend.id}' {where}"))
@@ -106,7 +104,7 @@ def check_readable(backend: HostMemoryBackend) -> None:
 # -- sending -----------------------------------------------------------------------------------------
 
 def head_of(gmemd: Gmemd, backend: HostMemoryBackend, purpose: str, token: str) -> dict[str, Any]:
-    """The members of HEAD."""
+    """The members of HEAD; blocks."""
     described = {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind, "size": backend.memory_size,
                  "simulated": gmemd.kernel.is_simulated(backend.fd),
                  "page-size": gmemd.kernel.file_page_size(backend.fd),
@@ -190,7 +188,7 @@ class Sending:
     def ends(self) -> dict[str, Any]:
         """What of the object may have changed since HEAD."""
         visibility = self.backend.visibility
-        return {} if visibility is None else {"visibility": [visibility.initial, *visibility.dump()]}
+        return {} if visibility is None else {"visibility": visibility.to_json()}
 
     async def let_go(self) -> QmpError | None:
         """It has failed: whoever was stopped goes on; what the fence has to say about it."""
@@ -216,7 +214,7 @@ class Moving(Sending):
         self._refused: QmpError | None = None  # why it was not given up, when the destination was ready for it
 
     def head(self) -> dict[str, Any]:
-        """The members of HEAD."""
+        """The members of HEAD; blocks."""
         return {**head_of(self.gmemd, self.backend, "move", self._move.token), "generation": self._move.generation,
                 "device-state": self.state >= 0}
 
@@ -226,12 +224,11 @@ class Moving(Sending):
             await super().run(arguments, head)
             if self._refused is not None:
                 raise self._refused
-        except BaseException as exc:
+        except QmpError as exc:
             if self._given_up:
-                if isinstance(exc, QmpError):
-                    raise QmpError(f"'{self.backend.id}' was given up, and {self._move.peer} has not confirmed that it "
-                                   f"owns it: {exc.desc}") from exc
-            elif isinstance(exc, QmpError) and self._refused is None:
+                raise QmpError(f"'{self.backend.id}' was given up, and {self._move.peer} has not confirmed that it "
+                               f"owns it: {exc.desc}") from exc
+            if self._refused is None:
                 with contextlib.suppress(QmpError):  # then it stays as offered, which means the same without an attempt
                     await self._become("kept")
             raise

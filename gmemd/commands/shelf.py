@@ -104,9 +104,11 @@ class Shelves:
         """Look at its own directory after the start, and free what a predecessor has left there."""
         with suppress(QmpError):
             shelf = await self.open(create=False)
-            if shelf.fd >= 0:
-                await in_thread(_sweep, shelf.fd)
-            shelf.close()
+            try:
+                if shelf.fd >= 0:
+                    await in_thread(_sweep, shelf.fd)
+            finally:
+                shelf.close()
 
     async def open(self, passed: int = -1, uid: int = -1, *, create: bool) -> Shelf:
         """Its own directory, or `passed`, which is used up, of a client of that uid; with what is in it now."""
@@ -118,9 +120,9 @@ class Shelves:
         else:
             shelf = await in_thread(_own, self.path, create)
             self._key = shelf.key if shelf.fd >= 0 else self._key
-            if create:
-                await in_thread(_sweep, shelf.fd)
         try:
+            if create and passed < 0:
+                await in_thread(_sweep, shelf.fd)
             await self.look(shelf)
         except BaseException:
             shelf.close()

@@ -1,4 +1,4 @@
-"""Commands on snapshots that exist: listing, verifying, flattening, deleting, handing out; and importing one."""
+"""Commands on snapshots that exist: listing, verifying, flattening, deleting, handing out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change, WithFds
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import close_beside, in_thread
-from gmemd.changes.workers import working
+from gmemd.changes.workers import run_worker
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.commands.jobs import Work, begin
+from gmemd.commands.jobs import Work, begin, check_job
 from gmemd.commands.listing import listed
 from gmemd.commands.shelf import Shelf
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.syscalls import open_beneath
-from gmemd.snapshots import catalogue, folder, mapped_ram
+from gmemd.snapshots import catalogue
 from gmemd.snapshots.catalogue import Entry
 
 _OBJECT: Final = ("id", "qom-type", "kind", "size")  # members of MemdevSnapshotObject
@@ -130,51 +130,6 @@ def _delete(directory: int, name: str) -> None:
         catalogue.delete(directory, name)
 
 
-def memdev_snapshot_import(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    name = arguments["name"]
-    check_job(gmemd, arguments)
-    folder.check_name(name)
-    with os_errors("cannot duplicate the descriptor"):
-        fd = os.dup(caller.named_fds.look(arguments["file"]))
-    for ending in (change.undo, change.done):
-        ending(lambda: close_beside([fd]))
-
-    async def act() -> Any:
-        shelf = await shelf_for(change, gmemd, caller, arguments, create=True)
-        check_new(gmemd, shelf, name)
-        gmemd.snapshots.use(change, shelf, name, "it is being made")
-        block = await in_thread(_block, fd, arguments.get("block"))
-        change.judged(f"make the snapshot '{name}' of the {block.size} bytes of '{block.name}'", whole=False)
-        object_id = arguments.get("id", block.name.rpartition("/")[2])
-        members = _imported(gmemd, object_id, block.size)
-        spec = {"root": shelf.fd, "name": name, "file": fd, "block": block.name, "members": members}
-
-        async def work(job: Job | None, change: Change) -> Any:
-            await _work("import", spec, job)
-            await gmemd.snapshots.made(shelf, name)
-            gmemd.emit("MEMDEV_SNAPSHOT_SAVED", {"name": name, "id": object_id, "consistent": True,
-                                                 "device-state": False})
-            return {"name": name}
-
-        return await begun(gmemd, arguments, "snapshot-import", block.size, work, change, {"name": name})
-
-    return act()
-
-
-def _block(fd: int, name: str | None) -> mapped_ram.Block:
-    with os_errors("cannot read QEMU's file"):
-        return mapped_ram.choose(fd, name)
-
-
-def _imported(gmemd: Gmemd, object_id: str, size: int) -> dict[str, Any]:
-    """What the manifest says of memory that was QEMU's: it comes back as a memfd."""
-    complete = gmemd.schema.check_object({"qom-type": "memory-backend-memfd", "id": object_id, "size": size})
-    backend = gmemd.objects.checked(complete, (-1, -1), lambda name: "")
-    backend.memory_size = size
-    return {"object": describe_object(gmemd, backend, gmemd.kernel.page_size),
-            "consistency": {"via": "qmp", "consistent": True}}
-
-
 def memdev_get_snapshot(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     part = arguments["part"]
 
@@ -262,12 +217,6 @@ def _check_childless(shelf: Shelf, name: str) -> None:
         raise QmpError(f"snapshot '{name}' is the parent of '{children[0]}': memdev-snapshot-flatten of that ends it")
 
 
-def check_job(gmemd: Gmemd, arguments: dict[str, Any]) -> None:
-    """Refuse a job id that cannot be a new job's."""
-    if "job-id" in arguments:
-        gmemd.jobs.check_id(arguments["job-id"])
-
-
 async def begun(gmemd: Gmemd, arguments: dict[str, Any], kind: str, total: int, work: Work, change: Change,
                 reply: dict[str, Any]) -> Any:
     """Do work on what is checked, or start its job: the reply."""
@@ -277,14 +226,7 @@ async def begun(gmemd: Gmemd, arguments: dict[str, Any], kind: str, total: int, 
 
 async def work_on(verb: str, shelf: Shelf, name: str, job: Job | None) -> None:
     """Let a worker process read a snapshot, or store it in another form in its place."""
-    await _work(verb, {"root": shelf.fd, "name": name}, job)
-
-
-async def _work(verb: str, spec: dict[str, Any], job: Job | None) -> None:
-    fds = [spec[member] for member in ("root", "file") if member in spec]
-    async with working(job, verb, spec, fds) as worker:
-        async for message in worker:
-            report(job, message)
+    await run_worker(job, verb, {"root": shelf.fd, "name": name}, [shelf.fd])
 
 
 def describe_object(gmemd: Gmemd, backend: HostMemoryBackend, page: int) -> dict[str, Any]:
@@ -293,12 +235,5 @@ def describe_object(gmemd: Gmemd, backend: HostMemoryBackend, page: int) -> dict
              "simulated": backend.kind == "guest-memfd" and gmemd.kernel.simulated,
              "size": backend.memory_size, "page-size": page, "properties": dict(backend.properties)}
     if backend.visibility is not None:
-        saved["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
+        saved["visibility"] = backend.visibility.to_json()
     return saved
-
-
-def report(job: Job | None, message: dict[str, Any]) -> None:
-    """Show a worker's progress in its job."""
-    if job is not None:
-        job.total = message.get("total", job.total)
-        job.current = message.get("done", job.current)

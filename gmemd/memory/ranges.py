@@ -69,6 +69,10 @@ class RangeMap:
         """The number of ranges."""
         return len(self._changes) + (not self._changes or self._changes[0] > 0)
 
+    def to_json(self) -> list[int]:
+        """The initial state, then the changes."""
+        return [self.initial, *self._changes]
+
     def copy(self) -> RangeMap:
         """A copy, which later changes do not affect."""
         return RangeMap(self.size, self.initial, list(self._changes))

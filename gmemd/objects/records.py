@@ -69,7 +69,7 @@ def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
     if backend.origin:
         extra["origin"] = backend.origin
     if backend.visibility is not None:
-        extra["visibility"] = [backend.visibility.initial, *backend.visibility.dump()]
+        extra["visibility"] = backend.visibility.to_json()
     if backend.lease is not None:
         extra["lease"] = backend.lease.dump()
     if backend.generation:
