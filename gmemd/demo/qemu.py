@@ -20,6 +20,7 @@ from pathlib import Path
 from gmemd.client.client import Client
 from gmemd.client.running import PATIENCE, state
 from gmemd.errors import QmpError
+from gmemd.posix.sockets import written
 
 PROGRAM = "qemu-system-x86_64"
 SIZE = 64 << 20  # bytes of the object
@@ -41,7 +42,7 @@ def command(firmware: Path, memory: str, socket: Path) -> list[str]:
     """The words of a QEMU that runs the guest on `memory`, an object's path or placeholder, and has a QMP socket."""
     return [PROGRAM, "-nodefaults", "-display", "none", "-accel", "tcg", "-bios", str(firmware), "-m", "64M",
             "-object", f"memory-backend-file,id=ram,size=64M,share=on,mem-path={memory}",
-            "-machine", "pc,memory-backend=ram", "-qmp", f"unix:{socket},server=on,wait=off"]
+            "-machine", "pc,memory-backend=ram", "-qmp", f"{written(str(socket))},server=on,wait=off"]
 
 
 def guest(memory: mmap.mmap) -> tuple[int, int]:

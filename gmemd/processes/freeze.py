@@ -20,7 +20,7 @@ from gmemd.processes.identity import PROC, command_name, read, start_time
 _PAUSES: Final = (0.0005, 0.02)  # seconds between two looks, at first and at most
 _GONE: Final = (FileNotFoundError, ProcessLookupError)
 
-Marks = dict[str, tuple[str, ...]]  # task: how often it has run
+Marks = dict[str, tuple[str, ...]]  # task: how often it has stopped running
 
 
 class Stopped:
@@ -57,7 +57,7 @@ class Stopped:
     def check(self) -> None:
         """QmpError: it has run meanwhile."""
         pid, start = self.process
-        if self._marks is not None and start_time(pid) == start and _marks(pid) != self._marks:
+        if self._marks is not None and start_time(pid) == start and (_marks(pid) != self._marks or not _stands(pid)):
             raise QmpError(f"process {pid} ({command_name(pid)}) was continued by somebody else")
 
     def go(self) -> None:
@@ -217,7 +217,7 @@ def _stands(pid: int) -> bool:
 
 
 def _marks(pid: int) -> Marks:
-    """How often each task has been switched to; who stands still is not."""
+    """How often each task has been switched away from: more often, if it has run and stands still again."""
     found = {}
     for task, _ in _tasks(pid):
         with contextlib.suppress(*_GONE):

@@ -168,7 +168,7 @@ def test_what_is_not_a_qemu(scene: Scene, tmp_path: Path) -> None:
         scene.guest.wait_runs()
     assert "No such file" in scene.said("checkpoint", "vm1", "--qmp", str(tmp_path / "nothing"), status=1)
     assert "needs a command" in scene.checkpoint("--swap", status=2)
-    assert "needs a command" in scene.checkpoint("--", "true", status=2)
+    assert "are for --swap" in scene.checkpoint("--", "true", status=2)
     assert scene.client.execute("query-memdev-snapshots") == []
     scene.checkpoint()
 

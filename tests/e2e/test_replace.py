@@ -155,12 +155,13 @@ def test_the_daemon_may_be_killed(linux: tuple[House, LinuxGuest], at: str) -> N
 
 @pytest.mark.parametrize("at", ["+memdev-handover", "+stop", "-cont"])
 def test_a_new_qemu_that_is_killed(linux: tuple[House, LinuxGuest], at: str) -> None:
-    """Until the guest runs in it, the old one goes on, and the sentence says so."""
+    """Until the guest runs in it, the old one goes on, and the sentence says so; or gmemd has not taken the note."""
     house, guest = linux
     mark, old = guest.mark(), house.wait_settled()
     done = house.replace(guest.qmp("vm"), guest.command("vm"), kill="new", at=at)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.count("the guest runs in the old VMM as before") == 1
+    assert "the guest runs in the old VMM as before" in done.stderr \
+        or (at == "+memdev-handover" and "has ended, or is not visible from here" in done.stderr)
     assert house.wait_settled() == old
     guest.check_went_on(mark)
 
