@@ -275,6 +275,8 @@ def test_prometheus_scrapes_and_answers(tcp_site: Site, prometheus: str) -> None
     assert str(1 << 20) == ask(prometheus, 'gmemd_object_resident_bytes{visibility="shared"} > 0')[0]["value"][1]
     assert ask(prometheus, "gmemd_build_info")[0]["metric"]["kernel"] == "simulated"
     with tcp_site.client() as client:
+        client.execute("query-version")
+        assert ask(prometheus, 'gmemd_qmp_commands_total{command="query-version"}')  # a rate needs one before
         for _ in range(10):
             client.execute("query-version")
         assert ask(prometheus, 'rate(gmemd_qmp_commands_total{command="query-version"}[1m]) > 0')
