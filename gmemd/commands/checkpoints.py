@@ -26,7 +26,7 @@ from gmemd.commands.migrating import Migration
 from gmemd.commands.save import Save, create_state
 from gmemd.commands.stopping import Qmp
 from gmemd.errors import QmpError, close_fd, os_errors
-from gmemd.vmm.qemu import STATE_LIMIT
+from gmemd.vmm.state import STATE_LIMIT
 
 _CHUNK: Final = 1 << 20  # bytes
 

@@ -11,11 +11,10 @@ from gmemd.changes.change import Change
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
+from gmemd.commands.track import check_features, check_mapped
 from gmemd.errors import QmpError, close_fd, os_errors
-from gmemd.kernel.maps import shown
-from gmemd.kernel.userfault import MISSING, UFFD_FEATURE_SIGBUS, can_miss, features, register
+from gmemd.kernel.userfault import MISSING, UFFD_FEATURE_SIGBUS, can_miss, register
 from gmemd.memory.ranges import SHARED
-from gmemd.processes.holders import is_mapped
 from gmemd.processes.identity import start_time
 from gmemd.processes.watch import watch
 
@@ -28,20 +27,15 @@ def memdev_enforce(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
         raise QmpError(f"object '{backend.id}' is not a guest_memfd")
     if not can_miss(backend.fd):
         raise QmpError(f"object '{backend.id}' is a real guest_memfd: userfaultfd cannot make its pages fault")
-    with os_errors("cannot examine the descriptor"):
-        found = features(caller.named_fds.look(name))
-    if found is None or not found & UFFD_FEATURE_SIGBUS:
-        raise QmpError(f"the descriptor '{name}' is not a userfaultfd with UFFD_FEATURE_SIGBUS")
+    check_features(caller, name, {"UFFD_FEATURE_SIGBUS": UFFD_FEATURE_SIGBUS})
     with os_errors(f"cannot see process {caller.pid}"):
         start = start_time(caller.pid)
     names, pid = caller.named_fds, caller.pid
     change.judged()
 
     async def work() -> dict[str, Any]:
-        [file] = shown([backend.fd])
-        if start is None or not await in_thread(is_mapped, pid, file, address, backend.memory_size):
-            raise QmpError(f"object '{backend.id}' is not mapped as a whole at {address:#x} in process {pid}")
-        return await _enforce(gmemd, backend, names.take(name), address, pid, start, change)
+        await check_mapped(backend, pid, address)
+        return await _enforce(gmemd, backend, names.take(name), address, pid, start or 0, change)
 
     change.claim(backend, "its shared pages are being allocated")
     return work()

@@ -18,7 +18,8 @@ from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.commands.fencing import uninterrupted
 from gmemd.commands.stopping import Qmp
-from gmemd.vmm.qemu import Qemu, VmmError
+from gmemd.vmm.ending import VmmError
+from gmemd.vmm.qemu import Qemu
 
 _FASTEST: Final = 1 << 40  # bytes a second; QEMU's default is 128 MiB
 _LOOK: Final = 0.05  # seconds between two looks while the guest runs

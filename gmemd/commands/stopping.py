@@ -12,7 +12,8 @@ from gmemd.commands.fencing import Fence, identity, uninterrupted
 from gmemd.errors import QmpError
 from gmemd.processes.freeze import Freezer
 from gmemd.processes.guard import STILL, resume_vmm
-from gmemd.vmm.qemu import Qemu, VmmError
+from gmemd.vmm.ending import VmmError
+from gmemd.vmm.qemu import Qemu
 
 _ROUNDS: Final = 20  # of looking for processes that got the memory while others were being stopped
 _RAN: Final = {"RESUME": "continued", "RESET": "reset"}  # events

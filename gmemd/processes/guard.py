@@ -16,7 +16,8 @@ from typing import Any, Final
 from gmemd.errors import QmpError
 from gmemd.processes.freeze import resume
 from gmemd.processes.identity import command_name, start_time
-from gmemd.vmm.qemu import Qemu, VmmError
+from gmemd.vmm.ending import VmmError
+from gmemd.vmm.qemu import Qemu
 
 STILL: Final = ("paused", "prelaunch", "postmigrate", "shutdown", "guest-panicked", "internal-error", "io-error",
                 "watchdog")  # run states in which nothing runs until somebody continues the guest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from gmemd.errors import QmpError, os_errors
@@ -15,7 +15,7 @@ from gmemd.snapshots.crew import by_two
 from gmemd.snapshots.pages import CHUNK, PAGE, WINDOW, filled, pieces, runs
 from gmemd.snapshots.save import Message, Talk, progress
 from gmemd.snapshots.source import Source, readable
-from gmemd.snapshots.stored import Part, Stored
+from gmemd.snapshots.stored import Stored
 from gmemd.snapshots.tables import write_fully
 
 
@@ -44,16 +44,7 @@ class Target:
 
     def fill(self, source: Source) -> Iterator[int]:
         """Write everything that is not zeros; yields the bytes that were read, as it goes."""
-        def work(window: int, buffers: Buffers) -> int:
-            length, count = min(WINDOW, source.size - window * WINDOW), 0
-            for start, end in pieces(length, source.blocks(window)):
-                view = buffers.data[:end - start]
-                source.read(window * WINDOW + start, view)
-                self.write(window * WINDOW + start, view)
-                count += len(view)
-            return count
-
-        return by_two(source.windows(), work)
+        return _by_pieces(source, source.windows(), source.blocks, self.write)
 
     def write(self, at: int, view: memoryview) -> None:
         """Write the pages of a chunk that are not zeros."""
@@ -119,21 +110,24 @@ def verify(spec: Message) -> Talk:
         done = 0
         for part in stored.parts.values():
             part.check_file()
-            done = yield from progress(_checked(part), done)
+            done = yield from progress(_by_pieces(part, part.all_windows(), part.all_blocks, part.check_strays), done)
         return {"id": stored.manifest["id"], "bytes": done}
 
 
-def _checked(part: Part) -> Iterator[int]:
+def _by_pieces(source: Source, windows: Iterator[int], blocks: Callable[[int], set[int]],
+               done: Callable[[int, memoryview], None]) -> Iterator[int]:
+    """Read these blocks of these windows and call `done` with each piece and its offset; yields the bytes, as it goes.
+    """
     def work(window: int, buffers: Buffers) -> int:
-        length, count = min(WINDOW, part.size - window * WINDOW), 0
-        for start, end in pieces(length, part.all_blocks(window)):
+        length, count = min(WINDOW, source.size - window * WINDOW), 0
+        for start, end in pieces(length, blocks(window)):
             view = buffers.data[:end - start]
-            part.read(window * WINDOW + start, view)
-            part.check_strays(window * WINDOW + start, view)
+            source.read(window * WINDOW + start, view)
+            done(window * WINDOW + start, view)
             count += len(view)
         return count
 
-    return by_two(part.all_windows(), work)
+    return by_two(windows, work)
 
 
 VERBS: Final = {"restore": restore, "verify": verify}

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Final, NamedTuple
 
+from gmemd.vmm.ending import VmmError
 from gmemd.vmm.memfds import File, describe, holds, is_writable, mapped
-from gmemd.vmm.qemu import Qemu, VmmError
+from gmemd.vmm.qemu import Qemu
 
 VIRTIO_MEM_LEAVES: Final = (8, 2, 0)  # from this version on QEMU unplugs a virtio-mem device
 _PCI_BRIDGE = 0x0604  # PCI's class code

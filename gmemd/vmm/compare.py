@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from gmemd.vmm.qemu import Backend, Qemu, VmmError
+from gmemd.vmm.ending import VmmError
+from gmemd.vmm.qemu import Backend, Qemu
 
 _SHOWN = 3  # differences that are told
 

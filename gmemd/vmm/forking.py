@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
-from gmemd.vmm.qemu import Qemu, VmmError
+from gmemd.vmm.ending import VmmError
+from gmemd.vmm.qemu import Qemu
 from gmemd.vmm.start import Guard, Started, reach
 
 

@@ -16,7 +16,8 @@ import time
 from collections.abc import Iterator
 
 from gmemd.errors import QmpError
-from gmemd.vmm.qemu import Qemu, VmmError, kill
+from gmemd.vmm.ending import VmmError, kill
+from gmemd.vmm.qemu import Qemu
 
 _MARK = "gmemd-passed-on"  # the id of an object in a VMM whose guest may run in another one
 _NEXT = ".next-"  # in the name of a socket on which a VMM listens until the old one's place is free

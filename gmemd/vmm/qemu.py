@@ -10,25 +10,17 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
-import stat
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from gmemd.client.client import Client, ProtocolError
 from gmemd.errors import QmpError
+from gmemd.vmm.ending import VmmError, pidfd_of
+from gmemd.vmm.state import copy_state, is_pipe, is_whole
 
-STATE_LIMIT = 1 << 30  # bytes; what a device state may have: one with RAM in it is a mistake
 _NAME = "gmemd-state"  # of the descriptor in QEMU
-_CHUNK = 1 << 20
-_BEGINNING = 1 << 12  # bytes of a stream in which its capabilities are
-_DEAD = 30.0  # seconds in which a killed process must have ended
 _PAUSES = (0.001, 0.05)  # seconds between two looks at a migration, at first and at most
-
-
-class VmmError(QmpError):
-    """A VMM did not do what it was told; one sentence, with the VMM's own words."""
 
 
 class Backend(NamedTuple):
@@ -110,7 +102,7 @@ class Qemu:
 
     def quit(self) -> None:
         """End the VMM, and wait until its process has ended."""
-        pidfd = _pidfd(self.pid)
+        pidfd = pidfd_of(self.pid)
         try:
             with contextlib.suppress(ConnectionError):
                 self._quit()
@@ -168,7 +160,7 @@ class Qemu:
 
         The guest stays stopped, and must be let go (`cont`) before it can be saved again.
         """
-        if _is_pipe(fd):
+        if is_pipe(fd):
             self.begin_save(fd)
             self.wait_migration()
             return 0
@@ -178,7 +170,7 @@ class Qemu:
                 self.begin_save(writer)
             finally:
                 os.close(writer)
-            size = self._copy(reader, fd)
+            size = copy_state(reader, fd, self.timeout, self.path)
         finally:
             os.close(reader)
         self.wait_migration()
@@ -190,16 +182,16 @@ class Qemu:
 
         A VMM that cannot load it ends, and says why on its standard error.
         """
-        if _is_pipe(fd):
+        if is_pipe(fd):
             self.begin_load(fd)
         else:
             reader, writer = os.pipe()
             try:
                 try:
-                    self.begin_load(reader, whole=_is_whole(fd))
+                    self.begin_load(reader, whole=is_whole(fd))
                 finally:
                     os.close(reader)
-                self._copy(fd, writer)
+                copy_state(fd, writer, self.timeout, self.path)
             finally:
                 os.close(writer)
         self.wait_loaded()
@@ -272,33 +264,6 @@ class Qemu:
             time.sleep(pause)
             pause = min(pause * 2, longest)
 
-    def _copy(self, source: int, target: int) -> int:
-        """Copy until the end; bytes. The pipe of the two ends when QEMU has ended."""
-        total, deadline = 0, time.monotonic() + self.timeout
-        while True:
-            self._ready(source, deadline, writing=False)
-            data = memoryview(os.read(source, _CHUNK))
-            if not data:
-                return total
-            total += len(data)
-            if total > STATE_LIMIT:
-                raise VmmError(f"the device state of '{self.path}' is larger than {STATE_LIMIT >> 20} MiB: "
-                               "it would hold RAM")
-            while data:
-                self._ready(target, deadline, writing=True)
-                try:
-                    data = data[os.write(target, data[:select.PIPE_BUF]) if _is_pipe(target)
-                                else os.write(target, data):]
-                except BrokenPipeError:
-                    raise VmmError(f"the VMM at '{self.path}' did not read all of its state") from None
-
-    def _ready(self, fd: int, deadline: float, *, writing: bool) -> None:
-        if not _is_pipe(fd):
-            return
-        waiting = ([], [fd]) if writing else ([fd], [])
-        if not any(select.select(*waiting, [], max(deadline - time.monotonic(), 0))):
-            raise VmmError(f"the VMM at '{self.path}' has not transferred its state after {self.timeout:g} s")
-
     @contextlib.contextmanager
     def _errors(self, silent: str, *, refuses: str = "", gone: bool = True) -> Iterator[None]:
         """What can go wrong with one question, as one sentence."""
@@ -317,44 +282,6 @@ class Qemu:
             raise VmmError(f"{who} has ended or closed the connection") from exc
         except (OSError, ValueError) as exc:
             raise VmmError(f"cannot use '{self.path}': {getattr(exc, 'strerror', None) or exc}") from exc
-
-
-def _is_pipe(fd: int) -> bool:
-    return stat.S_ISFIFO(os.fstat(fd).st_mode)
-
-
-def _is_whole(fd: int) -> bool:
-    """Whether a state in a file is from a stream with the shared RAM: a stream names the capabilities it needs."""
-    return b"x-ignore-shared" not in os.pread(fd, _BEGINNING, os.lseek(fd, 0, os.SEEK_CUR))
-
-
-def _pidfd(pid: int) -> int | None:
-    """A pidfd; None: the process has ended or cannot be seen from here."""
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None
-
-
-def end(pid: int) -> None:
-    """Kill a process, and wait until it has ended; VmmError: it may not be killed, or does not end."""
-    pidfd = _pidfd(pid)
-    if pidfd is not None:
-        try:
-            kill(pidfd, pid)
-        finally:
-            os.close(pidfd)
-
-
-def kill(pidfd: int, pid: int) -> None:
-    """The same by its pidfd, which is borrowed."""
-    try:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except OSError as exc:
-        raise VmmError(f"cannot end process {pid}: {exc.strerror}") from exc
-    if not select.select([pidfd], [], [], _DEAD)[0]:
-        raise VmmError(f"process {pid} was killed and does not end")
 
 
 def _version(greeting: dict[str, Any]) -> tuple[int, int, int]:

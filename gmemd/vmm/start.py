@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from gmemd.posix.sockets import split_unix, written
-from gmemd.vmm.qemu import Qemu, VmmError, end
+from gmemd.vmm.ending import VmmError, end
+from gmemd.vmm.qemu import Qemu
 
 _KEPT = 1 << 20  # bytes of what a VMM in the background says
 _TAIL = 1 << 14  # bytes of what it said that are looked at

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
+
+import pytest_asyncio
 
 from gmemd.changes.change import Change, WithFds
 from gmemd.errors import QmpError
@@ -89,3 +93,28 @@ class LiveMachine(Machine):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         self.gmemd.close()
+
+
+def with_memfd(size: int) -> Any:
+    """A fixture: a machine with the memfd `m` of so many bytes."""
+    async def live() -> AsyncIterator[LiveMachine]:
+        machine = LiveMachine()
+        await machine.do("object-add", qom_type="memory-backend-memfd", id="m", size=size)
+        yield machine
+        await machine.close()
+
+    return pytest_asyncio.fixture(live)
+
+
+def idle_process() -> Iterator[subprocess.Popen[bytes]]:
+    """For a fixture: a process that ends when its input does."""
+    process = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL)
+    yield process
+    end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process, and wait for its end."""
+    process.kill()
+    process.communicate()

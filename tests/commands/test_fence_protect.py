@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import struct
 import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from gmemd.commands.fences import choose
 from gmemd.commands.fencing import Fence, held
 from gmemd.errors import QmpError
 from gmemd.kernel import userfault
 from tests.commands.guest import SIGBUS_FEATURE, Guest, hand_over
-from tests.commands.live import LiveMachine
+from tests.commands.live import LiveMachine, with_memfd
 from tests.patience import wait_for
 from tests.snapshots.engine import MEMBERS, Engine, restore, running
 
@@ -27,12 +25,7 @@ SIZE = PAGES * PAGE
 SYNC = userfault.UFFD_FEATURE_WP_UNPOPULATED | userfault.UFFD_FEATURE_WP_HUGETLBFS_SHMEM
 
 
-@pytest_asyncio.fixture
-async def live() -> AsyncIterator[LiveMachine]:
-    machine = LiveMachine()
-    await machine.do("object-add", qom_type="memory-backend-memfd", id="m", size=SIZE)
-    yield machine
-    await machine.close()
+live = with_memfd(SIZE)
 
 
 def fd_of(machine: LiveMachine) -> int:

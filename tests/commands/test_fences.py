@@ -9,19 +9,18 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from gmemd.commands.fences import choose, recover
 from gmemd.commands.fencing import Fence, held
 from gmemd.errors import QmpError
 from gmemd.kernel.program import is_own
 from gmemd.processes.identity import start_time
-from tests.commands.live import LiveMachine
+from tests.commands.live import LiveMachine, with_memfd
 from tests.patience import wait_for
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -61,13 +60,7 @@ def writing(fd: int, threads: int = 1) -> Iterator[subprocess.Popen[str]]:
         process.stdout.close()
 
 
-@pytest_asyncio.fixture
-async def live() -> AsyncIterator[LiveMachine]:
-    """A machine with the memfd `m`."""
-    machine = LiveMachine()
-    await machine.do("object-add", qom_type="memory-backend-memfd", id="m", size=SIZE)
-    yield machine
-    await machine.close()
+live = with_memfd(SIZE)
 
 
 def fd_of(machine: LiveMachine) -> int:

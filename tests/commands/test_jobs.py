@@ -6,18 +6,16 @@ import asyncio
 import mmap
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from xxhash import xxh3_128_hexdigest
 
 from gmemd.changes.jobs import Jobs
 from gmemd.kernel import uapi
 from gmemd.kernel.worker import hash_chunks, zero_chunks
-from tests.commands.live import LiveMachine
+from tests.commands.live import LiveMachine, with_memfd
 
 PAGE = os.sysconf("SC_PAGESIZE")
 SIZE = 8 * PAGE
@@ -25,13 +23,7 @@ WELL = ["created", "running", "waiting", "pending", "concluded"]
 BADLY = ["created", "running", "aborting", "concluded"]
 
 
-@pytest_asyncio.fixture
-async def live() -> AsyncIterator[LiveMachine]:
-    """A machine with the memfd `m` of eight pages."""
-    machine = LiveMachine()
-    await machine.do("object-add", qom_type="memory-backend-memfd", id="m", size=SIZE)
-    yield machine
-    await machine.close()
+live = with_memfd(SIZE)
 
 
 def fd_of(machine: LiveMachine, name: str = "m") -> int:

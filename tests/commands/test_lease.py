@@ -6,11 +6,10 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from gmemd.changes.change import WithFds, completed
 from gmemd.commands.fences import choose
@@ -20,31 +19,15 @@ from gmemd.errors import QmpError
 from gmemd.memory.lease import Lease
 from gmemd.objects.records import backend_of, record_of
 from gmemd.processes.identity import command_name, start_time
-from tests.commands.live import LiveMachine
+from tests.commands.live import LiveMachine, end, idle_process, with_memfd
 
 PAGE = os.sysconf("SC_PAGESIZE")
 
 
-@pytest_asyncio.fixture
-async def live() -> AsyncIterator[LiveMachine]:
-    machine = LiveMachine()
-    await machine.do("object-add", qom_type="memory-backend-memfd", id="m", size=PAGE)
-    yield machine
-    await machine.close()
+live = with_memfd(PAGE)
 
 
-@pytest.fixture
-def other() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends when its input does."""
-    process = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL)
-    yield process
-    end(process)
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.communicate()
+other = pytest.fixture(idle_process, name="other")
 
 
 async def get(machine: LiveMachine, **how: object) -> None:

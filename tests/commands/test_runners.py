@@ -4,44 +4,24 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from gmemd.commands.handovers import watch_handovers
 from gmemd.commands.runners import watch_runners
 from gmemd.objects.records import backend_of, record_of
 from gmemd.processes.identity import command_name
-from tests.commands.live import LiveMachine
+from tests.commands.live import LiveMachine, end, idle_process, with_memfd
 from tests.patience import PATIENCE
 
 PAGE = os.sysconf("SC_PAGESIZE")
 
 
-@pytest_asyncio.fixture
-async def live() -> AsyncIterator[LiveMachine]:
-    machine = LiveMachine()
-    await machine.do("object-add", qom_type="memory-backend-memfd", id="m", size=PAGE)
-    yield machine
-    await machine.close()
+live = with_memfd(PAGE)
 
 
-def process() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends when its input does."""
-    found = subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    yield found
-    end(found)
-
-
-other, another, client = (pytest.fixture(process, name=name) for name in ("other", "another", "client"))
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.communicate()
+other, another, client = (pytest.fixture(idle_process, name=name) for name in ("other", "another", "client"))
 
 
 async def status(machine: LiveMachine) -> dict[str, Any]:

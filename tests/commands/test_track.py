@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from gmemd.kernel import userfault
 from gmemd.memory.tracking import Tracking
 from tests.commands.guest import Guest, hand_over
-from tests.commands.live import LiveMachine
+from tests.commands.live import LiveMachine, with_memfd
 from tests.patience import PATIENCE
 
 PAGE = os.sysconf("SC_PAGESIZE")
@@ -37,13 +36,7 @@ def _can_track() -> bool:
 pytestmark = pytest.mark.skipif(not _can_track(), reason="needs PAGEMAP_SCAN (Linux 6.7)")
 
 
-@pytest_asyncio.fixture
-async def live() -> AsyncIterator[LiveMachine]:
-    """A machine with the memfd `m`."""
-    machine = LiveMachine()
-    await machine.do("object-add", qom_type="memory-backend-memfd", id="m", size=SIZE)
-    yield machine
-    await machine.close()
+live = with_memfd(SIZE)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from gmemd.vmm.attach import Attached, Memory, attach, detach
-from gmemd.vmm.qemu import Qemu, VmmError
+from gmemd.vmm.ending import VmmError
+from gmemd.vmm.qemu import Qemu
 from tests.daemon import Daemon
 from tests.patience import PATIENCE
 from tests.programs import gmemctl

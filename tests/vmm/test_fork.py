@@ -17,7 +17,8 @@ import pytest
 
 from gmemd.client.client import Client
 from gmemd.client.running import RunningGmemd
-from gmemd.vmm.qemu import Qemu, VmmError
+from gmemd.vmm.ending import VmmError
+from gmemd.vmm.qemu import Qemu
 from tests.daemon import Daemon
 from tests.e2e.test_docs import blocks, user_environment
 from tests.guests.firmware import SIZE, FirmwareGuest

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from gmemd.errors import QmpError
+from gmemd.vmm.ending import VmmError
 from gmemd.vmm.handover import Party, move, settle
-from gmemd.vmm.qemu import Qemu, VmmError
+from gmemd.vmm.qemu import Qemu
 from tests.guests.linux import needs_qemu
 from tests.patience import PATIENCE
 from tests.vmm.test_qemu import World

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.vmm.qemu import Backend, Qemu, VmmError
+from gmemd.vmm.ending import VmmError
+from gmemd.vmm.qemu import Backend, Qemu
 from tests.guests.firmware import SIZE, FirmwareGuest
 from tests.guests.linux import needs_qemu
 from tests.patience import PATIENCE

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gmemd.client.running import state
-from gmemd.vmm.qemu import VmmError
+from gmemd.vmm.ending import VmmError
 from gmemd.vmm.start import Arranged, Started, arrange
 from tests.patience import wait_for
 from tests.programs import output

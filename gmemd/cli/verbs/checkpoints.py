@@ -21,7 +21,8 @@ from gmemd.cli.verbs.handover import fill_in, place, placeholders
 from gmemd.cli.verbs.jobs import run_job
 from gmemd.cli.verbs.swap import swap
 from gmemd.errors import QmpError
-from gmemd.vmm.qemu import Qemu, VmmError
+from gmemd.vmm.ending import VmmError
+from gmemd.vmm.qemu import Qemu
 from gmemd.vmm.start import Arranged, Guard, Started, arrange, reach
 
 VERBS = Verbs()

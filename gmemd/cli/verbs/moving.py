@@ -231,7 +231,8 @@ def _command(command: str, line: socket.socket) -> Any:
 
 
 def _quit(path: str) -> None:
-    from gmemd.vmm.qemu import Qemu, VmmError
+    from gmemd.vmm.ending import VmmError
+    from gmemd.vmm.qemu import Qemu
 
     try:
         with Qemu(path, _PATIENCE) as qemu:

@@ -21,8 +21,9 @@ from gmemd.cli.parser import ALL, COMMAND, DRY_RUN, Verbs, argument, socket_path
 from gmemd.cli.verbs.handover import fill_in, placeholders
 from gmemd.errors import QmpError
 from gmemd.vmm.compare import Held, check_memory, check_movable, check_same, check_same_memory, machine_of
+from gmemd.vmm.ending import VmmError
 from gmemd.vmm.handover import Party, move, next_to, settle
-from gmemd.vmm.qemu import Backend, Qemu, VmmError
+from gmemd.vmm.qemu import Backend, Qemu
 from gmemd.vmm.start import Started, arrange, reach
 
 VERBS = Verbs()
@@ -54,15 +55,15 @@ def replace(connection: Connection, options: Namespace) -> int:
     if not ids:
         raise UsageError("replace: name the objects that are the guest's memory")
     with ExitStack() as ends:
-        move_ = Move(connection, options, ids, ends)
-        move_.check_old()
+        replacement = Replacement(connection, options, ids, ends)
+        replacement.check_old()
         if connection.dry_run:
-            effect = (f"would move the guest of process {move_.old.pid} into a new VMM, which is compared with the old "
-                      "one first")
+            effect = (f"would move the guest of process {replacement.old.pid} into a new VMM, which is compared with "
+                      "the old one first")
             _show(connection, ids, f"replace {effect}", {"command": "replace", "effect": effect, "complete": False})
             return DONE
-        move_.start()
-        done = move_.carry_out()
+        replacement.start()
+        done = replacement.carry_out()
     stopped = f"; it was stopped for {done['stopped-ms']} ms" if "stopped-ms" in done else ""
     _show(connection, ids, f"the guest runs in process {done['pid']}, QMP socket {done['qmp']}{stopped}", done)
     return DONE
@@ -75,7 +76,7 @@ def _show(connection: Connection, ids: list[str], sentence: str, value: dict[str
         connection.show([{"id": name} for name in ids] if connection.output == "name" else value)
 
 
-class Move:
+class Replacement:
     """One replacement, step by step; `ends` closes what it opens."""
 
     def __init__(self, connection: Connection, options: Namespace, ids: list[str], ends: ExitStack) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 
 from gmemd.cli.connection import Connection, note
 from gmemd.cli.verbs.jobs import run_job
-from gmemd.cli.verbs.replace import Move
+from gmemd.cli.verbs.replace import Replacement
 from gmemd.errors import QmpError
 from gmemd.vmm.compare import check_same, machine_of
+from gmemd.vmm.ending import VmmError
 from gmemd.vmm.handover import pass_on
-from gmemd.vmm.qemu import Qemu, VmmError
+from gmemd.vmm.qemu import Qemu
 
 _STATE = "gmemctl-state"
 
@@ -44,7 +45,7 @@ def swap(connection: Connection, options: Namespace, name: str | None) -> dict[s
     return {"name": made["name"], "pid": done["pid"], "qmp": done["qmp"]}
 
 
-class _Swap(Move):
+class _Swap(Replacement):
     """A move that keeps the state in between, and whose new VMM leaves the memory as it is."""
 
     def __init__(self, connection: Connection, options: Namespace, ids: list[str], ends: ExitStack) -> None:
