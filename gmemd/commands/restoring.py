@@ -27,6 +27,7 @@ from gmemd.memory.piece import Aside
 from gmemd.memory.ranges import RangeMap
 from gmemd.objects.conversion import convert
 from gmemd.snapshots.catalogue import Entry
+from gmemd.snapshots.manifest import WITHOUT
 
 _FILE: Final = "memory-backend-file"
 _IN_PLACE_OF_FILE: Final = ("share", "policy", "host-nodes", "reserve", "dump", "merge", "prealloc", "prealloc-threads")
@@ -66,9 +67,8 @@ def _check_consistent(entry: Entry, arguments: dict[str, Any]) -> None:
     if not entry.manifest["consistency"]["consistent"] and not arguments["allow-inconsistent"]:
         raise QmpError(f"snapshot '{entry.name}' is of no particular moment: it was saved unfenced;"
                        " 'allow-inconsistent' restores it nevertheless")
-    stored = entry.manifest["parts"]["memory"]["stored"]
-    if stored in ("object", "stream"):
-        raise QmpError(f"snapshot '{entry.name}' does not hold the memory itself: it is stored as '{stored}'")
+    if entry.manifest["parts"]["memory"]["stored"] == WITHOUT:
+        raise QmpError(f"snapshot '{entry.name}' does not hold the memory itself: it is stored as '{WITHOUT}'")
 
 
 async def _check_unheld(gmemd: Gmemd, backend: HostMemoryBackend) -> None:

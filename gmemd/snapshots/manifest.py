@@ -19,7 +19,7 @@ NAME: Final = "manifest.json"
 FORMAT: Final = "gmemd-snapshot"
 VERSION: Final = 1
 WITH_TABLES: Final = ("full", "reflink", "delta", "cold")  # forms of a part that has a map and digests
-WITHOUT: Final = ("object", "stream")  # its bytes are in the object itself, or in the VMM's own stream
+WITHOUT: Final = "object"  # the form of one whose bytes are in the object itself
 
 _LARGEST: Final = 16 << 20  # bytes
 _UNSEALED: Final = "0" * 64
@@ -125,7 +125,7 @@ def _is_object(value: Any) -> bool:
 def _is_part(value: Any) -> bool:
     if not isinstance(value, dict) or not _is_number(value.get("bytes")):
         return False
-    if value.get("stored") in WITHOUT:
+    if value.get("stored") == WITHOUT:
         return True
     return (value.get("stored") in WITH_TABLES and _is_file(value.get("file"))
             and all([_is_hash(value.get(name)) for name in ("map-sha256", "digests-sha256")])
@@ -135,7 +135,7 @@ def _is_part(value: Any) -> bool:
 def _are_parts(value: Any) -> bool:
     return (isinstance(value, dict) and "memory" in value and set(value) <= {"memory", "private"}
             and all([_is_part(part) for part in value.values()])
-            and (value.get("private", {}).get("stored") not in WITHOUT))
+            and (value.get("private", {}).get("stored") != WITHOUT))
 
 
 def _is_parent(value: Any) -> bool:

@@ -120,9 +120,6 @@ def _of_checkpoint(connection: Connection, options: Namespace, undo: ExitStack) 
     """The same of a checkpoint: its object itself if that is the memory, else a restored one, which is made once."""
     checkpoint = find(connection, options.id)
     name, size = checkpoint["name"], checkpoint["object"]["size"]
-    if checkpoint["stored"] == "stream":
-        raise QmpError(f"checkpoint '{name}' is a migration stream, whose memory cannot be shared: "
-                       "take one without --live")
     if checkpoint["stored"] == "object":
         template = checkpoint["object"]["id"]
         connection.execute("memdev-freeze", {"id": template, "origin": checkpoint["uuid"]})
