@@ -9,7 +9,7 @@ import pytest
 from tests.daemon import Daemon
 from tests.lingering import Lingering
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "tests.scheduling"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
