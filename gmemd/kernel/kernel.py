@@ -91,7 +91,7 @@ class Kernel(ABC):
 
         EINVAL: unknown flags. ENODEV: no such huge page size.
         """
-        return os.memfd_create(name, flags | uapi.MFD_CLOEXEC)
+        return standin.memfd_create(name, flags)
 
     def truncate(self, fd: int, size: int) -> None:
         """Set the size in bytes; EINVAL from 2^63 on, for negative sizes, and for unaligned ones on huge pages."""
@@ -171,7 +171,7 @@ class Kernel(ABC):
         is_real = magic == uapi.GUEST_MEMFD_MAGIC or link == "anon_inode:[kvm-gmem]"
         if is_real or self.is_simulated(fd):
             return "guest-memfd"
-        if link.startswith("/memfd:") and syscalls.seals(fd) is not None:
+        if link.startswith(("/memfd:", standin.CARRIED)) and syscalls.seals(fd) is not None:
             return "hugetlb-memfd" if magic == uapi.HUGETLBFS_MAGIC else "memfd"
         return "file" if S_ISREG(os.fstat(fd).st_mode) else "other"
 

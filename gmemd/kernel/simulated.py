@@ -31,7 +31,6 @@ class SimulatedKernel(Kernel):
         self.guest_memfd_flags = profile.guest_memfd_flags
         self.shared_policy = profile.shared_policy
         self.conversion = profile.conversion
-        self._memfd_flags = _strictest_memfd_flags()
 
     def create_guest_memfd(self, size: int, flags: int) -> int:
         legal = self.guest_memfd_flags
@@ -39,7 +38,7 @@ class SimulatedKernel(Kernel):
             raise refuse(errno.ENOTTY)
         if flags & ~legal or flags < 0 or not 0 < size <= uapi.OFFSET_MAX or size % PAGE_SIZE:
             raise refuse(errno.EINVAL)
-        return standin.create(size, flags, self._memfd_flags)
+        return standin.create(size, flags)
 
     def check_mapping(self, fd: int, *, shared: bool) -> None:
         flags = standin.flags_of(fd)
@@ -59,15 +58,3 @@ class SimulatedKernel(Kernel):
 
     def close(self) -> None:
         """It has no fds."""
-
-
-def _strictest_memfd_flags() -> int:
-    """The flags of a stand-in: never executable, where the kernel supports that (Linux 6.3)."""
-    flags = uapi.MFD_CLOEXEC | uapi.MFD_NOEXEC_SEAL
-    try:
-        os.close(os.memfd_create("probe", flags))
-    except OSError as exc:
-        if exc.errno != errno.EINVAL:
-            raise
-        flags = uapi.MFD_CLOEXEC | uapi.MFD_ALLOW_SEALING
-    return flags

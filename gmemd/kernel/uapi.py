@@ -42,7 +42,7 @@ SECRETMEM_MAGIC: Final = 0x5345434D
 MFD_CLOEXEC: Final = 0x1
 MFD_ALLOW_SEALING: Final = 0x2
 MFD_HUGETLB: Final = 0x4
-MFD_NOEXEC_SEAL: Final = 0x8  # Linux 6.3
+MFD_EXEC: Final = 0x10  # Linux 6.3
 MFD_HUGE_SHIFT: Final = 26
 
 # linux/fcntl.h
@@ -53,6 +53,7 @@ F_SEAL_SHRINK: Final = 0x02
 F_SEAL_GROW: Final = 0x04
 F_SEAL_WRITE: Final = 0x08
 F_SEAL_FUTURE_WRITE: Final = 0x10
+F_SEAL_EXEC: Final = 0x20  # Linux 6.3
 SEALS_OF_SIZE: Final = F_SEAL_SHRINK | F_SEAL_GROW  # the size is fixed, and writing can still be sealed
 
 # linux/falloc.h
