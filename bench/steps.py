@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine
 from time import perf_counter
 from typing import Any
 
+from gmemd.authority.rights import ALL
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
@@ -56,6 +57,8 @@ class Server:
         self.gmemd = Gmemd(schema=Schema.load(), kernel=choose_kernel("auto"),
                            version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "gmemd"}, host=self)
         self.dispatcher = Dispatcher(self.gmemd)
+        self.rights = ALL
+        self.usable = self.dispatcher.usable(ALL)
         self.session = Session(self.gmemd.version)
         self.session.negotiate([])
         self.log = ClientLog(Log(lambda data: None), {"monitor": 1, "uid": 0, "pid": 1})

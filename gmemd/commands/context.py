@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gmemd.changes.jobs import Jobs
@@ -31,9 +31,10 @@ from gmemd.persist.nobody import AnyCustody, Nobody
 from gmemd.persist.record import Record
 from gmemd.qmp.encode import encode
 from gmemd.qmp.session import Session
-from gmemd.schema.validate import Schema
+from gmemd.schema.validate import Command, Schema
 
 if TYPE_CHECKING:
+    from gmemd.authority.rights import Rights
     from gmemd.kernel.kernel import Kernel
     from gmemd.lab import Lab
     from gmemd.observe.audit import Audit
@@ -51,6 +52,8 @@ class Caller(Protocol):
     session: Session
     uid: int
     pid: int
+    rights: Rights
+    usable: Mapping[str, tuple[Command, Function]]  # the commands it may use (Dispatcher.usable)
     named_fds: NamedFds  # its own; closed when it disconnects and its running command has ended
 
     def is_gone(self) -> bool:

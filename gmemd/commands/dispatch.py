@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import CoroutineType, ModuleType
 from typing import Any
 
+from gmemd.authority.rights import ALL, Rights
 from gmemd.changes.change import changing, completed
 from gmemd.changes.threads import in_thread
 from gmemd.commands import (
@@ -45,6 +46,8 @@ from gmemd.objects.fds import NamedFds
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Command
 
+Entries = Mapping[str, tuple[Command, Function]]  # by name
+
 MODULES: tuple[ModuleType, ...] = (
     accounting, arriving, clones, cloning, control, conversion, enforce, fds, handovers, holders, importing, jobs,
     lease, memdev, ownership, owning, prepared, properties, qom, restoring, runners, saving, sending, snapshots, status,
@@ -70,24 +73,32 @@ class Dispatcher:
         # Commands that change something are given a change.
         self._commands = {name: (command, function if command.reads_only else changing(gmemd.settler, function))
                           for name, (command, function) in functions.items()}
-        # The same without those that the policy forbids: for these a plain request needs no further check.
-        self._allowed = {name: entry for name, entry in self._commands.items() if not entry[0].is_forbidden}
+        self._usable: dict[frozenset[str] | None, Entries] = {}
+
+    def usable(self, rights: Rights) -> Entries:
+        """The commands that neither policy forbids: for these a plain request needs no further check."""
+        found = self._usable.get(rights.commands)
+        if found is None:
+            found = self._usable[rights.commands] = {
+                name: entry for name, entry in self._commands.items()
+                if not entry[0].is_forbidden and rights.may(name)}
+        return found
 
     def run(self, request: Request, session: Session, caller: Caller) -> Any:
         """The result of a request, or QmpError."""
-        found = self._allowed.get(request.execute)
+        found = caller.usable.get(request.execute)
         if found is None or request.error is not None or request.oob or not session.negotiated:
-            found = self._judge(request, session)
+            found = self._judge(request, session, caller)
         command, function = found
         return function(self.gmemd, caller, command.check(request.arguments))
 
     async def run_beside(self, request: Request, session: Session, caller: Caller) -> Any:
         """The same for a long request, whose arguments are checked in a thread."""
-        command, function = self._judge(request, session)
+        command, function = self._judge(request, session, caller)
         result = function(self.gmemd, caller, await in_thread(command.check, request.arguments))
         return await result if isinstance(result, CoroutineType) else result
 
-    def _judge(self, request: Request, session: Session) -> tuple[Command, Function]:
+    def _judge(self, request: Request, session: Session, caller: Caller) -> tuple[Command, Function]:
         """The command and function of a request, or what is wrong with it, in QEMU's order of checks."""
         if request.error is not None:
             raise request.error
@@ -99,6 +110,7 @@ class Dispatcher:
             raise QmpError(f"The command {request.execute} has not been found", COMMAND_NOT_FOUND)
         command = found[0]
         command.check_policy()
+        caller.rights.check_command(command.name)
         if request.oob and not command.allow_oob:
             raise QmpError(f"The command {request.execute} does not support OOB")
         return found
@@ -121,6 +133,8 @@ class AtStart:
 
     def __init__(self) -> None:
         self.session: Any = None
+        self.rights = ALL
+        self.usable: Entries = {}
         self.uid = os.getuid()
         self.pid = os.getpid()
         self.named_fds = NamedFds()

@@ -22,6 +22,7 @@ def foretell(commands: Mapping[str, tuple[Command, Function]], gmemd: Gmemd, cal
     if type(given) is not dict:
         raise QmpError("QMP input member 'arguments' must be an object")
     command.check_policy()
+    caller.rights.check_command(name)
     complete = command.check(given)
     if command.reads_only:
         return _answer("only read", complete, whole=True)

@@ -41,6 +41,12 @@ def describe(pid: int) -> dict[str, str]:
     return found
 
 
+def system_unit(cgroup: str) -> str | None:
+    """The systemd unit of a control group, as the system's manager sees it: a user's manager can name groups below its
+    own like any unit of the system."""
+    return next((part for part in cgroup.split("/") if part.endswith(_UNITS)), None)
+
+
 def cgroup_of(place: str) -> str | None:
     """The control group of the process at /proc/PID: the unified one, or that of the memory controller."""
     try:

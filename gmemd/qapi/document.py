@@ -94,6 +94,8 @@ class _Writer:
             entry["allow-oob"] = True
         if command.reads_only:
             entry["reads-only"] = True
+        if command.role is not None:
+            entry["role"] = command.role
         return entry | _features(command.features)
 
     def _event(self, event: Event) -> dict[str, Any]:

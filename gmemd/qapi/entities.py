@@ -123,7 +123,7 @@ class Alternate(Definition):
 
 @dataclass(frozen=True)
 class Command(Definition):
-    """`reads_only` is gmemd's extension."""
+    """`reads_only` and `role` are gmemd's extensions."""
 
     arg: str | None = None
     returns: str | None = None
@@ -131,6 +131,7 @@ class Command(Definition):
     allow_oob: bool = False
     gen: bool = True
     reads_only: bool = False
+    role: str | None = None  # the least that may use it
 
 
 @dataclass(frozen=True)

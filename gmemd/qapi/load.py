@@ -109,7 +109,7 @@ class _Builder:
         returns = value.get("returns")
         return Command(**common, arg=arg, returns=None if returns is None else _reference(returns), boxed=boxed,
                        allow_oob=value.get("allow-oob", False), gen=value.get("gen", True),
-                       reads_only=value.get("reads-only", False))
+                       reads_only=value.get("reads-only", False), role=value.get("role"))
 
     def _named(self, role: str, data: Any, expression: Expression, common: dict[str, Any]) -> str | None:
         """The name of a type that may be written inside the definition; None: there is none, or it has no members."""

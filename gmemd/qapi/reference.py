@@ -126,6 +126,8 @@ class _Page:
             yield from ("Errors:", "", sections["Errors"], "")
         if isinstance(entity, Command) and entity.reads_only:
             yield from ("Only reads.", "")
+        if isinstance(entity, Command) and entity.role is not None:
+            yield from (f"Role: {entity.role}.", "")
         if isinstance(entity, Command) and entity.allow_oob:
             yield from ("May be sent out of band (`exec-oob`).", "")
         for feature in entity.features:

@@ -38,6 +38,7 @@ _FLAGS = {  # name: the one value it may have
     **dict.fromkeys(("gen", "success-response"), False),
     **dict.fromkeys(("boxed", "allow-oob", "allow-preconfig", "coroutine", "reads-only"), True),
 }
+_ROLES = ("observer", "tenant", "operator", "admin")  # of authority.policy, the least that may use a command
 _EXTENSION_KEYS = ("default", "accepts-bool", "qom")
 
 _NAME = re.compile(r"(?:__[a-z0-9.-]+_)?(?:x-)?([a-z][a-z0-9_-]*)", re.IGNORECASE)
@@ -79,7 +80,7 @@ class _Check:
             raise QapiError(self._where, f"'{self._kind}' key must have a string value")
         self._definition_name()
         self._documented()
-        own = ("reads-only",) if self._kind == "command" and self._pragma.gmemd_extensions else ()
+        own = ("reads-only", "role") if self._kind == "command" and self._pragma.gmemd_extensions else ()
         self._keys(self._value, (self._kind, *_MANDATORY[self._kind]), (*_OPTIONAL[self._kind], *own), self._kind)
         self._flags()
         getattr(self, "_" + self._kind)()
@@ -133,6 +134,8 @@ class _Check:
                 raise self.fail(f"{what} has unknown key '{key}'")
 
     def _flags(self) -> None:
+        if self._value.get("role", _ROLES[0]) not in _ROLES:
+            raise self.fail("'role' must be one of: " + ", ".join(_ROLES))
         for key, only in _FLAGS.items():
             if self._value.get(key, only) is not only:
                 raise self.fail(f"flag '{key}' may only use {str(only).lower()} value")

@@ -216,12 +216,13 @@ class Command:
     """A command of the schema."""
 
     __slots__ = ("_cases", "_schema", "_shape", "_tag", "_takes_all", "allow_oob", "arguments", "features", "name",
-                 "reads_only")
+                 "reads_only", "role")
 
     def __init__(self, schema: Schema, name: str, entry: dict[str, Any]) -> None:
         self.name = name
         self.allow_oob: bool = entry.get("allow-oob", False)
         self.reads_only: bool = entry.get("reads-only", False)
+        self.role: str = entry.get("role", "admin")  # the least that may use it under a policy
         self.features: tuple[str, ...] = tuple(entry.get("x-features", ()))
         self.arguments: str = entry["arguments"]  # the name in $defs of their schema
         self._schema = schema

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any
 
+from gmemd.authority.rights import ALL, Rights
 from gmemd.changes.change import Change, WithFds
 from gmemd.changes.pace import Pace
 from gmemd.changes.threads import close_beside
@@ -56,7 +57,7 @@ class Monitor:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, dispatcher: Dispatcher, *,
                  pretty: bool, closed: Callable[[Monitor], None], room: Room,
-                 named_fds: NamedFds | None = None) -> None:
+                 rights: Rights = ALL, named_fds: NamedFds | None = None) -> None:
         """`room` is shared by all; `named_fds` are those of the socket, if they are not the client's own."""
         self._gmemd: Gmemd = dispatcher.gmemd
         self.session = Session(self._gmemd.version, pretty=pretty, weigh=self._weigh)
@@ -71,6 +72,8 @@ class Monitor:
         self._fd = sock.fileno()
         self._receive = sock.recvmsg
         self._awaited: Callable[[int], bool] = getattr(loop, "awaited", lambda fd: True)
+        self.rights = rights
+        self.usable = dispatcher.usable(rights)
         self._dispatch = dispatcher.run
         self._run_beside = dispatcher.run_beside
         self._closed = closed

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gmemd.authority.rights import ALL
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.errors import QmpError
@@ -32,6 +33,8 @@ class Machine:
                            version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "test"}, **parts)
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.dispatcher = Dispatcher(self.gmemd, modules)
+        self.rights = ALL
+        self.usable = self.dispatcher.usable(ALL)
         self.session = Session(self.gmemd.version)
         self.session.negotiate([])
         self.uid, self.pid = os.getuid(), os.getpid()

@@ -33,6 +33,7 @@ class Checked(LiveMachine):
         gmemd.schema, gmemd.lab = Schema.load(lab=True), Lab()
         gmemd.kernel = LabKernel(gmemd.kernel, gmemd.lab)
         self.dispatcher = Dispatcher(gmemd, (*MODULES, lab))
+        self.usable = self.dispatcher.usable(self.rights)
         self.guests: list[Guest] = []
 
     async def begin(self, *, shared: bool) -> Guest:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gmemd.authority.rights import ALL
 from gmemd.client.client import Client
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
@@ -38,6 +39,8 @@ class Machine:
         self.gmemd = Gmemd(schema=self._line.schema, kernel=choose_kernel(kernel), name=self._line.name,
                            uuid=self._line.uuid, version={"qemu": QEMU_VERSION, "package": "test"}, host=self)
         self.dispatcher = Dispatcher(self.gmemd, Emulator.modules)
+        self.rights = ALL
+        self.usable = self.dispatcher.usable(ALL)
         self.session = Session(self.gmemd.version)
         self.session.negotiate([])
         self.events: list[tuple[str, dict[str, Any]]] = []

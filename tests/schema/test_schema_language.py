@@ -284,3 +284,7 @@ def test_extensions_need_their_pragma(tmp_path: Path) -> None:
     assert compile_text(tmp_path, f"{{ 'pragma': {{ 'gmemd-extensions': true }} }} {look}").commands["look"].reads_only
     with pytest.raises(QapiError, match="command has unknown key 'reads-only'"):
         compile_text(tmp_path, look)
+    look = "{ 'pragma': { 'gmemd-extensions': true } } { 'command': 'look', 'role': 'tenant' }"
+    assert compile_text(tmp_path, look).commands["look"].role == "tenant"
+    with pytest.raises(QapiError, match="'role' must be one of: observer, tenant, operator, admin"):
+        compile_text(tmp_path, look.replace("tenant", "king"))

@@ -1,0 +1,69 @@
+"""What one client may: its role, and what its rule of the policy adds and takes away.
+
+Commands do not ask for a uid. What a client may use at all is decided before a command runs, by `Rights.commands`; a
+command asks its caller's rights only for what cannot be known before: the type of an object, the path of a file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Final
+
+from gmemd.errors import COMMAND_NOT_FOUND, QmpError
+
+_NONE: Final[Mapping[str, int]] = MappingProxyType({})
+
+
+class Role(IntEnum):
+    """Each may use the commands of those before it; the schema says of every command which is the least."""
+
+    NONE = 0  # is not let in
+    OBSERVER = 1  # sees all, and only reads
+    TENANT = 2  # does not see what others have
+    OPERATOR = 3  # looks after everybody's objects
+    ADMIN = 4  # the daemon itself, too
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """The rights of one client, or of several that are alike."""
+
+    role: Role
+    all: bool = False  # there is no policy: nothing needs to be asked
+    rule: str = ""  # its name, for log and audit; never told to the client
+    commands: frozenset[str] | None = None  # None: all
+    types: frozenset[str] | None = None  # qom-types of object-add; None: all
+    paths: tuple[str, ...] | None = None  # the directories below which it may have files opened; None: anywhere
+    limits: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by the names of policy.json
+    room: int | None = None  # the uid whose objects are all that it sees; None: it sees everybody's
+    account: str = ""  # what is used is charged to: "uid:UID" or "rule:NAME"
+
+    def may(self, command: str) -> bool:
+        """Whether a command may be used."""
+        return self.commands is None or command in self.commands
+
+    def check_command(self, command: str) -> None:
+        """Raise QmpError if a command may not be used."""
+        if not self.may(command):
+            raise QmpError(f"Command {command} disabled by policy", COMMAND_NOT_FOUND)
+
+    def check_type(self, qom_type: str) -> None:
+        """Raise QmpError if objects of a type may not be created."""
+        if self.types is not None and qom_type not in self.types:
+            raise QmpError(f"type '{qom_type}' is disabled by policy")
+
+    def check_path(self, path: str) -> None:
+        """Raise QmpError if a file may not be opened for the client: judged by its name, nothing is looked up."""
+        if self.paths is not None and not any(_below(os.path.normpath(path), root) for root in self.paths):
+            raise QmpError(f"path '{path}' is disabled by policy")
+
+
+def _below(path: str, root: str) -> bool:
+    return os.path.isabs(path) and os.path.commonpath((path, root)) == root
+
+
+ALL: Final = Rights(Role.ADMIN, all=True)
