@@ -36,12 +36,12 @@ from gmemd.observe.log import log, wait_written
 from gmemd.persist.manager import Manager
 from gmemd.persist.notify import Notifier
 from gmemd.posix.sockets import bind_unix
-from gmemd.qmp.session import Event
+from gmemd.qmp.session import Event, refusal
 from gmemd.schema.validate import Schema
 from gmemd.server.ahead import HeldDirectories
 from gmemd.server.listener import Listener
 from gmemd.server.monitor import Monitor
-from gmemd.server.room import Room
+from gmemd.server.users import Users
 
 if TYPE_CHECKING:
     from gmemd.web.address import Address
@@ -173,7 +173,7 @@ class Daemon:
     async def run(self) -> None:
         """Serve until `quit`, SIGTERM or SIGINT; QmpError when it cannot start."""
         self._loop = asyncio.get_running_loop()
-        self._room = Room(self._loop)
+        self._users = Users(self._loop)
         self._stopped = asyncio.Event()
         directories = HeldDirectories()
         worker_program()
@@ -266,9 +266,13 @@ class Daemon:
         """Give each client of a listening socket a monitor."""
         def accepted(client: socket.socket) -> None:
             try:
-                self._monitors.add(Monitor(self._loop, client, dispatcher, pretty=listening.pretty, room=self._room,
+                self._monitors.add(Monitor(self._loop, client, dispatcher, pretty=listening.pretty, users=self._users,
                                            closed=self._monitors.discard, named_fds=listening.named_fds))
             except OSError:
+                client.close()
+            except QmpError as exc:
+                with contextlib.suppress(OSError):
+                    client.send(refusal(exc, pretty=listening.pretty))
                 client.close()
 
         self._listeners.append(Listener(self._loop, listening.sock, accepted=accepted, remove=listening.remove))

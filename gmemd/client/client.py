@@ -167,6 +167,8 @@ class Client:
         try:
             greeting, received = self._receive(deadline)
             close_all(received)
+            if isinstance(greeting.get("error"), dict):
+                raise _refusal(greeting["error"])  # it admits nobody, or not us
             if not isinstance(greeting.get("QMP"), dict):
                 raise ProtocolError("the server did not greet as a QMP server does")
             self.greeting = greeting["QMP"]

@@ -20,7 +20,7 @@ from gmemd.commands.memdev import delete
 from gmemd.commands.properties import populate, set_property
 from gmemd.commands.runners import check_runner
 from gmemd.errors import QmpError, os_errors
-from gmemd.objects.fds import share
+from gmemd.objects.shares import of_descriptors
 
 _CHUNKS_MAX: Final = 1 << 20  # digests of one job at most: about 150 MiB
 _PART: Final = 2  # half of the process's descriptors
@@ -56,7 +56,7 @@ def memdev_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
     if backend.memory_size > chunk * _CHUNKS_MAX:
         raise QmpError(f"chunks of {chunk} bytes would yield more than {_CHUNKS_MAX} digests")
     waiting = sum([job.kind == "verify" and job.status != "concluded" for job in gmemd.jobs])
-    if waiting >= share(_PART):
+    if waiting >= of_descriptors(_PART):
         raise QmpError(f"{waiting} objects are being verified already: each takes a descriptor, and none is left")
     change.judged()
     with os_errors(f"cannot read '{backend.id}'"):

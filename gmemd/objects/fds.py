@@ -6,39 +6,37 @@ may take long: what is to be closed is given away.
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 from typing import Any, Final
 
 from gmemd.errors import QmpError
+from gmemd.objects.shares import Pool, Share, of_descriptors
 
-_FEWEST: Final = 16  # allowed in any case, however few descriptors the process may have
 _PART: Final = 8  # an eighth of them for the names of one client, and an eighth for all sets
 
 
-def share(part: int) -> int:
-    """A half (2), an eighth (8), ... of the descriptors that this process may have; at least 16."""
-    try:
-        return max(_FEWEST, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // part)
-    except OSError:
-        return _FEWEST
-
-
 class NamedFds:
-    """The fds of one client's getfd, by name."""
+    """The fds of one client's getfd, by name. `share`: what its user has of all such fds."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: Share | None = None) -> None:
         self._fds: dict[str, int] = {}
+        self._share = share or Share(Pool(of_descriptors(_PART)), of_descriptors(_PART))
 
     def receive(self, name: str, fd: int) -> list[int]:
         """Keep `fd`; the one that it replaces is given away. On QmpError `fd` is still the caller's."""
         if name[:1].isascii() and name[:1].isdigit():
             raise QmpError("Parameter 'fdname' expects a name not starting with a digit")
-        if name not in self._fds and len(self._fds) >= share(_PART):
+        if name in self._fds:
+            replaced, self._fds[name] = self._fds[name], fd
+            return [replaced]
+        if len(self._fds) >= of_descriptors(_PART):
             raise QmpError(f"{len(self._fds)} descriptors have names already, the most that one client may keep")
-        replaced = [self._fds[name]] if name in self._fds else []
+        if not self._share.allows(1):
+            raise QmpError(f"{self._share.taken} descriptors of this user's clients have names already, the most that"
+                           " it may keep now")
         self._fds[name] = fd
-        return replaced
+        self._share.take(1)
+        return []
 
     def look(self, name: str) -> int:
         """The fd with that name, borrowed."""
@@ -49,18 +47,24 @@ class NamedFds:
 
     def give_back(self, name: str, fd: int) -> bool:
         """Put back an fd that was taken; False, and it stays the caller's, if another one has its name now."""
-        return self._fds.setdefault(name, fd) == fd
+        if name in self._fds:
+            return self._fds[name] == fd
+        self._fds[name] = fd
+        self._share.take(1)
+        return True
 
     def take(self, name: str) -> int:
         """Give the fd with that name away."""
         fd = self.look(name)
         del self._fds[name]
+        self._share.take(-1)
         return fd
 
     def take_all(self) -> list[int]:
         """Give them all away."""
         fds = list(self._fds.values())
         self._fds.clear()
+        self._share.take(-len(fds))
         return fds
 
 
@@ -78,7 +82,7 @@ class FdSets:
         if fdset_id is not None and fdset_id < 0:
             raise QmpError("Parameter 'fdset-id' expects a non-negative value")
         kept = sum(map(len, self._sets.values()))
-        if kept >= share(_PART):
+        if kept >= of_descriptors(_PART):
             raise QmpError(f"{kept} descriptors are in sets already, the most that may be kept")
         if fdset_id is None:
             fdset_id = next(n for n in range(len(self._sets) + 1) if n not in self._sets)

@@ -12,6 +12,8 @@ import fcntl
 import os
 import socket
 import stat
+import sys
+import termios
 from collections.abc import Iterator
 
 from gmemd.errors import QmpError
@@ -91,6 +93,11 @@ def taking(path: str) -> Iterator[None]:
             if os.fstat(fd).st_size == 0:
                 os.unlink(name)
         os.close(fd)
+
+
+def unread(sock: socket.socket) -> int:
+    """How much that was sent on a unix socket the peer has not received yet, with what the kernel adds; 0: nothing."""
+    return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def identity(path: str) -> Identity | None:

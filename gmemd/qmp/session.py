@@ -192,5 +192,10 @@ class Session:
         return _line(reply, pretty=self.pretty)
 
 
+def refusal(error: QmpError, *, pretty: bool) -> bytes:
+    """What a client is told in place of a greeting."""
+    return Session({}, pretty=pretty).failure(Request("", _NO_ARGUMENTS, NO_ID), error)
+
+
 def _line(value: Any, *, pretty: bool) -> bytes:
     return (encode_pretty(value) if pretty else encode(value)) + b"\r\n"

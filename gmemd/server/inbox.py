@@ -7,20 +7,20 @@ Behind requests that were read ahead they queue, so each command finds what it w
 from __future__ import annotations
 
 import array
-import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from gmemd.changes.threads import close_beside
 from gmemd.errors import QmpError
 from gmemd.qmp.session import Request
+from gmemd.server.users import User
 
 
 class Inbox:
     """`ready` is called when unwanted descriptors are closed, which may take long."""
 
-    def __init__(self, ready: Callable[[], None]) -> None:
+    def __init__(self, user: User, ready: Callable[[], None]) -> None:
+        self._user = user
         self.line: deque[Request | int] = deque()  # an fd is before what it came with
         self.requests = 0  # in the queue
         self.closing = 0  # batches that are being closed
@@ -37,6 +37,10 @@ class Inbox:
             return
         fd, *rest = batch
         self._dismiss(rest)
+        last = self.line[-1] if self.line else None
+        if isinstance(last, int):  # nothing could take it any more
+            self.line.pop()
+            self._dismiss([last])
         if ahead or self.line:
             self.line.append(fd)
         else:
@@ -84,11 +88,9 @@ class Inbox:
 
     def _dismiss(self, fds: list[int]) -> None:
         """Close unwanted descriptors."""
-        closed = close_beside(fds) if fds else None
-        if closed is not None:
+        if fds and self._user.dismiss(fds, self._closed):
             self.closing += 1
-            closed.add_done_callback(self._closed)
 
-    def _closed(self, closed: asyncio.Future[None]) -> None:
+    def _closed(self) -> None:
         self.closing -= 1
         self._ready()

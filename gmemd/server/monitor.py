@@ -5,7 +5,7 @@ for custody makes the monitor busy. Then nothing more is taken from the input, e
 to QUEUE_MAX requests are read ahead, and an out-of-band one among them is answered at once.
 
 Flow control: while too much output waits for a client that does not read (outgoing.py), its requests wait too. room.py
-limits half-sent messages.
+limits half-sent messages, and users.py what all clients of one user may make gmemd hold.
 
 A client that closes is served like one that has only ended its input: what it has sent is carried out, and nobody reads
 the answers. But if it closes while a long command of its own runs, what waits behind that is dropped, as in QEMU.
@@ -25,7 +25,6 @@ from typing import Any
 from gmemd.authority.rights import ALL, Rights
 from gmemd.changes.change import Change, WithFds
 from gmemd.changes.pace import Pace
-from gmemd.changes.threads import close_beside
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
@@ -36,8 +35,8 @@ from gmemd.qmp.encode import Indented, indented
 from gmemd.qmp.session import Postponed, Request, Session
 from gmemd.server.inbox import Inbox
 from gmemd.server.ledger import Ledger
-from gmemd.server.outgoing import HIGH_WATER, Outgoing
-from gmemd.server.room import LARGE, Room
+from gmemd.server.outgoing import Outgoing
+from gmemd.server.users import FDS_MAX, Users
 
 READ_SIZE = 16 * 1024  # bytes at a time
 _READ_LITTLE = 2 * 1024  # when what was read weighed more than _MUCH: that many short tokens take milliseconds
@@ -45,8 +44,8 @@ _MUCH = 4 * READ_SIZE
 TURN_SECONDS = 50e-6  # after that it is the turn of others, if any wait; a change waits for the ones after it
 LONGEST_TURN_SECONDS = 500e-6  # and after that in any case
 CHANGES_SECONDS = 5e-3  # for changes that are made durable together; a large batch is many of these
-FDS_MAX = 253  # SCM_MAX_FD of the kernel; QEMU accepts 16
 QUEUE_MAX = 8  # QMP_REQ_QUEUE_LEN_MAX
+HALF_SECONDS = 600.0  # from the first byte of a message to its last
 _ANCILLARY_SIZE = socket.CMSG_SPACE(FDS_MAX * 4)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
 _unpack_ucred = struct.Struct("iII").unpack  # struct ucred of unix(7)
@@ -56,9 +55,15 @@ class Monitor:
     """A client. `closed` is called once, when it is gone."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, dispatcher: Dispatcher, *,
-                 pretty: bool, closed: Callable[[Monitor], None], room: Room,
+                 pretty: bool, closed: Callable[[Monitor], None], users: Users,
                  rights: Rights = ALL, named_fds: NamedFds | None = None) -> None:
-        """`room` is shared by all; `named_fds` are those of the socket, if they are not the client's own."""
+        """QmpError if the client's user has too many connections; the socket is still the caller's.
+
+        `named_fds` are those of the socket, if they are not the client's own.
+        """
+        self.pid, self.uid, _ = _unpack_ucred(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self._user = users.find(rights.account or f"uid:{self.uid}", rights.limits)
+        self._user.check_room()
         self._gmemd: Gmemd = dispatcher.gmemd
         self.session = Session(self._gmemd.version, pretty=pretty, weigh=self._weigh)
         greeting = (self.session.greeting() if pretty
@@ -78,26 +83,29 @@ class Monitor:
         self._run_beside = dispatcher.run_beside
         self._closed = closed
         self._feed = self.session.feed
-        self.pid, self.uid, _ = _unpack_ucred(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         self._ledger = Ledger(self._gmemd, self.session, self.uid, self.pid)
         self._answered = self._ledger.answered
-        self.named_fds = NamedFds() if named_fds is None else named_fds
+        self.named_fds = NamedFds(self._user.named) if named_fds is None else named_fds
         self._own_names = named_fds is None
-        self._inbox = Inbox(self.go_on)
+        self._inbox = Inbox(self._user, self.go_on)
         self._queue = self._inbox.line  # read ahead while busy
         self._busy = False  # a long command runs, or changes wait for custody
         self._more = False  # requests that were read wait for the next turn
         self._deferred: tuple[Request, Any] | None = None  # a result to deliver when the monitor is no longer busy
-        self._outgoing = Outgoing(loop, sock, self.session, self._gmemd.counters, room=self._run, cut=self.close)
+        self._outgoing = Outgoing(loop, sock, self.session, self._gmemd.counters, self._user, room=self._run,
+                                  cut=self.close)
         self.emit = self._outgoing.emit
-        self._room = room
+        self.silent_for, self.recount, self.resume = self._outgoing.silent_for, self._outgoing.recount, self._run
         self._read_size = READ_SIZE
         self._half = 0  # weight of the incomplete message
+        self._half_timer: asyncio.TimerHandle | None = None
         self._eof = False  # no more requests will come
         self._ended = False  # and everything that was sent has been received
         self._open = True
-        self._reading = True
-        loop.add_reader(self._fd, self._readable)
+        self._reading = not self._user.full
+        if self._reading:
+            loop.add_reader(self._fd, self._readable)
+        self._user.join(self)
         if sent < len(greeting):  # not here: the creator of this monitor does not know it yet, should it close
             loop.call_soon(self._outgoing.send, greeting[sent:])
 
@@ -107,7 +115,7 @@ class Monitor:
         if self._more:
             return
         if (self._busy or self._outgoing.weight) and not self._may_read():
-            self._stop_reading()
+            self.pause()
             return
         try:
             data, ancillary, _, _ = self._receive(self._read_size, _ANCILLARY_SIZE, _CLOEXEC)
@@ -118,7 +126,7 @@ class Monitor:
         if ancillary:
             self._inbox.receive(ancillary, ahead=self._busy)
             if self._inbox.closing:  # while its unwanted descriptors are being closed it is not read
-                self._stop_reading()
+                self.pause()
         if data:
             self._feed(data)
         else:
@@ -126,17 +134,18 @@ class Monitor:
             if not self._busy and not self._outgoing.weight:  # everything is answered
                 self.close()
                 return
-            self._stop_reading()
+            self.pause()
         self._run()
 
     def _may_read(self) -> bool:
-        if self._inbox.closing or self._outgoing.weight > HIGH_WATER:
+        if self._inbox.closing or self._outgoing.weight > self._user.high_water:
             return False
         if self._busy:
-            return self.session.oob and self._inbox.requests < QUEUE_MAX and self._half <= LARGE
-        return self._half <= LARGE or self._room.enter(self)
+            return self.session.oob and self._inbox.requests < QUEUE_MAX and self._half <= self._user.large
+        return self._half <= self._user.large or self._user.room.enter(self)
 
-    def _stop_reading(self) -> None:
+    def pause(self) -> None:
+        """Read no more until `go_on`."""
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._fd)
@@ -150,12 +159,27 @@ class Monitor:
     def _weigh(self, weight: int) -> None:
         """Called by the session with the weight of an incomplete message so far."""
         before, self._half = self._half, weight
+        self._user.weigh_half(weight - before)
+        if not before or not weight:
+            self._time_half(begins=weight > 0)
         self._read_size = _READ_LITTLE if weight - before > _MUCH else READ_SIZE
-        if weight > LARGE:
+        if weight > self._user.large:
             if not self._may_read():
-                self._stop_reading()
-        elif before > LARGE:
-            self._room.leave(self)
+                self.pause()
+        elif before > weight:
+            self._user.room.leave(self)
+
+    def _time_half(self, *, begins: bool) -> None:
+        """Disconnect a client that does not complete its message in time, if it could."""
+        if self._half_timer is not None:
+            self._half_timer.cancel()
+        self._half_timer = self._loop.call_later(HALF_SECONDS, self._half_expired) if begins else None
+
+    def _half_expired(self) -> None:
+        if self._reading:
+            self.close()
+        else:
+            self._time_half(begins=True)
 
     def take_fd(self) -> int:
         """Give away the first fd of the last batch received."""
@@ -165,10 +189,11 @@ class Monitor:
 
     def _run(self) -> None:  # noqa: C901  # every call would cost each command
         """Answer what can be answered now, within a turn's time, then send and resume reading."""
-        gmemd, session, dispatch, outgoing = self._gmemd, self.session, self._dispatch, self._outgoing
+        gmemd, session, dispatch, outgoing, user = (
+            self._gmemd, self.session, self._dispatch, self._outgoing, self._user)
         success, lines = session.success, outgoing.lines
         self._more, turn_ends, last_end = False, 0.0, 0.0
-        while self._open and outgoing.weight <= HIGH_WATER and not gmemd.stopping:
+        while self._open and outgoing.weight <= user.high_water and not gmemd.stopping:
             request = self._next() if self._busy or self._queue else session.next_request()
             if request is None:
                 break
@@ -256,7 +281,8 @@ class Monitor:
 
         async def run() -> None:
             try:
-                result = await work
+                async with self._user.long:
+                    result = await work
                 if self.session.pretty and type(result) is bytes:
                     result = await _indent(result)
             except Exception as exc:
@@ -276,7 +302,7 @@ class Monitor:
             self._deliver(*deferred)
         self._run()
         if not self._open and not self._busy:
-            close_beside(self._give_names())
+            self._user.dismiss(self._give_names())
 
     def is_gone(self) -> bool:
         """Whether nobody will read the answer to the running command."""
@@ -288,10 +314,10 @@ class Monitor:
 
     def _drop_input(self) -> None:
         """Carry out no more of what the client has sent."""
-        self._stop_reading()
+        self.pause()
         self._eof = True
         self.session.forget_input()
-        close_beside(self._inbox.empty())
+        self._user.dismiss(self._inbox.empty())
 
     # -- end -------------------------------------------------------------------------------------
 
@@ -301,17 +327,17 @@ class Monitor:
         if not self._open:
             return
         self._open = False
-        self._stop_reading()
-        self._room.leave(self)
+        self.pause()
+        self._user.room.leave(self)
+        self._user.weigh_half(-self._half)
+        self._time_half(begins=False)
         fds = self._outgoing.close() + self._inbox.close()
         if not self._busy:
             fds += self._give_names()
         self.session.forget_input()
-        if self._ended or not _events(self._fd, select.POLLIN):
-            self._sock.close()
-        else:  # fds that were not received are closed with it
-            fds.append(self._sock.detach())
-        close_beside(fds)
+        self._user.dismiss(fds)
+        self._user.leave(self, self._sock, empty=self._ended or not _events(self._fd, select.POLLIN),
+                         in_flight=self._outgoing.in_flight)
         self._ledger.close()
         self._closed(self)
 

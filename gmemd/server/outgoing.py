@@ -2,7 +2,7 @@
 
 Queued output is weighed: its bytes, and FD_WEIGHT for each descriptor. Requests are answered until `weight` reaches
 HIGH_WATER; events continue up to CUT_BYTES. A client that lets more pile up, or reads nothing for STALL_SECONDS, is
-disconnected.
+disconnected. users.py bounds what the clients of one user leave unread together.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import asyncio
 import errno
+import os
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -18,25 +19,29 @@ from gmemd.changes.change import Change
 from gmemd.changes.threads import close_beside, close_copies
 from gmemd.errors import QmpError
 from gmemd.observe.counters import Counters
+from gmemd.posix.sockets import unread
 from gmemd.qmp.session import Event, Request, Session
+from gmemd.server.users import HIGH_WATER, User
 
-HIGH_WATER = 1 << 20
 CUT_BYTES = 8 << 20
 FD_WEIGHT = 16 << 10  # so at most 64 descriptors are queued for a client
 STALL_SECONDS = 60.0
 PIECE = 64 << 10  # bytes up to which small messages are put together
 _TURN_WEIGHT = 1 << 20  # that is sent at a time
+_UNSEEN = 16  # descriptors that are in flight before anybody looks whether they were received
 _RETRY_SECONDS = 0.05  # seconds after which descriptors are passed again when too many were in flight
 
 
 class Outgoing:
     """The output of one client. `room` is called when there is room again, and when the queue is empty."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session, counters: Counters, *,
-                 room: Callable[[], None], cut: Callable[[], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, session: Session, counters: Counters,
+                 user: User, *, room: Callable[[], None], cut: Callable[[], None]) -> None:
         self.lines: list[bytes] = []  # to be sent by flush()
         self.changes: list[tuple[int, Request, Change]] = []  # not durable yet: place of the reply in `lines`, ...
         self.weight = 0  # of the queue; 0: it is empty
+        self.in_flight = 0  # descriptors sent that may not have been received yet
+        self._user = user
         self._telling = False  # events in `lines` will be sent in this turn
         self._loop = loop
         self._sock = sock
@@ -62,7 +67,7 @@ class Outgoing:
         self._telling = False
         if not self.changes:
             self.flush()
-            if self.weight > CUT_BYTES:
+            if self.weight > (PIECE if self._user.full else CUT_BYTES):
                 self._cut()
 
     def settle(self, settle: Callable[[list[Change], Callable[[], None]], None],
@@ -120,16 +125,29 @@ class Outgoing:
         self._watch_stall()
 
     def _pass(self, data: bytes | bytearray, fds: list[int]) -> int:
+        if self.in_flight >= _UNSEEN:
+            self.recount()
+        if self.in_flight >= _UNSEEN and not self._user.may_pass(len(fds)):
+            raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
         sent = self._sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
         self._counters.fds_sent += len(fds)
+        self.in_flight += len(fds)
+        self._user.in_flight.take(len(fds))
         close_copies(fds)  # the message has them
         return sent
 
+    def recount(self) -> None:
+        """Count the descriptors in flight again: none, once everything sent has been received."""
+        if self.in_flight and not unread(self._sock):
+            self._user.in_flight.take(-self.in_flight)
+            self.in_flight = 0
+
     def _keep(self, data: bytes | memoryview, fds: list[int] | None) -> None:
         """Append to the queue, in few pieces, because each has its cost, that need not be moved as they grow."""
-        self.weight += len(data)
+        weight = len(data) + FD_WEIGHT * len(fds or ())
+        self.weight += weight
+        self._user.weigh(weight)
         if fds:
-            self.weight += FD_WEIGHT * len(fds)
             self._waiting.append((bytearray(data), fds))
         elif self._waiting and not self._waiting[-1][1] and len(self._waiting[-1][0]) < PIECE:
             self._waiting[-1][0].extend(data)
@@ -140,7 +158,10 @@ class Outgoing:
         retrying, self._retry = self._retry is not None, None
         before = self.weight
         try:
-            self._send_on()
+            try:
+                self._send_on()
+            finally:
+                self._user.weigh(self.weight - before)
         except (BlockingIOError, InterruptedError):
             if retrying:
                 self._loop.add_writer(self._fd, self._writable)
@@ -186,8 +207,13 @@ class Outgoing:
         """Forget the queue; its descriptors, given away."""
         fds = [fd for _, kept in self._waiting for fd in kept]
         self._waiting.clear()
+        self._user.weigh(-self.weight)
         self.weight = 0
         return fds
+
+    def silent_for(self) -> float:
+        """For how long (seconds) the client has not read any of the queue; 0 if there is none."""
+        return 0.0 if self._stall is None else self._loop.time() - self._stall.when() + STALL_SECONDS
 
     def _watch_stall(self) -> None:
         self._unwatch_stall()
@@ -208,4 +234,5 @@ class Outgoing:
             self._loop.remove_writer(self._fd)
         self._unwatch_stall()
         self._room = self._cut = lambda: None  # so that nothing refers to the monitor any more
+        self.recount()
         return self._drop()

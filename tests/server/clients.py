@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from types import ModuleType
 from typing import Any
@@ -14,7 +15,7 @@ from gmemd.kernel.choose import choose_kernel
 from gmemd.qmp.session import Event
 from gmemd.schema.validate import Schema
 from gmemd.server.monitor import Monitor
-from gmemd.server.room import Room
+from gmemd.server.users import User, Users
 
 SECONDS = 30.0
 
@@ -29,7 +30,7 @@ class Client:
         self._data = b""
         self.fds: list[int] = []  # received
         self.monitor = Monitor(hub.loop, here, hub.dispatcher, pretty=pretty,
-                               closed=hub.monitors.discard, room=hub.room)
+                               closed=hub.monitors.discard, users=hub.users)
         hub.monitors.add(self.monitor)
 
     def send(self, command: str, *fds: int, execute: str = "execute", **arguments: Any) -> None:
@@ -85,7 +86,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
-        self.room = Room(self.loop)
+        self.users = Users(self.loop)
         self.go = asyncio.Event()
         self.monitors: set[Monitor] = set()
         self.clients: list[Client] = []
@@ -107,6 +108,11 @@ class Hub:
         query_name.__module__ = "slow"
         module.query_name = query_name  # type: ignore[attr-defined]
         return module
+
+    @property
+    def user(self) -> User:
+        """Whom all the clients are counted for."""
+        return self.users.find(f"uid:{os.getuid()}", {})
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
         event = Event(name, data, 0.0)

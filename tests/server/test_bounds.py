@@ -145,7 +145,7 @@ async def test_a_reply_waits_until_its_descriptor_can_be_passed(hub: Hub) -> Non
     """Others of the user have too many under way: nobody is cut for that, and the order stays."""
     here, there = socket.socketpair()
     outgoing = Outgoing(hub.loop, Crowded(here, 3), Session({}), hub.gmemd.counters,  # type: ignore[arg-type]
-                    room=lambda: None, cut=here.close)
+                        hub.users.find("other", {}), room=lambda: None, cut=here.close)
     with here, there:
         fd = memfd(b"passed")
         outgoing.send(b"one ")

@@ -17,7 +17,7 @@ from gmemd.kernel.choose import choose_kernel
 from gmemd.schema.validate import Schema
 from gmemd.server.monitor import Monitor
 from gmemd.server.outgoing import HIGH_WATER
-from gmemd.server.room import Room
+from gmemd.server.users import Users
 from tests.patience import PATIENCE
 
 NEGOTIATE = b'{"execute": "qmp_capabilities"}\n'
@@ -38,7 +38,7 @@ async def connect() -> AsyncIterator[Connect]:
         here, there = socket.socketpair()
         here.setblocking(False)
         there.setblocking(False)
-        made.append((Monitor(loop, here, dispatcher, pretty=False, closed=lambda _: None, room=Room(loop)), there))
+        made.append((Monitor(loop, here, dispatcher, pretty=False, closed=lambda _: None, users=Users(loop)), there))
         return made[-1]
 
     yield connect
