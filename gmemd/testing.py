@@ -4,7 +4,7 @@
         with gmemd.client() as qmp:
             qmp.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "ram", "size": 1 << 20})
 
-    @pytest.mark.gmemd(kernel="simulated:6.17")
+    @pytest.mark.gmemd(kernel="simulated:6.12")
     def test_without_mmap(gmemd): ...
 
 The default is the simulated kernel, so a test means the same on every host. With `keep=True` the daemon runs under the

@@ -25,7 +25,7 @@ EXAMPLE = '''
             qmp.execute("object-add", ADD)
             assert qmp.execute("query-memdev-status")[0]["kernel"] == "simulated"
 
-    @pytest.mark.gmemd(kernel="simulated:6.17")
+    @pytest.mark.gmemd(kernel="simulated:6.12")
     def test_profile(gmemd):
         with gmemd.client() as qmp, pytest.raises(Exception, match="does not support guest-memfd flag: 0x3"):
             qmp.execute("object-add", {**ADD, "guest-memfd": "on"})

@@ -13,13 +13,14 @@ import os
 from collections.abc import Sequence
 from struct import Struct, unpack_from
 
-from gmemd.kernel import residency, syscalls, uapi
+from gmemd.kernel import numa, residency, syscalls, uapi
 from gmemd.kernel.kernel import Kernel, PageInUse
-from gmemd.kernel.probe import attempt, outcome
+from gmemd.kernel.probe import attempt, name_of, outcome
 from gmemd.kernel.rules import PAGE_SIZE, refuse
 
 _pack_create = Struct(uapi.KVM_CREATE_GUEST_MEMFD_FORMAT).pack
 _pack_convert = Struct("<16Q").pack  # offset, size, attributes, flags, error_offset (out), reserved[11]
+_pack_region = Struct("<IIQQQQII112x").pack  # slot, flags, guest's address, bytes, host's address, offset, fd, pad
 _U64 = 1 << 64
 
 
@@ -40,9 +41,9 @@ class LinuxKernel(Kernel):
     vm: int  # the VM's fd; likewise
 
     def __init__(self, path: str = "/dev/kvm") -> None:
-        self.device, self.vm = _open_vm(path)
+        self.device, self.vm = open_vm(path)
         try:
-            self.guest_memfd_flags = _legal_flags(self.vm)
+            self.guest_memfd_flags = self._legal_flags()
             self.conversion, self.shared_policy = self._use_one_page()
         except BaseException:
             self.close()
@@ -76,24 +77,53 @@ class LinuxKernel(Kernel):
     def probe(self) -> dict[str, int | str]:
         from gmemd.kernel.profiles import DEFAULT, PROFILES  # imported only here, for `gmemctl doctor`
 
-        found: dict[str, int | str] = {}
-        for name in PROFILES[DEFAULT].capabilities:
-            found[name] = fcntl.ioctl(self.vm, uapi.KVM_CHECK_EXTENSION, getattr(uapi, f"KVM_CAP_{name}"))
+        found: dict[str, int | str] = {name: self.extension(name) for name in PROFILES[DEFAULT].capabilities}
         found |= attempt(self)
-        fd = self.create_guest_memfd(PAGE_SIZE, uapi.GUEST_MEMFD_SHARED)
+        fd = self.create_guest_memfd(2 * PAGE_SIZE, (self.guest_memfd_flags or 0) & uapi.GUEST_MEMFD_SHARED)
         try:
             found["link"] = os.readlink(f"/proc/self/fd/{fd}")
             found["magic"] = f"0x{syscalls.filesystem(fd)[0]:08x}"
+            found["policy"] = _policy_of(fd)
+            found["bind twice"] = self._bind_twice(fd)
             found["convert"] = outcome(lambda: _convert_nothing(fd))
         finally:
             os.close(fd)
         return found
+
+    def _bind_twice(self, fd: int) -> str:
+        """How it ends to bind a part of the file that is bound already; afterwards nothing is bound."""
+
+        def bind(slot: int, size: int) -> None:
+            fcntl.ioctl(self.vm, uapi.KVM_SET_USER_MEMORY_REGION2,
+                        _pack_region(slot, uapi.KVM_MEM_GUEST_MEMFD, slot * 2 * PAGE_SIZE, size, 0, 0, fd, 0))
+
+        first = outcome(lambda: bind(0, 2 * PAGE_SIZE))
+        if first != "OK":
+            return first
+        try:
+            return outcome(lambda: bind(1, PAGE_SIZE))
+        finally:
+            bind(0, 0)
+
+    def extension(self, name: str, *, of_device: bool = False) -> int:
+        """What KVM answers for a KVM_CAP_: of the VM, whose type matters, or of the device."""
+        capability: int = getattr(uapi, f"KVM_CAP_{name}")
+        return fcntl.ioctl(self.device if of_device else self.vm, uapi.KVM_CHECK_EXTENSION, capability)
 
     def close(self) -> None:
         for fd in (self.vm, self.device):
             if fd >= 0:
                 os.close(fd)
         self.vm = self.device = -1
+
+    def _legal_flags(self) -> int:
+        """The mask of creation flags, which depends on the VM's type. Before there were any, so did guest_memfd itself,
+        and only the device says whether the kernel has it."""
+        flags = self.extension("GUEST_MEMFD_FLAGS")
+        reason = why_not_shared(self.extension("GUEST_MEMFD", of_device=True), flags)
+        if reason is not None:
+            raise Unsupported(reason)
+        return flags
 
     def _use_one_page(self) -> tuple[bool, bool]:
         """Allocate, map, write, punch, read and measure a page; return whether it converts and has a policy."""
@@ -132,7 +162,7 @@ def why_not_opened(path: str, code: int) -> str:
 
 
 def why_not_shared(capability: int, flags: int) -> str | None:
-    """Why another process could not use a guest_memfd, by KVM_CAP_GUEST_MEMFD and _FLAGS; None: it can."""
+    """Why another process could not use a guest_memfd, by KVM_CAP_GUEST_MEMFD (of the device) and _FLAGS; None: it can."""
     if not capability:
         return "kernel without guest_memfd (Linux 6.8 has it)"
     if not flags & uapi.GUEST_MEMFD_FLAG_MMAP:
@@ -142,7 +172,7 @@ def why_not_shared(capability: int, flags: int) -> str | None:
     return None
 
 
-def _open_vm(path: str) -> tuple[int, int]:
+def open_vm(path: str) -> tuple[int, int]:
     """(kvm fd, VM fd), both close-on-exec; the caller owns them."""
     try:
         kvm = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -178,16 +208,16 @@ def _vm_type(kvm: int) -> int:
     return fcntl.ioctl(kvm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_ARM_VM_IPA_SIZE)
 
 
-def _legal_flags(vm: int) -> int:
-    """The mask of creation flags; both are asked of the VM, because the answers depend on its type."""
-    capability = fcntl.ioctl(vm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_GUEST_MEMFD)
-    flags = fcntl.ioctl(vm, uapi.KVM_CHECK_EXTENSION, uapi.KVM_CAP_GUEST_MEMFD_FLAGS)
-    reason = why_not_shared(capability, flags)
-    if reason is not None:
-        raise Unsupported(reason)
-    return flags
-
-
 def _convert_nothing(fd: int) -> None:
     """Show whether the proposed conversion ioctl exists: a request of zeros does nothing."""
     fcntl.ioctl(fd, uapi.KVM_SET_MEMORY_ATTRIBUTES2, bytearray(uapi.KVM_SET_MEMORY_ATTRIBUTES2_SIZE), True)
+
+
+def _policy_of(fd: int) -> str:
+    """Whose a NUMA policy is that one mapping sets: "file" or "mapping"; or why it cannot be set."""
+    try:
+        with syscalls.mapped(PAGE_SIZE, uapi.PROT_NONE, uapi.MAP_SHARED, fd) as address:
+            numa.set_policy(fd, PAGE_SIZE, "preferred", [])
+            return "mapping" if syscalls.get_mempolicy(address)[0] == uapi.MPOL_DEFAULT else "file"
+    except OSError as exc:
+        return name_of(exc)

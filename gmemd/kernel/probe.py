@@ -21,9 +21,14 @@ def outcome(call: Callable[[], Any]) -> str:
     try:
         call()
     except OSError as exc:
-        code = exc.errno or 0
-        return "EOPNOTSUPP" if code == errno.EOPNOTSUPP else errno.errorcode.get(code, str(code))
+        return name_of(exc)
     return "OK"
+
+
+def name_of(error: OSError) -> str:
+    """The name of its errno."""
+    code = error.errno or 0
+    return "EOPNOTSUPP" if code == errno.EOPNOTSUPP else errno.errorcode.get(code, str(code))
 
 
 def attempt(kernel: Kernel) -> dict[str, str]:

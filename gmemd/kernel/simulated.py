@@ -53,8 +53,15 @@ class SimulatedKernel(Kernel):
         if self.guest_memfd_flags is not None:
             found["link"] = profile.link
             found["magic"] = f"0x{profile.magic:08x}"
+            found["policy"] = self._policy()
+            found["bind twice"] = profile.bind_twice
             found["convert"] = "OK" if profile.conversion else "ENOTTY"
         return found
+
+    def _policy(self) -> str:
+        if not self.profile.guest_memfd_flags:
+            return "ENODEV"  # it is set through a mapping
+        return "file" if self.shared_policy else "mapping"
 
     def close(self) -> None:
         """It has no fds."""

@@ -15,6 +15,8 @@ KVM_CREATE_VM: Final = 0xAE01
 KVM_CHECK_EXTENSION: Final = 0xAE03
 KVM_CREATE_GUEST_MEMFD: Final = 0xC040AED4
 KVM_CREATE_GUEST_MEMFD_FORMAT: Final = "<QQ48x"  # u64 size, u64 flags, u64 reserved[6] (send zeros)
+KVM_SET_USER_MEMORY_REGION2: Final = 0x40A0AE49
+KVM_MEM_GUEST_MEMFD: Final = 1 << 2
 KVM_SET_MEMORY_ATTRIBUTES2: Final = 0xC080AED2  # proposed, on the guest_memfd itself; ENOTTY: no conversion
 KVM_SET_MEMORY_ATTRIBUTES2_SIZE: Final = 128  # bytes
 

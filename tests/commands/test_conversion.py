@@ -109,9 +109,9 @@ def test_answers_say_what_is_simulated(lab: Machine) -> None:
 
 
 def test_first_guest_memfd_cannot_be_mapped() -> None:
-    """Of the 6.17 profile an object can be made, not mapped; the flags of 6.18 are refused in QEMU's words."""
-    assert choose_kernel("simulated:6.17").guest_memfd_flags == 0
-    machine = Machine("simulated:6.17")
+    """Of the 6.12 profile an object can be made, not mapped; the flags of 6.18 are refused in QEMU's words."""
+    assert choose_kernel("simulated:6.12").guest_memfd_flags == 0
+    machine = Machine("simulated:6.12")
     assert machine.refusal("object-add", qom_type="memory-backend-memfd", id="m", size=SIZE, guest_memfd="on") == (
         "GenericError", "Current KVM instance does not support guest-memfd flag: 0x3")
     assert machine.run("object-add", qom_type="memory-backend-guest-memfd", id="g", size=SIZE, mmap=False) == {}

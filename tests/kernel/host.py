@@ -56,6 +56,13 @@ def mapped(fd: int, size: int, offset: int = 0, flags: int = uapi.MAP_SHARED, pr
         yield address
 
 
+@contextlib.contextmanager
+def anonymous(size: int) -> Iterator[int]:
+    """Map memory of no file; gives the address."""
+    with syscalls.mapped(size, RW, uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS, -1) as address:
+        yield address
+
+
 def madvise(address: int, size: int, advice: int) -> None:
     """Call madvise(2); MADV_POPULATE_* answer EFAULT where a touch would be SIGBUS."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -134,7 +141,6 @@ def hugepage_size() -> int:
 # ---- a virtual machine of the test's own -------------------------------------------------------------------
 
 KVM_SET_USER_MEMORY_REGION = 0x4020AE46
-KVM_SET_USER_MEMORY_REGION2 = 0x40A0AE49
 KVM_SET_TSS_ADDR = 0xAE47
 KVM_GET_VCPU_MMAP_SIZE = 0xAE04
 KVM_GET_SUPPORTED_CPUID = 0xC008AE05
@@ -148,7 +154,6 @@ KVM_CAP_NR_MEMSLOTS = 10
 
 KVM_MEM_LOG_DIRTY_PAGES = 1
 KVM_MEM_READONLY = 2
-KVM_MEM_GUEST_MEMFD = 4
 
 EXIT_HLT = 5
 EXIT_MMIO = 6
@@ -181,12 +186,12 @@ def set_region2(
     gpa: int = 0,
     size: int = PAGE_SIZE,
     offset: int = 0,
-    flags: int = KVM_MEM_GUEST_MEMFD,
+    flags: int = uapi.KVM_MEM_GUEST_MEMFD,
     address: int = 0,
 ) -> None:
     """KVM_SET_USER_MEMORY_REGION2: bind a range of a guest_memfd to a slot (size 0: delete the slot)."""
     region = struct.pack("<IIQQQQII112x", slot, flags, gpa, size, address, offset, fd & 0xFFFFFFFF, 0)
-    fcntl.ioctl(vm, KVM_SET_USER_MEMORY_REGION2, region)
+    fcntl.ioctl(vm, uapi.KVM_SET_USER_MEMORY_REGION2, region)
 
 
 @contextlib.contextmanager

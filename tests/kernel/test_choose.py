@@ -138,7 +138,7 @@ def test_a_forked_child_cannot_use_the_vm() -> None:
 
 def test_the_simulation_has_profiles() -> None:
     """6.18 unless another is named."""
-    default, named = choose_kernel("simulated"), choose_kernel("simulated:6.17")
+    default, named = choose_kernel("simulated"), choose_kernel("simulated:6.12")
     assert (default.guest_memfd_flags, named.guest_memfd_flags) == (3, 0)
     assert (default.name, default.why, default.kvm_enabled) == ("simulated", "it was asked for", False)
 

@@ -355,7 +355,7 @@ def test_slots_take_no_unknown_flag(own: LinuxKernel, bound: int) -> None:
 def test_bound_slots_are_neither_logged_nor_read_only(own: LinuxKernel, bound: int) -> None:
     """GUEST_MEMFD goes with no other flag."""
     for other in (host.KVM_MEM_LOG_DIRTY_PAGES, host.KVM_MEM_READONLY):
-        flags = host.KVM_MEM_GUEST_MEMFD | other
+        flags = uapi.KVM_MEM_GUEST_MEMFD | other
         assert errno_of(host.set_region2, own.vm, 0, bound, flags=flags) == errno.EINVAL
     host.set_region2(own.vm, 0, bound)
 
