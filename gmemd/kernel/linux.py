@@ -162,7 +162,7 @@ def why_not_opened(path: str, code: int) -> str:
 
 
 def why_not_shared(capability: int, flags: int) -> str | None:
-    """Why another process could not use a guest_memfd, by KVM_CAP_GUEST_MEMFD (of the device) and _FLAGS; None: it can."""
+    """Why others could not use a guest_memfd, by KVM_CAP_GUEST_MEMFD of the device and _FLAGS; None: they can."""
     if not capability:
         return "kernel without guest_memfd (Linux 6.8 has it)"
     if not flags & uapi.GUEST_MEMFD_FLAG_MMAP:
