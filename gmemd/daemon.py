@@ -20,6 +20,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from gmemd import __version__
+from gmemd.authority.gate import Gate
+from gmemd.authority.peer import Peer
+from gmemd.authority.rights import ALL, Rights
 from gmemd.changes.threads import close_copies, in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
@@ -41,6 +44,7 @@ from gmemd.schema.validate import Schema
 from gmemd.server.ahead import HeldDirectories
 from gmemd.server.listener import Listener
 from gmemd.server.monitor import Monitor
+from gmemd.server.refusals import Refusals
 from gmemd.server.users import Users
 
 if TYPE_CHECKING:
@@ -76,6 +80,7 @@ class Options(NamedTuple):
     http: Address | None = None
     audit: str = ""  # a file, "-" for standard error; "": none
     snapshots: str = ""  # the directory for them; "": clients have to pass one
+    policy: str = ""  # a file; "": none
 
 
 def package_version() -> str:
@@ -97,6 +102,7 @@ class Program(Protocol):
 
     schema: Schema
     modules: tuple[ModuleType, ...]  # with the functions of the commands
+    gate: Gate | None  # None: everybody who can connect may do everything
 
     async def build(self, dispatcher: Dispatcher) -> None:
         """Create what exists from the start; QmpError if that is refused."""
@@ -122,6 +128,7 @@ class Plain:
         self._options = options
         self.schema = Schema.load(unstable_input=options.unstable_input, lab=options.lab)
         self.modules = MODULES
+        self.gate: Gate | None = Gate(options.policy, self.schema)
         if options.lab:  # loaded only on request
             from gmemd.commands import lab
 
@@ -180,6 +187,7 @@ class Daemon:
         share_one_heap()
         self._loop.set_exception_handler(_log_exception)
         gmemd = self._gmemd = self._make_gmemd()
+        self._refusals = Refusals(gmemd)
         log.call_later = self._loop.call_later
         try:
             sockets = self._restore()
@@ -194,7 +202,9 @@ class Daemon:
             recover(gmemd)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")
-            self._loop.add_signal_handler(signal.SIGHUP, self._program.hang_up, gmemd)
+            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+            if self._program.gate is not None:
+                log.info("policy", words=self._program.gate.words)
             log.info("ready", sockets=[listener.path for listener in self._listeners], kernel=gmemd.kernel.name,
                      why=gmemd.kernel.why, objects=len(gmemd.objects), persist=gmemd.custody.keeps)
             if self._http is not None:
@@ -210,6 +220,12 @@ class Daemon:
             await self._stopped.wait()
         finally:
             await self._close()
+
+    def _hang_up(self) -> None:
+        self._program.hang_up(self._gmemd)
+        gate = self._program.gate
+        if gate is not None and gate.policy is not None:
+            self.spawn(self._reload(gate))
 
     async def _load_ahead(self, directories: HeldDirectories) -> None:
         """Load what clients may need, in a thread; a client that needs it sooner waits."""
@@ -238,7 +254,7 @@ class Daemon:
         if options.audit:
             from gmemd.observe.audit import Audit
 
-            audit = Audit(options.audit, schema.reading)
+            audit = Audit(options.audit, schema.commands.keys() - schema.reading)
         custody = manager.custody(options.persist, options.state_dir, lambda fd: close_copies([fd]))
         return Gmemd(schema=schema, kernel=kernel, name=options.name, uuid=options.uuid, host=self, custody=custody,
                      manager=manager, lab=faults, audit=audit, snapshots=options.snapshots,
@@ -266,8 +282,10 @@ class Daemon:
         """Give each client of a listening socket a monitor."""
         def accepted(client: socket.socket) -> None:
             try:
+                peer, rights = self._admit(client, path)
                 self._monitors.add(Monitor(self._loop, client, dispatcher, pretty=listening.pretty, users=self._users,
-                                           closed=self._monitors.discard, named_fds=listening.named_fds))
+                                           peer=peer, rights=rights, closed=self._monitors.discard,
+                                           named_fds=listening.named_fds))
             except OSError:
                 client.close()
             except QmpError as exc:
@@ -275,7 +293,33 @@ class Daemon:
                     client.send(refusal(exc, pretty=listening.pretty))
                 client.close()
 
+        path = listening.sock.getsockname()
         self._listeners.append(Listener(self._loop, listening.sock, accepted=accepted, remove=listening.remove))
+
+    def _admit(self, client: socket.socket, path: str) -> tuple[Peer, Rights]:
+        """Who a client is and what it may; QmpError, which is logged, if it is not let in."""
+        if self._program.gate is None:
+            return Peer.connected(client), ALL
+        try:
+            return self._program.gate.admit(client, path)
+        except QmpError as exc:
+            self._refusals.tell(Peer.connected(client), exc.desc)
+            raise QmpError("this client is not let in") from exc  # why is not told to everybody
+
+    async def _reload(self, gate: Gate) -> None:
+        """Read the policy again: all of it holds for all clients from now on, or nothing changes."""
+        try:
+            gate.load(await in_thread(gate.read))
+        except QmpError as exc:
+            log.error("policy not reloaded", desc=exc.desc)
+            return
+        log.info("policy", words=gate.words)
+        for monitor in list(self._monitors):
+            try:
+                monitor.use(gate.again(monitor.peer))
+            except QmpError as exc:
+                self._refusals.tell(monitor.peer, exc.desc)
+                monitor.close()
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
         counts = self._gmemd.counters.events

@@ -8,19 +8,42 @@ import stat
 from typing import TYPE_CHECKING
 
 from gmemd.authority.peer import Peer, peer_groups
-from gmemd.authority.rights import ALL, Rights
+from gmemd.authority.rights import ALL, OBSERVER, Rights
 from gmemd.errors import QmpError
 
 if TYPE_CHECKING:
     import socket
 
     from gmemd.authority.policy import Policy
+    from gmemd.schema.validate import Schema
 
 
 class Gate:
     """The one place where clients get their rights."""
 
-    def __init__(self, policy: Policy | None = None) -> None:
+    def __init__(self, path: str, schema: Schema) -> None:
+        """`path` is that of the policy, "" for none; QmpError if it cannot be used."""
+        self._path = path
+        self._schema = schema
+        self.policy: Policy | None = None
+        if path:
+            self.load(self.read())
+
+    @property
+    def words(self) -> str:
+        """Who is let in, for the log."""
+        if self.policy is None:
+            return "no policy: root, gmemd's own user and the group of its socket may do everything"
+        return f"policy '{self._path}' with {len(self.policy.rules)} rules"
+
+    def read(self) -> Policy:
+        """The policy of the file, which is not in force yet; blocks; QmpError if any of it is wrong."""
+        from gmemd.authority.reading import read_policy  # with the validator, which nobody else needs at start
+
+        return read_policy(self._path, self._schema)
+
+    def load(self, policy: Policy) -> None:
+        """Put a policy into force."""
         self.policy = policy
 
     def admit(self, sock: socket.socket, path: str) -> tuple[Peer, Rights]:
@@ -32,6 +55,18 @@ class Gate:
         if peer.uid not in (0, os.geteuid()) and _group(path) not in peer_groups(sock) | {peer.gid}:
             raise QmpError("without a policy only root, gmemd's own user and the group of its socket are let in")
         return peer, ALL
+
+    def again(self, peer: Peer) -> Rights:
+        """The rights of a client that was let in under an earlier policy; QmpError if it has none any more."""
+        return ALL if self.policy is None else self.policy.rights_of(peer)
+
+    def admit_http(self, sock: socket.socket | None, path: str) -> Rights:
+        """The same for HTTP, by TCP without a socket: without a policy it shows everything to whom it can reach."""
+        if self.policy is None:
+            return OBSERVER
+        if sock is None:
+            return self.policy.rights_of(None)
+        return self.policy.rights_of(Peer.examined(sock))
 
 
 def _group(path: str) -> int | None:

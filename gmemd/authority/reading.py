@@ -86,7 +86,7 @@ class _Reading:
     # -- rules
 
     def _rule(self, rule: Mapping[str, Any], place: Place) -> Rule:
-        role = Role[rule["role"].upper()]
+        role = Role.of(rule["role"])
         match = {key: tuple(self._resolved(key, _listed(rule["match"][key]), (*place, "match", key)))
                  for key in rule["match"]}
         if "http" in match and (len(match) > 1 or role not in (Role.NONE, Role.OBSERVER)):
@@ -101,7 +101,7 @@ class _Reading:
 
     def _commands(self, rule: Mapping[str, Any], role: Role, place: Place) -> frozenset[str]:
         commands = self._schema.commands
-        own = {name for name, command in commands.items() if Role[command.role.upper()] <= role}
+        own = {name for name, command in commands.items() if Role.of(command.role) <= role}
         added = set(self._names(rule, "allow", commands, "command", place))
         changing = sorted(added - self._schema.reading)
         if role <= Role.OBSERVER and changing:

@@ -27,6 +27,16 @@ class Role(IntEnum):
     OPERATOR = 3  # looks after everybody's objects
     ADMIN = 4  # the daemon itself, too
 
+    @property
+    def word(self) -> str:
+        """As it is written."""
+        return self.name.lower()
+
+    @classmethod
+    def of(cls, word: str) -> Role:
+        """The role of that word."""
+        return cls[word.upper()]
+
 
 @dataclass(frozen=True, slots=True)
 class Rights:
@@ -67,3 +77,4 @@ def _below(path: str, root: str) -> bool:
 
 
 ALL: Final = Rights(Role.ADMIN, all=True)
+OBSERVER: Final = Rights(Role.OBSERVER, all=True)  # of HTTP, which can do nothing but read, where there is no policy

@@ -58,6 +58,10 @@ def make_parser() -> argparse.ArgumentParser:
     add("--compat", metavar="unstable-input=accept|reject", help="policy for unstable members and commands")
     add("--audit", metavar="FILE|-", default="",
         help="append a JSON line for each change there, reopened on SIGHUP; -: standard error, or the journal")
+    add("--policy", metavar="FILE", default="",
+        help="who may do what, and how much (TOML, read again on SIGHUP); without it root, gmemd's own user and the"
+        " group of its socket may do everything")
+    add("--check-policy", action="store_true", help="say whether that file is right, and exit")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="lowest level to log")
     add("--version", action="store_true", help="print the version and exit")
     return parser
@@ -111,6 +115,9 @@ def _run(options: argparse.Namespace) -> int:
         print(f"gmemd {__version__}")
         return 0
 
+    if options.check_policy:
+        return _check_policy(options)
+
     from gmemd.server.loop import run  # before anything imports asyncio
 
     objects: tuple[dict[str, object], ...] = ()
@@ -140,7 +147,21 @@ def _run(options: argparse.Namespace) -> int:
         uuid=None if options.uuid is None else _uuid(options.uuid), unstable_input=_unstable_input(options.compat),
         lab=options.lab, http=_http(options.http), audit=options.audit,
         snapshots=os.path.abspath(options.snapshots or default_snapshots(os.environ, os.getuid())),
+        policy=options.policy and os.path.abspath(options.policy),
     )).run())
+    return 0
+
+
+def _check_policy(options: argparse.Namespace) -> int:
+    if not options.policy:
+        raise QmpError("--check-policy needs --policy FILE")
+    from gmemd.authority.reading import read_policy
+    from gmemd.schema.validate import Schema
+
+    rules = read_policy(options.policy, Schema.load(lab=options.lab)).rules
+    print(f"{options.policy}: {len(rules)} rules")
+    for rule in rules:
+        print(f"{rule.rights.rule}: {rule.rights.role.word}, {len(rule.rights.commands or ())} commands")
     return 0
 
 

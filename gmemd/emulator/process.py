@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator, Mapping
 
+from gmemd.authority.gate import Gate
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.daemon import Daemon, Listening, Options
@@ -30,6 +31,7 @@ class Emulator:
         self._line = line
         self._socket_path = socket_path
         self.schema = line.schema
+        self.gate: Gate | None = None
         self.ready = ready
 
     async def build(self, dispatcher: Dispatcher) -> None:

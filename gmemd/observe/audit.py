@@ -12,7 +12,7 @@ import os
 from collections.abc import Container
 from typing import Any, Final, NamedTuple
 
-from gmemd.errors import COMMAND_NOT_FOUND, QmpError, close_fd
+from gmemd.errors import QmpError, close_fd
 from gmemd.observe.log import TEXT_MAX, Log, log, reads_journal
 from gmemd.posix.lines import Lines
 from gmemd.processes.identity import describe
@@ -28,9 +28,9 @@ _FLAGS: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOC
 class Audit:
     """The stream: a file, or standard error for TO_STDERR."""
 
-    def __init__(self, target: str, reading: Container[str]) -> None:
-        """Open it; QmpError when that fails. `reading`: the commands that only read."""
-        self._reading = reading
+    def __init__(self, target: str, changing: Container[str]) -> None:
+        """Open it; QmpError when that fails. `changing`: the commands that have a line."""
+        self._changing = changing
         self._path = "" if target == TO_STDERR else os.path.abspath(target)
         self._out = Lines(
             os.dup(2) if not self._path else _open(self._path),
@@ -42,12 +42,16 @@ class Audit:
 
     def client(self, uid: int, pid: int) -> ClientAudit:
         """The writer of one client's lines."""
-        return ClientAudit(self._lines, self._reading, {"uid": uid, "pid": pid, **describe(pid)})
+        return ClientAudit(self._lines, self._changing, {"uid": uid, "pid": pid, **describe(pid)})
 
     def own(self, command: str, arguments: dict[str, Any]) -> None:
         """Record what gmemd did by itself, in the form of a command."""
         self._lines.info("audit", command=command, arguments=_without_secrets(arguments), uid=os.getuid(),
                          pid=os.getpid(), comm="gmemd", result="ok")
+
+    def refused(self, uid: int, pid: int, why: str) -> None:
+        """Record that a client was not let in."""
+        self._lines.info("audit", command=None, uid=uid, pid=pid, **describe(pid), result="refused", desc=why)
 
     def reopen(self) -> None:
         """Reopen the file soon, because it may have been moved away; if that fails, the old one stays in use."""
@@ -77,13 +81,17 @@ class ClientAudit(NamedTuple):
     """The changes of one client; `who` was read when it connected, before its process id could be reused."""
 
     lines: Log
-    reading: Container[str]
+    changing: Container[str]
     who: dict[str, Any]
+
+    def use(self, role: str, rule: str) -> None:
+        """Say from now on by which rights."""
+        self.who.update(role=role, rule=rule)
 
     def answered(self, command: str, arguments: dict[str, Any], *, request_id: bytes = b"",
                  error: QmpError | None = None) -> None:
         """Write the line of an answered command, if it is one that changes something; `request_id` is JSON."""
-        if command in self.reading or (error is not None and error.error_class == COMMAND_NOT_FOUND):
+        if command not in self.changing:
             return
         members = {"command": command, "arguments": _without_secrets(arguments), **self.who}
         if request_id:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gmemd.authority.rights import Rights
 from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError
 from gmemd.observe.log import ClientLog, log
@@ -16,9 +17,18 @@ class Ledger:
         counters.connections += 1
         self._count = counters.count
         self._id_json = session.id_json
-        self._log = ClientLog(log, {"monitor": counters.connections, "uid": uid, "pid": pid})
+        self._who = {"monitor": counters.connections, "uid": uid, "pid": pid}
+        self._log = ClientLog(log, self._who)
         self._audit = None if gmemd.audit is None else gmemd.audit.client(uid, pid)
         self.close = self._log.close
+
+    def use(self, rights: Rights) -> None:
+        """Say by which rights, where there is a policy."""
+        if rights.all:
+            return
+        log.info("rights", **self._who, role=rights.role.word, rule=rights.rule)
+        if self._audit is not None:
+            self._audit.use(rights.role.word, rights.rule)
 
     def answered(self, request: Request, error: QmpError | None = None) -> None:
         """Record a command that is about to be answered."""

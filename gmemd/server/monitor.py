@@ -17,11 +17,11 @@ import asyncio
 import os
 import select
 import socket
-import struct
 from collections.abc import Callable
 from types import CoroutineType
 from typing import Any
 
+from gmemd.authority.peer import Peer
 from gmemd.authority.rights import ALL, Rights
 from gmemd.changes.change import Change, WithFds
 from gmemd.changes.pace import Pace
@@ -48,7 +48,6 @@ QUEUE_MAX = 8  # QMP_REQ_QUEUE_LEN_MAX
 HALF_SECONDS = 600.0  # from the first byte of a message to its last
 _ANCILLARY_SIZE = socket.CMSG_SPACE(FDS_MAX * 4)
 _CLOEXEC = int(socket.MSG_CMSG_CLOEXEC)
-_unpack_ucred = struct.Struct("iII").unpack  # struct ucred of unix(7)
 
 
 class Monitor:
@@ -56,12 +55,13 @@ class Monitor:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, dispatcher: Dispatcher, *,
                  pretty: bool, closed: Callable[[Monitor], None], users: Users,
-                 rights: Rights = ALL, named_fds: NamedFds | None = None) -> None:
+                 peer: Peer | None = None, rights: Rights = ALL, named_fds: NamedFds | None = None) -> None:
         """QmpError if the client's user has too many connections; the socket is still the caller's.
 
-        `named_fds` are those of the socket, if they are not the client's own.
+        Without `peer` it is who is connected; `named_fds` are those of the socket, if they are not the client's own.
         """
-        self.pid, self.uid, _ = _unpack_ucred(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        self.peer = peer or Peer.connected(sock)
+        self.pid, self.uid = self.peer.pid, self.peer.uid
         self._user = users.find(rights.account or f"uid:{self.uid}", rights.limits)
         self._user.check_room()
         self._gmemd: Gmemd = dispatcher.gmemd
@@ -77,13 +77,13 @@ class Monitor:
         self._fd = sock.fileno()
         self._receive = sock.recvmsg
         self._awaited: Callable[[int], bool] = getattr(loop, "awaited", lambda fd: True)
-        self.rights = rights
-        self.usable = dispatcher.usable(rights)
+        self._dispatcher = dispatcher
         self._dispatch = dispatcher.run
         self._run_beside = dispatcher.run_beside
         self._closed = closed
         self._feed = self.session.feed
         self._ledger = Ledger(self._gmemd, self.session, self.uid, self.pid)
+        self.use(rights)
         self._answered = self._ledger.answered
         self.named_fds = NamedFds(self._user.named) if named_fds is None else named_fds
         self._own_names = named_fds is None
@@ -108,6 +108,12 @@ class Monitor:
         self._user.join(self)
         if sent < len(greeting):  # not here: the creator of this monitor does not know it yet, should it close
             loop.call_soon(self._outgoing.send, greeting[sent:])
+
+    def use(self, rights: Rights) -> None:
+        """Have these rights from now on."""
+        self.rights = rights
+        self.usable = self._dispatcher.usable(rights)
+        self._ledger.use(rights)
 
     # -- input -----------------------------------------------------------------------------------
 

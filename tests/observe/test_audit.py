@@ -20,6 +20,8 @@ from tests.daemon import Daemon
 COMM = Path("/proc/self/comm").read_text().rstrip("\n")
 RAM = {"qom-type": "memory-backend-ram", "id": "m0", "size": 4096}
 
+CHANGING = {"object-add", "qom-set"}
+
 
 def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -95,9 +97,9 @@ def test_standard_error_takes_it_too() -> None:
 
 def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     with pytest.raises(QmpError) as caught:
-        Audit(str(tmp_path), ())
+        Audit(str(tmp_path), CHANGING)
     assert caught.value.desc == f"cannot open audit file '{tmp_path}': Is a directory"
-    Audit(str(tmp_path / "file"), ()).close()
+    Audit(str(tmp_path / "file"), CHANGING).close()
 
 
 def test_a_full_disk_does_not_stop_the_daemon() -> None:
@@ -110,7 +112,7 @@ def test_a_full_disk_does_not_stop_the_daemon() -> None:
 
 
 def test_secrets_are_hidden_and_length_is_bounded(tmp_path: Path) -> None:
-    audit = Audit(str(tmp_path / "audit"), ())
+    audit = Audit(str(tmp_path / "audit"), CHANGING)
     client = audit.client(7, os.getpid())
     client.answered("object-add", {"qom-type": "secret", "id": "s", "data": "geheim"})
     client.answered("qom-set", {"path": "/objects/s", "property": "data", "value": "geheim"})
