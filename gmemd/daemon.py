@@ -356,6 +356,7 @@ class Daemon:
         await self._gmemd.settler.idle()
         for monitor in list(self._monitors):
             monitor.close()
+        self._gmemd.custody.copies.ask(self._gmemd.kept)
         with contextlib.suppress(QmpError):
             self._gmemd.custody.flush_blocking()
         self._gmemd.custody.close()

@@ -32,7 +32,7 @@ from gmemd.objects.records import record_of, updated
 
 if TYPE_CHECKING:
     from gmemd.persist.batch import Operation
-    from gmemd.persist.custody import Again
+    from gmemd.persist.fdstore import Again
     from gmemd.persist.record import Record
 
 _UNTOLD: Final = "be run: its arguments fit"

@@ -25,7 +25,7 @@ from gmemd.objects.container import Objects
 from gmemd.objects.conversion import reconcile
 from gmemd.objects.fds import FdSets, NamedFds
 from gmemd.objects.qom import Tree
-from gmemd.objects.records import TOMBSTONE, move_of, objects_of
+from gmemd.objects.records import TOMBSTONE, move_of, objects_of, settle_in
 from gmemd.observe.counters import Counters
 from gmemd.persist.nobody import AnyCustody, Nobody
 from gmemd.persist.record import Record
@@ -129,6 +129,8 @@ class Gmemd:
             if backend.aside is not None:
                 with contextlib.suppress(OSError):
                     reconcile(backend, self.kernel)
+        if moved := settle_in(backends, self.kernel):
+            self.custody.rewrite(moved)
         self.objects.restore(backends)
         self.unclaimed += asides + restored.unclaimed
         self.counters.restored += len(self.objects)

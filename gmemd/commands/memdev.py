@@ -20,7 +20,7 @@ from gmemd.errors import QmpError
 from gmemd.objects.container import ThreadContext
 
 if TYPE_CHECKING:
-    from gmemd.persist.custody import Again
+    from gmemd.persist.fdstore import Again
 
 _LOOK_SECONDS = 0.2  # between two checks whether the client waiting for a file to open is still connected
 

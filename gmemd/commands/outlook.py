@@ -74,6 +74,7 @@ class Outlook:
         self._asked = -FRESH  # when that was, monotonic seconds
         self._looking: asyncio.Task[None] | None = None
         self._told = ""
+        self._before = 0  # custody's copy_due at the tick before
 
     def start(self) -> None:
         """Check now, and periodically as long as the loop runs."""
@@ -108,7 +109,16 @@ class Outlook:
         if self.is_stale(RENEWED):
             self._asked = min(self._asked, monotonic() - FRESH)
             self._spawn(self.look())
+        self._carry()
         asyncio.get_running_loop().call_later(TICK, self._tick)
+
+    def _carry(self) -> None:
+        """Have the registry's copy renewed when nothing has changed for one tick."""
+        due = self._custody.copies.due
+        if due and due == self._before:
+            self._custody.copies.ask(self._entries)
+            self._settler.settle([], lambda: None)
+        self._before = due
 
     async def _look(self) -> None:
         unit, missing = await self._ask()

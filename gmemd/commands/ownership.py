@@ -20,7 +20,7 @@ from gmemd.memory.ranges import SHARED, RangeMap
 from gmemd.persist.fdstore import opened_again
 
 if TYPE_CHECKING:
-    from gmemd.persist.custody import Again
+    from gmemd.persist.fdstore import Again
 
 # The type of an adopted fd, by what it is.
 _TYPES = {"memfd": "memory-backend-memfd", "hugetlb-memfd": "memory-backend-memfd",
@@ -183,7 +183,8 @@ def _give_up(gmemd: Gmemd, name: str, change: Change) -> dict[str, Any]:
 
 def query_memdev_lost(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     lost = list(gmemd.lost.values())
-    return listed(({"id": record.id, "qom-type": record.qom_type, "size": record.size} for record in lost), len(lost))
+    return listed(({"id": record.id, "qom-type": record.qom_type, "size": record.size,
+                    "reason": record.missing} for record in lost), len(lost))
 
 
 def memdev_persist(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:

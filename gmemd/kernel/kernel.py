@@ -199,6 +199,11 @@ class Kernel(ABC):
             return f"the descriptor cannot be mapped for reading and writing: {os.strerror(exc.errno or 0)}"
         return ""
 
+    def recall(self, fd: int, flags: int) -> None:
+        """Say that an fd was a stand-in with these creation flags before a kexec."""
+        if self.identify(fd) == "memfd":
+            standin.recall(fd, flags)
+
     def is_simulated(self, fd: int) -> bool:
         """Whether a guest_memfd is a stand-in, whichever kernel made it."""
         return standin.flags_of(fd) is not None

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from gmemd.processes.identity import start_time
+
+NEVER: Final = -1  # the start time of no process
 
 
 @dataclass(eq=False)

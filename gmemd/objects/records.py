@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, cast
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.errors import os_errors
+from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.kernel import Kernel
-from gmemd.memory.lease import Lease
+from gmemd.memory.lease import NEVER, Lease
 from gmemd.memory.moves import Move
 from gmemd.memory.piece import Aside, Piece
 from gmemd.memory.ranges import RangeMap
@@ -48,6 +49,21 @@ def tombstone(backend: HostMemoryBackend, move: Move) -> Record:
     record = backend.record or Record(backend.id, TOMBSTONE, {}, backend.kind, backend.memory_size)
     return record.changed(qom_type=TOMBSTONE, arguments={}, extra={"move": move.dump()}, fd_name="", st_dev=0,
                           st_ino=0, st_size=0)
+
+
+def settle_in(backends: Iterable[HostMemoryBackend], kernel: Kernel) -> list[Record]:
+    """Make objects that come from another boot what they were; the records to be written."""
+    records = []
+    for backend in backends:
+        if backend.record is None or not backend.record.carried:
+            continue
+        with suppress(OSError, QmpError):
+            if backend.kind == "guest-memfd":
+                kernel.recall(backend.fd, backend.guest_memfd_flags or 0)
+            backend.finish(kernel)
+        backend.record = updated(backend)
+        records += [piece.record for piece in backend.pieces() if piece.record is not None]
+    return records
 
 
 def move_of(record: Record) -> Move | None:
@@ -129,6 +145,16 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
     backend.move = move_of(record)
     backend.foreign = True
     backend.owner = (record.owner_uid, record.owner_pid)
-    backend.made = from_record(record.extra.get("made"), record.created)
+    backend.made = from_record(None if record.carried else record.extra.get("made"), record.created)
     backend.record = record
+    if record.carried:
+        _end_processes(backend)
     return backend
+
+
+def _end_processes(backend: HostMemoryBackend) -> None:
+    """After another boot, none of the processes that a record names is there: the ids are others' by now."""
+    backend.fence = backend.handover = None
+    for watched in (backend.lease, backend.runner):
+        if watched is not None:
+            watched.start = NEVER

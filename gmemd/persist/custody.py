@@ -16,20 +16,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from time import monotonic
 from typing import Literal
 
 from gmemd.errors import QmpError, close_fd
 from gmemd.persist.batch import Batch, Operation, Pending
+from gmemd.persist.carried import Copy, is_copy
+from gmemd.persist.carrier import Carrier
 from gmemd.persist.delivery import Delivery, file_of
-from gmemd.persist.fdstore import FdStore, File, is_socket
+from gmemd.persist.fdstore import Again, FdStore, is_socket
 from gmemd.persist.notify import Notifier
-from gmemd.persist.record import Record
+from gmemd.persist.record import Record, row_of
 from gmemd.persist.registry import NotWritten, Registry
-from gmemd.persist.restore import Identify, Restored, name_prefix, sequence, sort_out
-from gmemd.persist.waits import Flush, NotKept, wait_for
-
-Again = Callable[[int], int]  # another open file of the same file, like fdstore.opened_again
+from gmemd.persist.restore import NO_SEALS, Identify, Match, Restored, name_prefix, sequence, sort_out
+from gmemd.persist.waits import Flush, NotKept, block
 
 BARRIER_TIMEOUT = 30.0  # seconds; systemd's daemon-reload with 4,000 fds in the store took 7
 
@@ -43,8 +44,12 @@ class Custody:
     keeps: Literal[True] = True
 
     def __init__(self, registry: Registry, notifier: Notifier, store: FdStore, *,
-                 barrier_timeout: float = BARRIER_TIMEOUT, close: Callable[[int], None] = close_fd) -> None:
-        """`barrier_timeout`: seconds. `close` closes an fd of custody's own, for a file that others have open too."""
+                 barrier_timeout: float = BARRIER_TIMEOUT, close: Callable[[int], None] = close_fd,
+                 carries: bool = False, boot: str = "") -> None:
+        """`barrier_timeout`: seconds. `close` closes an fd of custody's own, for a file that others have open too.
+
+        carries: a copy of the registry is kept in the store. boot: this one's id.
+        """
         self._registry = registry
         self._store = store
         self._timeout = barrier_timeout
@@ -53,6 +58,8 @@ class Custody:
         self._prefix = name_prefix(registry.state)
         self._pending = Pending()
         self._delivery = Delivery(registry, notifier, store, timeout=barrier_timeout)
+        self.copies = Carrier(registry, store, self._delivery, wanted=carries)
+        self._boot = boot
         self._flushing = False
         self._again: Callable[[], Flush] | None = None
         self._due = False  # something is owed, and no later operation needs to wait for it
@@ -84,12 +91,12 @@ class Custody:
 
         wholly: it has nothing left. Only then can a file kept under two names be sent twice, as two open files.
         """
-        self._again = partial(self._delivery.send_again, entries, wholly=wholly)
+        self._again = partial(self._delivery.send_again, lambda: chain(entries(), self.copies.entries()), wholly=wholly)
 
     @property
     def dirty(self) -> bool:
         """Is there anything for flush to do?"""
-        return bool(self._pending) or self._due or self._again is not None
+        return bool(self._pending) or self._due or self._again is not None or self.copies.asked
 
     def reserve(self) -> None:
         """Reserve room for one object until add(), which uses it up. QmpError: no room."""
@@ -122,36 +129,18 @@ class Custody:
             except OSError as exc:  # not by os_errors, which costs as much as the rest
                 raise QmpError(f"cannot examine memory to be kept: {os.strerror(exc.errno or 0)}") from exc
             file = status.st_dev, status.st_ino
-            stored, late = (fd, False) if again is None else self._to_store(fd, file, again)
+            stored, late = (fd, False) if again is None else self._store.entry_for(fd, file, again)
         else:  # which no reservation has asked for
             self.check_writable()
         self._seq += 1
         record.seq = self._seq
+        record.boot = self._boot
         if status is None or fd < 0:
             return self._note(Operation("add", record))
         record.st_dev, record.st_ino, record.st_size = status.st_dev, status.st_ino, status.st_size
         record.fd_name = f"{self._prefix}{self._seq}"
         self._store.add_file(record.fd_name, file)
         return self._note(Operation("add", record, stored, None if stored == fd else self._close, late))
-
-    def _to_store(self, fd: int, file: File, again: Again) -> tuple[int, bool]:
-        """The fd to store, and whether the removes must be done before.
-
-        The manager keeps an open file once, under its first name, so a file that it may have is opened once more. That
-        is impossible for a guest_memfd, which waits for its earlier name to leave, or is refused.
-        """
-        names = self._store.names_of(file)
-        if not names:
-            return fd, False
-        try:
-            return again(fd), False
-        except OSError as exc:
-            if names <= self._store.leaving:
-                return fd, True
-            raise QmpError(
-                "the service manager keeps an open file once, and has this one for another object: "
-                f"it cannot be opened again: {os.strerror(exc.errno or 0)}"
-            ) from exc
 
     def remove(self, record: Record) -> Operation:
         """Remove an object. Keep its fd open until the flush has ended: an undo needs it."""
@@ -207,6 +196,7 @@ class Custody:
         try:
             if again is not None:
                 yield from again()
+            yield from self.copies.renew()
             yield from self._delivery.carry_out(batch)
             self.trouble = ""
         except (OSError, NotWritten) as exc:
@@ -219,18 +209,7 @@ class Custody:
         """Flush until nothing is left to do, waiting here at most `timeout` seconds. Raises NotKept."""
         end = monotonic() + timeout
         while self.dirty:
-            flush = self.flush()
-            try:
-                wait = next(flush)
-                while True:
-                    try:
-                        there = wait_for(wait, max(0.0, end - monotonic()))
-                    except OSError as exc:
-                        wait = flush.throw(exc)
-                    else:
-                        wait = flush.send(there)
-            except StopIteration:
-                continue
+            block(self.flush(), lambda: max(0.0, end - monotonic()))
 
     def _fail(self, batch: Batch, exc: OSError | NotWritten) -> None:
         """Undo the batch as far as it does not stand, and everything noted after it; raises NotKept."""
@@ -253,26 +232,35 @@ class Custody:
         return f"cannot hand over to the service manager: {os.strerror(exc.errno or 0)}"
 
     # -- start and end ---------------------------------------------------------------------------------------
-    def restore(self, fds: Iterable[tuple[str, int]], identify: Identify | None = None) -> Restored:
-        """Take over what a predecessor left, once, before anything else; `fds` as from listen_fds().
+    def restore(self, fds: Iterable[tuple[str, int]], identify: Identify | None = None,
+                copy: Copy | None = None) -> Restored:
+        """Take over what a predecessor left, once, before anything else; `fds` as from listen_fds(), `copy` among them.
 
         The fds in the answer are the caller's. What is to be dropped is closed here and leaves the store with the first
         flush: `dirty` is true then. With `identify` (Kernel.identify) each fd's kind is checked too.
         """
-        fds = list(fds)
+        fds, copies = [entry for entry in fds if not is_copy(entry[0])], [entry for entry in fds if is_copy(entry[0])]
         registry = self._registry
         trusted = not registry.damage and not registry.read_only
-        result = sort_out(fds, registry.records, registry.state, trusted=trusted, identify=identify)
+        result = sort_out(fds, registry.records, registry.state, Match(
+            trusted=trusted, identify=identify, boot=self._boot, seals=copy.seals if copy else NO_SEALS))
         result.words[:0] = [words for words in (registry.damage, registry.tightened, self._read_only_words()) if words]
-        for name, fd in fds:
+        for name, fd in [*fds, *copies]:
             self._account(name, fd)
         # a name is never reused, not even one that may still be leaving
         used = [*(name for name, _ in fds), *registry.state.removing]
         self._seq = max([registry.state.last_seq, *(sequence(name, registry.state) for name in used)])
-        for name, fd in result.dropped:
+        for name, fd in [*result.dropped, *self.copies.take_over(copies)]:
             self.discard(name)
             os.close(fd)
         return result
+
+    def rewrite(self, records: list[Record]) -> None:
+        """Write what a restart has changed, once, before any flush; what cannot be written stays as it was."""
+        try:
+            self._registry.apply(put=[row_of(record) for record in records], last_seq=self._registry.state.last_seq)
+        except NotWritten:
+            self._registry.recover()
 
     def _account(self, name: str, fd: int) -> None:
         if is_socket(fd):
@@ -287,4 +275,5 @@ class Custody:
 
     def close(self) -> None:
         """Close the registry; nothing is flushed."""
+        self.copies.close()
         self._registry.close()

@@ -79,6 +79,10 @@ class Delivery:
                 except BlockingIOError:
                     yield from self._wait("writable", self._notifier.fileno())
 
+    def store(self, name: str, fd: int) -> Flush:
+        """Send one descriptor, which has been accounted for."""
+        yield from self._send(self._notifier.store, name, fd)
+
     def _store_once(self, name: str, fd: int, *, reopened: bool) -> None:
         other = -1
         if reopened:

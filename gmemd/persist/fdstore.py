@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from gmemd.errors import QmpError
 from gmemd.persist.keeping import SPARED, UNLIMITED
@@ -20,12 +20,21 @@ NAME_BUDGET = 131_057  # bytes, sum of len(name) + 1 over all fds: MAX_ARG_STRLE
 _LONGEST = len("m-01234567-999999999999:")  # bytes that a name may take, as restore.py composes it
 
 File = tuple[int, int]  # device and inode
+Again = Callable[[int], int]  # another open file of the same file, like opened_again
 
 
 def opened_again(fd: int) -> int:
     """Another open file of the same file with the same access mode; OSError where that is impossible."""
     mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     return os.open(f"/proc/self/fd/{fd}", mode | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def seals_of(fd: int) -> int:
+    """The seals of a memfd; 0 for any other file."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return 0
 
 
 def is_socket(fd: int) -> bool:
@@ -43,6 +52,7 @@ class FdStore:
         """`limit`: of the manager's store. `handed_down`: how many descriptors the next start may have."""
         self.limit = limit
         self.handed_down = handed_down
+        self.set_aside = 0  # entries that are for the registry's copy, not for objects
         self._sockets = 0  # of socket activation, which are passed on as well
         self.leaving: set[str] = set()
         self._held: dict[str, int] = {}  # name: number of fds
@@ -101,10 +111,29 @@ class FdStore:
         """The names under which a file is held, or will be."""
         return frozenset(self._names.get(file, ()))
 
+    def entry_for(self, fd: int, file: File, again: Again) -> tuple[int, bool]:
+        """The fd to store, and whether the removes must be done before.
+
+        The manager keeps an open file once, under its first name, so a file that it may have is opened once more. That
+        is impossible for a guest_memfd, which waits for its earlier name to leave, or is refused.
+        """
+        names = self.names_of(file)
+        if not names:
+            return fd, False
+        try:
+            return again(fd), False
+        except OSError as exc:
+            if names <= self.leaving:
+                return fd, True
+            raise QmpError(
+                "the service manager keeps an open file once, and has this one for another object: "
+                f"it cannot be opened again: {os.strerror(exc.errno or 0)}"
+            ) from exc
+
     def reserve(self) -> None:
         """Reserve room for an entry; QmpError, naming the setting to raise, when it would be lost."""
         room = self.room
-        if self._count - len(self.leaving) + self._reserved >= room:
+        if self._count - len(self.leaving) + self._reserved + self.set_aside >= room:
             raise QmpError(
                 f"the service manager keeps at most {self.limit} file descriptors: "
                 f"raise FileDescriptorStoreMax= (--fdstore-max of the keeper) or delete objects"

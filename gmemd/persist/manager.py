@@ -23,12 +23,15 @@ from gmemd.persist.notify import (
     watchdog_seconds,
 )
 from gmemd.persist.record import State
-from gmemd.persist.restore import Identify, Restored, sort_out
+from gmemd.persist.restore import Identify, Match, Restored, sort_out
 from gmemd.persist.unit import ask, own_unit
+from gmemd.posix.boottime import boot_id
 from gmemd.posix.private import exposed
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
+
+    from gmemd.persist.carried import Copy
 
 
 REGISTRY = "registry.sqlite"
@@ -53,6 +56,8 @@ class Manager:
         self._runner = runner_limit(environ)  # descriptors that the container runtime can pass on
         self._notifier = Notifier.from_environ(environ)
         self._loop: AbstractEventLoop | None = None
+        self._copy: Copy | None = None  # of the registry, as it came from the store
+        self._put_back = ""  # what was done with it
         self._status: Callable[[], str]
         self._status_due = False
 
@@ -77,18 +82,25 @@ class Manager:
         if self._notifier is None:
             raise QmpError("no service manager keeps file descriptors here: "
                            "start gmemd under systemd or --keeper, or use --persist off")
-        from gmemd.persist.custody import Custody  # imported only here because SQLite takes long
+        from gmemd.persist.carried import newest, put_back  # imported only here because SQLite takes long
+        from gmemd.persist.custody import Custody
         from gmemd.persist.registry import Registry
 
         _make_directory(directory)
-        return Custody(Registry(os.path.join(directory, REGISTRY)), self._notifier,
-                       FdStore(self._limit, min(self._given, self._runner)), close=close)
+        path = os.path.join(directory, REGISTRY)
+        copy = self._copy = newest(self._fds)
+        self._put_back = put_back(copy, path)
+        registry = Registry(path, spare=list if copy is None else copy.records)
+        return Custody(registry, self._notifier, FdStore(self._limit, min(self._given, self._runner)), close=close,
+                       carries=self.keeping.live_update, boot=boot_id())
 
     def restore(self, custody: AnyCustody, identify: Identify) -> Restored:
         """What a predecessor left, sockets among it."""
         if custody.keeps:
-            return custody.restore(self._fds, identify)
-        return sort_out(self._fds, [], NO_STATE, trusted=False)
+            restored = custody.restore(self._fds, identify, self._copy)
+            restored.words[:0] = [self._put_back] if self._put_back else []
+            return restored
+        return sort_out(self._fds, [], NO_STATE, Match(trusted=False))
 
     def serve(self, loop: AbstractEventLoop, status: Callable[[], str]) -> None:
         """Say that the daemon serves, feed the watchdog from the loop, and show what is held, as `status` says it."""

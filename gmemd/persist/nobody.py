@@ -5,12 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from gmemd.persist.batch import Operation
+from gmemd.persist.record import Record
 from gmemd.persist.waits import Flush
 
 if TYPE_CHECKING:
     from gmemd.persist.custody import Custody
 
 AnyCustody: TypeAlias = "Custody | Nobody"
+
+
+class NoCopies:
+    """No registry, no copy of it."""
+
+    due = 0
+    stored = False
+
+    def ask(self, entries: object) -> None: ...
 
 
 class Nobody:
@@ -20,6 +30,7 @@ class Nobody:
     dirty = False
     read_only = ""
     trouble = ""
+    copies = NoCopies()
     room = (0, 0)
     steady: tuple[int, ...] = ()
 
@@ -30,6 +41,8 @@ class Nobody:
     def allow(self, limit: int, handed_down: int) -> None: ...
 
     def retry(self) -> None: ...
+
+    def rewrite(self, records: list[Record]) -> None: ...
 
     def withdraw(self, operation: Operation) -> None: ...
 

@@ -17,12 +17,14 @@ Row = tuple[Any, ...]  # of str and int; the last member is the checksum
 COLUMNS = (
     "id, seq, qom_type, arguments, kind, size, kernel, owner_uid, owner_pid, created, origin, extra, "
     "fd_name, file, checksum"
-)  # of table objects
+)  # of table objects; origin is the boot
+
+_BOOT = 32  # characters of a boot's id; earlier gmemds wrote something shorter in its place
 
 
 @dataclass(slots=True)
 class Record:
-    """What is recorded about one object. Custody fills in the second group."""
+    """What is recorded about one object. Custody fills in the second group, a start the third."""
 
     id: str
     qom_type: str
@@ -40,6 +42,10 @@ class Record:
     st_dev: int = 0
     st_ino: int = 0
     st_size: int = 0  # bytes, when it was stored
+    boot: str = ""  # the boot whose st_dev and st_ino these are; "": not recorded
+
+    carried: bool = field(default=False, compare=False)  # its memory has come from another boot; not written
+    missing: str = field(default="", compare=False)  # why its memory did not come back; not written
 
     def changed(self, **members: Any) -> Record:
         """A copy with other members."""
@@ -74,7 +80,7 @@ def row_of(record: Record) -> Row:
         record.owner_uid,
         record.owner_pid,
         record.created,
-        "",  # origin, which was never used
+        record.boot,
         _to_json(record.extra) if record.extra else "{}",
         record.fd_name,
         f"{record.st_dev} {record.st_ino} {record.st_size}",
@@ -86,11 +92,11 @@ def record_of(row: Row) -> Record:
     """The record of a row; raises Damaged."""
     if _checksum(row[:-1]) != row[-1]:
         raise Damaged(f"the checksum of object {row[0]!r} is wrong")
-    id_, seq, qom_type, arguments, kind, size, kernel, uid, pid, created, _, extra, fd_name, file = row[:14]
+    id_, seq, qom_type, arguments, kind, size, kernel, uid, pid, created, boot, extra, fd_name, file = row[:14]
     try:
         dev, ino, st_size = map(int, file.split())
         return Record(id_, qom_type, json.loads(arguments), kind, int(size), kernel, uid, pid, created,
-                      json.loads(extra), seq, fd_name, dev, ino, st_size)
+                      json.loads(extra), seq, fd_name, dev, ino, st_size, boot if len(boot) == _BOOT else "")
     except (ValueError, TypeError, AttributeError) as exc:
         raise Damaged(f"the row of object {id_!r} is not a record") from exc
 

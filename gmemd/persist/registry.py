@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 
 from gmemd.errors import QmpError
 from gmemd.persist.reason import reason
@@ -42,14 +42,17 @@ _BUSY_TIMEOUT = 1  # seconds; a predecessor's lock ends with it
 class Registry:
     """An open registry. One connection, one process, one thread at a time."""
 
-    def __init__(self, path: str, *, migrations: Sequence[Migration] = MIGRATIONS) -> None:
+    def __init__(self, path: str, *, migrations: Sequence[Migration] = MIGRATIONS,
+                 spare: Callable[[], list[Record]] = list) -> None:
         """Open or create the file; migrate it forward.
 
         `records` is what it holds, oldest first. A damaged file is moved aside: `damage` describes that, and `records`
-        are its intact rows. For a file that cannot be written `read_only` has the reason. Raises RegistryTooNew, or
-        QmpError when another process has it open or it cannot even be read.
+        are its intact rows, with those of `spare` that it lacks. For a file that cannot be written `read_only` has the
+        reason. Raises RegistryTooNew, or QmpError when another process has it open or it cannot even be read.
         """
         self.path = path
+        self.changes = 0  # transactions since it was opened
+        self._spare = spare
         self.read_only = ""
         self.damage = ""
         self.tightened = ""  # what was done about a file that others could open
@@ -92,6 +95,16 @@ class Registry:
             roll_back(db)
             raise NotWritten(reason(exc)) from exc
         self.state = state
+        self.changes += 1
+
+    def image(self) -> bytes:
+        """The file as it is now; NotWritten."""
+        if self._db is None or self.read_only:
+            raise NotWritten(self.read_only or "it is closed")
+        try:
+            return self._db.serialize()
+        except (sqlite3.Error, MemoryError) as exc:
+            raise NotWritten(reason(exc)) from exc
 
     def recover(self) -> bool:
         """After a failed apply: reopen the file; did the transaction happen after all?
@@ -216,7 +229,7 @@ class Registry:
     def _replace(self, damage: str) -> None:
         """Recover the intact rows of a damaged file into a new one, and keep the damaged one next to it."""
         self.close()
-        sound = salvage(self.path)
+        sound = _united(salvage(self.path), self._spare())
         self.damage = f"registry '{self.path}' is damaged ({damage})"
         try:
             replacement = Registry(new_file(self.path), migrations=self._migrations)
@@ -235,6 +248,12 @@ class Registry:
             self.damage += f": its intact records were recovered, and the damaged file is now '{aside}'"
             self.state = self._open()
         self.records = sound
+
+
+def _united(found: list[Record], spare: list[Record]) -> list[Record]:
+    """The latest record of each object, oldest first; of equally old ones, what was found in the file."""
+    latest = {record.id: record for record in sorted([*spare, *found], key=lambda record: record.seq)}
+    return sorted(latest.values(), key=lambda record: record.seq)
 
 
 def _make_private(path: str) -> str:

@@ -3,17 +3,24 @@
 An fd whose name is in state.removing, or whose sequence number was never acknowledged, is to be dropped; these are the
 only two reasons. Everything else without a record is kept and listed. A record whose fd is missing, or is not the file
 it was, is lost: nothing is ever created in its place.
+
+A file is identified by device and inode, and after a live update, which gives it others, by name, size, kind and seals.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Final
 
-from gmemd.persist.fdstore import is_socket
+from gmemd.persist.fdstore import is_socket, seals_of
 from gmemd.persist.record import Record, State
 
 Identify = Callable[[int], str]  # Kernel.identify
+
+NO_SEALS: Final[Mapping[str, int]] = MappingProxyType({})
+_CARRIED: Final = "memfd"  # the only kind that a live update carries
 
 
 class Restored:
@@ -39,9 +46,55 @@ def sequence(name: str, state: State) -> int:
     return int(number) if f"{prefix}-" == name_prefix(state) and number.isdecimal() else 0
 
 
-def sort_out(fds: Iterable[tuple[str, int]], records: Iterable[Record], state: State, *, trusted: bool,
-             identify: Identify | None = None) -> Restored:
-    """Match fds with records. `trusted`: the registry is intact and writable, so fds may be dropped."""
+class Match:
+    """How the fds of a predecessor are told apart."""
+
+    def __init__(self, *, trusted: bool, identify: Identify | None = None, boot: str = "",
+                 seals: Mapping[str, int] = NO_SEALS) -> None:
+        """`trusted`: the registry is intact, current and writable, so fds may be dropped.
+
+        boot: this one; records of another describe files that had another inode then. seals: at least these, by name.
+        """
+        self.trusted = trusted
+        self.identify = identify
+        self.boot = boot
+        self.seals = seals
+
+    def is_from_elsewhere(self, record: Record) -> bool:
+        """Whether a record is of another boot."""
+        return bool(record.boot) and record.boot != self.boot
+
+    def difference(self, record: Record, fd: int) -> str:
+        """In what way an fd does not match the record; "" when it does."""
+        status = os.fstat(fd)
+        elsewhere = self.is_from_elsewhere(record)
+        if not elsewhere and (status.st_dev, status.st_ino) != (record.st_dev, record.st_ino):
+            return f"the fd with its name is another file, with inode {status.st_ino} instead of {record.st_ino}"
+        # others may append to a file on a disk, but shrinking it is noticed
+        if status.st_size < record.st_size or (record.kind != "file" and status.st_size != record.st_size):
+            return f"its fd has {status.st_size} bytes instead of {record.st_size}"
+        kind = record.kind if self.identify is None else self.identify(fd)
+        if kind != record.kind and not (elsewhere and kind == _CARRIED and carries(record)):
+            return f"its fd is a {kind} instead of a {record.kind}"
+        wanted = self.seals.get(record.fd_name, 0) if elsewhere else 0
+        return f"its fd has lost seals: {wanted:#x} are expected" if wanted & ~seals_of(fd) else ""
+
+    def missing(self, record: Record) -> str:
+        """Why a record's fd is not among those that came back."""
+        if not self.is_from_elsewhere(record):
+            return "its fd did not come back"
+        if not carries(record):
+            return f"the machine was started anew, and no kernel carries a {record.kind} across kexec"
+        return "the machine was started anew, and its fd did not come back"
+
+
+def carries(record: Record) -> bool:
+    """Whether the kernel can carry the memory of a record into another boot; a simulated guest_memfd is a memfd."""
+    return record.kind == _CARRIED or (record.kind == "guest-memfd" and record.kernel == "simulated")
+
+
+def sort_out(fds: Iterable[tuple[str, int]], records: Iterable[Record], state: State, match: Match) -> Restored:
+    """Match fds with records."""
     result = Restored()
     rest: dict[str, list[int]] = {}
     for name, fd in fds:
@@ -50,12 +103,12 @@ def sort_out(fds: Iterable[tuple[str, int]], records: Iterable[Record], state: S
         else:
             rest.setdefault(name, []).append(fd)
     for record in records:
-        _claim(result, record, rest, identify)
+        _claim(result, record, rest, match)
     for name, left in rest.items():
         entries = [(name, fd) for fd in left]
         if not entries:
             continue
-        why = _why_dropped(name, state) if trusted else ""
+        why = _why_dropped(name, state) if match.trusted else ""
         if why:
             result.dropped += entries
             result.words.append(f"'{name}' is dropped from the fd store: {why}")
@@ -65,34 +118,29 @@ def sort_out(fds: Iterable[tuple[str, int]], records: Iterable[Record], state: S
     return result
 
 
-def _claim(result: Restored, record: Record, rest: dict[str, list[int]], identify: Identify | None) -> None:
+def _claim(result: Restored, record: Record, rest: dict[str, list[int]], match: Match) -> None:
     """Find the record's fd among those with its name."""
-    if not record.fd_name:
-        result.objects.append((record, -1))
-        return
-    candidates = rest.get(record.fd_name, [])
-    complaint = "its fd did not come back"
+    candidates = rest.get(record.fd_name, []) if record.fd_name else [-1]
+    complaint = match.missing(record)
     for fd in candidates:
-        complaint = difference(record, fd, identify)
+        complaint = match.difference(record, fd) if fd >= 0 else ""
         if not complaint:
             candidates.remove(fd)
             result.objects.append((record, fd))
+            _move_in(record, fd, match)
             return
+    record.missing = complaint
     result.lost.append(record)
     result.words.append(f"object '{record.id}' is lost: {complaint}")
 
 
-def difference(record: Record, fd: int, identify: Identify | None = None) -> str:
-    """In what way an fd does not match the record; "" when it does."""
-    status = os.fstat(fd)
-    if (status.st_dev, status.st_ino) != (record.st_dev, record.st_ino):
-        return f"the fd with its name is another file, with inode {status.st_ino} instead of {record.st_ino}"
-    # others may append to a file on a disk, but shrinking it is noticed
-    if status.st_size < record.st_size or (record.kind != "file" and status.st_size != record.st_size):
-        return f"its fd has {status.st_size} bytes instead of {record.st_size}"
-    if identify is not None and (kind := identify(fd)) != record.kind:
-        return f"its fd is a {kind} instead of a {record.kind}"
-    return ""
+def _move_in(record: Record, fd: int, match: Match) -> None:
+    """Have the record describe its file as it is in this boot."""
+    record.carried = match.is_from_elsewhere(record)
+    record.boot = match.boot
+    if record.carried and fd >= 0:
+        status = os.fstat(fd)
+        record.st_dev, record.st_ino = status.st_dev, status.st_ino
 
 
 def _why_dropped(name: str, state: State) -> str:

@@ -22,7 +22,7 @@ APPLICATION_ID = 0x676D656D  # "gmem", in the header of the file
 PUT_STATE = (
     "UPDATE state SET version = ?, generation = ?, last_seq = ?, commits = ?, starts = ?, removing = ?, checksum = ?"
 )
-_GET_STATE = "SELECT version, generation, last_seq, commits, starts, removing, checksum FROM state"
+GET_STATE = "SELECT version, generation, last_seq, commits, starts, removing, checksum FROM state"
 
 
 class RegistryTooNew(QmpError):
@@ -63,7 +63,7 @@ def check(db: sqlite3.Connection, path: str, known: int) -> State:
     verdict = str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
     if verdict != "ok":
         raise Damaged(" ".join(verdict.split()))
-    return state_of(db.execute(_GET_STATE).fetchone())
+    return state_of(db.execute(GET_STATE).fetchone())
 
 
 def migrate(db: sqlite3.Connection, path: str, migrations: Sequence[Migration], old: State,

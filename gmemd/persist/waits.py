@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import select
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from gmemd.errors import QmpError
@@ -36,6 +36,21 @@ class NotKept(QmpError):
     def __init__(self, desc: str, undone: list[Operation]) -> None:
         super().__init__(desc)
         self.undone = undone
+
+
+def block(flush: Flush, timeout: Callable[[], float]) -> None:
+    """Drive a flush to its end, waiting here, each time at most as long as `timeout` says."""
+    try:
+        wait = next(flush)
+        while True:
+            try:
+                there = wait_for(wait, timeout())
+            except OSError as exc:
+                wait = flush.throw(exc)
+            else:
+                wait = flush.send(there)
+    except StopIteration:
+        return
 
 
 def wait_for(wait: Wait, timeout: float | None = None) -> bool:

@@ -1,14 +1,23 @@
 """Moments in seconds since boot: setting the wall clock does not change how long ago they are.
 
-Memory does not outlive the boot, so these serve for an object's whole life, across restarts of the daemon.
+They serve across restarts of the daemon. Memory that a live update carries into another boot needs the wall clock's.
 """
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Final
 
 _STEP: Final = 2.0  # seconds by which the wall clock must have been set for a moment to be converted again
+
+
+def boot_id() -> str:
+    """What tells this boot from all others; "": unknown."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+    except OSError:
+        return ""
 
 
 def now() -> float:

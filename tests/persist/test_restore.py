@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from gmemd.persist.record import Record, State
-from gmemd.persist.restore import Restored, sequence, sort_out
+from gmemd.persist.restore import Match, Restored, sequence, sort_out
 
 STATE = State(1, "abcd", 10, 0, 1, ("m-abcd-3",))
 Make = Callable[..., tuple[str, int]]
@@ -40,7 +40,7 @@ def record_for(entry: tuple[str, int], id_: str = "a", kind: str = "memfd") -> R
 
 
 def sort(fds: list[tuple[str, int]], *records: Record, trusted: bool = True) -> Restored:
-    return sort_out(fds, records, STATE, trusted=trusted)
+    return sort_out(fds, records, STATE, Match(trusted=trusted))
 
 
 def test_names() -> None:
@@ -81,7 +81,7 @@ class TestNotTheSame:
     def test_kind(self, make: Make) -> None:
         entry = make(1)
         record = record_for(entry, kind="guest-memfd")
-        found = sort_out([entry], [record], STATE, trusted=True, identify=lambda fd: "memfd")
+        found = sort_out([entry], [record], STATE, Match(trusted=True, identify=lambda fd: "memfd"))
         assert found.lost == [record]
         assert "is a memfd instead of a guest-memfd" in found.words[0]
 
