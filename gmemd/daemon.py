@@ -196,17 +196,19 @@ class Daemon:
             await self._program.build(dispatcher)
             for listening in self._program.sockets(sockets):
                 self._serve(dispatcher, listening)
-            watch_leases(gmemd)
-            watch_runners(gmemd)
-            watch_handovers(gmemd)
-            recover(gmemd)
+            for room in (gmemd, *gmemd.rooms.values()):
+                watch_leases(room)
+                watch_runners(room)
+                watch_handovers(room)
+                recover(room)
+                self.spawn(room.snapshots.load())
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")
             self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
             if self._program.gate is not None:
                 log.info("policy", words=self._program.gate.words)
             log.info("ready", sockets=[listener.path for listener in self._listeners], kernel=gmemd.kernel.name,
-                     why=gmemd.kernel.why, objects=len(gmemd.objects), persist=gmemd.custody.keeps)
+                     why=gmemd.kernel.why, objects=len(gmemd.seen()), persist=gmemd.custody.keeps)
             if self._http is not None:
                 self._http.state.serving = True
                 log.info("serving HTTP", url=self._http.url)
@@ -215,7 +217,6 @@ class Daemon:
             gmemd.outlook.start()
             self._program.ready()
             self.spawn(self._load_ahead(directories))
-            self.spawn(gmemd.snapshots.load())
             gmemd.settler.catch_up()
             await self._stopped.wait()
         finally:
@@ -324,11 +325,15 @@ class Daemon:
     def emit(self, name: str, data: dict[str, Any]) -> None:
         counts = self._gmemd.counters.events
         counts[name] = counts.get(name, 0) + 1
+        self.emit_in(self._gmemd, name, data)
+
+    def emit_in(self, room: Gmemd, name: str, data: dict[str, Any]) -> None:
         now = time.time()
-        self._gmemd.events.append((now, name, data))
+        room.events.append((now, name, data))
         event = Event(name, data, now)
         for monitor in self._monitors:
-            monitor.emit(event)
+            if monitor.room is room:
+                monitor.emit(event)
 
     def stop(self) -> None:
         self._loop.call_soon(self._stopped.set)

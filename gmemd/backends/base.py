@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from gmemd.errors import QmpError, close_fd
 from gmemd.kernel.kernel import Kernel
@@ -45,6 +45,15 @@ class Enforcer:
     end: Callable[[], None] = lambda: None  # ends the watch for its end
 
 
+class Home(Protocol):
+    """A container of objects."""
+
+    tenant: int | None  # the uid of whose room it is in; None: nobody's
+
+    def get(self, object_id: str) -> HostMemoryBackend | None:
+        """The live object with that id."""
+
+
 class HostMemoryBackend(Piece):
     """One piece of host memory; owns `fd` from `allocate` until `close`."""
 
@@ -64,6 +73,7 @@ class HostMemoryBackend(Piece):
     file_kind = ""  # for a file, the result of Kernel.identify off the event loop
     guest_memfd_flags: int | None = None
     owner = (-1, -1)  # uid and pid of the creator
+    home: Home | None = None  # where it is, or is about to be
     handed_out = 0
     foreign = False  # other processes may have had it before this one
     lease: Lease | None = None
@@ -93,6 +103,16 @@ class HostMemoryBackend(Piece):
         canonical = properties.get("x-use-canonical-path-for-ramblock-id")  # a later change does not rename it
         self.region_name = f"/objects/{object_id}" if canonical else object_id
         self.made = boottime.now()  # seconds since boot
+
+    @property
+    def name(self) -> str:
+        tenant = None if self.home is None else self.home.tenant
+        return self.id if tenant is None else f"{self.id}@{tenant}"
+
+    @property
+    def lives(self) -> bool:
+        """Whether it exists: its creation has come so far, and it was not deleted."""
+        return self.home is not None and self.home.get(self.id) is self
 
     @property
     def age(self) -> int:
@@ -295,10 +315,14 @@ class HostMemoryBackend(Piece):
     def memdev(self) -> bytes:
         """The entry of query-memdev, encoded."""
         if self._memdev is None:
-            entry = {name: self.properties[name] for name in _MEMDEV_MEMBERS}
-            entry["id"] = self.id
-            self._memdev = encode(entry)
+            self._memdev = self.memdev_as(self.id)
         return self._memdev
+
+    def memdev_as(self, name: str) -> bytes:
+        """The same with another name."""
+        entry = {member: self.properties[member] for member in _MEMDEV_MEMBERS}
+        entry["id"] = name
+        return encode(entry)
 
     def round_up(self, page: int) -> int:
         """`size` rounded up to pages; wraps to 0 as 64-bit arithmetic does."""

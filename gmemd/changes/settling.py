@@ -11,7 +11,6 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.steps import Ending, after
 from gmemd.errors import QmpError
 from gmemd.kernel.kernel import Kernel
-from gmemd.objects.container import Objects
 from gmemd.observe.log import log
 from gmemd.persist.batch import Operation
 from gmemd.persist.nobody import AnyCustody
@@ -43,18 +42,17 @@ _RETRY_SECONDS: Final = 30.0
 class Settler:
     """Settles changes of the objects with custody. `flushed` is called after each flush."""
 
-    def __init__(self, objects: Objects, kernel: Kernel, custody: AnyCustody, flushed: Callable[[], None]) -> None:
+    def __init__(self, kernel: Kernel, custody: AnyCustody, flushed: Callable[[], None]) -> None:
         self.kernel = kernel
         self.custody = custody
         self.not_kept = ""  # why the latest change could not be made durable; "": it was
-        self._objects = objects
         self._told = flushed
         self._unsettled: Waiting = []
         self._flushing = False
 
     def check_live(self, backend: HostMemoryBackend) -> None:
         """Raise QmpError for an object that no longer exists: its creation could not be made durable."""
-        if self._objects.get(backend.id) is not backend:
+        if not backend.lives:
             raise QmpError(f"object '{backend.id}' not found")
 
     def settle(self, changes: Sequence[Unsettled], settled: Callable[[], None]) -> None:

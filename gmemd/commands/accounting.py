@@ -35,7 +35,7 @@ class _Row(NamedTuple):
 
 
 def query_memdev_accounting(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
-    listed = list(gmemd.objects) if arguments["objects"] else []
+    listed = gmemd.seen() if arguments["objects"] else []
     if "after" in arguments:
         after = gmemd.objects.find(arguments["after"])
         listed = listed[listed.index(after) + 1:] if listed else []
@@ -45,23 +45,24 @@ def query_memdev_accounting(gmemd: Gmemd, caller: Caller, arguments: dict[str, A
 async def _account(gmemd: Gmemd, listed: list[HostMemoryBackend], wanted: int) -> Any:
     """The answer, listing the requested number of objects."""
     rows: dict[HostMemoryBackend, _Row] = {}
-    cloned = {one.template for one in gmemd.objects if one.template}
-    async for found in measured(gmemd, gmemd.objects.in_creation_order(), Ledger(gmemd.kernel).enter):
+    there = gmemd.by_age()
+    cloned = {(one.home, one.template) for one in there if one.template}
+    async for found in measured(gmemd, there, Ledger(gmemd.kernel).enter):
         rows.update({backend: _row(backend, entry, cloned) for backend, entry in found})
     with os_errors("cannot read the machine's memory"):
         sums: dict[str, Any] = await in_thread(_add_up, gmemd.kernel, list(rows.values()))
     shown = [(backend, rows[backend]) for backend in listed if backend in rows][:wanted]
-    entries = (_entry(*one) for one in shown)
+    entries = (_entry(gmemd.called(backend), backend, row) for backend, row in shown)
     if len(shown) > SHORT:
         return await in_turns(entries, Pace(), **sums, list=...)
     return {**sums, "list": list(entries)}
 
 
-def _row(backend: HostMemoryBackend, entry: Entry, cloned: Collection[str]) -> _Row:
-    """`cloned`: the ids of templates that have clones."""
+def _row(backend: HostMemoryBackend, entry: Entry, cloned: Collection[tuple[Any, str]]) -> _Row:
+    """`cloned`: the templates that have clones, by where they are and id."""
     properties = backend.properties
     return _Row(backend.owner[0], kind_of(backend), properties["policy"], properties["host-nodes"], entry,
-                bool(backend.template) or (backend.frozen and backend.id in cloned))
+                bool(backend.template) or (backend.frozen and (backend.home, backend.id) in cloned))
 
 
 def _add_up(kernel: Kernel, rows: list[_Row]) -> dict[str, Any]:
@@ -105,8 +106,8 @@ def _usage(entry: dict[str, Any]) -> Usage:
     return Usage(**{name: entry[name] for name in Usage._fields})
 
 
-def _entry(backend: HostMemoryBackend, row: _Row) -> dict[str, Any]:
-    return {"id": backend.id, "uid": row.uid, "kind": row.kind, "size": backend.memory_size,
+def _entry(name: str, backend: HostMemoryBackend, row: _Row) -> dict[str, Any]:
+    return {"id": name, "uid": row.uid, "kind": row.kind, "size": backend.memory_size,
             **row.entry.usage._asdict(), **_divided(row.entry.usage, row.entry.usage.resident * row.clones)}
 
 

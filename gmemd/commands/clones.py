@@ -96,14 +96,14 @@ def query_memdev_clones(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any])
 
 def _groups(gmemd: Gmemd) -> list[_Group]:
     """The templates, those that were deleted too, with their clones, by age."""
-    found: dict[tuple[int, int], _Group] = {}
-    for backend in gmemd.objects.in_creation_order():
+    found: dict[tuple[Any, int, int], _Group] = {}
+    for backend in gmemd.by_age():
         if not is_template(backend) and not backend.template:
             continue
         with os_errors(f"cannot examine '{backend.id}'"):
             status = os.fstat(backend.fd)
-        group = found.setdefault((status.st_dev, status.st_ino),
-                                 _Group(backend.template or backend.id, backend, []))
+        group = found.setdefault((backend.home, status.st_dev, status.st_ino),
+                                 _Group(gmemd.of(backend).named(backend.template or backend.id), backend, []))
         if backend.template:
             group.clones.append(backend)
     return list(found.values())
@@ -118,7 +118,8 @@ async def _describe(gmemd: Gmemd, groups: list[_Group]) -> list[dict[str, Any]]:
         for first, (resident, file) in found:
             group = by_first[first]
             users = [holder for holder in holders[first] if holder.mapped]
-            rows.append({"id": group.id, "size": first.memory_size, "clones": [one.id for one in group.clones],
+            rows.append({"id": group.id, "size": first.memory_size,
+                         "clones": [gmemd.called(one) for one in group.clones],
                          "users": await in_thread(_describe_users, users, file),
                          **({"origin": first.origin} if first.origin else {}),
                          **({} if resident is None else {"resident": resident})})

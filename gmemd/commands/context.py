@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from copy import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gmemd.changes.jobs import Jobs
@@ -24,6 +25,7 @@ from gmemd.errors import close_fd
 from gmemd.objects.container import Objects
 from gmemd.objects.conversion import reconcile
 from gmemd.objects.fds import FdSets, NamedFds
+from gmemd.objects.names import at_home, outside
 from gmemd.objects.qom import Tree
 from gmemd.objects.records import TOMBSTONE, move_of, objects_of, settle_in
 from gmemd.observe.counters import Counters
@@ -35,6 +37,7 @@ from gmemd.schema.validate import Command, Schema
 
 if TYPE_CHECKING:
     from gmemd.authority.rights import Rights
+    from gmemd.backends.base import HostMemoryBackend
     from gmemd.kernel.kernel import Kernel
     from gmemd.lab import Lab
     from gmemd.observe.audit import Audit
@@ -50,6 +53,7 @@ class Caller(Protocol):
     """The monitor that a command came from."""
 
     session: Session
+    room: Gmemd  # what there is for it: the house, or that of a tenant
     uid: int
     pid: int
     rights: Rights
@@ -69,7 +73,11 @@ class Host(Protocol):
     """What runs commands: the daemon."""
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
-        """Send an event to every negotiated client."""
+        """Send an event to every negotiated client in the house."""
+        ...
+
+    def emit_in(self, room: Gmemd, name: str, data: dict[str, Any]) -> None:
+        """Send an event to every negotiated client in the room of a tenant."""
         ...
 
     def stop(self) -> None:
@@ -82,7 +90,11 @@ class Host(Protocol):
 
 
 class Gmemd:
-    """The parts of the daemon that commands work on."""
+    """The parts of the daemon that commands work on: the house, or the room of a tenant.
+
+    In a room there is only what its tenant has: nothing that others have can be found there, by any command. The house
+    has what is nobody's room's, and shows those who are in it also what is in the rooms, by names of its own: ID@UID.
+    """
 
     def __init__(self, *, schema: Schema, kernel: Kernel, version: dict[str, Any], host: Host, name: str | None = None,
                  uuid: str | None = None, custody: AnyCustody | None = None, manager: Manager | None = None,
@@ -100,29 +112,93 @@ class Gmemd:
         self.custody: AnyCustody = Nobody() if custody is None else custody
         self.lab = lab
         self.audit = audit
-        self.emit = host.emit
+        self._host = host
         self.stop = host.stop
         self.spawn = host.spawn
-        self.objects = Objects()
-        self.tree = Tree(schema, self.objects)
-        self.settler = Settler(self.objects, kernel, self.custody, manager.status_changed)
+        self.settler = Settler(kernel, self.custody, manager.status_changed)
         self.settle = self.settler.settle
         self.outlook = Outlook(self.settler, manager, host.spawn, self.kept)
         self.counters = Counters(schema.commands, schema.reading)
+        self.unclaimed: list[tuple[str, int]] = []  # fds that came back without a record, by fd-store name; ours
+        self.stopping = False  # said in the house
+        self._encoded: dict[str, bytes] = {}
+        self.house = self
+        self.rooms: dict[int, Gmemd] = {}  # of tenants, by uid; in the house
+        self.tenant: int | None = None  # whose room it is; None: it is the house
+        self.sees_all = True  # names are those of the house
+        self._furnish(snapshots)
+
+    def _furnish(self, snapshots: str) -> None:
+        """Create what is a room's own."""
+        self.objects = Objects(self.tenant)
+        self.tree = Tree(self.schema, self.objects)
         self.events: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)  # when (seconds), name, data
         self.fd_sets = FdSets()
-        self.jobs = Jobs(host.emit)
+        self.jobs = Jobs(self.emit)
         self.snapshots = Shelves(snapshots)
         self.lost: dict[str, Record] = {}  # objects whose record came back, but not their memory
         self.gone: dict[str, Record] = {}  # what is left of objects that were moved to another gmemd
-        self.unclaimed: list[tuple[str, int]] = []  # fds that came back without a record, by fd-store name; ours
-        self.stopping = False
-        self._encoded: dict[str, bytes] = {}
+
+    # -- rooms -----------------------------------------------------------------------------------
+
+    def room_of(self, tenant: int | None) -> Gmemd:
+        """The room of a tenant, by uid, created when it is first needed; None: the house."""
+        if tenant is None:
+            return self
+        if tenant not in self.rooms:
+            room = copy(self)
+            room.tenant, room.sees_all, room.rooms, room.unclaimed = tenant, False, {}, []
+            room._furnish(f"{self.snapshots.path}/@{tenant}" if self.snapshots.path else "")
+            self.rooms[tenant] = room
+            self.tree.rooms[tenant] = room.objects
+        return self.rooms[tenant]
+
+    def seen_rooms(self) -> list[Gmemd]:
+        """Itself and, in the house, the rooms, with the names of the house."""
+        return [self, *(room.from_outside() for room in self.rooms.values())]
+
+    def from_outside(self) -> Gmemd:
+        """A room as those in the house see it."""
+        room = copy(self)
+        room.sees_all = True
+        return room
+
+    def seen(self) -> list[HostMemoryBackend]:
+        """The objects here and, in the house, in the rooms, in QOM's order in each."""
+        return [*self.objects, *(backend for room in self.rooms.values() for backend in room.objects)]
+
+    def by_age(self) -> list[HostMemoryBackend]:
+        """The same, the oldest first in each."""
+        return [*self.objects.in_creation_order(),
+                *(backend for room in self.rooms.values() for backend in room.objects.in_creation_order())]
+
+    def of(self, backend: HostMemoryBackend) -> Gmemd:
+        """Where a seen object is, as it is seen from here."""
+        tenant = None if backend.home is None or backend.home is self.objects else backend.home.tenant
+        return self if tenant is None else self.rooms[tenant].from_outside()
+
+    def called(self, backend: HostMemoryBackend) -> str:
+        """The name of an object for those who are here."""
+        return backend.name if self.sees_all else backend.id
+
+    def named(self, own: str) -> str:
+        """The same for the id of anything that is here."""
+        return own if self.tenant is None or not self.sees_all else outside(own, self.tenant)
+
+    def emit(self, name: str, data: dict[str, Any]) -> None:
+        """Send an event to the clients here, and to those in the house."""
+        if self.tenant is not None:
+            self._host.emit_in(self.house.rooms[self.tenant], name, data)
+            data = {member: outside(value, self.tenant) if member in ("id", "ids") else value
+                    for member, value in data.items()}
+        self._host.emit(name, data)
+
+    # -- start and end ---------------------------------------------------------------------------
 
     def adopt_restored(self, restored: Restored) -> None:
-        """Take over what a predecessor left."""
+        """Take over what a predecessor left, each object into the room that it was in."""
         for record in [record for record, _ in restored.objects if record.qom_type == TOMBSTONE]:
-            self.bury(record)
+            self.room_of(at_home(record.id)[1]).bury(record)
         backends, asides = objects_of([entry for entry in restored.objects if entry[0].qom_type != TOMBSTONE],
                                       self.schema)
         for backend in backends:
@@ -131,19 +207,24 @@ class Gmemd:
                     reconcile(backend, self.kernel)
         if moved := settle_in(backends, self.kernel):
             self.custody.rewrite(moved)
-        self.objects.restore(backends)
+        for backend in backends:
+            assert backend.record is not None
+            self.room_of(at_home(backend.record.id)[1]).objects.restore([backend])
         self.unclaimed += asides + restored.unclaimed
-        self.counters.restored += len(self.objects)
-        self.lost = {record.id: record for record in restored.lost}
-        for object_id in self.lost:
-            self.objects.lose(object_id)
+        self.counters.restored += len(backends)
+        for record in restored.lost:
+            object_id, tenant = at_home(record.id)
+            room = self.room_of(tenant)
+            room.lost[object_id] = record
+            room.objects.lose(object_id)
 
     def bury(self, record: Record) -> None:
         """Keep the id of an object that was moved away from being used: the tombstone says where it is."""
-        self.gone[record.id] = record
+        object_id, _ = at_home(record.id)
+        self.gone[object_id] = record
         move = move_of(record)
         assert move is not None
-        self.objects.bar(record.id, f"object '{record.id}' was moved to {move.peer}: object-del forgets that and frees"
+        self.objects.bar(object_id, f"object '{object_id}' was moved to {move.peer}: object-del forgets that and frees"
                                     " the id")
 
     def unbury(self, object_id: str) -> None:
@@ -153,7 +234,7 @@ class Gmemd:
 
     def kept(self) -> Iterator[tuple[str, int]]:
         """Everything that the service manager is to hold, by its name in the store; the fds are borrowed."""
-        for backend in list(self.objects):
+        for backend in self.house.seen():
             for piece in backend.pieces():
                 if piece.record is not None and piece.record.fd_name and piece.fd >= 0:
                     yield piece.record.fd_name, piece.fd
@@ -167,23 +248,30 @@ class Gmemd:
 
     def describe(self) -> str:
         """A summary of the objects in one line."""
-        size = sum(backend.memory_size for backend in self.objects) >> 20
-        lost = f", {len(self.lost)} lost" if self.lost else ""
-        return f"{len(self.objects)} objects of {size} MiB in total, kernel {self.kernel.name}{lost}"
+        backends = self.seen()
+        size = sum(backend.memory_size for backend in backends) >> 20
+        count = sum(len(room.lost) for room in self.seen_rooms())
+        lost = f", {count} lost" if count else ""
+        return f"{len(backends)} objects of {size} MiB in total, kernel {self.kernel.name}{lost}"
 
     def shutdown(self, reason: str) -> None:
         """Announce the end (SHUTDOWN event) and stop; objects stay with custody."""
-        if not self.stopping:
-            self.stopping = True
-            self.emit("SHUTDOWN", {"guest": False, "reason": reason})
+        house = self.house
+        if not house.stopping:
+            house.stopping = True
+            data = {"guest": False, "reason": reason}
+            for room in house.rooms.values():
+                self._host.emit_in(room, "SHUTDOWN", data)
+            house.emit("SHUTDOWN", data)
             self.stop()
 
     def close(self) -> None:
         """Release every fd that this process holds."""
-        close_beside(self.fd_sets.take_all())
+        for room in (self, *self.rooms.values()):
+            close_beside(room.fd_sets.take_all())
         for _, fd in self.unclaimed:
             close_fd(fd)
-        for backend in list(self.objects):
+        for backend in self.seen():
             if backend.record is None and not backend.lasting:  # it ends here
                 backend.discard(self.kernel, backend.fd)
             backend.close()

@@ -90,12 +90,12 @@ class Dispatcher:
         if found is None or request.error is not None or request.oob or not session.negotiated:
             found = self._judge(request, session, caller)
         command, function = found
-        return function(self.gmemd, caller, command.check(request.arguments))
+        return function(caller.room, caller, command.check(request.arguments))
 
     async def run_beside(self, request: Request, session: Session, caller: Caller) -> Any:
         """The same for a long request, whose arguments are checked in a thread."""
         command, function = self._judge(request, session, caller)
-        result = function(self.gmemd, caller, await in_thread(command.check, request.arguments))
+        result = function(caller.room, caller, await in_thread(command.check, request.arguments))
         return await result if isinstance(result, CoroutineType) else result
 
     def _judge(self, request: Request, session: Session, caller: Caller) -> tuple[Command, Function]:
@@ -119,22 +119,23 @@ class Dispatcher:
         """The answer of a command that only reads, for gmemd itself: a value, or `bytes` that are JSON; or QmpError."""
         command, function = self._commands[name]
         assert command.reads_only
-        result = function(self.gmemd, AtStart(), command.check(arguments))
+        result = function(self.gmemd, AtStart(self.gmemd), command.check(arguments))
         return await result if isinstance(result, CoroutineType) else result
 
     async def at_start(self, name: str, arguments: dict[str, Any]) -> None:
         """Run a command of the command line, before there are clients; QmpError when it is refused."""
         command, function = self._commands[name]
-        await completed(function(self.gmemd, AtStart(), command.check(arguments)))
+        await completed(function(self.gmemd, AtStart(self.gmemd), command.check(arguments)))
 
 
 class AtStart:
     """The caller of the command line's commands and of the web's queries: gmemd itself."""
 
-    def __init__(self) -> None:
+    def __init__(self, gmemd: Gmemd) -> None:
         self.session: Any = None
         self.rights = ALL
         self.usable: Entries = {}
+        self.room = gmemd
         self.uid = os.getuid()
         self.pid = os.getpid()
         self.named_fds = NamedFds()

@@ -80,5 +80,5 @@ def _begin(gmemd: Gmemd, backend: HostMemoryBackend, fd: int, pid: int, address:
 
 
 def query_memdev_enforcers(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    found = [(backend.id, one) for backend in gmemd.objects if backend.enforcers for one in backend.enforcers]
-    return listed(({"id": object_id, "pid": one.pid, "address": one.address} for object_id, one in found), len(found))
+    found = [(gmemd.called(backend), one) for backend in gmemd.seen() for one in backend.enforcers]
+    return listed(({"id": name, "pid": one.pid, "address": one.address} for name, one in found), len(found))

@@ -31,7 +31,8 @@ Work = Callable[[Job | None, Change], Coroutine[Any, Any, Any]]
 
 
 def query_jobs(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    return listed((job.describe() for job in gmemd.jobs), len(gmemd.jobs))
+    jobs = [(room, job) for room in gmemd.seen_rooms() for job in room.jobs]
+    return listed(({**job.describe(), "id": room.named(job.id)} for room, job in jobs), len(jobs))
 
 
 def job_cancel(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:

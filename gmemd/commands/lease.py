@@ -58,8 +58,8 @@ def memdev_release(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chan
 
 
 def query_memdev_leases(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    leases = [(backend.id, backend.lease) for backend in gmemd.objects if backend.lease is not None]
-    return listed(({"id": object_id, **lease.describe()} for object_id, lease in leases), len(leases))
+    leases = [(gmemd.called(backend), backend.lease) for backend in gmemd.seen() if backend.lease is not None]
+    return listed(({"id": name, **lease.describe()} for name, lease in leases), len(leases))
 
 
 def check_free(backend: HostMemoryBackend, caller: Caller) -> None:
@@ -179,7 +179,7 @@ async def _delete(gmemd: Gmemd, backend: HostMemoryBackend, lease: Lease) -> Non
     """Delete an orphan, unless it was handed out in the turn since its time was over."""
     if backend.lease is not lease:
         return
-    if gmemd.objects.get(backend.id) is not backend:  # another deletion is not durable yet
+    if not backend.lives:  # another deletion is not durable yet
         _later(gmemd, backend, lease, _BUSY_AGAIN)
         return
     try:

@@ -45,13 +45,13 @@ async def measured(gmemd: Gmemd, backends: Iterable[HostMemoryBackend], measure:
     """
     left = deque(backends)
     while left:
-        found, items = _duplicated(gmemd, left, batch)
+        found, items = _duplicated(left, batch)
         if not items and left:  # no descriptor is left
             found = [left.popleft()]
         results = await _in_thread(measure, items, gently=gently) if items else None
         if results is None:
             results = await _here(found, measure)
-        yield [pair for pair in zip(found, results, strict=True) if is_there(gmemd, pair[0])]
+        yield [pair for pair in zip(found, results, strict=True) if is_there(pair[0])]
 
 
 class Sweep(NamedTuple):
@@ -98,7 +98,7 @@ class Measurer:
     async def _measure_all(self) -> None:
         began, usage, enter = monotonic(), Usage(), Ledger(self._gmemd.kernel).enter
         try:
-            async for found in measured(self._gmemd, self._gmemd.objects.in_creation_order(), enter, gently=True):
+            async for found in measured(self._gmemd, self._gmemd.by_age(), enter, gently=True):
                 self._keep([(backend, entry.usage) for backend, entry in found])
                 usage = total([usage, *(entry.share for _, entry in found)])
             now = monotonic()
@@ -138,19 +138,18 @@ def kind_of(backend: HostMemoryBackend) -> str:
     return "hugetlb-memfd" if backend.properties.get("hugetlb") else backend.kind
 
 
-def is_there(gmemd: Gmemd, backend: HostMemoryBackend) -> bool:
+def is_there(backend: HostMemoryBackend) -> bool:
     """Whether an object still exists."""
-    return gmemd.objects.get(backend.id) is backend and backend.fd >= 0
+    return backend.lives and backend.fd >= 0
 
 
-def _duplicated(gmemd: Gmemd, left: deque[HostMemoryBackend],
-                most: int) -> tuple[list[HostMemoryBackend], list[Item]]:
+def _duplicated(left: deque[HostMemoryBackend], most: int) -> tuple[list[HostMemoryBackend], list[Item]]:
     """Take the next objects off, and duplicate their fds; fewer objects when descriptors run short."""
     found: list[HostMemoryBackend] = []
     items: list[Item] = []
     while left and len(items) < most:
         backend = left[0]
-        if is_there(gmemd, backend):
+        if is_there(backend):
             try:
                 items.append(_duplicate(backend))
             except OSError:

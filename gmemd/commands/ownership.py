@@ -174,7 +174,7 @@ def _give_up(gmemd: Gmemd, name: str, change: Change) -> dict[str, Any]:
     """Release all unclaimed memory with a name."""
     change.judged()
     gone = [entry for entry in gmemd.unclaimed if entry[0] == name]
-    gmemd.unclaimed = [entry for entry in gmemd.unclaimed if entry[0] != name]
+    gmemd.unclaimed[:] = [entry for entry in gmemd.unclaimed if entry[0] != name]
     change.undo(lambda: gmemd.unclaimed.extend(gone))
     change.done(lambda: close_beside(fd for _, fd in gone))
     change.let_go(name)
@@ -182,9 +182,9 @@ def _give_up(gmemd: Gmemd, name: str, change: Change) -> dict[str, Any]:
 
 
 def query_memdev_lost(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    lost = list(gmemd.lost.values())
-    return listed(({"id": record.id, "qom-type": record.qom_type, "size": record.size,
-                    "reason": record.missing} for record in lost), len(lost))
+    lost = [(room.named(object_id), record) for room in gmemd.seen_rooms() for object_id, record in room.lost.items()]
+    return listed(({"id": name, "qom-type": record.qom_type, "size": record.size, "reason": record.missing}
+                   for name, record in lost), len(lost))
 
 
 def memdev_persist(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:

@@ -48,19 +48,21 @@ def memdev_move_resolve(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
 def query_memdev_moves(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     wanted = arguments.get("id")
     found = [{"id": object_id, "token": move.token, "state": move.state, "peer": move.peer,
-              "generation": move.generation} for object_id, move in moves(gmemd) if wanted in (None, object_id)]
+              "generation": move.generation} for object_id, move in moves(gmemd)
+             if wanted is None or object_id == gmemd.named(wanted)]
     return listed(found, len(found))
 
 
 def moves(gmemd: Gmemd) -> Iterator[tuple[str, Move]]:
     """The latest move of each object, also of those that are gone."""
-    for backend in gmemd.objects:
-        if backend.move is not None:
-            yield backend.id, backend.move
-    for object_id, record in gmemd.gone.items():
-        move = move_of(record)
-        assert move is not None
-        yield object_id, move
+    for room in gmemd.seen_rooms():
+        for backend in room.objects:
+            if backend.move is not None:
+                yield room.named(backend.id), backend.move
+        for object_id, record in room.gone.items():
+            move = move_of(record)
+            assert move is not None
+            yield room.named(object_id), move
 
 
 # -- deciding ----------------------------------------------------------------------------------------

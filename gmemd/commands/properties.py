@@ -21,6 +21,7 @@ def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Cha
     backend = node.backend
     if backend is None or name not in backend.property_names():
         return node.set(name, value, change.judged)
+    gmemd = gmemd.of(backend)
     backend.check_idle()
     value = judge_value(gmemd, backend, name, value)
     if name == "prealloc" and value and not backend.properties["prealloc"]:

@@ -141,6 +141,6 @@ async def _ended(gmemd: Gmemd, backend: HostMemoryBackend, runner: Runner) -> No
         exchange(gmemd, backend, None, change)
         return {}
 
-    if backend.runner is runner and gmemd.objects.get(backend.id) is backend:
+    if backend.runner is runner and backend.lives:
         with contextlib.suppress(QmpError):  # custody's, which has logged it; undone, so it is tried again
             await completed(changing(gmemd.settler, forget)(gmemd, None, {}))

@@ -22,6 +22,8 @@ _BATCH = 25  # objects that are measured and described at a time
 
 
 def query_memdev(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    if gmemd.rooms:
+        return in_turns((backend.memdev_as(backend.name) for backend in gmemd.seen()), Pace())
     if len(gmemd.objects) > SHORT:
         return in_turns((backend.memdev for backend in gmemd.objects), Pace())
     return b"[%b]" % b", ".join([backend.memdev for backend in gmemd.objects])
@@ -42,7 +44,7 @@ async def _status_after_a_look(gmemd: Gmemd, outlook: Outlook, arguments: dict[s
 
 def _status(gmemd: Gmemd, arguments: dict[str, Any]) -> Any:
     wanted = arguments.get("id")
-    backends = list(gmemd.objects) if wanted is None else [gmemd.objects.find(wanted)]
+    backends = gmemd.seen() if wanted is None else [gmemd.objects.find(wanted)]
     if len(backends) > _BATCH or not are_quick(backends):
         return _status_in_thread(gmemd, backends, wanted)
     return [describe_status(gmemd, backend, occupied(gmemd.kernel, item_of(backend))) for backend in backends]
@@ -82,7 +84,8 @@ def describe_status(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | No
 
 def _describe(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) -> dict[str, Any]:
     uid, pid = backend.owner
-    status = {"id": backend.id, "qom-type": backend.qom_type, "kind": backend.kind, "kernel": gmemd.kernel.name,
+    room, name = gmemd.of(backend), gmemd.called(backend)
+    status = {"id": name, "qom-type": backend.qom_type, "kind": backend.kind, "kernel": gmemd.kernel.name,
               "kernel-reason": gmemd.kernel.why, "size": backend.memory_size, "offset": backend.offset,
               "owner": {"uid": uid, "pid": pid}, "age": backend.age, "handed-out": backend.handed_out,
               "generation": backend.generation}
@@ -91,8 +94,8 @@ def _describe(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) ->
     if backend.frozen:
         status["frozen"] = True
     if backend.template:
-        status["template"] = backend.template
-    if checkpoints := gmemd.snapshots.checkpoints(backend.id):
+        status["template"] = room.named(backend.template)
+    if checkpoints := room.snapshots.checkpoints(backend.id):
         status["checkpoints"] = checkpoints
     if backend.runner is not None:
         status["runner"] = {"uid": backend.runner.uid, "pid": backend.runner.pid}

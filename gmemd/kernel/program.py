@@ -31,6 +31,8 @@ _MODULES: Final = (
     "gmemd.client.messages",
     "gmemd.client.client",
     "gmemd.vmm",
+    "gmemd.vmm.ending",
+    "gmemd.vmm.state",
     "gmemd.vmm.qemu",
     "gmemd.processes",
     "gmemd.processes.identity",

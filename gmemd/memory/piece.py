@@ -27,6 +27,11 @@ class Piece:
     id: str
 
     @property
+    def name(self) -> str:
+        """Its id or, if it is in the room of a tenant, that and the tenant's uid: unique in the registry."""
+        return self.id
+
+    @property
     def frozen(self) -> bool:
         """Whether it is sealed against writing. The descriptor itself tells, also after a restart."""
         if self.kind != "memfd":
@@ -48,3 +53,8 @@ class Aside(Piece):
         self.parent = parent
         self.fd = fd
         self.memory_size = parent.memory_size
+
+    @property
+    def name(self) -> str:
+        assert self.parent is not None
+        return self.parent.name

@@ -49,7 +49,9 @@ _is_identifier = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*").fullmatch
 class Objects:
     """The live objects by id, and the order in which QOM lists them."""
 
-    def __init__(self) -> None:
+    def __init__(self, tenant: int | None = None) -> None:
+        """`tenant`: the uid of the only one who creates something here; None: anybody."""
+        self.tenant = tenant
         self._live: dict[str, HostMemoryBackend] = {}
         self.contexts: dict[str, ThreadContext] = {}
         # The container's hash table of property names; QEMU 11.1 puts its own monitor in first, which shows
@@ -110,7 +112,7 @@ class Objects:
         """The object for complete object-add arguments, whose id is not taken: call `begin_as`, or to take the place of
         one that is removed then, `take`."""
         object_id = arguments["id"]
-        if not _is_identifier(object_id):
+        if not _is_identifier(object_id) or self.tenant not in (None, owner[0]):
             raise QmpError("Parameter 'id' expects an identifier")
         properties = arguments.copy()
         del properties["id"], properties["qom-type"]
@@ -121,6 +123,7 @@ class Objects:
 
     def take(self, backend: HostMemoryBackend) -> None:
         """Take the id, which is free."""
+        backend.home = self
         self._adding.add(backend.id)
         self._slots.add(backend.id)
 
@@ -213,6 +216,7 @@ class Objects:
     def restore(self, backends: Iterable[HostMemoryBackend]) -> None:
         """Put objects back as they are: after a restart, or because a removal could not be made durable."""
         for backend in backends:
+            backend.home = self
             self._slots.add(backend.id)
             self._live[backend.id] = backend
             self._count(backend, 1)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from gmemd.backends.base import BASE_ORDER, HostMemoryBackend
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.objects.container import BACKENDS, Objects, ThreadContext
+from gmemd.objects.names import at_home
 from gmemd.schema.validate import Schema
 
 INTERFACES = frozenset({"user-creatable", "interface"})
@@ -95,8 +96,9 @@ class BackendNode(Node):
 
     backend: HostMemoryBackend
 
-    def __init__(self, backend: HostMemoryBackend, schema: Schema) -> None:
-        super().__init__(f"/objects/{backend.id}", backend.qom_type)
+    def __init__(self, backend: HostMemoryBackend, schema: Schema, name: str = "") -> None:
+        """`name`: the one it is listed by, if that is not its id."""
+        super().__init__(f"/objects/{name or backend.id}", backend.qom_type)
         self.backend = backend
         self._schema = schema
 
@@ -126,8 +128,8 @@ class ContextNode(Node):
 
     unreadable = "node-affinity"
 
-    def __init__(self, context: ThreadContext) -> None:
-        super().__init__(context.path, context.qom_type)
+    def __init__(self, context: ThreadContext, name: str = "") -> None:
+        super().__init__(f"/objects/{name or context.id}", context.qom_type)
         self.context = context
 
     def members(self) -> Iterator[tuple[str, str]]:
@@ -152,21 +154,29 @@ class _ObjectsNode(Node):
         self._objects = objects
         self._schema = schema
         self.others: dict[str, Node] = {}
+        self.rooms: dict[int, Objects] = {}
 
     @property
     def width(self) -> int:  # type: ignore[override]
-        return len(self._objects) + len(self._objects.contexts)
+        return sum(len(objects) + len(objects.contexts) for objects in (self._objects, *self.rooms.values()))
 
     def child(self, name: str) -> Node | None:
-        backend = self._objects.get(name)
+        object_id, tenant = at_home(name) if self.rooms else (name, None)
+        objects = self._objects if tenant is None else self.rooms.get(tenant)
+        if objects is None:
+            return None
+        backend = objects.get(object_id)
         if backend is not None:
-            return BackendNode(backend, self._schema)
-        context = self._objects.contexts.get(name)
-        return self.others.get(name) if context is None else ContextNode(context)
+            return BackendNode(backend, self._schema, name)
+        context = objects.contexts.get(object_id)
+        return self.others.get(name) if context is None else ContextNode(context, name)
 
     def members(self) -> Iterator[tuple[str, str]]:
         for one in self._objects.listed():
             yield one.id, f"child<{one.qom_type}>"
+        for tenant, objects in self.rooms.items():
+            for one in objects.listed():
+                yield f"{one.id}@{tenant}", f"child<{one.qom_type}>"
         for name, node in self.others.items():
             yield name, f"child<{node.type_name}>"
 
@@ -177,6 +187,7 @@ class Tree:
     def __init__(self, schema: Schema, objects: Objects) -> None:
         below = _ObjectsNode(objects, schema)
         self.others = below.others
+        self.rooms = below.rooms  # the objects of tenants, by uid, that are listed as well
         self._objects = objects
         self._schema = schema
         self._top: dict[str, Node] = {"objects": below}

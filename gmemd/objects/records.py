@@ -16,6 +16,7 @@ from gmemd.memory.piece import Aside, Piece
 from gmemd.memory.ranges import RangeMap
 from gmemd.memory.runner import Handover, Runner
 from gmemd.objects.container import BACKENDS
+from gmemd.objects.names import at_home
 from gmemd.persist.record import Record
 from gmemd.posix.boottime import from_record, on_the_wall
 from gmemd.schema.validate import Schema
@@ -28,7 +29,7 @@ _ASIDE_ID = "{}[private]"  # and their id there, which no object can have
 def record_of(piece: Piece, kernel: Kernel) -> Record:
     """The record of a piece; QmpError if it cannot be examined."""
     if piece.parent is not None:
-        return Record(_ASIDE_ID.format(piece.id), _ASIDE, {}, "memfd", piece.memory_size)
+        return Record(_ASIDE_ID.format(piece.name), _ASIDE, {}, "memfd", piece.memory_size)
     backend = cast(HostMemoryBackend, piece)
     uid, pid = backend.owner
     kind = backend.kind
@@ -39,14 +40,14 @@ def record_of(piece: Piece, kernel: Kernel) -> Record:
             kind = kernel.identify(backend.fd)
     elif backend.properties.get("hugetlb"):
         kind = "hugetlb-memfd"
-    return Record(backend.id, backend.qom_type, dict(backend.properties), kind, backend.memory_size,
+    return Record(backend.name, backend.qom_type, dict(backend.properties), kind, backend.memory_size,
                   kernel=kernel.name, owner_uid=uid, owner_pid=pid, created=int(on_the_wall(backend.made)),
                   extra=_extra(backend))
 
 
 def tombstone(backend: HostMemoryBackend, move: Move) -> Record:
     """What is left of an object that another gmemd owns; it takes the place of the object's record."""
-    record = backend.record or Record(backend.id, TOMBSTONE, {}, backend.kind, backend.memory_size)
+    record = backend.record or Record(backend.name, TOMBSTONE, {}, backend.kind, backend.memory_size)
     return record.changed(qom_type=TOMBSTONE, arguments={}, extra={"move": move.dump()}, fd_name="", st_dev=0,
                           st_ino=0, st_size=0)
 
@@ -111,7 +112,8 @@ def objects_of(kept: Iterable[tuple[Record, int]], schema: Schema) -> tuple[list
     asides = {record.id: (record, fd) for record, fd in kept if record.qom_type == _ASIDE}
     backends = [backend_of(record, fd, schema) for record, fd in kept if record.qom_type != _ASIDE]
     for backend in backends:
-        record, fd = asides.pop(_ASIDE_ID.format(backend.id), (None, -1))
+        assert backend.record is not None
+        record, fd = asides.pop(_ASIDE_ID.format(backend.record.id), (None, -1))
         if record is not None:
             backend.aside = Aside(backend, fd)
             backend.aside.record = record
@@ -122,7 +124,8 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
     """The object that a record describes, as it was."""
     defaults = {name: declared.default for name, declared in schema.properties(record.qom_type).items()
                 if declared.default is not None}
-    backend = BACKENDS[record.qom_type](record.id, {**defaults, **record.arguments, "prealloc-context": ""})  # not kept
+    object_id, _ = at_home(record.id)
+    backend = BACKENDS[record.qom_type](object_id, {**defaults, **record.arguments, "prealloc-context": ""})  # not kept
     backend.fd = fd
     backend.memory_size = record.size
     backend.kind = record.extra["kind"]

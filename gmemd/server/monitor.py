@@ -112,6 +112,7 @@ class Monitor:
     def use(self, rights: Rights) -> None:
         """Have these rights from now on."""
         self.rights = rights
+        self.room = self._gmemd.room_of(rights.room)
         self.usable = self._dispatcher.usable(rights)
         self._ledger.use(rights)
 

@@ -50,7 +50,7 @@ async def objects(state: State, given: dict[str, Any]) -> Any:
     await state.measurer.measure(shown, _FRESH)
     rows, pace = [], Pace()
     for backend in shown:
-        if is_there(state.gmemd, backend):
+        if is_there(backend):
             rows.append(_object(state, backend))
         await pace.keep()
     return {"total": len(found), "offset": given["offset"], "objects": rows}

@@ -41,9 +41,13 @@ class Machine:
         self.sent: list[int] = []
         self.named_fds = NamedFds()
         self.gone = False
+        self.room = self.gmemd
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
         self.events.append((name, data))
+
+    def emit_in(self, room: Gmemd, name: str, data: dict[str, Any]) -> None:
+        self.emit(f"{room.tenant}: {name}", data)
 
     def stop(self) -> None: ...
 

@@ -115,9 +115,13 @@ class Hub:
         return self.users.find(f"uid:{os.getuid()}", {})
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
+        self.emit_in(self.gmemd, name, data)
+
+    def emit_in(self, room: Gmemd, name: str, data: dict[str, Any]) -> None:
         event = Event(name, data, 0.0)
         for monitor in self.monitors:
-            monitor.emit(event)
+            if monitor.room is room:
+                monitor.emit(event)
 
     def spawn(self, work: Any) -> None:
         self.begun += 1
