@@ -75,7 +75,7 @@ async def _track(gmemd: Gmemd, backend: HostMemoryBackend, tracker: Tracker, cha
 
 def _begin(tracker: Tracker, size: int) -> None:
     where = tracker.fd, tracker.pid, tracker.address, size
-    if any(mode & userfault.WP for _, _, mode in userfault.modes(*where[1:])) \
+    if any(mode & (userfault.WP | userfault.RWP) for _, _, mode in userfault.modes(*where[1:])) \
             and sum(length for _, length in _unprotected(tracker, size)) < size:
         raise QmpError(f"process {tracker.pid} uses the write protection of that mapping itself")
     userfault.register(*where, userfault.WP)

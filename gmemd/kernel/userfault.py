@@ -4,8 +4,8 @@ The ioctls work on the address space of the process that created the descriptor,
 UFFD_FEATURE_SIGBUS nobody has to handle faults: an access to a missing page is SIGBUS, in a system call EFAULT; with
 UFFD_FEATURE_WP_ASYNC a write to a protected page just ends its protection (userfaultfd(2); linux/userfaultfd.h).
 
-Registering for other modes drops those in force (Linux 6.18, without a word), so modes are added to them; registering
-for some of them changes nothing.
+Registering for other modes drops those in force (Linux 6.18, without a word) or is EBUSY where WP or RWP would be
+dropped (7.3), so modes are added to them; registering for some of them changes nothing. WP and RWP exclude each other.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ UFFD_FEATURE_WP_UNPOPULATED: Final = 1 << 13
 UFFD_FEATURE_WP_ASYNC: Final = 1 << 15
 
 _LINK: Final = "anon_inode:[userfaultfd]"
-MISSING, WP = 1, 2  # UFFDIO_REGISTER_MODE_...
+MISSING, WP, MINOR, RWP = 1, 2, 4, 8  # UFFDIO_REGISTER_MODE_...; RWP: reads and writes fault (Linux 7.3)
 _UFFDIO_REGISTER: Final = 0xC020AA00
 _UFFDIO_UNREGISTER: Final = 0x8010AA01
 _UFFDIO_WRITEPROTECT: Final = 0xC018AA06
-_LETTERS: Final = {"um": 1, "uw": 2, "ui": 4}  # of the modes in VmFlags of smaps
+_LETTERS: Final = {"um": MISSING, "uw": WP, "ui": MINOR, "ur": RWP}  # of the modes in VmFlags of smaps
 
 _pack_register = Struct("<QQQQ").pack  # start, bytes, mode, ioctls (out)
 _pack_range = Struct("<QQ").pack
@@ -58,7 +58,7 @@ def is_kept(pid: int, fd: int) -> bool:
 
 
 def can_miss(fd: int) -> bool:
-    """Whether missing pages of a file can be made to fault: those of a memfd, not of a guest_memfd (6.18)."""
+    """Whether missing pages of a file can be made to fault: those of a memfd, not of a guest_memfd (7.3)."""
     return syscalls.filesystem(fd)[0] in (uapi.TMPFS_MAGIC, uapi.HUGETLBFS_MAGIC)
 
 

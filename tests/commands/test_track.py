@@ -15,6 +15,7 @@ import pytest
 
 from gmemd.kernel import userfault
 from gmemd.memory.tracking import Tracking
+from tests.commands.cooperating import userfaultfd
 from tests.commands.guest import Guest, hand_over
 from tests.commands.live import LiveMachine, with_memfd
 from tests.patience import PATIENCE
@@ -218,6 +219,31 @@ async def test_enforcing_keeps_what_the_holder_tracks() -> None:
         assert userfault.written(pagemap.fileno(), guest.address, SIZE) == [(3 * PAGE, PAGE)]
         await machine.do("memdev-convert", id="m", offset=0, size=PAGE, to="private")
         assert guest.ask("call", 0) == "EFAULT"
+    await machine.close()
+
+
+async def test_enforcing_keeps_what_faults_when_it_is_read() -> None:
+    """The same with the protection against reads and writes, which excludes tracking."""
+    rwp = 1 << 17  # UFFD_FEATURE_RWP
+    try:
+        os.close(userfaultfd(rwp))
+    except OSError:
+        pytest.skip("needs a userfaultfd with RWP (Linux 7.3)")
+    machine = LiveMachine("simulated:in-place")
+    await machine.do("object-add", qom_type="memory-backend-guest-memfd", id="m", size=SIZE)
+    with guest_of(machine, ASYNC | rwp | userfault.UFFD_FEATURE_SIGBUS) as guest:
+        userfault.register(guest.uffd, guest.process.pid, guest.address, SIZE, userfault.RWP)
+        again = os.dup(guest.uffd)
+        await hand_over(machine, guest)
+        await machine.do("memdev-enforce", id="m", fdname="u", address=guest.address)
+        assert {mode for _, _, mode in modes_of(guest)} == {userfault.RWP | userfault.MISSING}
+        assert guest.ask("put", 3 * PAGE) == "ok"
+        await machine.do("memdev-convert", id="m", offset=0, size=PAGE, to="private")
+        assert guest.ask("call", 0) == "EFAULT"
+        machine.sent = [again]
+        await machine.do("getfd", fdname="v")
+        assert "uses the write protection" in await machine.refused("memdev-track", id="m", fdname="v",
+                                                                    address=guest.address)
     await machine.close()
 
 
