@@ -66,10 +66,17 @@ class Rights:
         if self.types is not None and qom_type not in self.types:
             raise QmpError(f"type '{qom_type}' is disabled by policy")
 
-    def check_path(self, path: str) -> None:
-        """Raise QmpError if a file may not be opened for the client: judged by its name, nothing is looked up."""
-        if self.paths is not None and not any(_below(os.path.normpath(path), root) for root in self.paths):
-            raise QmpError(f"path '{path}' is disabled by policy")
+    def root_of(self, path: str) -> str:
+        """The directory below which a file must be, to be opened for the client; "": anywhere. QmpError if it may not.
+
+        Judged by its name, nothing is looked up: open it with `kernel.beneath.Paths`.
+        """
+        if self.paths is None:
+            return ""
+        for root in self.paths:
+            if _below(os.path.normpath(path), root):
+                return root
+        raise QmpError(f"path '{path}' is disabled by policy")
 
 
 def _below(path: str, root: str) -> bool:

@@ -12,6 +12,7 @@ from typing import ClassVar, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError, close_fd, os_errors
+from gmemd.kernel.beneath import ANYWHERE, Paths
 from gmemd.kernel.kernel import Kernel
 
 _TRIES: Final = 100  # to open or create a file that comes and goes
@@ -36,6 +37,7 @@ class FileBackend(HostMemoryBackend):
         "pmem": "cannot change property '{name}' of {type}.",
     }
     unseen = HostMemoryBackend.unseen | {"align", "offset", "rom"}
+    paths = ANYWHERE  # how its file is found
     _made = False  # the file did not exist before
 
     def get(self, name: str) -> object:
@@ -82,12 +84,12 @@ class FileBackend(HostMemoryBackend):
             except IsADirectoryError:
                 if not make:
                     raise
-                return _open_unlinked(path), False
+                return _open_unlinked(path, self.paths), False
             except FileNotFoundError:
                 if not make:
                     raise
             try:
-                return _made(path, mode), True
+                return _made(path, mode, self.paths), True
             except FileExistsError:  # another process was faster, or it is a dangling symbolic link
                 continue
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -100,10 +102,10 @@ class FileBackend(HostMemoryBackend):
         end = time.monotonic() + _LEASE_SECONDS
         while True:
             try:
-                fd = os.open(path, mode)
+                fd = self.paths.open(path, mode)
                 break
             except BlockingIOError:
-                if not stat.S_ISREG(os.stat(path).st_mode) or time.monotonic() > end:
+                if not stat.S_ISREG(self.paths.stat(path).st_mode) or time.monotonic() > end:
                     raise
             self._check_wanted()
             time.sleep(_PAUSE)
@@ -161,7 +163,7 @@ class FileBackend(HostMemoryBackend):
         super().abandon()
         if self._made:
             with contextlib.suppress(OSError):
-                os.unlink(self.properties["mem-path"])
+                self.paths.unlink(self.properties["mem-path"])
 
     def discard(self, kernel: Kernel, fd: int) -> None:
         """With discard-data, punch the object's part out of a shared file, as QEMU does with MADV_REMOVE."""
@@ -193,13 +195,13 @@ def _waiting(fd: int) -> int:
     return fd
 
 
-def _made(path: str, mode: int) -> int:
+def _made(path: str, mode: int, paths: Paths) -> int:
     """Create a file; if it cannot be used, nothing is left of it."""
-    fd = os.open(path, mode | os.O_CREAT | os.O_EXCL, 0o644)
+    fd = paths.open(path, mode | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         return _waiting(fd)
     except OSError:
-        os.unlink(path)
+        paths.unlink(path)
         raise
 
 
@@ -226,17 +228,17 @@ def _is_directory(fd: int) -> bool:
         raise
 
 
-def _open_unlinked(directory: str) -> int:
+def _open_unlinked(directory: str, paths: Paths) -> int:
     while True:
         path = os.path.join(directory, f"gmemd-memory.{os.urandom(8).hex()}")
         with contextlib.suppress(FileExistsError):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fd = paths.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             break
     try:
-        os.unlink(path)
+        paths.unlink(path)
     except OSError:
         close_fd(fd)
         with contextlib.suppress(OSError):
-            os.unlink(path)
+            paths.unlink(path)
         raise
     return fd

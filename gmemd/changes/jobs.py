@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from gmemd.errors import QmpError
 
+JOBS_MAX: Final = 4096  # that are not dismissed; QEMU has no limit
 CANCELLED: Final = "Operation canceled"  # strerror(ECANCELED), QEMU's error of a cancelled job
 
 # verb -> the states that accept it
@@ -39,6 +40,7 @@ class Job:
         self.cancelled = False  # read by the work, in any thread
         self.interrupt: Callable[[], None] = lambda: None  # set by work that must be woken to see `cancelled`
         self.result: Any = None  # of a job that succeeded; its form depends on the kind
+        self.rows = 0  # of the result, at most; 0 if they need not be counted
         self._emit = emit
 
     def go(self, *states: str) -> None:
@@ -61,6 +63,8 @@ class Job:
     def conclude(self, error: str | None) -> None:
         """End the job; without an error, successfully."""
         self.error = CANCELLED if self.cancelled and error is not None else error
+        if error is not None:
+            self.rows = 0
         self.interrupt = lambda: None
         if self.error is None:
             self.current = self.total
@@ -104,6 +108,9 @@ class Jobs:
             raise QmpError(f"Invalid job ID '{job_id}'")
         if job_id in self._jobs:
             raise QmpError(f"Job ID '{job_id}' already in use")
+        if len(self._jobs) >= JOBS_MAX:
+            raise QmpError(f"there are {len(self._jobs)} jobs already, the most that may exist: dismiss some with"
+                           " 'job-dismiss'")
 
     def find(self, job_id: str) -> Job:
         """The job with that id; QmpError if there is none."""

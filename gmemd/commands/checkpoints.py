@@ -84,6 +84,7 @@ class Sent(Save):
             with os_errors("cannot create a pipe"):
                 reader, writer = os.pipe()
             fence = Migration(self.gmemd, self.backend, self.fence.deadline, self.fence.path, writer)
+            fence.paths = self.fence.paths
             ends.callback(fence.close)
             ours = ends.enter_context(contextlib.ExitStack())
             ours.callback(os.close, reader)

@@ -10,6 +10,7 @@ Where `fence.protect` is not None the reader makes that moment itself: they are 
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
@@ -20,6 +21,7 @@ from gmemd.commands.prepared import Leased
 from gmemd.commands.protecting import WriteProtect
 from gmemd.commands.stopping import Freeze, Qmp
 from gmemd.errors import QmpError
+from gmemd.kernel.beneath import ANYWHERE, Paths
 from gmemd.observe.log import log
 from gmemd.processes.guard import let_go
 
@@ -66,6 +68,7 @@ class Auto(Fence):
     def __init__(self, gmemd: Gmemd, backend: HostMemoryBackend, deadline: int, qmp: str | None) -> None:
         super().__init__(gmemd, backend, deadline)
         self._qmp = qmp
+        self.paths = ANYWHERE  # how its socket is found
 
     async def hold(self) -> None:
         fence = await self._choose()
@@ -89,7 +92,9 @@ class Auto(Fence):
         if not await self.holders():
             return Idle(self.gmemd, self.backend, self.deadline)
         if self._qmp is not None:
-            return Qmp(self.gmemd, self.backend, self.deadline, self._qmp)
+            fence = Qmp(self.gmemd, self.backend, self.deadline, self._qmp)
+            fence.paths = self.paths
+            return fence
         lease = self.backend.lease
         kind = Leased if lease is not None and lease.fences and not lease.orphaned else Freeze
         return kind(self.gmemd, self.backend, self.deadline)
@@ -110,10 +115,11 @@ def choose(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, arguments: 
             raise QmpError(f"a fence by '{via}' needs parameter '{member}'")
     if deadline == 0:
         raise QmpError("parameter 'deadline' must not be 0")
-    if via == "qmp":
-        return Qmp(gmemd, backend, deadline, asked["qmp"])
-    if via == "auto":
-        return Auto(gmemd, backend, deadline, asked.get("qmp"))
+    if via in ("qmp", "auto"):
+        fence = Qmp(gmemd, backend, deadline, asked["qmp"]) if via == "qmp" else (
+            Auto(gmemd, backend, deadline, asked.get("qmp")))
+        fence.paths = Paths(caller.rights.root_of(os.path.abspath(asked["qmp"])) if "qmp" in asked else "")
+        return fence
     if via == "write-protect":
         if not protecting:
             raise QmpError("a fence by 'write-protect' is only for memdev-snapshot")

@@ -23,6 +23,8 @@ def memdev_handover(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], cha
     backends = [gmemd.objects.find(object_id) for object_id in arguments["ids"]]
     if not backends or len(set(backends)) < len(backends):
         raise QmpError("parameter 'ids' must name objects, each once")
+    for name in ("old", "new"):
+        caller.rights.root_of(arguments[name]["qmp"])
     old, new = (_side(arguments[name]) for name in ("old", "new"))
     for backend in backends:
         backend.check_idle()

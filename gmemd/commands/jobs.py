@@ -23,6 +23,7 @@ from gmemd.errors import QmpError, os_errors
 from gmemd.objects.shares import of_descriptors
 
 _CHUNKS_MAX: Final = 1 << 20  # digests of one job at most: about 150 MiB
+_DIGESTS_MAX: Final = 2 * _CHUNKS_MAX  # digests of all jobs that are not dismissed
 _PART: Final = 2  # half of the process's descriptors
 _WIPE_CHUNK: Final = 64 << 20  # bytes between two reports of progress
 
@@ -56,6 +57,10 @@ def memdev_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
         raise QmpError(f"parameter 'chunk' must be a multiple of the page size, {gmemd.kernel.page_size}")
     if backend.memory_size > chunk * _CHUNKS_MAX:
         raise QmpError(f"chunks of {chunk} bytes would yield more than {_CHUNKS_MAX} digests")
+    chunks, held = -(-backend.memory_size // chunk), sum([job.rows for job in gmemd.jobs])
+    if held + chunks > _DIGESTS_MAX:
+        raise QmpError(f"jobs that are not dismissed have {held} digests: {chunks} more would be more than"
+                       f" {_DIGESTS_MAX}")
     waiting = sum([job.kind == "verify" and job.status != "concluded" for job in gmemd.jobs])
     if waiting >= of_descriptors(_PART):
         raise QmpError(f"{waiting} objects are being verified already: each takes a descriptor, and none is left")
@@ -63,6 +68,7 @@ def memdev_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
     with os_errors(f"cannot read '{backend.id}'"):
         part = (os.dup(backend.fd), backend.offset, backend.memory_size)
     job = gmemd.jobs.create(arguments["job-id"], "verify", backend.memory_size)
+    job.rows = chunks
     gmemd.spawn(conclude(job, lambda: _verify(job, part, chunk)))
     return {}
 

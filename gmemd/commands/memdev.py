@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.backends.file import FileBackend
 from gmemd.changes.change import Change
 from gmemd.changes.threads import beside, close_beside, closed_at_once, in_thread
 from gmemd.commands.context import Caller, Gmemd
@@ -17,6 +18,7 @@ from gmemd.commands.properties import populate
 from gmemd.commands.runners import check_runner
 from gmemd.commands.templates import check_no_clones, check_unused, is_template
 from gmemd.errors import QmpError
+from gmemd.kernel.beneath import Paths
 from gmemd.objects.container import ThreadContext
 
 if TYPE_CHECKING:
@@ -28,7 +30,10 @@ _LOOK_SECONDS = 0.2  # between two checks whether the client waiting for a file 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     if arguments["qom-type"] == ThreadContext.qom_type:
         return _add_context(gmemd, arguments, change)
+    root = caller.rights.root_of(arguments["mem-path"]) if "mem-path" in arguments else ""
     backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, dry_run=change.dry_run)
+    if isinstance(backend, FileBackend):
+        backend.paths = Paths(root)
     slow = backend.blocks and not change.dry_run
     change.undo(partial(gmemd.objects.cancel, backend) if slow else partial(_unmake, gmemd, backend))
     change.reserve()

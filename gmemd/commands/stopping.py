@@ -9,7 +9,8 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.commands.fencing import Fence, identity, uninterrupted
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, os_errors
+from gmemd.kernel.beneath import ANYWHERE
 from gmemd.processes.freeze import Freezer
 from gmemd.processes.guard import STILL, resume_vmm
 from gmemd.vmm.ending import VmmError
@@ -69,6 +70,7 @@ class Qmp(Fence):
     def __init__(self, gmemd: Gmemd, backend: HostMemoryBackend, deadline: int, path: str) -> None:
         super().__init__(gmemd, backend, deadline)
         self.path = os.path.abspath(path)
+        self.paths = ANYWHERE  # how the socket is found
         self._qemu: Qemu | None = None
         self._ours = False  # it is running, and will be stopped by us
         self._others = Freezer()
@@ -108,7 +110,15 @@ class Qmp(Fence):
         return {"qmp": self.path, "vmm": process if self._ours else None, **self._others.note()}
 
     def _connect(self) -> None:
-        self._qemu = Qemu(self.path, self.deadline / 1000)
+        if not self.paths.root:
+            self._qemu = Qemu(self.path, self.deadline / 1000)
+            return
+        with os_errors(f"cannot connect to '{self.path}'"):
+            fd = self.paths.open(self.path, os.O_PATH)
+        try:
+            self._qemu = Qemu(self.path, self.deadline / 1000, address=f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
 
     async def stop(self, until: float) -> None:
         qemu = self._qemu

@@ -36,15 +36,16 @@ class Backend(NamedTuple):
 class Qemu:
     """A connection to a QEMU. It has one monitor at that socket: who comes later waits until we close.
 
-    `timeout` (seconds) applies to connecting and to each command; `wait`: how long to try while it is starting.
+    `timeout` (seconds) applies to connecting and to each command; `wait`: how long to try while it is starting;
+    `address`: where it listens, if it is not found by `path`.
     VmmError from every method; a late answer leaves the connection usable.
     """
 
-    def __init__(self, path: str, timeout: float = 10.0, *, wait: float = 0.0) -> None:
+    def __init__(self, path: str, timeout: float = 10.0, *, wait: float = 0.0, address: str = "") -> None:
         self.path = path
         self.timeout = timeout
         with self._errors("does not answer as a QMP server"):
-            self.client = Client(path, timeout=timeout, wait=wait)
+            self.client = Client(address or path, timeout=timeout, wait=wait)
         try:
             self.pid = self.client.peer_pid  # of the process that listens
             with self._errors("does not say its version"):

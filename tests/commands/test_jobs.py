@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from xxhash import xxh3_128_hexdigest
 
-from gmemd.changes.jobs import Jobs
+from gmemd.changes.jobs import JOBS_MAX, Jobs
+from gmemd.errors import QmpError
 from gmemd.kernel import uapi
 from gmemd.kernel.worker import hash_chunks, zero_chunks
 from tests.commands.live import LiveMachine, with_memfd
@@ -116,6 +117,28 @@ async def test_digests_are_paged(live: LiveMachine) -> None:
     await live.ended("v")
     found = await live.do("query-memdev-digests", job_id="v", offset=PAGE, limit=2)
     assert [digest["offset"] for digest in found] == [PAGE, 2 * PAGE]
+
+
+def test_jobs_are_not_kept_without_end() -> None:
+    """Who never dismisses any cannot start more; one that is dismissed makes room."""
+    jobs = Jobs(lambda name, data: None)
+    for number in range(JOBS_MAX):
+        jobs.create(f"j{number}", "verify", 1)
+    with pytest.raises(QmpError, match=f"there are {JOBS_MAX} jobs already"):
+        jobs.create("more", "verify", 1)
+    jobs.find("j7").conclude(None)
+    jobs.dismiss("j7")
+    assert jobs.create("more", "verify", 1).status == "running"
+
+
+async def test_digests_are_not_kept_without_end(live: LiveMachine) -> None:
+    """All jobs together hold so many; those of a failed job are none."""
+    held = live.gmemd.jobs.create("held", "verify", 1)
+    held.rows = (2 << 20) - 3
+    assert await live.refused("memdev-verify", id="m", job_id="v", chunk=2 * PAGE) == (
+        f"jobs that are not dismissed have {held.rows} digests: 4 more would be more than {2 << 20}")
+    held.conclude("failed")
+    assert len(await verify(live, id="m")) <= 4
 
 
 async def test_verify_refuses(live: LiveMachine) -> None:

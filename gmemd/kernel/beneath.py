@@ -1,0 +1,65 @@
+"""Files by path, opened for somebody who is not trusted with all that this process may open."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gmemd.kernel import syscalls
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Files as the functions of `os` find them; with `root` only below that directory.
+
+    No symbolic link is followed from there on, so whoever may rename things there cannot lead anywhere else. OSError
+    ELOOP or EXDEV: the path leads out of it.
+    """
+
+    root: str = ""
+
+    def open(self, path: str, flags: int, mode: int = 0o777) -> int:
+        """As open(2); the caller owns the fd."""
+        if not self.root:
+            return os.open(path, flags, mode)
+        with self._held(self.root) as root:
+            return syscalls.open_beneath(root, self._relative(path), flags, mode if flags & os.O_CREAT else 0)
+
+    def stat(self, path: str) -> os.stat_result:
+        """As stat(2)."""
+        if not self.root:
+            return os.stat(path)
+        fd = self.open(path, os.O_PATH)
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def unlink(self, path: str) -> None:
+        """As unlink(2)."""
+        if not self.root:
+            return os.unlink(path)
+        with self._held(self.root) as root:
+            above, name = os.path.split(self._relative(path))
+            directory = syscalls.open_beneath(root, above or ".", os.O_PATH | os.O_DIRECTORY)
+        try:
+            return os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(directory)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _held(root: str) -> Iterator[int]:
+        fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _relative(self, path: str) -> str:
+        return os.path.relpath(path, self.root)
+
+
+ANYWHERE = Paths()
