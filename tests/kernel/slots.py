@@ -10,6 +10,7 @@ from functools import partial
 
 from gmemd.kernel import uapi
 from gmemd.kernel.kernel import Kernel
+from gmemd.kernel.linux import LinuxKernel
 from gmemd.kernel.probe import outcome
 from gmemd.kernel.rules import PAGE_SIZE
 from tests.kernel import host
@@ -128,7 +129,7 @@ def _run(*, with_address: bool) -> Answer:
         return {"exit": _EXITS.get(reason, str(reason)), "bytes": look(address + DATA, 2).hex()}
 
 
-def run_guest(own: Bare, fd: int, address: int, data_address: int) -> int:
+def run_guest(own: LinuxKernel, fd: int, address: int, data_address: int) -> int:
     """Run the guest, its code and data in two bound slots at these host addresses; return the exit."""
     host.fill(address + DATA, 0xAA, PAGE_SIZE)
     host.copy(address + CODE, _GUEST)

@@ -24,6 +24,7 @@ from gmemd.kernel.linux import LinuxKernel
 from gmemd.kernel.rules import PAGE_SIZE
 from tests.kernel import host
 from tests.kernel.host import errno_of, look, mapped, read_page, signal_of, write_page
+from tests.kernel.slots import DATA, run_guest
 
 MMAP = uapi.GUEST_MEMFD_FLAG_MMAP
 SHARED = MMAP | uapi.GUEST_MEMFD_FLAG_INIT_SHARED
@@ -398,7 +399,7 @@ def test_ranges_of_the_file_do_not_overlap(own: LinuxKernel, bound: int) -> None
     host.set_region2(own.vm, 0, bound, size=2 * PAGE_SIZE, offset=PAGE_SIZE)
     for offset in (0, 2 * PAGE_SIZE):
         refused = errno_of(host.set_region2, own.vm, 1, bound, gpa=PMD, size=2 * PAGE_SIZE, offset=offset)
-        assert refused in (errno.EINVAL, errno.EEXIST)
+        assert refused in (errno.EINVAL, errno.EEXIST)  # which, test_recorded.py compares
     host.set_region2(own.vm, 1, bound, gpa=PMD, offset=3 * PAGE_SIZE)
 
 
@@ -425,21 +426,7 @@ def test_slots_are_numbered_up_to_a_limit(own: LinuxKernel, bound: int) -> None:
     assert more == errno.EINVAL
 
 
-# mov al, [0x2000]; cmp al, 0xaa; jne end; mov byte [0x2001], 0xff; end: hlt
-_GUEST = bytes.fromhex("a00020 3caa 7505 c606012 0ff f4".replace(" ", ""))
-_CODE, _DATA = 0x1000, 0x2000
-
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs x86-64: the guest's program is x86 code")
-
-
-def run_guest(own: LinuxKernel, fd: int, address: int, data_address: int) -> int:
-    """Run the guest, its code and data in two bound slots at these host addresses; return the exit."""
-    host.fill(address + _DATA, 0xAA, PAGE_SIZE)
-    host.copy(address + _CODE, _GUEST)
-    host.set_region2(own.vm, 0, fd, size=_DATA, address=address)
-    host.set_region2(own.vm, 1, fd, gpa=_DATA, offset=_DATA, address=data_address)
-    with host.vcpu(own.device, own.vm) as run:
-        return run(_CODE)
 
 
 @item(60)
@@ -449,7 +436,7 @@ def test_a_bound_slot_needs_no_host_address(own: LinuxKernel, bound: int) -> Non
     with mapped(bound, 4 * PAGE_SIZE) as address:
         reason = run_guest(own, bound, address, 0)
         written = {host.EXIT_HLT: b"\xaa\xff", host.EXIT_MMIO: b"\xaa\xaa"}
-        assert written[reason] == look(address + _DATA, 2)
+        assert written[reason] == look(address + DATA, 2)
 
 
 @item(61)
@@ -457,8 +444,8 @@ def test_a_bound_slot_needs_no_host_address(own: LinuxKernel, bound: int) -> Non
 def test_a_guest_runs_on_the_file(own: LinuxKernel, bound: int) -> None:
     """With the file's own mapping as the host address the guest reads 0xaa and writes 0xff."""
     with mapped(bound, 4 * PAGE_SIZE) as address:
-        assert run_guest(own, bound, address, address + _DATA) == host.EXIT_HLT
-        assert look(address + _DATA, 2) == b"\xaa\xff"
+        assert run_guest(own, bound, address, address + DATA) == host.EXIT_HLT
+        assert look(address + DATA, 2) == b"\xaa\xff"
 
 
 # ---- what holds beyond the checklist -----------------------------------------------------------------------
