@@ -5,6 +5,7 @@ It examines the host itself, as the calling user, and needs no daemon.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -15,6 +16,7 @@ from typing import NamedTuple
 
 from gmemd.objects.survival import fates
 from gmemd.persist.keeping import SPARED, Keeping, Unit
+from gmemd.persist.liveupdate import holes, is_on
 from gmemd.persist.unit import ask, version_of
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"
@@ -137,13 +139,32 @@ def judge_service(unit: Unit | None, configured: str, *, announced: bool, old: b
             unit = unit._replace(nofile=min(unit.nofile, _PODMAN))
             yield Finding("descriptors that podman can pass on", str(_PODMAN), NOTE,
                           f"gmemd keeps at most about {_PODMAN - SPARED} objects, whatever systemd's settings are")
+    filling, available = _holes()
     keeping = Keeping("systemd", unit=unit, held=0 if unit is None else unit.stored, old=old,
-                      live_update=os.path.exists("/dev/liveupdate"))
+                      live_update=is_on(), copied=True, filling=filling, available=available)
     for fate in fates("memfd", kept=True, opted_out=False, keeping=keeping):
         if fate.event in _EVENTS:
             verdict = GOOD if fate.survives else BAD if fate.answer == "no" and _EVENTS[fate.event] else NOTE
             yield Finding(f"memory after {fate.event}", "kept" if fate.survives else {"no": "lost"}.get(
                 fate.answer, fate.answer), verdict, fate.advice)
+
+
+def _holes() -> tuple[int, int]:
+    """What a live update would allocate for what systemd stores, for all services, and what is available; in bytes.
+
+    Only root can see the former.
+    """
+    from gmemd.kernel.headroom import HeadroomReader
+
+    place = "/proc/1/fd"
+    stored: list[str] = []
+    with contextlib.suppress(OSError):
+        stored = [f"{place}/{name}" for name in os.listdir(place) if is_on()]
+    memfds = []
+    for path in stored:
+        with contextlib.suppress(OSError):
+            memfds += [path] if os.readlink(path).startswith(("/memfd:", "/ (deleted)")) else []
+    return holes(memfds), HeadroomReader().read_all()[0].available
 
 
 def judge_descriptors(unit: Unit) -> Finding:

@@ -16,11 +16,13 @@ from gmemd.changes.threads import in_thread
 from gmemd.errors import QmpError
 from gmemd.observe.log import log
 from gmemd.persist.keeping import Keeping, Unit
+from gmemd.persist.liveupdate import holes
 from gmemd.persist.unit import mark
 
 TICK: Final = 2.0  # seconds between two checks whether systemd has been reloaded
 RENEWED: Final = 20.0  # seconds after which it is asked in any case
 FRESH: Final = 30.0  # seconds that an answer is valid
+_RECKONED: Final = 1.0  # seconds that the sum of all holes is valid
 PATIENCE: Final = 2.0  # seconds that a command waits for an answer
 
 
@@ -74,10 +76,17 @@ class Outlook:
         self._asked = -FRESH  # when that was, monotonic seconds
         self._looking: asyncio.Task[None] | None = None
         self._told = ""
+        self._filled = -_RECKONED  # when the holes of all memory were added up, monotonic seconds
         self._before = 0  # custody's copy_due at the tick before
+
+    @property
+    def live_update(self) -> bool:
+        """Whether the kernel was started so that it can carry memory across a kexec."""
+        return self._keeping.live_update
 
     def start(self) -> None:
         """Check now, and periodically as long as the loop runs."""
+        self._custody.copies.ask(self._entries)
         if self._keeping.manager == "systemd":
             self._tick()
 
@@ -94,7 +103,11 @@ class Outlook:
 
     def keeping(self) -> Keeping:
         """Which manager keeps what, as far as it is known now."""
-        return self._keeping._replace(held=self._custody.room[0],
+        if self.live_update and monotonic() - self._filled >= _RECKONED:
+            self._filled, filling = monotonic(), holes(fd for _, fd in self._entries())
+            available = self._settler.kernel.headrooms()[0].available
+            self._keeping = self._keeping._replace(filling=filling, available=available)
+        return self._keeping._replace(held=self._custody.room[0], copied=self._custody.copies.stored,
                                       unit=None if self.is_stale() else self._keeping.unit)
 
     async def look(self) -> None:

@@ -11,6 +11,7 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import SHORT, in_turns
 from gmemd.commands.measure import are_quick, item_of, kind_of, measured
 from gmemd.errors import QmpError
+from gmemd.kernel.uapi import F_SEAL_EXEC, F_SEAL_WRITE
 from gmemd.memory.usage import occupied
 from gmemd.objects.survival import fates
 from gmemd.qmp.encode import encode
@@ -53,10 +54,11 @@ def _status(gmemd: Gmemd, arguments: dict[str, Any]) -> Any:
 async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend], wanted: str | None) -> bytes:
     """The same without holding up others; objects deleted meanwhile are left out."""
     rows: list[bytes] = []
-    survival: dict[tuple[str, bool, bool], bytes] = {}  # the same for most objects, and most of the output
+    survival: dict[tuple[str, bool, bool, bool], bytes] = {}  # the same for most objects, and most of the output
     async for found in measured(gmemd, backends, partial(occupied, gmemd.kernel), batch=_BATCH):
         for backend, resident in found:
-            key = kind_of(backend), backend.record is not None, bool(backend.template)
+            key = (_survival_kind(gmemd, backend), backend.record is not None, bool(backend.template),
+                   _freezes(gmemd, backend))
             if key not in survival:
                 survival[key] = b'"survival": ' + encode(describe_survival(gmemd, backend))
             row = encode({**_describe(gmemd, backend, resident), "survival": []})
@@ -107,8 +109,21 @@ def describe_survival(gmemd: Gmemd, backend: HostMemoryBackend) -> list[dict[str
     kept = backend.record is not None
     return [{"event": fate.event, "survives": fate.survives, "answer": fate.answer,
              **({"advice": fate.advice} if fate.advice else {})}
-            for fate in fates(kind_of(backend), kept=kept, opted_out=gmemd.custody.keeps and not kept,
-                              keeping=gmemd.outlook.keeping(), clone=bool(backend.template))]
+            for fate in fates(_survival_kind(gmemd, backend), kept=kept, opted_out=gmemd.custody.keeps and not kept,
+                              keeping=gmemd.outlook.keeping(), clone=bool(backend.template),
+                              freezes=_freezes(gmemd, backend))]
+
+
+def _survival_kind(gmemd: Gmemd, backend: HostMemoryBackend) -> str:
+    simulated = backend.kind == "guest-memfd" and gmemd.kernel.is_simulated(backend.fd)
+    return "stand-in" if simulated else kind_of(backend)
+
+
+def _freezes(gmemd: Gmemd, backend: HostMemoryBackend) -> bool:
+    """Whether a live update would bring it back sealed against writing, which it is not now."""
+    if not gmemd.outlook.live_update or backend.fd < 0 or backend.kind == "file":
+        return False
+    return ((gmemd.kernel.seals(backend.fd) or 0) & (F_SEAL_EXEC | F_SEAL_WRITE)) == F_SEAL_EXEC
 
 
 def query_memory_size_summary(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> dict[str, Any]:

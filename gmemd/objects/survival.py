@@ -4,6 +4,7 @@ The facts: a descriptor keeps memory alive, so it matters who else holds one. Cl
 settings decide, not the unit file; where systemd has not answered, the result is unknown. Observed behaviour (252, 257,
 262): a restart drops the store under FileDescriptorStorePreserve=no, a stop under anything but yes; 254 to 257 forget a
 stopped service that no loaded unit refers to; a service with more stored descriptors than LimitNOFILE= cannot start.
+A kexec stops the service and carries memfds only (Linux 7.3, systemd 262).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from gmemd.persist.keeping import SPARED, Keeping, Unit
+from gmemd.persist.liveupdate import NEEDED
 
-Answer = Literal["yes", "no", "unknown", "not-tried"]
+Answer = Literal["yes", "no", "unknown"]
 
 RESTARTS = ("always", "on-failure", "on-abnormal", "on-abort")  # values of Restart= that restart after a kill
 
@@ -32,10 +34,12 @@ class Fate(NamedTuple):
 _OF_A_CLONE = "what a clone's VMM writes is its own and ends with it: use memdev-clone with copy=true instead"
 
 
-def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping, clone: bool = False) -> list[Fate]:
+def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping, clone: bool = False,
+          freezes: bool = False) -> list[Fate]:
     """One fate for each event, in order of increasing severity.
 
-    kind: guest-memfd, memfd, hugetlb-memfd or file. kept: custody has the object. clone: of a template.
+    kind: guest-memfd, stand-in (for one), memfd, hugetlb-memfd or file. kept: custody has the object. clone: of a
+    template. freezes: it has a seal with which it comes back read-only from a kexec.
     """
     why = "" if kept and keeping.is_there() else _why_not_kept(opted_out, keeping)
     crash, restart, stop = _crash(why, keeping), _restart(why, keeping), _stop(why, keeping)
@@ -47,7 +51,7 @@ def fates(kind: str, *, kept: bool, opted_out: bool, keeping: Keeping, clone: bo
         Fate("gmemd-upgrade", *restart),
         Fate("service-stop", *stop),
         Fate("soft-reboot", *_soft_reboot(stop, keeping)),
-        Fate("kexec", "no", _OF_A_CLONE) if clone else Fate("kexec", *_kexec(kind, stop, keeping)),
+        Fate("kexec", "no", _OF_A_CLONE) if clone else Fate("kexec", *_kexec(kind, stop, keeping, freezes=freezes)),
         Fate("power-loss", "no", "memory is lost without power: save what must not be lost with gmemctl snapshot"),
     ]
 
@@ -59,7 +63,7 @@ def _replaced(kind: str, clone: bool) -> _Verdict:
     """The guest goes on in another VMM, by gmemctl replace."""
     if clone:
         return "no", _OF_A_CLONE
-    if kind == "guest-memfd":
+    if kind in ("guest-memfd", "stand-in"):
         return "no", "no QEMU opens a guest_memfd by its path: start both with gmemctl run --capture, or use a memfd"
     return "yes", ""
 
@@ -140,11 +144,28 @@ def _to_ask(properties: str, keeping: Keeping) -> str:
     return f"systemd could not be asked: see systemctl {user}show -p {properties} {keeping.name}"
 
 
-def _kexec(kind: str, stop: _Verdict, keeping: Keeping) -> _Verdict:
+def _kexec(kind: str, stop: _Verdict, keeping: Keeping, *, freezes: bool) -> _Verdict:
     if stop[0] == "no":
         return stop
-    if kind != "memfd":
-        return "no", f"no kernel preserves a {kind} across kexec: use a memfd without huge pages"
-    if not keeping.live_update:
-        return "no", "use Linux 6.19 with /dev/liveupdate and systemd 261 or newer"
-    return "not-tried", "not tried with gmemd: copy what must not be lost"
+    if kind not in ("memfd", "stand-in"):
+        return "no", f"no kernel carries a {kind} across kexec: use a memfd without huge pages"
+    if not keeping.live_update or keeping.unit is None or keeping.unit.kexec[0] == "no":
+        return _no_live_update(stop, keeping)
+    if keeping.user:
+        return "unknown", "not tried: run gmemd under the system's systemd"
+    if not keeping.copied:
+        return "no", (f"systemd has no room for a copy of the registry: raise FileDescriptorStoreMax= "
+                      f"(it is {keeping.unit.limit}), then systemctl daemon-reload")
+    if freezes:
+        return "no", "it would come back read-only: set the sysctl vm.memfd_noexec to 1 or 0 and create it again"
+    if keeping.filling > keeping.available:
+        return "no", (f"a live update fills the holes of sparse memory: it would allocate {keeping.filling} bytes, and "
+                      f"{keeping.available} are available")
+    return stop if stop[0] != "yes" else keeping.unit.kexec
+
+
+def _no_live_update(stop: _Verdict, keeping: Keeping) -> _Verdict:
+    """What is missing on this host, as far as it is known."""
+    if keeping.unit is not None and keeping.unit.kexec[0] == "no":
+        return keeping.unit.kexec
+    return stop if keeping.live_update else ("no", NEEDED)

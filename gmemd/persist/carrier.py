@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from gmemd.errors import close_fd
+from gmemd.persist.batch import Batch
 from gmemd.persist.carried import PREFIX, ROOM, number_of, write
 from gmemd.persist.fdstore import FdStore, seals_of
 from gmemd.persist.registry import Registry
@@ -79,8 +80,8 @@ class Carrier:
         if self._fd >= 0:
             yield f"{PREFIX}{self._number}", self._fd
 
-    def renew(self) -> Flush:
-        """Store a new copy if asked, and owe the removal of the older ones. OSError or NotWritten."""
+    def renew(self, batch: Batch) -> Flush:
+        """Store a new copy if asked, with a batch, and owe the removal of the older ones. OSError or NotWritten."""
         entries, self._asked = self._asked, None
         if entries is None:
             return
@@ -94,16 +95,18 @@ class Carrier:
             self.close()
             self._number, self._fd = self._number + 1, fd
             self._store.account(name)
-            try:
-                yield from self._sender.store(name, fd)
-            except BaseException:
-                self._sender.owe([name])
-                self.close()
-                raise
+            batch.sent.append(name)
+            yield from self._sender.store(name, fd)
             self._changes = changes
             self._store.set_aside = ROOM - 1
         self._sender.owe(self._old)
         self._old = []
+
+    def take_back(self, batch: Batch) -> None:
+        """The batch has failed: what was stored with it leaves."""
+        if any(name in batch.sent for name, _ in self.entries()):
+            self.close()
+            self._changes = -1
 
     def close(self) -> None:
         """Close the newest copy; the manager has its own."""

@@ -196,10 +196,11 @@ class Custody:
         try:
             if again is not None:
                 yield from again()
-            yield from self.copies.renew()
+            yield from self.copies.renew(batch)
             yield from self._delivery.carry_out(batch)
             self.trouble = ""
         except (OSError, NotWritten) as exc:
+            self.copies.take_back(batch)
             self._fail(batch, exc)
         finally:
             self._flushing = False

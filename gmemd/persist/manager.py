@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gmemd.errors import QmpError, close_fd
 from gmemd.persist.fdstore import FdStore
 from gmemd.persist.keeping import Keeping, Unit
+from gmemd.persist.liveupdate import is_on
 from gmemd.persist.nobody import AnyCustody, Nobody
 from gmemd.persist.notify import (
     DEFAULT_LIMIT,
@@ -160,4 +161,4 @@ def _keeping(environ: MutableMapping[str, str]) -> Keeping:
     if not notify.endswith("/systemd/notify"):
         return Keeping("keeper", pid=os.getppid())
     return Keeping("systemd", name=own_unit() or Keeping().name, old="FDSTORE" not in environ,
-                   user=notify != SYSTEMD, live_update=os.path.exists("/dev/liveupdate"))
+                   user=notify != SYSTEMD, live_update=is_on())

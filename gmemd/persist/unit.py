@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from gmemd.persist.keeping import UNLIMITED, Unit
+from gmemd.persist.liveupdate import judge
 
 TIMEOUT: Final = 5.0  # seconds for an answer; a reload of thousands of descriptors takes pid 1 as long
 _RUN: Final = "/run/systemd"  # a reload recreates the directories of its generators in there
@@ -52,18 +53,18 @@ def ask(name: str, *, user: bool = False, timeout: float = TIMEOUT) -> Unit | No
     unit = Unit(name=name, loaded=said["LoadState"] == "loaded", preserve=said.get("FileDescriptorStorePreserve", ""),
                 limit=_number(said.get("FileDescriptorStoreMax", "")), stored=_number(said["NFileDescriptorStore"]),
                 nofile=_number(said.get("LimitNOFILESoft", "")), restart=said.get("Restart", ""), referred=True)
-    if unit.preserve == "yes":
-        return unit._replace(referred=_stays_loaded(who, name, said.get("TriggeredBy", "").split(), timeout))
-    return unit
-
-
-def _stays_loaded(who: tuple[str, ...], name: str, triggers: list[str], timeout: float) -> bool:
-    """Does an enabled unit, usually a socket, refer to the service, or does this systemd not need that?"""
-    others = _show(who, ("WantedBy", "RequiredBy"), tuple(triggers), timeout) if triggers else []
-    if {unit for other in others for units in other.values() for unit in units.split()} - {name}:
-        return True
+    if unit.preserve != "yes":
+        return unit
     [manager] = _show(who, ("Version",), (), timeout) or [{}]
-    return version_of(manager.get("Version", "")) >= _FORGETS_NOTHING
+    version = version_of(manager.get("Version", ""))
+    stays = version >= _FORGETS_NOTHING or _is_referred_to(who, name, said.get("TriggeredBy", "").split(), timeout)
+    return unit._replace(referred=stays, kexec=judge(version))
+
+
+def _is_referred_to(who: tuple[str, ...], name: str, triggers: list[str], timeout: float) -> bool:
+    """Does an enabled unit, usually a socket, refer to the service?"""
+    others = _show(who, ("WantedBy", "RequiredBy"), tuple(triggers), timeout) if triggers else []
+    return bool({unit for other in others for units in other.values() for unit in units.split()} - {name})
 
 
 def version_of(text: str) -> int:

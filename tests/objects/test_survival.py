@@ -9,6 +9,7 @@ import pytest
 
 from gmemd.objects.survival import fates
 from gmemd.persist.keeping import SPARED, Keeping, Unit
+from gmemd.persist.liveupdate import judge
 from gmemd.persist.manager import Manager, _keeping
 from gmemd.persist.unit import ask, own_unit, version_of
 
@@ -22,6 +23,11 @@ SHIPPED = Unit(stored=9)
 def systemd(**changed: object) -> Keeping:
     """systemd with the shipped unit, but for these of its properties; 9 descriptors are held."""
     return Keeping("systemd", unit=SHIPPED._replace(**changed), held=9)  # type: ignore[arg-type]
+
+
+def carrying(**changed: object) -> Keeping:
+    """The same on a host with live update."""
+    return systemd(**{"kexec": ("yes", ""), **changed})._replace(live_update=True, copied=True)
 
 
 @pytest.mark.parametrize(("keeping", "kind", "kept", "survived"), [
@@ -48,12 +54,19 @@ def systemd(**changed: object) -> Keeping:
     (Keeping("systemd"), "memfd", True, ALWAYS),
     (Keeping("systemd", old=True), "memfd", True, ALWAYS),
     (systemd()._replace(user=True), "memfd", True, [*CRASH, "service-stop"]),
-    (systemd()._replace(live_update=True), "memfd", True, STOP),
+    (carrying(), "memfd", True, [*STOP, "kexec"]),
+    (carrying(), "stand-in", True, [*STOP, "kexec"]),
+    (carrying()._replace(filling=8, available=8), "memfd", True, [*STOP, "kexec"]),
+    (carrying()._replace(filling=9, available=8), "memfd", True, STOP),
+    (carrying()._replace(copied=False), "memfd", True, STOP),
+    (carrying()._replace(live_update=False), "memfd", True, STOP),
+    (carrying(kexec=("no", "live update needs systemd 261 (this is 257)")), "memfd", True, STOP),
+    (carrying(preserve="restart"), "memfd", True, CRASH),
 ])
 def test_fates(keeping: Keeping, kind: str, kept: bool, survived: list[str]) -> None:
     """Each event is answered, and where the answer is not yes there is advice."""
     found = fates(kind, kept=kept, opted_out=not kept, keeping=keeping)
-    if kind == "guest-memfd":  # no QEMU can open it
+    if kind in ("guest-memfd", "stand-in"):  # no QEMU can open it
         survived = [event for event in survived if event != "vmm-replaced"]
     assert [fate.event for fate in found if fate.survives] == survived
     assert [fate.event for fate in found] == EVENTS
@@ -63,10 +76,12 @@ def test_fates(keeping: Keeping, kind: str, kept: bool, survived: list[str]) -> 
 @pytest.mark.parametrize(("keeping", "kind", "answers"), [
     (Keeping("systemd"), "memfd", ["unknown", "unknown", "unknown", "unknown", "no", "no"]),
     (Keeping("systemd", old=True), "memfd", ["unknown", "unknown", "no", "no", "no", "no"]),
-    (Keeping("systemd", live_update=True), "memfd", ["unknown", "unknown", "unknown", "unknown", "not-tried", "no"]),
+    (Keeping("systemd", live_update=True), "memfd", ["unknown"] * 5 + ["no"]),
     (systemd(preserve="on-success"), "memfd", ["yes", "yes", "unknown", "unknown", "no", "no"]),
-    (systemd()._replace(live_update=True), "memfd", ["yes", "yes", "yes", "yes", "not-tried", "no"]),
-    (systemd()._replace(live_update=True), "guest-memfd", ["yes", "yes", "yes", "yes", "no", "no"]),
+    (carrying(kexec=("unknown", "see")), "memfd", ["yes", "yes", "yes", "yes", "unknown", "no"]),
+    (carrying()._replace(user=True), "memfd", ["yes", "yes", "yes", "unknown", "unknown", "no"]),
+    (carrying(), "guest-memfd", ["yes", "yes", "yes", "yes", "no", "no"]),
+    (carrying(), "hugetlb-memfd", ["yes", "yes", "yes", "yes", "no", "no"]),
     (systemd(preserve="no")._replace(live_update=True), "memfd", ["no"] * 6),
     (systemd()._replace(user=True), "memfd", ["yes", "yes", "yes", "unknown", "no", "no"]),
 ])
@@ -93,6 +108,14 @@ def test_the_advice_names_what_to_do(keeping: Keeping, advice: str) -> None:
     [stop] = [fate for fate in fates("memfd", kept=True, opted_out=False, keeping=keeping)
               if fate.event == "service-stop"]
     assert stop.advice == advice
+
+
+def test_memory_that_would_come_back_read_only() -> None:
+    """A seal that a live update turns into one against writing."""
+    for freezes in (False, True):
+        [kexec] = [fate for fate in fates("memfd", kept=True, opted_out=False, keeping=carrying(), freezes=freezes)
+                   if fate.event == "kexec"]
+        assert (kexec.survives, "vm.memfd_noexec" in kexec.advice) == (not freezes, freezes)
 
 
 @pytest.mark.parametrize(("environ", "keeping"), [
@@ -149,15 +172,16 @@ def test_systemd_is_asked(systemctl: FakeSystemctl) -> None:
     systemctl.says("g.service", **service)
     systemctl.says("g.socket", WantedBy="sockets.target", RequiredBy="")
     systemctl.says("manager", Version="257.9-1~deb13u1")
-    unit = Unit("g.service", preserve="yes", limit=7, stored=3, nofile=99, restart="always", referred=True)
+    unit = Unit("g.service", preserve="yes", limit=7, stored=3, nofile=99, restart="always", referred=True,
+                kexec=judge(257))
     assert ask("g.service") == unit
     systemctl.says("g.socket", WantedBy="", RequiredBy="g.service")
     assert ask("g.service") == unit._replace(referred=False)
     systemctl.says("manager", Version="262.1-2")
-    assert ask("g.service") == unit
+    assert ask("g.service") == unit._replace(kexec=judge(262))
     systemctl.says("g.service", **service | {"FileDescriptorStorePreserve": "no", "LimitNOFILESoft": "infinity",
                                              "LoadState": "not-found"})
-    assert ask("g.service") == unit._replace(preserve="no", nofile=1 << 30, loaded=False)
+    assert ask("g.service") == Unit("g.service", False, "no", 7, 3, 1 << 30)
     assert ask("g.service", user=True) is not None
     assert "--user show" in systemctl.asked.read_text().splitlines()[-1]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gmemd.persist.batch import Operation
+from gmemd.persist.carried import newest, put_back
 from gmemd.persist.custody import Custody
 from gmemd.persist.fdstore import FdStore
 from gmemd.persist.notify import Notifier
@@ -16,6 +18,7 @@ from gmemd.persist.record import Record, Row
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.restore import Restored
 from gmemd.persist.waits import Flush, Wait, wait_for
+from tests.persist.luo import carried
 from tests.persist.manager import StandIn
 
 Hook = Callable[[str], None]
@@ -51,7 +54,10 @@ class WatchedRegistry(Registry):
 class World:
     """`start` again after each crash; `close` at the end."""
 
-    def __init__(self, directory: Path, limit: int = 1024) -> None:
+    def __init__(self, directory: Path, limit: int = 1024, *, carries: bool = False) -> None:
+        """carries: the host has live update."""
+        self.carries = carries
+        self.boot = 1
         self.directory = directory
         directory.mkdir(exist_ok=True)
         self.path = str(directory / "registry")
@@ -64,10 +70,14 @@ class World:
     def start(self) -> Custody:
         """A new daemon."""
         self.notifier = WatchedNotifier(self.manager.address)
-        self.registry = WatchedRegistry(self.path)
+        fds = self.manager.hand_down()
+        copy = newest(fds)
+        self.put_back = put_back(copy, self.path)
+        self.registry = WatchedRegistry(self.path, spare=list if copy is None else copy.records)
         self.notifier.hook = self.registry.hook = lambda step: self.hook(step)
-        self.custody = Custody(self.registry, self.notifier, FdStore(self.manager.limit))
-        self.restored = self.custody.restore(self.manager.hand_down())
+        self.custody = Custody(self.registry, self.notifier, FdStore(self.manager.limit), carries=self.carries,
+                               boot=f"{self.boot:032x}")
+        self.restored = self.custody.restore(fds, copy=copy)
         self.memory += [fd for _, fd in self.restored.objects + self.restored.unclaimed if fd >= 0]
         return self.custody
 
@@ -75,13 +85,35 @@ class World:
         """The daemon is gone; what it sent is still received."""
         self.hook = ignore
         self.notifier.close()
-        self.registry.close()
+        if self.custody is not None:
+            self.custody.close()
         self.manager.receive()
         self.custody = None
 
     def restart(self) -> Custody:
         self.crash()
         return self.start()
+
+    def kexec(self, *, kept: bool = False) -> Custody:
+        """Another kernel: the manager's memfds are carried, the registry's directory only if it is `kept`."""
+        self.crash()
+        self.boot += 1
+        before, self.manager.store = self.manager.store, []
+        for name, fd in before:
+            new = carried(fd)
+            os.close(fd)
+            if new >= 0:
+                self.manager.store.append((name, new))
+        for ending in () if kept else ("", "-journal"):
+            with suppress(FileNotFoundError):
+                os.unlink(self.path + ending)
+        return self.start()
+
+    def carry(self) -> None:
+        """Have a copy of the registry in the store."""
+        assert self.custody is not None
+        self.custody.copies.ask(lambda: self.manager.store)
+        self.flush()
 
     def copy(self, name: str) -> World:
         """What a crash at this moment would leave: registry and store, not the daemon."""

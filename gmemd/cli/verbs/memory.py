@@ -14,7 +14,7 @@ from gmemd.cli.connection import DONE, Connection, note_lost
 from gmemd.cli.parser import DRY_RUN, IDS, YES, Verbs, argument, seconds
 
 VERBS = Verbs()
-_SAID = {"yes": "yes", "no": "NO", "unknown": "unknown", "not-tried": "not tried"}  # the SurvivalAnswer
+_SAID = {"yes": "yes", "no": "NO", "unknown": "unknown"}  # the SurvivalAnswer
 _VISIBILITIES = ("private", "shared")
 
 
