@@ -13,6 +13,13 @@ from tests.kernel.lab.kernels import Kernel
 from tests.kernel.lab.machine import Machine
 from tests.kernel.lab.packages import releases
 
+# title, arguments of the ladder, kernel's command line
+_LADDERS = (
+    ("live update, two kexecs", "--rungs 2", "kho=on liveupdate=on"),
+    ("live update, real guest_memfds", "--rungs 1 --kvm", "kho=on liveupdate=on"),
+    ("without live update", "--rungs 1 --lost", ""),
+)
+
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(words)
@@ -35,8 +42,20 @@ def get(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     kernel = Kernel(arguments.image, arguments.modules) if arguments.image else kernels.named(arguments.kernel)
-    machine = Machine(kernel, arguments.memory, arguments.nodes, arguments.append, arguments.timeout)
+    machine = Machine(kernel, arguments.memory, arguments.nodes, arguments.append, arguments.timeout,
+                      arguments.systemd)
     return machine.run("exec " + shlex.join(arguments.command), sys.stdout.buffer)
+
+
+def kexec(arguments: argparse.Namespace) -> int:
+    """Two kexecs in a row; one where guest_memfds are real; one without live update."""
+    kernel = kernels.named(kernels.LUO)
+    worst = 0
+    for title, words, append in _LADDERS:
+        print(f"== {title}", flush=True)
+        machine = Machine(kernel, 7168, append=f"{append} {arguments.append}", timeout=arguments.timeout, systemd=True)
+        worst |= machine.run(f"exec python -m tests.kernel.lab.ladder {words}", sys.stdout.buffer)
+    return worst
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,8 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--nodes", type=int, default=1, help="NUMA nodes; the CPUs are on the first two")
     verb.add_argument("--append", default="", help="more for the kernel's command line")
     verb.add_argument("--timeout", type=float, default=3600, metavar="SECONDS")
+    verb.add_argument("--systemd", action="store_true", help="boot systemd, with gmemd as its service")
     verb.add_argument("command", nargs=argparse.REMAINDER)
     verb.set_defaults(act=run)
+    verb = verbs.add_parser("kexec", help="the ladder of kexecs under systemd, with live update and without")
+    verb.add_argument("--append", default="", help="more for the kernel's command line")
+    verb.add_argument("--timeout", type=float, default=7200, metavar="SECONDS", help="of each")
+    verb.set_defaults(act=kexec)
     return parser
 
 

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tests.kernel.lab.kernels import Kernel
 from tests.kernel.lab.root import TREE, busybox
 
 # KVM, the disk; names that a kernel has not, or built in, are left out
@@ -20,13 +21,14 @@ _HEAD = "070701" + "{:08x}" * 13
 Entry = tuple[str, int, bytes]  # name, mode, contents (of a link: where to)
 
 
-def archive(modules: Path | None, command: str) -> bytes:
+def archive(kernel: Kernel, command: str) -> bytes:
     """The initramfs that runs `command` (of /bin/sh) in the disk's system, with the tree as /opt/gmemd."""
     entries: list[Entry] = [(name, stat.S_IFDIR | 0o755, b"") for name in _FOLDERS]
     entries += [("bin/busybox", stat.S_IFREG | 0o755, busybox().read_bytes()),
                 ("init", stat.S_IFREG | 0o755, Path(__file__).with_name("init").read_bytes()),
-                ("lab/run", stat.S_IFREG | 0o755, f"#!/bin/sh\n{command}\n".encode())]
-    entries += _drivers(modules) if modules else []
+                ("lab/bzImage", stat.S_IFREG | 0o644, kernel.image.read_bytes()),
+               ("lab/run", stat.S_IFREG | 0o755, f"#!/bin/sh\n{command}\n".encode())]
+    entries += _drivers(kernel.modules) if kernel.modules else []
     return _cpio([*entries, *_sources()])
 
 

@@ -23,7 +23,7 @@ TIMEOUT = 124
 
 # what EPYC has and TCG has not is left out, or QEMU would warn of each
 _CPU = "EPYC,+svm,-xsaves,-xsavec,-rdseed,-sha-ni,-fxsr-opt,-misalignsse,-3dnowprefetch,-osvw,-topoext,-nrip-save"
-_APPEND = "console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off random.trust_cpu=on tsc=reliable"
+_APPEND = "console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off random.trust_cpu=on tsc=reliable root=/dev/vda rw"
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,13 @@ class Machine:
     nodes: int = 1
     append: str = ""  # to the kernel's command line
     timeout: float = 3600  # seconds
+    systemd: bool = False  # boots it, and the command is a service, started again after a kexec
 
     def run(self, command: str, output: BinaryIO) -> int:
         """Run a command of /bin/sh in the tree, copy its output; its exit status, or NO_BOOT, or TIMEOUT."""
         with TemporaryDirectory(dir=CACHE) as scratch:
             folder = Path(scratch)
-            (folder / "initrd").write_bytes(archive(self.kernel.modules, command))
+            (folder / "initrd").write_bytes(archive(self.kernel, command))
             for name in ("console", "output", "status"):
                 (folder / name).touch()
             process = subprocess.Popen(self._qemu(folder), stdin=subprocess.DEVNULL)
@@ -73,7 +74,7 @@ class Machine:
         words = ["qemu-system-x86_64", "-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", _CPU, "-smp", "2",
                  "-m", str(self.memory), "-display", "none", "-nodefaults", "-no-user-config", "-no-reboot",
                  "-kernel", str(self.kernel.image), "-initrd", f"{folder}/initrd",
-                 "-append", f"{_APPEND} {self.append}",
+                 "-append", f"{_APPEND} {'lab.systemd ' if self.systemd else ''}{self.append}",
                  "-drive", f"file={root.image()},if=none,id=disk,format=raw,snapshot=on",
                  "-device", "virtio-blk-pci,drive=disk"]
         for name in ("console", "output", "status"):
