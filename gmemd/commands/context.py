@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from gmemd.lab import Lab
     from gmemd.observe.audit import Audit
     from gmemd.persist.restore import Restored
+    from gmemd.snapshots.catalogue import Entry
 
 
 Function = Callable[..., Any]  # of a command
@@ -133,7 +134,7 @@ class Gmemd:
         self.objects = Objects(self.tenant)
         self.tree = Tree(self.schema, self.objects)
         self.events: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)  # when (seconds), name, data
-        self.fd_sets = FdSets()
+        self.fd_sets: FdSets = FdSets() if self.tenant is None else FdSets(self.house.fd_sets.share.pool, room=True)
         self.jobs = Jobs(self.emit)
         self.snapshots = Shelves(snapshots)
         self.lost: dict[str, Record] = {}  # objects whose record came back, but not their memory
@@ -171,6 +172,22 @@ class Gmemd:
         """The same, the oldest first in each."""
         return [*self.objects.in_creation_order(),
                 *(backend for room in self.rooms.values() for backend in room.objects.in_creation_order())]
+
+    def sums(self) -> dict[str, tuple[int, int]]:
+        """Number and bytes of the same, by type."""
+        every = [room.objects.sums for room in (self, *self.rooms.values())]
+        return {kind: (sum([sums[kind][0] for sums in every]), sum([sums[kind][1] for sums in every]))
+                for kind in self.objects.sums}
+
+    def look_up(self, name: str) -> HostMemoryBackend | None:
+        """The one that is called that here."""
+        object_id, tenant = at_home(name) if self.rooms else (name, None)
+        room = self if tenant is None else self.rooms.get(tenant)
+        return None if room is None else room.objects.get(object_id)
+
+    def known_snapshots(self) -> list[Entry]:
+        """The snapshots in the directories of the same rooms, when they were last looked at."""
+        return [entry for room in (self, *self.rooms.values()) for entry in room.snapshots.known.values()]
 
     def of(self, backend: HostMemoryBackend) -> Gmemd:
         """Where a seen object is, as it is seen from here."""

@@ -41,6 +41,7 @@ from gmemd.commands import (
 )
 from gmemd.commands.context import Caller, Function, Gmemd
 from gmemd.commands.effect import foretell
+from gmemd.commands.rooms import reaching_rooms
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.objects.fds import NamedFds
 from gmemd.qmp.session import Request, Session
@@ -73,15 +74,17 @@ class Dispatcher:
         # Commands that change something are given a change.
         self._commands = {name: (command, function if command.reads_only else changing(gmemd.settler, function))
                           for name, (command, function) in functions.items()}
-        self._usable: dict[frozenset[str] | None, Entries] = {}
+        self._usable: dict[tuple[frozenset[str] | None, bool], Entries] = {}
 
     def usable(self, rights: Rights) -> Entries:
         """The commands that neither policy forbids: for these a plain request needs no further check."""
-        found = self._usable.get(rights.commands)
+        reaching = rights.room is None and (not rights.all or bool(self.gmemd.rooms))
+        found = self._usable.get((rights.commands, reaching))
         if found is None:
-            found = self._usable[rights.commands] = {
-                name: entry for name, entry in self._commands.items()
-                if not entry[0].is_forbidden and rights.may(name)}
+            found = self._usable[rights.commands, reaching] = {
+                name: (command, reaching_rooms(function) if reaching else function)
+                for name, (command, function) in self._commands.items()
+                if not command.is_forbidden and rights.may(name)}
         return found
 
     def run(self, request: Request, session: Session, caller: Caller) -> Any:
@@ -113,7 +116,7 @@ class Dispatcher:
         caller.rights.check_command(command.name)
         if request.oob and not command.allow_oob:
             raise QmpError(f"The command {request.execute} does not support OOB")
-        return found
+        return caller.usable.get(request.execute, found)
 
     async def query(self, name: str, arguments: dict[str, Any]) -> Any:
         """The answer of a command that only reads, for gmemd itself: a value, or `bytes` that are JSON; or QmpError."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from gmemd.changes.change import Change, Judged
 from gmemd.commands.context import Caller, Function, Gmemd
+from gmemd.commands.rooms import in_its_room
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.schema.validate import Command
 
@@ -26,10 +27,10 @@ def foretell(commands: Mapping[str, tuple[Command, Function]], gmemd: Gmemd, cal
     complete = command.check(given)
     if command.reads_only:
         return _answer("only read", complete, whole=True)
-    return _judge(function, gmemd, caller, complete)
+    return _judge(function, *in_its_room(gmemd, complete), caller)
 
 
-async def _judge(function: Function, gmemd: Gmemd, caller: Caller, complete: dict[str, Any]) -> dict[str, Any]:
+async def _judge(function: Function, gmemd: Gmemd, complete: dict[str, Any], caller: Caller) -> dict[str, Any]:
     """Run a changing command up to where it would act."""
     change = Change(gmemd.settler)
     change.dry_run = True

@@ -94,25 +94,25 @@ class HolderFinder:
         self._found: Found = {}
         self._due = 0.0
         self._lock = asyncio.Lock()
-        self._looking: asyncio.Task[dict[str, list[Holder]]] | None = None
+        self._looking: asyncio.Task[Found] | None = None
 
-    async def find(self, backends: Iterable[HostMemoryBackend]) -> dict[str, list[Holder]]:
-        """The holders of each of these objects, by its id; QmpError if they cannot be found out now."""
+    async def find(self, backends: Iterable[HostMemoryBackend]) -> Found:
+        """The holders of each of these objects; QmpError if they cannot be found out now."""
         async with self._lock:
             wanted = [backend for backend in backends if backend.fd >= 0]
             if monotonic() >= self._due or not self._found.keys() >= set(wanted):
                 self._found, seconds = await _Sought(wanted).look()
                 self._due = monotonic() + max(FRESH, REST * seconds)
-            return {backend.id: self._found[backend] for backend in wanted}
+            return {backend: self._found[backend] for backend in wanted}
 
-    async def find_soon(self, backends: Sequence[HostMemoryBackend], wait: float) -> dict[str, list[Holder]]:
+    async def find_soon(self, backends: Sequence[HostMemoryBackend], wait: float) -> Found:
         """The same, as far as it is known within `wait` seconds."""
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self.find(backends))
         await asyncio.wait([self._looking], timeout=wait)
         if self._looking.done() and not self._looking.cancelled() and self._looking.exception() is not None:
             return {}  # while a search is not possible
-        return {backend.id: self._found[backend] for backend in backends if backend in self._found}
+        return {backend: self._found[backend] for backend in backends if backend in self._found}
 
     def close(self) -> None:
         """End a running search."""

@@ -29,7 +29,7 @@ _LOOK_SECONDS = 0.2  # between two checks whether the client waiting for a file 
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     if arguments["qom-type"] == ThreadContext.qom_type:
-        return _add_context(gmemd, arguments, change)
+        return _add_context(gmemd, caller, arguments, change)
     root = caller.rights.root_of(arguments["mem-path"]) if "mem-path" in arguments else ""
     backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, dry_run=change.dry_run)
     if isinstance(backend, FileBackend):
@@ -47,10 +47,11 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
     return {}
 
 
-def _add_context(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> Any:
+def _add_context(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     """Add a thread context."""
     object_id = arguments["id"]
     check_cpus(arguments)
+    gmemd.objects.check_owner(caller.uid)
     gmemd.objects.reserve(object_id)
     change.undo(partial(gmemd.objects.release, object_id))
     if change.dry_run:

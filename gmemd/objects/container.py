@@ -112,14 +112,20 @@ class Objects:
         """The object for complete object-add arguments, whose id is not taken: call `begin_as`, or to take the place of
         one that is removed then, `take`."""
         object_id = arguments["id"]
-        if not _is_identifier(object_id) or self.tenant not in (None, owner[0]):
+        if not _is_identifier(object_id):
             raise QmpError("Parameter 'id' expects an identifier")
+        self.check_owner(owner[0])
         properties = arguments.copy()
         del properties["id"], properties["qom-type"]
         backend = BACKENDS[arguments["qom-type"]](object_id, properties)
         backend.owner = owner
         backend.check(find_context)
         return backend
+
+    def check_owner(self, uid: int) -> None:
+        """Refuse that somebody else creates something in the room of a tenant, who would pay for it."""
+        if self.tenant not in (None, uid):
+            raise QmpError(f"only user {self.tenant} creates objects in its room")
 
     def take(self, backend: HostMemoryBackend) -> None:
         """Take the id, which is free."""

@@ -6,7 +6,7 @@ may take long: what is to be closed is given away.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 from gmemd.errors import QmpError
@@ -69,10 +69,17 @@ class NamedFds:
 
 
 class FdSets:
-    """fds of add-fd: set id -> fds in the order added, each with its opaque string."""
+    """fds of add-fd: set id -> fds in the order added, each with its opaque string.
 
-    def __init__(self) -> None:
-        self._sets: dict[int, dict[int, str | None]] = {}
+    As in QEMU an fd is called by its number in this process, but not in a room: how many others there are would show.
+    """
+
+    def __init__(self, pool: Pool | None = None, *, room: bool = False) -> None:
+        """`pool`: the descriptors in all sets; a room has what is left of them to share."""
+        self._sets: dict[int, dict[int, tuple[int, str | None]]] = {}  # the fds by the numbers they are called by
+        most = of_descriptors(_PART)
+        self.share = Share(pool or Pool(most), None if room else most)
+        self._room = room
 
     def receive(self, fd: int, fdset_id: int | None, opaque: str | None) -> dict[str, int]:
         """Keep `fd` in a set, by default a new one with the lowest free id; the answer of add-fd.
@@ -81,25 +88,25 @@ class FdSets:
         """
         if fdset_id is not None and fdset_id < 0:
             raise QmpError("Parameter 'fdset-id' expects a non-negative value")
-        kept = sum(map(len, self._sets.values()))
-        if kept >= of_descriptors(_PART):
-            raise QmpError(f"{kept} descriptors are in sets already, the most that may be kept")
+        if not self.share.allows(1):
+            raise QmpError(f"{self.share.taken} descriptors are in sets already, the most that may be kept")
         if fdset_id is None:
-            fdset_id = next(n for n in range(len(self._sets) + 1) if n not in self._sets)
-        self._sets.setdefault(fdset_id, {})[fd] = opaque
-        return {"fd": fd, "fdset-id": fdset_id}
+            fdset_id = _lowest(self._sets)
+        called = _lowest({number for fds in self._sets.values() for number in fds}) if self._room else fd
+        self._sets.setdefault(fdset_id, {})[called] = fd, opaque
+        self.share.take(1)
+        return {"fd": called, "fdset-id": fdset_id}
 
-    def remove(self, fdset_id: int, fd: int | None) -> list[int]:
+    def remove(self, fdset_id: int, called: int | None) -> list[int]:
         """Give away one fd of a set, or all of them."""
         fds = self._sets.get(fdset_id)
-        if fds is None or (fd is not None and fd not in fds):
-            which = f"fdset-id:{fdset_id}" + ("" if fd is None else f", fd:{fd}")
+        if fds is None or (called is not None and called not in fds):
+            which = f"fdset-id:{fdset_id}" + ("" if called is None else f", fd:{called}")
             raise QmpError(f"File descriptor named '{which}' not found")
-        gone = list(fds) if fd is None else [fd]
-        for one in gone:
-            del fds[one]
+        gone = [fds.pop(one)[0] for one in (list(fds) if called is None else [called])]
         if not fds:
             del self._sets[fdset_id]
+        self.share.take(-len(gone))
         return gone
 
     def __len__(self) -> int:
@@ -108,9 +115,15 @@ class FdSets:
     def describe(self) -> Iterator[dict[str, Any]]:
         """The rows of query-fdsets: sets by descending id."""
         return ({"fdset-id": number,
-                 "fds": [{"fd": fd} if opaque is None else {"fd": fd, "opaque": opaque} for fd, opaque in fds.items()]}
+                 "fds": [{"fd": called} if opaque is None else {"fd": called, "opaque": opaque}
+                         for called, (_, opaque) in fds.items()]}
                 for number, fds in sorted(self._sets.items(), reverse=True))
 
     def take_all(self) -> list[int]:
         """Give them all away."""
         return [fd for number in list(self._sets) for fd in self.remove(number, None)]
+
+
+def _lowest(taken: Collection[int]) -> int:
+    """The lowest number that is free."""
+    return next(number for number in range(len(taken) + 1) if number not in taken)

@@ -59,7 +59,7 @@ async def objects(state: State, given: dict[str, Any]) -> Any:
 async def one_object(state: State, given: dict[str, Any]) -> Any:
     backend = _find(state, given["id"])
     await state.measurer.measure([backend], _FRESH)
-    return _object(state, _find(state, backend.id))
+    return _object(state, _find(state, given["id"]))
 
 
 async def ranges(state: State, given: dict[str, Any]) -> Any:
@@ -75,9 +75,9 @@ async def ranges(state: State, given: dict[str, Any]) -> Any:
 
 async def holders_of_one(state: State, given: dict[str, Any]) -> Any:
     backend = _find(state, given["id"])
-    found = (await state.holders.find([backend])).get(backend.id)
+    found = (await state.holders.find([backend])).get(backend)
     if found is None:
-        raise _not_found(backend.id)
+        raise _not_found(given["id"])
     return [describe_holder(holder) for holder in found]
 
 
@@ -86,8 +86,8 @@ async def holders(state: State, given: dict[str, Any]) -> Any:
     shown = found[given["offset"]:given["offset"] + given["limit"]]
     held = await state.holders.find(shown)
     return {"total": len(found), "offset": given["offset"],
-            "objects": [{"id": name, "holders": [describe_holder(holder) for holder in those]}
-                        for name, those in held.items()]}
+            "objects": [{"id": state.gmemd.called(backend), "holders": [describe_holder(holder) for holder in those]}
+                        for backend, those in held.items()]}
 
 
 async def snapshots(state: State, given: dict[str, Any]) -> Any:
@@ -111,7 +111,7 @@ async def events(state: State, given: dict[str, Any]) -> Any:
 
 
 def _find(state: State, object_id: str) -> HostMemoryBackend:
-    backend = state.gmemd.objects.get(object_id)
+    backend = state.gmemd.look_up(object_id)
     if backend is None:
         raise _not_found(object_id)
     return backend

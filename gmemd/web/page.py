@@ -42,7 +42,7 @@ async def render_page(state: State, painter: Painter, given: dict[str, Any]) -> 
     await asyncio.sleep(0)  # others go first
     gmemd, parts = state.gmemd, picture.sections
     name = f" · {escape(gmemd.name)}" if gmemd.name else ""
-    title = f"gmemd{name}: {plural(len(gmemd.objects), 'object')}"
+    title = f"gmemd{name}: {plural(len(gmemd.seen()), 'object')}"
     columns = "".join(f'<th scope="col">{column}</th>' for column in _COLUMNS)
     sorts = "".join(f'<option value="{value}"{" selected" if value == given["sort"] else ""}>{text}</option>'
                     for value, text in _SORTS.items())

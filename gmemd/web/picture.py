@@ -49,12 +49,11 @@ class Painter:
         shown = found[(page - 1) * sections.ROWS:page * sections.ROWS]
         sweep = await state.measurer.sweep(patience)
         rows = await self._paint_rows(shown, patience)
-        sums = gmemd.objects.sums.values()
+        number, size = map(sum, zip(*gmemd.sums().values(), strict=True))
         host = await state.host.read()
         jobs = await state.dispatcher.query("query-jobs", {}) if "query-jobs" in gmemd.schema.commands else []
         return Picture({
-            "summary": sections.summary(gmemd, len(gmemd.objects), sum([size for _, size in sums]), sweep,
-                                        state.why_not_ready()),
+            "summary": sections.summary(gmemd, number, size, sweep, state.why_not_ready()),
             "warnings": sections.warnings(gmemd),
             "host": sections.host_bar(host, sweep),
             "jobs": sections.jobs(jobs),
@@ -73,8 +72,8 @@ class Painter:
         cells: dict[HostMemoryBackend, list[Cell]] = {}
         pace = Pace()
         for backend in shown:
-            key = self._key(backend, held.get(backend.id))
-            known, rows[backend.id] = self._rows.get(backend.id, (None, ""))
+            key, name = self._key(backend, held.get(backend)), gmemd.called(backend)
+            known, rows[name] = self._rows.get(name, (None, ""))
             if known != key:
                 changed[backend] = key
             await pace.keep()
@@ -82,9 +81,10 @@ class Painter:
         async for found in measured(gmemd, changed, partial(measure_cells, gmemd.kernel), batch=1):
             cells.update(found)
         for backend, key in changed.items():
-            rows[backend.id] = sections.row(gmemd, backend, state.measurer.last(backend), cells.get(backend, []),
-                                            held.get(backend.id))
-            self._rows[backend.id] = key, rows[backend.id]
+            name = gmemd.called(backend)
+            rows[name] = sections.row(gmemd, backend, state.measurer.last(backend), cells.get(backend, []),
+                                      held.get(backend))
+            self._rows[name] = key, rows[name]
             await pace.keep()
         return rows
 

@@ -82,7 +82,7 @@ class Scraper:
                                 "The longest delay of the event loop within the last minute.", self._state.lag.longest)
 
     def _objects(self, sweep: Sweep | None, *, summed: bool) -> Iterator[Metric]:
-        sums = self._state.gmemd.objects.sums
+        sums = self._state.gmemd.sums()
         yield _by("qom_type", GaugeMetricFamily, "gmemd_objects", "Number of memory objects.",
                   {name: number for name, (number, _) in sums.items()})
         if summed:
@@ -139,7 +139,7 @@ class Scraper:
                   counters.converted_bytes)
 
     def _snapshots(self) -> Iterator[Metric]:
-        known = self._state.gmemd.snapshots.known.values()
+        known = self._state.gmemd.known_snapshots()
         unusable = sum([bool(entry.problem) for entry in known])
         yield _by("state", GaugeMetricFamily, "gmemd_snapshots", "Snapshots in the daemon's directory.",
                   {"usable": len(known) - unusable, "unusable": unusable})
@@ -152,10 +152,11 @@ class Scraper:
         gmemd = self._state.gmemd
         yield CounterMetricFamily("gmemd_restored_objects", "Objects restored at start.", gmemd.counters.restored)
         yield GaugeMetricFamily("gmemd_runners", "Objects with a process that runs a guest on them.",
-                                sum(backend.runner is not None for backend in list(gmemd.objects)))
+                                sum(backend.runner is not None for backend in gmemd.seen()))
         yield GaugeMetricFamily("gmemd_handovers", "Objects whose guest is on its way to another VMM.",
-                                sum(backend.handover is not None for backend in list(gmemd.objects)))
-        yield GaugeMetricFamily("gmemd_lost_objects", "Objects whose memory did not come back.", len(gmemd.lost))
+                                sum(backend.handover is not None for backend in gmemd.seen()))
+        yield GaugeMetricFamily("gmemd_lost_objects", "Objects whose memory did not come back.",
+                                sum(len(room.lost) for room in gmemd.seen_rooms()))
         yield GaugeMetricFamily("gmemd_unclaimed_fds", "Descriptors that came back without a record.",
                                 len(gmemd.unclaimed))
         held, limit = gmemd.custody.room
@@ -174,13 +175,14 @@ class Scraper:
                 await pace.keep()
 
     def _lines(self, name: str, backend: Any) -> Iterator[str]:
-        """Ids and types need no escaping."""
+        """Names and types need no escaping."""
+        called = self._state.gmemd.called(backend)
         if name is _SIZE[0]:
-            yield f'{name}{{id="{backend.id}",qom_type="{backend.qom_type}"}} {backend.memory_size}\n'
+            yield f'{name}{{id="{called}",qom_type="{backend.qom_type}"}} {backend.memory_size}\n'
             return
         known = self._state.measurer.last(backend)
         for visibility, resident in ({} if known is None else known.by_visibility).items():
-            yield f'{name}{{id="{backend.id}",visibility="{visibility}"}} {resident}\n'
+            yield f'{name}{{id="{called}",visibility="{visibility}"}} {resident}\n'
 
 
 class _Families(list[Metric], Collector):

@@ -43,7 +43,7 @@ def summary(gmemd: Gmemd, number: int, total_size: int, sweep: Sweep | None, why
 
 def _snapshots(gmemd: Gmemd) -> str:
     """The figure about snapshots, if there are any."""
-    known = gmemd.snapshots.known.values()
+    known = gmemd.known_snapshots()
     if not known:
         return ""
     checkpoints = sum("device-state" in entry.manifest for entry in known)
@@ -55,13 +55,13 @@ def _snapshots(gmemd: Gmemd) -> str:
 def warnings(gmemd: Gmemd) -> str:
     """What needs the operator's attention, or ""."""
     rows = []
-    if gmemd.lost:
-        rows.append(f"{plural(len(gmemd.lost), 'object')} lost: only the record came back "
-                    f"({escape(', '.join(list(gmemd.lost)[:10]))}). object-del frees the id.")
+    if lost := [room.named(object_id) for room in gmemd.seen_rooms() for object_id in room.lost]:
+        rows.append(f"{plural(len(lost), 'object')} lost: only the record came back "
+                    f"({escape(', '.join(lost[:10]))}). object-del frees the id.")
     if gmemd.unclaimed:
         rows.append(f"{plural(len(gmemd.unclaimed), 'descriptor')} came back without a record: "
                     "see query-memdev-unclaimed and memdev-claim.")
-    if bad := [entry for entry in gmemd.snapshots.known.values() if entry.problem]:
+    if bad := [entry for entry in gmemd.known_snapshots() if entry.problem]:
         rows.append(f"{plural(len(bad), 'snapshot')} cannot be used: {escape(bad[0].problem)}"
                     f"{' and others' if len(bad) > 1 else ''}.")
     return "".join(f"<p>{row}</p>" for row in rows)
@@ -100,7 +100,7 @@ def _pool(pool: HugePool) -> str:
 def row(gmemd: Gmemd, backend: HostMemoryBackend, known: Usage | None, cells: list[Cell],
         holders: list[Holder] | None) -> str:
     """An object's row of the table."""
-    name = escape(backend.id)
+    name = escape(gmemd.called(backend))
     stand_in = backend.kind == "guest-memfd" and gmemd.kernel.simulated
     tag = ' <small class="tag" title="backed by a memfd">simulated</small>' if stand_in else ""
     busy = f'<small class="tag busy">{escape(backend.busy)}</small>' if backend.busy else ""

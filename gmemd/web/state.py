@@ -44,11 +44,11 @@ class State:
 
     async def objects(self, wanted: str = "", order: str = "created") -> Sequence[HostMemoryBackend]:
         """The objects whose id contains `wanted`, by "created", "id" or "size" (the largest first)."""
-        key = (self.gmemd.objects.version, wanted, order)
+        key = ([room.objects.version for room in self.gmemd.seen_rooms()], wanted, order)
         if self._sorted[0] != key:
-            found = self.gmemd.objects.in_creation_order()
+            found = self.gmemd.by_age()
             if wanted or order != "created":
-                found = await in_thread(_select, found, wanted, order)
+                found = await in_thread(_select, self.gmemd, found, wanted, order)
             self._sorted = (key, found)
         return self._sorted[1]
 
@@ -58,8 +58,8 @@ class State:
         self.holders.close()
 
 
-def _select(found: list[HostMemoryBackend], wanted: str, order: str) -> list[HostMemoryBackend]:
-    found = [backend for backend in found if wanted in backend.id]
+def _select(gmemd: Gmemd, found: list[HostMemoryBackend], wanted: str, order: str) -> list[HostMemoryBackend]:
+    found = [backend for backend in found if wanted in gmemd.called(backend)]
     if order != "created":
-        found.sort(key=lambda backend: (-backend.memory_size if order == "size" else 0, backend.id))
+        found.sort(key=lambda backend: (-backend.memory_size if order == "size" else 0, gmemd.called(backend)))
     return found

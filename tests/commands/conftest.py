@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gmemd.authority.rights import ALL
+from gmemd.authority.rights import ALL, Rights, Role
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.errors import QmpError
@@ -42,6 +42,14 @@ class Machine:
         self.named_fds = NamedFds()
         self.gone = False
         self.room = self.gmemd
+
+    def become(self, tenant: int | None) -> None:
+        """Be a tenant from now on, or one who sees all."""
+        role = Role.ADMIN if tenant is None else Role.TENANT
+        self.rights = Rights(role, room=tenant)
+        self.uid = os.getuid() if tenant is None else tenant
+        self.room = self.gmemd.room_of(tenant)
+        self.usable = self.dispatcher.usable(self.rights)
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
         self.events.append((name, data))

@@ -69,7 +69,8 @@ async def found(live: LiveMachine, name: str) -> list[tuple[int, int]]:
     """Process and mapped bytes of each holder, by the command; HTTP must say the same."""
     said = [(row["pid"], row["mapped"]) for row in await live.do("query-memdev-holders", id=name)]
     finder = HolderFinder()
-    by_http = (await finder.find([live.gmemd.objects.find(name)]))[name]
+    backend = live.gmemd.objects.find(name)
+    by_http = (await finder.find([backend]))[backend]
     assert said == [(one.pid, one.mapped) for one in by_http]
     return said
 
@@ -142,7 +143,7 @@ async def test_who_holds_it_still_is_the_same(live: LiveMachine, tmp_path: Path)
     await add(live, "ram", tmp_path / "f")
     backends = [live.gmemd.objects.find("ram")]
     with holder(str(tmp_path / "f")):
-        first, second = [(await HolderFinder().find(backends))["ram"] for _ in range(2)]
+        first, second = [(await HolderFinder().find(backends))[backends[0]] for _ in range(2)]
         assert first == second != []
 
 

@@ -1,0 +1,40 @@
+"""Commands of those in the house on what is in a tenant's room, which they call ID@UID: carried out in that room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from gmemd.commands.context import Caller, Function, Gmemd
+from gmemd.objects.names import at_home
+
+_NAMES: Final = ("id", "ids", "template", "after", "object", "job-id")  # members that name what a room can have
+
+
+def reaching_rooms(function: Function) -> Function:
+    """A command that finds what it names in the room where that is; all of it in one."""
+    def run(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+        room, complete = in_its_room(gmemd, arguments)
+        return function(room, caller, complete)
+
+    return run
+
+
+def in_its_room(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[Gmemd, dict[str, Any]]:
+    """The room of what the arguments of a command name, and the arguments as they are said there."""
+    if not gmemd.rooms:
+        return gmemd, arguments
+    tenants = {tenant for name in _named(arguments) if (tenant := at_home(name)[1]) in gmemd.rooms}
+    if len(tenants) != 1:
+        return gmemd, arguments
+    room = gmemd.room_of(tenants.pop()).from_outside()
+    own = {member: [at_home(name)[0] for name in value] if isinstance(value, list) else at_home(value)[0]
+           for member, value in arguments.items() if member in _NAMES}
+    return room, arguments | own
+
+
+def _named(arguments: dict[str, Any]) -> Iterator[str]:
+    """Everything that is named."""
+    for member in _NAMES:
+        value = arguments.get(member, [])
+        yield from value if isinstance(value, list) else [value]
