@@ -86,7 +86,7 @@ def _lives(pidfd: int) -> bool:
 
 def _real_uid(pidfd: int, place: str) -> int | None:
     info = bytearray(_pidfd_info.size)
-    _pidfd_info.pack_into(info, 0, _INFO_CREDS, *[0] * 6)
+    _pidfd_info.pack_into(info, 0, _INFO_CREDS, *[0] * 5)
     try:
         fcntl.ioctl(pidfd, _GET_INFO, info)
         mask, *_, ruid = _pidfd_info.unpack(info)

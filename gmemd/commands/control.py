@@ -19,11 +19,16 @@ def query_version(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> by
     return gmemd.encoded("version", lambda: gmemd.version)
 
 
-def query_commands(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> bytes:
+def query_commands(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    if caller.rights.commands is not None:
+        return [{"name": name} for name in gmemd.schema.commands if caller.rights.may(name)]
     return gmemd.encoded("commands", lambda: [{"name": name} for name in gmemd.schema.commands])
 
 
-def query_qmp_schema(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> bytes:
+def query_qmp_schema(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    if caller.rights.commands is not None:
+        return [entity for entity in gmemd.schema.introspection()
+                if entity["meta-type"] != "command" or caller.rights.may(entity["name"])]
     return gmemd.encoded("schema", gmemd.schema.introspection)
 
 

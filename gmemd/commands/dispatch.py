@@ -32,6 +32,7 @@ from gmemd.commands import (
     properties,
     qom,
     restoring,
+    rights,
     runners,
     saving,
     sending,
@@ -51,8 +52,8 @@ Entries = Mapping[str, tuple[Command, Function]]  # by name
 
 MODULES: tuple[ModuleType, ...] = (
     accounting, arriving, clones, cloning, control, conversion, enforce, fds, handovers, holders, importing, jobs,
-    lease, memdev, ownership, owning, prepared, properties, qom, restoring, runners, saving, sending, snapshots, status,
-    track)
+    lease, memdev, ownership, owning, prepared, properties, qom, restoring, rights, runners, saving, sending, snapshots,
+    status, track)
 
 
 def find_function(name: str, modules: Sequence[ModuleType] = MODULES) -> Function:
