@@ -47,6 +47,15 @@ def run(arguments: argparse.Namespace) -> int:
     return machine.run("exec " + shlex.join(arguments.command), sys.stdout.buffer)
 
 
+def contract(arguments: argparse.Namespace) -> int:
+    """The same on each kernel; how many were wrong."""
+    wrong = 0
+    for name in arguments.names:
+        machine = Machine(kernels.named(name), nodes=2, timeout=arguments.timeout)
+        wrong += machine.run("exec python -m tests.kernel.lab.contract", sys.stdout.buffer) != 0
+    return wrong
+
+
 def kexec(arguments: argparse.Namespace) -> int:
     """Two kexecs in a row; one where guest_memfds are real; one without live update."""
     kernel = kernels.named(kernels.LUO)
@@ -78,6 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--systemd", action="store_true", help="boot systemd, with gmemd as its service")
     verb.add_argument("command", nargs=argparse.REMAINDER)
     verb.set_defaults(act=run)
+    verb = verbs.add_parser("contract", help="doctor, a session and the tests of tests/kernel, with two NUMA nodes")
+    verb.add_argument("names", nargs="+", metavar="NAME")
+    verb.add_argument("--timeout", type=float, default=7200, metavar="SECONDS", help="of each")
+    verb.set_defaults(act=contract)
     verb = verbs.add_parser("kexec", help="the ladder of kexecs under systemd, with live update and without")
     verb.add_argument("--append", default="", help="more for the kernel's command line")
     verb.add_argument("--timeout", type=float, default=7200, metavar="SECONDS", help="of each")

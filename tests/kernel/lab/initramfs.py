@@ -28,11 +28,11 @@ def archive(kernel: Kernel, command: str) -> bytes:
                 ("init", stat.S_IFREG | 0o755, Path(__file__).with_name("init").read_bytes()),
                 ("lab/bzImage", stat.S_IFREG | 0o644, kernel.image.read_bytes()),
                ("lab/run", stat.S_IFREG | 0o755, f"#!/bin/sh\n{command}\n".encode())]
-    entries += _drivers(kernel.modules) if kernel.modules else []
-    return _cpio([*entries, *_sources()])
+    entries += drivers(kernel.modules) if kernel.modules else []
+    return cpio([*entries, *sources()])
 
 
-def _cpio(entries: Iterable[Entry]) -> bytes:
+def cpio(entries: Iterable[Entry]) -> bytes:
     """An archive in the form that the kernel unpacks (newc)."""
     out = bytearray()
     for number, (name, mode, data) in enumerate([*entries, ("TRAILER!!!", 0, b"")], 1):
@@ -43,7 +43,7 @@ def _cpio(entries: Iterable[Entry]) -> bytes:
     return bytes(out)
 
 
-def _drivers(folder: Path) -> list[Entry]:
+def drivers(folder: Path) -> list[Entry]:
     """The modules and all that they need, numbered in the order of loading; each says itself what it needs."""
     files = {path.name.partition(".ko")[0].replace("-", "_"): path for path in folder.rglob("*.ko*")}
     loaded: dict[str, bytes] = {}
@@ -73,7 +73,7 @@ def _plain(path: Path) -> bytes:
     return data
 
 
-def _sources() -> Iterator[Entry]:
+def sources() -> Iterator[Entry]:
     """The files of this tree that git knows or would take, and what tells Python that gmemd is installed."""
     listed = subprocess.run(["git", "-C", TREE, "ls-files", "-z", "-co", "--exclude-standard"], capture_output=True,
                             text=True, check=True).stdout.split("\0")

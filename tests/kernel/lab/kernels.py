@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,8 +33,7 @@ def here() -> dict[str, Path]:
 def named(name: str) -> Kernel:
     """The kernel of a name, or of the first part of its release, fetched or built if it is not here yet."""
     if name not in here():
-        known = [*reversed(here()), *releases(), LUO]
-        release = next((one for one in known if one == name or one.startswith(name + ".")), None)
+        release = chosen(name, [*reversed(here()), *releases(), LUO])
         if release is None:
             raise SystemExit(f"Debian has no kernel '{name}': {', '.join(releases())}")
         if release not in here():
@@ -41,6 +41,11 @@ def named(name: str) -> Kernel:
         name = release
     folder = here()[name]
     return Kernel(folder / "vmlinuz", folder / "modules" if (folder / "modules").exists() else None)
+
+
+def chosen(name: str, known: Iterable[str]) -> str | None:
+    """The first of the releases that has this name, or begins with it."""
+    return next((one for one in known if re.match(rf"{re.escape(name)}(?![0-9a-z])", one)), None)
 
 
 def _fetch(release: str) -> None:
