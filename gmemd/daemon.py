@@ -367,6 +367,8 @@ class Daemon:
         self._gmemd.custody.copies.ask(self._gmemd.kept)
         with contextlib.suppress(QmpError):
             self._gmemd.custody.flush_blocking()
+        if words := self._manager.leave(self._gmemd.custody):
+            log.error("restore", words=words)
         self._gmemd.custody.close()
         if self._gmemd.audit is not None:
             self._gmemd.audit.close()

@@ -32,7 +32,6 @@ PREFIX = "registry-"  # of the copies' names in the store; a number follows, the
 ROOM = 2  # entries of the store that are reserved for it: a new copy is stored before the old one leaves
 
 _MAGIC = b"gmemd-registry-1"
-_HEAD = 100  # bytes in which the first line ends
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _ALL = f"SELECT {COLUMNS} FROM objects ORDER BY seq, id"
 
@@ -42,6 +41,7 @@ _LAST_SEQ = "SELECT coalesce(max(seq), 0) FROM objects"
 class Copy(NamedTuple):
     """A whole copy."""
 
+    boot: str  # in which it was written
     generation: str
     age: tuple[int, int, int]  # starts, last_seq, commits: none of them ever decreases
     seals: Mapping[str, int]  # of the stored memfds, by name
@@ -70,15 +70,20 @@ def age_of(state: State) -> tuple[int, int, int]:
     return state.starts, state.last_seq, state.commits
 
 
-def write(state: State, image: bytes, seals: Mapping[str, int]) -> int:
-    """A new copy; the caller owns the fd. OSError."""
-    about = json.dumps({"generation": state.generation, "age": age_of(state), "seals": seals}).encode()
+def written(state: State, image: bytes, boot: str, seals: Mapping[str, int]) -> bytes:
+    """A copy's bytes."""
+    about = json.dumps({"boot": boot, "generation": state.generation, "age": age_of(state), "seals": seals}).encode()
     body = about + image
+    return b"%s %d %d %08x\n%s" % (_MAGIC, len(about), len(image), crc32(body), body)
+
+
+def sealed(data: bytes) -> int:
+    """A memfd with these bytes, which nobody can change; the caller owns the fd. OSError."""
     fd = os.memfd_create("gmemd-registry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        data = memoryview(b"%s %d %d %08x\n%s" % (_MAGIC, len(about), len(image), crc32(body), body))
-        while data:
-            data = data[os.write(fd, data):]
+        left = memoryview(data)
+        while left:
+            left = left[os.write(fd, left):]
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     except BaseException:
         os.close(fd)
@@ -87,20 +92,25 @@ def write(state: State, image: bytes, seals: Mapping[str, int]) -> int:
 
 
 def read(fd: int) -> Copy | None:
-    """The copy in a memfd, which nobody can change meanwhile; None: it is not whole."""
+    """The copy in a sealed memfd; None: it is not whole."""
     try:
-        head, _, _ = os.pread(fd, _HEAD, 0).partition(b"\n")
+        return parsed(_all(fd)) if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS else None
+    except (OSError, MemoryError):
+        return None
+
+
+def parsed(data: bytes) -> Copy | None:
+    """The copy with these bytes; None: it is not whole."""
+    try:
+        head, _, body = data.partition(b"\n")
         magic, about_size, image_size, checksum = head.split()
-        size = len(head) + 1 + int(about_size) + int(image_size)
-        if magic != _MAGIC or size != os.fstat(fd).st_size or fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        size = int(about_size)
+        if magic != _MAGIC or len(body) != size + int(image_size) or crc32(body) != int(checksum, 16):
             return None
-        body = _all(fd, len(head) + 1)
-        if crc32(body) != int(checksum, 16):
-            return None
-        about = json.loads(body[: int(about_size)])
+        about = json.loads(body[:size])
         starts, last_seq, commits = about["age"]
-        return Copy(about["generation"], (starts, last_seq, commits), about["seals"], body[int(about_size) :])
-    except (OSError, ValueError, KeyError, TypeError, MemoryError):
+        return Copy(about["boot"], about["generation"], (starts, last_seq, commits), about["seals"], body[size:])
+    except (ValueError, KeyError, TypeError):
         return None
 
 
@@ -125,12 +135,12 @@ def put_back(copy: Copy | None, path: str) -> str:
         _renew(new)
         if there:
             aside = put_in_place(new, path)
-            return f"registry '{path}' is older than its copy in the fd store, which is used; it is now '{aside}'"
+            return f"registry '{path}' is older than a copy, which is used; it is now '{aside}'"
         os.replace(new, path)
     except (OSError, sqlite3.Error) as exc:
         why = reason(exc) if isinstance(exc, sqlite3.Error) else os.strerror(exc.errno or 0)
-        return f"registry '{path}' cannot be restored from its copy in the fd store: {why}"
-    return f"registry '{path}' did not exist and was restored from its copy in the fd store"
+        return f"registry '{path}' cannot be restored from a copy: {why}"
+    return f"registry '{path}' did not exist and was restored from a copy"
 
 
 def _renew(path: str) -> None:
@@ -159,9 +169,9 @@ def _sound(row: tuple[object, ...]) -> Iterable[Record]:
         yield record_of(row)
 
 
-def _all(fd: int, offset: int) -> bytes:
-    """Everything from an offset on; os.pread returns at most 2 GiB at once."""
-    parts = []
+def _all(fd: int) -> bytes:
+    """The bytes of a file; os.pread returns at most 2 GiB at once."""
+    parts, offset = [], 0
     while part := os.pread(fd, 1 << 30, offset):
         parts.append(part)
         offset += len(part)

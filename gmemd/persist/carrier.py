@@ -8,10 +8,11 @@ from typing import Protocol
 
 from gmemd.errors import close_fd
 from gmemd.persist.batch import Batch
-from gmemd.persist.carried import PREFIX, ROOM, number_of, write
+from gmemd.persist.carried import PREFIX, ROOM, number_of, sealed, written
 from gmemd.persist.fdstore import FdStore, seals_of
 from gmemd.persist.registry import Registry
 from gmemd.persist.waits import Flush
+from gmemd.posix.private import make_private
 
 Entries = Callable[[], Iterable[tuple[str, int]]]  # everything that the manager is to hold, with borrowed fds
 
@@ -31,12 +32,13 @@ class Sender(Protocol):
 class Carrier:
     """The copies in the store: the newest one, open, and names of older ones that are about to leave."""
 
-    def __init__(self, registry: Registry, store: FdStore, sender: Sender, *, wanted: bool) -> None:
-        """wanted: there shall be a copy. Otherwise those of a predecessor are dropped."""
+    def __init__(self, registry: Registry, store: FdStore, sender: Sender, *, wanted: bool, boot: str) -> None:
+        """wanted: there shall be a copy. Otherwise those of a predecessor are dropped. boot: this one's id."""
         self._registry = registry
         self._store = store
         self._sender = sender
         self._wanted = wanted
+        self._boot = boot
         self._asked: Entries | None = None
         self._number = 0  # of the newest copy
         self._fd = -1  # its fd, which is ours
@@ -91,7 +93,7 @@ class Carrier:
             self.close()
         else:
             seals = {name: seals_of(fd) for name, fd in entries()}
-            fd = write(self._registry.state, self._registry.image(), seals)
+            fd = sealed(self._written(seals))
             self.close()
             self._number, self._fd = self._number + 1, fd
             self._store.account(name)
@@ -101,6 +103,15 @@ class Carrier:
             self._store.set_aside = ROOM - 1
         self._sender.owe(self._old)
         self._old = []
+
+    def leave(self, path: str) -> None:
+        """Write a copy to a file, for a boot into which the store may not be carried. OSError or NotWritten."""
+        make_private(path)
+        with open(path, "wb") as file:
+            file.write(self._written({}))
+
+    def _written(self, seals: dict[str, int]) -> bytes:
+        return written(self._registry.state, self._registry.image(), self._boot, seals)
 
     def take_back(self, batch: Batch) -> None:
         """The batch has failed: what was stored with it leaves."""

@@ -58,7 +58,7 @@ class Custody:
         self._prefix = name_prefix(registry.state)
         self._pending = Pending()
         self._delivery = Delivery(registry, notifier, store, timeout=barrier_timeout)
-        self.copies = Carrier(registry, store, self._delivery, wanted=carries)
+        self.copies = Carrier(registry, store, self._delivery, wanted=carries, boot=boot)
         self._boot = boot
         self._flushing = False
         self._again: Callable[[], Flush] | None = None

@@ -56,6 +56,7 @@ class Manager:
         self._given = raised_limit()  # descriptors that this start could be given
         self._runner = runner_limit(environ)  # descriptors that the container runtime can pass on
         self._notifier = Notifier.from_environ(environ)
+        self._disk = environ.get("STATE_DIRECTORY", "").partition(":")[0]
         self._loop: AbstractEventLoop | None = None
         self._copy: Copy | None = None  # of the registry, as it came from the store
         self._put_back = ""  # what was done with it
@@ -85,15 +86,18 @@ class Manager:
                            "start gmemd under systemd or --keeper, or use --persist off")
         from gmemd.persist.carried import newest, put_back  # imported only here because SQLite takes long
         from gmemd.persist.custody import Custody
+        from gmemd.persist.note import take
         from gmemd.persist.registry import Registry
 
         _make_directory(directory)
         path = os.path.join(directory, REGISTRY)
-        copy = self._copy = newest(self._fds)
+        boot = boot_id()
+        left = take(self._disk, boot) if self._disk else None
+        copy = self._copy = newest(self._fds) or left
         self._put_back = put_back(copy, path)
         registry = Registry(path, spare=list if copy is None else copy.records)
         return Custody(registry, self._notifier, FdStore(self._limit, min(self._given, self._runner)), close=close,
-                       carries=self.keeping.live_update, boot=boot_id())
+                       carries=self.keeping.live_update, boot=boot)
 
     def restore(self, custody: AnyCustody, identify: Identify) -> Restored:
         """What a predecessor left, sockets among it."""
@@ -115,6 +119,14 @@ class Manager:
         if self._notifier is not None and self._loop is not None and not self._status_due:
             self._status_due = True
             self._loop.call_later(_STATUS_DELAY, self._show)
+
+    def leave(self, custody: AnyCustody) -> str:
+        """At the end, note on the disk what is kept, if a kexec may come; why that failed, "" if it did not."""
+        if not self._disk or not custody.keeps:
+            return ""
+        from gmemd.persist.note import leave
+
+        return leave(custody, self._disk)
 
     def stopping(self) -> None:
         """Say that the daemon is about to end."""

@@ -22,6 +22,8 @@ class NoCopies:
 
     def ask(self, entries: object) -> None: ...
 
+    def leave(self, path: str) -> None: ...
+
 
 class Nobody:
     """Custody where nothing is kept: everything is done at once, and as durable as it can be."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from gmemd.errors import QmpError
-from gmemd.persist.carried import is_copy, newest, put_back, read, write
+from gmemd.persist.carried import is_copy, newest, parsed, put_back, read, sealed, written
+from gmemd.persist.note import leave, take
 from gmemd.persist.record import State
 from gmemd.persist.waits import NotKept
 from tests.persist.manager import StandIn
 from tests.persist.world import World, ignore
 
 STATE = State(1, "abcd0123", 7, 2, 3, ())
+BOOT = f"{1:032x}"
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ class TestWhichIsUsed:
         Path(world.path).write_bytes(old)
         world.start()
         assert ids(world) == ["a", "b"]
-        assert "is older than its copy" in world.put_back
+        assert "is older than a copy" in world.put_back
         assert Path(f"{world.path}.damaged-1").read_bytes() == old
 
     def test_both_where_the_file_is_damaged(self, world: World) -> None:
@@ -216,10 +217,8 @@ class TestWhichIsUsed:
         assert copies(world) == ["registry-10"]
 
     def test_a_place_that_cannot_be_written(self, tmp_path: Path, no_fd_is_left: None) -> None:
-        fd = write(STATE, b"", {})
-        copy = read(fd)
-        os.close(fd)
-        assert "cannot be restored from its copy in the fd store" in put_back(copy, str(tmp_path / "none/registry"))
+        copy = parsed(written(STATE, b"", BOOT, {}))
+        assert "cannot be restored from a copy" in put_back(copy, str(tmp_path / "none/registry"))
 
 
 class TestInTheStore:
@@ -340,22 +339,59 @@ def test_a_crash_at_any_step_leaves_a_whole_copy(tmp_path: Path, no_fd_is_left: 
 
 def test_a_copy_that_is_not_whole_is_not_read(no_fd_is_left: None) -> None:
     """Each byte of it counts, its length, and that nobody can change it."""
-    whole = write(STATE, b"image" * 10, {"m-abcd0123-1": 3})
-    data = os.pread(whole, 1 << 20, 0)
-    copy = read(whole)
+    data = written(STATE, b"image" * 10, BOOT, {"m-abcd0123-1": 3})
+    copy = parsed(data)
     assert copy is not None
-    assert (copy.generation, copy.age, dict(copy.seals), copy.image) == ("abcd0123", (3, 7, 2), {"m-abcd0123-1": 3},
-                                                                         b"image" * 10)
-    for changed in [*(data[:at] + bytes([data[at] ^ 4]) + data[at + 1:] for at in range(len(data))), data[:-1],
-                    data + b"x", b""]:
-        fd = os.memfd_create("copy", os.MFD_ALLOW_SEALING)
-        os.write(fd, changed)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, 15)
-        assert read(fd) is None or read(fd) == copy, changed
-        os.close(fd)
-    unsealed = os.memfd_create("copy", os.MFD_ALLOW_SEALING)
-    os.write(unsealed, data)
-    assert read(unsealed) is None
-    assert newest([("registry-1", unsealed), ("registry-0", whole), ("x", whole)]) is None
-    os.close(unsealed)
+    assert (copy.boot, copy.generation, copy.age) == (BOOT, "abcd0123", (3, 7, 2))
+    assert (copy.seals, copy.image) == ({"m-abcd0123-1": 3}, b"image" * 10)
+    for at in range(data.index(b"\n") + 1, len(data)):
+        assert parsed(data[:at] + bytes([data[at] ^ 4]) + data[at + 1:]) is None
+    for damaged in (data[:-1], data + b"x", b"", b"x" + data[1:], data[:40], data.replace(b" ", b"", 1)):
+        assert parsed(damaged) is None
+    whole, open_to_all = sealed(data), os.memfd_create("copy", os.MFD_ALLOW_SEALING)
+    os.write(open_to_all, data)
+    assert read(whole) == copy
+    assert newest([("registry-1", open_to_all), ("registry-0", whole), ("x", whole)]) is None
     os.close(whole)
+    os.close(open_to_all)
+
+
+class TestNote:
+    """What is on the disk after a kexec."""
+
+    def boots(self, world: World, loaded: str) -> str:
+        """The daemon ends, and the next boot has nothing but the disk; what it finds there."""
+        shows = world.directory / "kexec_loaded"
+        shows.write_text(loaded)
+        assert leave(world.custody, str(world.directory), str(shows)) == ""
+        world.crash()
+        world.manager._drop(world.manager.names())
+        os.unlink(world.path)
+        world.boot += 1
+        put_back(take(str(world.directory), f"{world.boot:032x}"), world.path)
+        world.start()
+        return " ".join(lost(world))
+
+    def test_it_says_what_is_lost(self, world: World) -> None:
+        add(world, "a", "b")
+        assert self.boots(world, "1\n") == "a b"
+        assert set(lost(world).values()) == {"the machine was started anew, and its fd did not come back"}
+        assert take(str(world.directory), "") is None
+
+    def test_another_reboot_leaves_nothing(self, world: World) -> None:
+        add(world, "a")
+        assert self.boots(world, "0\n") == ""
+
+    def test_it_is_not_for_the_same_boot(self, world: World) -> None:
+        shows = world.directory / "kexec_loaded"
+        shows.write_text("1\n")
+        leave(world.custody, str(world.directory), str(shows))
+        assert (world.directory / "before-kexec").stat().st_mode & 0o777 == 0o600
+        assert take(str(world.directory), BOOT) is None
+        assert not (world.directory / "before-kexec").exists()
+
+    def test_a_place_that_cannot_be_written(self, world: World) -> None:
+        shows = world.directory / "kexec_loaded"
+        shows.write_text("1\n")
+        assert "cannot be noted" in leave(world.custody, "/nowhere", str(shows))
+        assert leave(world.custody, "/nowhere", "/nowhere/loaded") == ""
