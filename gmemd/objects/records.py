@@ -53,14 +53,15 @@ def tombstone(backend: HostMemoryBackend, move: Move) -> Record:
 
 
 def settle_in(backends: Iterable[HostMemoryBackend], kernel: Kernel) -> list[Record]:
-    """Make objects that come from another boot what they were; the records to be written."""
+    """Make objects that have come from another boot what they were; the records to be written."""
     records = []
     for backend in backends:
+        if backend.kind == "guest-memfd":
+            with suppress(OSError):
+                kernel.recall(backend.fd, backend.guest_memfd_flags or 0)
         if backend.record is None or not backend.record.carried:
             continue
-        with suppress(OSError, QmpError):
-            if backend.kind == "guest-memfd":
-                kernel.recall(backend.fd, backend.guest_memfd_flags or 0)
+        with suppress(QmpError):
             backend.finish(kernel)
         backend.record = updated(backend)
         records += [piece.record for piece in backend.pieces() if piece.record is not None]

@@ -74,7 +74,7 @@ class Match:
         if status.st_size < record.st_size or (record.kind != "file" and status.st_size != record.st_size):
             return f"its fd has {status.st_size} bytes instead of {record.st_size}"
         kind = record.kind if self.identify is None else self.identify(fd)
-        if kind != record.kind and not (elsewhere and kind == _CARRIED and carries(record)):
+        if kind != record.kind and not (kind == _CARRIED and carries(record)):  # a stand-in that has lost its name
             return f"its fd is a {kind} instead of a {record.kind}"
         wanted = self.seals.get(record.fd_name, 0) if elsewhere else 0
         return f"its fd has lost seals: {wanted:#x} are expected" if wanted & ~seals_of(fd) else ""
