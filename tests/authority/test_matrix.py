@@ -164,4 +164,4 @@ def named(answers: list[Any], name: str) -> list[str]:
 
 def misses(answers: list[Any], name: str) -> bool:
     """Whether a command says that there is no such object."""
-    return any(type(answer) is tuple and f"'{name}' not found" in answer[1] for answer in answers)
+    return any(type(answer) is tuple and f"object '{name}' not found" in answer[1] for answer in answers)
