@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Final, NamedTuple
 
 from gmemd.vmm.ending import VmmError
-from gmemd.vmm.memfds import File, describe, holds, is_writable, mapped
+from gmemd.vmm.memfds import File, describe, holds, is_writable, mapped, names_guest_memfd
 from gmemd.vmm.qemu import Qemu
 
 VIRTIO_MEM_LEAVES: Final = (8, 2, 0)  # from this version on QEMU unplugs a virtio-mem device
@@ -79,7 +79,7 @@ def attach(qemu: Qemu, memory: Memory, driver: str | None, node: int | None, sec
 
 def _check(qemu: Qemu, memory: Memory) -> None:
     """VmmError for what QEMU would not refuse, or refuse only half way."""
-    if os.readlink(f"/proc/self/fd/{memory.fd}") == "anon_inode:[kvm-gmem]":
+    if names_guest_memfd(os.readlink(f"/proc/self/fd/{memory.fd}")):
         raise VmmError(f"'{memory.id}' is a guest_memfd: a running QEMU takes only memory that has a path")
     if memory.offset:
         raise VmmError(f"'{memory.id}' begins at byte {memory.offset} of its file: QEMU would use the file's beginning")

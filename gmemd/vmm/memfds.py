@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 RAM_NAMES: Final = ("memory-backend-memfd", "ch_ram", "guest_mem", "crosvm_guest", "stratovirt_anon_mem")
 _F_SEAL_FUTURE_WRITE = 0x10  # linux/fcntl.h
 _PREFIX, _DELETED = "/memfd:", " (deleted)"
-_GUEST_MEMFD = "anon_inode:[kvm-gmem]"
+_GUEST_MEMFD = ("anon_inode:[kvm-gmem]", "/[kvm-gmem] (deleted)")  # before and since Linux 6.19
 
 File = tuple[int, int]  # st_dev and st_ino
 
@@ -32,6 +32,11 @@ class Memfd(NamedTuple):
 def path(pid: int, fd: int) -> str:
     """The descriptor of a process as a file."""
     return f"/proc/{pid}/fd/{fd}"
+
+
+def names_guest_memfd(link: str) -> bool:
+    """Whether a link in /proc/PID/fd is that of a guest_memfd; a file can have the newer one, too."""
+    return link in _GUEST_MEMFD
 
 
 def look(pid: int, fd: int) -> Memfd | None:
@@ -58,10 +63,10 @@ def memfds(pid: int) -> Iterator[Memfd]:
 def _look(pid: int, fd: int) -> Memfd | None:
     place = path(pid, fd)
     link = os.readlink(place)
-    if not link.startswith(_PREFIX) and link != _GUEST_MEMFD:
+    if not link.startswith(_PREFIX) and not names_guest_memfd(link):
         return None
     status = os.stat(place)
-    name = "" if link == _GUEST_MEMFD else link.removeprefix(_PREFIX).removesuffix(_DELETED)
+    name = "" if names_guest_memfd(link) else link.removeprefix(_PREFIX).removesuffix(_DELETED)
     return Memfd(fd, name, (status.st_dev, status.st_ino), status.st_size)
 
 

@@ -12,6 +12,7 @@ import pytest
 from gmemd.kernel.linux import Unsupported, why_not_shared
 from gmemd.kernel.profiles import PROFILES
 from gmemd.kernel.simulated import SimulatedKernel
+from gmemd.vmm.memfds import names_guest_memfd
 from tests.kernel.questions import ASKED, ask
 from tests.kernel.record import record
 from tests.kernel.slots import ASKED_OF_LINUX
@@ -73,6 +74,11 @@ def test_a_kernel_is_used_from_6_18_on(name: str) -> None:
 def test_every_item_is_asked_for() -> None:
     """Each once."""
     assert sorted(item for items in (*ASKED, *ASKED_OF_LINUX) for item in items) == list(range(1, 70))
+
+
+@each
+def test_a_guest_memfd_is_recognised_in_other_processes(name: str) -> None:
+    assert names_guest_memfd(RECORDED[name]["probe"]["link"])
 
 
 @each
