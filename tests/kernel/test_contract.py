@@ -432,7 +432,7 @@ x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="needs x86-64: t
 @item(60)
 @x86
 def test_a_bound_slot_needs_no_host_address(own: LinuxKernel, bound: int) -> None:
-    """A guest uses a slot with host address 0; KVM without hardware paging sees no memory there (MMIO)."""
+    """A guest uses a slot with host address 0; under PVM it sees no memory there (MMIO)."""
     with mapped(bound, 4 * PAGE_SIZE) as address:
         reason = run_guest(own, bound, address, 0)
         written = {host.EXIT_HLT: b"\xaa\xff", host.EXIT_MMIO: b"\xaa\xaa"}
