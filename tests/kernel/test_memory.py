@@ -13,6 +13,7 @@ import pytest
 from gmemd.kernel import uapi
 from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.rules import PAGE_SIZE
+from gmemd.kernel.simulated import SimulatedKernel
 from tests.kernel.host import errno_of, hugepage_size
 
 GIB = 1 << 30
@@ -154,3 +155,18 @@ def test_pages_behind_a_file(kernel: Kernel, tmp_path: Path) -> None:
     os.close(plain)
     os.close(huge)
     assert sizes == (PAGE_SIZE, hugepage_size())
+
+
+def test_a_stand_in_without_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A live update leaves it bytes and seals; what it is has to be said again."""
+    kernel = SimulatedKernel()
+    fd = os.memfd_create("", os.MFD_ALLOW_SEALING)
+    monkeypatch.setattr(os, "readlink", lambda path: "/ (deleted)")
+    try:
+        assert (kernel.identify(fd), kernel.is_simulated(fd)) == ("memfd", False)
+        kernel.recall(fd, uapi.GUEST_MEMFD_SHARED)
+        assert (kernel.identify(fd), kernel.is_simulated(fd)) == ("guest-memfd", True)
+        with pytest.raises(OSError, match="Invalid argument"):
+            kernel.check_mapping(fd, shared=False)
+    finally:
+        os.close(fd)
