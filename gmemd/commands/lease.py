@@ -84,7 +84,7 @@ def _hand_out(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> WithF
         backend.handed_out -= 1
 
     change.undo(take_back)
-    return WithFds(describe_memory(gmemd, backend), fds)
+    return WithFds({**describe_memory(gmemd, backend), "revocable": False}, fds)
 
 
 def _lease(backend: HostMemoryBackend, caller: Caller, arguments: dict[str, Any]) -> Lease:
