@@ -160,13 +160,19 @@ def memfd() -> int:
     return fd
 
 
-async def answers(folder: Path, *, filled: bool, long: bool) -> list[tuple[Case, Any]]:
-    """What the tenants are answered, in their order."""
+async def answers(folder: Path, *, filled: bool, long: bool = False, own: bool = False) -> list[tuple[Case, Any]]:
+    """What the tenants are answered, in their order; `own`: each has a memfd `x`."""
     host = Host(folder)
     try:
         if filled:
             await host.fill()
-        return [(case, await host.answer(uid, case)) for uid, case in enumerate(cases(long=long), FIRST)]
+        found = []
+        for uid, case in enumerate(cases(long=long), FIRST):
+            if own:
+                host.become(uid)
+                await host.do("object-add", **MEMFD)
+            found.append((case, await host.answer(uid, case)))
+        return found
     finally:
         host.become(None)
         await host.close()
@@ -176,8 +182,21 @@ async def answers(folder: Path, *, filled: bool, long: bool) -> list[tuple[Case,
 async def test_what_others_have_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command is answered on a full host as on an empty one."""
     monkeypatch.chdir(tmp_path)
-    empty = await answers(tmp_path / "host", filled=False, long=False)
-    full = await answers(tmp_path / "host", filled=True, long=False)
+    empty = await answers(tmp_path / "host", filled=False)
+    full = await answers(tmp_path / "host", filled=True)
     for (case, expected), (_, actual) in zip(empty, full, strict=True):
         assert actual == expected, case
     assert {case[0] for case, _ in full} == SCHEMA.commands.keys()
+
+
+@pytest.mark.asyncio
+async def test_the_comparison_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has the `x` itself is answered otherwise, by each command that does not find an absent one."""
+    monkeypatch.chdir(tmp_path)
+    absent = await answers(tmp_path / "host", filled=False)
+    own = await answers(tmp_path / "host", filled=False, own=True)
+    missing = [place for place, (_, found) in enumerate(absent)
+               if b"object 'x' not found" in found[0] or b"/objects/x' not found" in found[0]]
+    assert len({absent[place][0][0] for place in missing}) > 25
+    for place in missing:
+        assert own[place][1] != absent[place][1], own[place][0]

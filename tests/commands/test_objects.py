@@ -161,7 +161,7 @@ def test_a_handed_out_fd_is_the_objects_memory(machine: Machine) -> None:
     [fd] = reply.fds
     try:
         assert reply.value == {"size": MIB, "offset": 0, "kind": "guest-memfd", "kernel": "simulated",
-                               "guest-memfd-flags": 3}
+                               "guest-memfd-flags": 3, "revocable": False}
         assert os.path.sameopenfile(fd, machine.gmemd.objects.find("m0").fd)
         machine.run("object-del", id="m0")
         assert os.fstat(fd).st_size == MIB

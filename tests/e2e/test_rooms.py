@@ -82,9 +82,6 @@ def test_two_users_and_the_operator(tmp_path: Path) -> None:
         with daemon.client() as root:
             assert ids(root) == every
             root.execute("object-del", {"id": f"x@{BOB}"})
-        for socket_mode in (0o711,):
-            daemon.dir.chmod(socket_mode)
-            daemon.sock.chmod(0o666)
         with user(daemon, ALICE) as alice, user(daemon, BOB) as bob:
             assert (ids(alice), ids(bob)) == ([("x", SIZE)], [])
             with pytest.raises(QmpError, match=f"^object 'x@{ALICE}' not found$"):
