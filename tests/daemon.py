@@ -87,12 +87,16 @@ class Daemon(Server):
     """A gmemd of this tree. `arguments` go onto its command line behind socket, persistence and kernel."""
 
     def __init__(self, *arguments: str, kernel: str = "auto", persist: str = "off", monitor: str = "",
-                 env: Mapping[str, str] | None = None, measured: bool = True, **options: Any) -> None:
-        """`monitor`: options of the monitor, as ",pretty=on". `measured`: under coverage, if the tests are."""
+                 env: Mapping[str, str] | None = None, measured: bool = True, prefix: Sequence[str] = (),
+                 **options: Any) -> None:
+        """`monitor`: options of the monitor, as ",pretty=on". `measured`: under coverage, if the tests are.
+
+        `prefix` is what starts it.
+        """
         if not measured:
             env = {**(env or {}), "COVERAGE_PROCESS_CONFIG": ""}
         super().__init__(
-            [sys.executable, "-m", "gmemd", "--qmp", "{address}" + monitor, "--persist", persist,
+            [*prefix, sys.executable, "-m", "gmemd", "--qmp", "{address}" + monitor, "--persist", persist,
              "--kernel", kernel, "--state-dir", "{directory}/state",
              "--snapshots", "{directory}/snapshots", *arguments],
             env=env, **options)
