@@ -68,6 +68,10 @@ def _pairs(add: str = ADD, depth: int = 0) -> Measure:
     return asking([add, DEL], key="rate", divisor=2, rounds=500 if depth else 10000, depth=depth)
 
 
+def _refused_del(name: str) -> Measure:
+    return asking([DEL.replace("m@", name)], rounds=20000, refused=True)
+
+
 def _at(live: int) -> Measure:
     """An object-add and -del while `live` objects are there."""
     return asking([ADD, DEL], rounds=3000, fill=live, fill_line=FILL)
@@ -126,6 +130,9 @@ ROWS = (
         _same(asking([UNKNOWN], rounds=5000, refused=True), "gmemd", "qemu"), (Target("qemu", 6),)),
     Row("wrong", "refused object-add: wrong type, p50", "µs",
         _same(asking([WRONG], rounds=5000, refused=True), "gmemd", "qemu"), (Target("qemu", 6),)),
+    Row("foreign", "refused object-del by a tenant: of what others have, and of what does not exist, p50", "µs",
+        {"foreign": ("gmemd-tenant", _refused_del("foreign")), "absent": ("gmemd-tenant", _refused_del("missing"))},
+        (Target("absent", 1 / 1.03),)),
     Row("badjson", "malformed JSON, one at a time, p50", "µs",
         _same(asking(['{"execute": "query-version", }'], rounds=5000, refused=True), "gmemd", "qemu", "qsd"),
         (Target("qemu", 2.5),)),

@@ -38,6 +38,7 @@ GMEMD_OPTIONS = {
     "gmemd-durable": "--persist on --keeper",
     "gmemd-guest": "--persist off --snapshots {directory}/snapshots",
     "gmemd-http": "--persist off --http unix:{directory}/http",
+    "gmemd-tenant": f"--persist off --policy {HERE}/tenant.toml --object memory-backend-memfd,id=foreign,size=64M",
 }
 _RUNTIME = "/dev/shm"  # for sockets and gmemd's registry: a tmpfs, as /run is
 

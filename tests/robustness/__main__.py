@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from gmemd.errors import QmpError
+from tests.commands.test_indistinguishable import answers
 from tests.robustness import damage, stored
 from tests.robustness.fences import strike
 from tests.robustness.ladder import climb, restart_time
@@ -209,10 +211,28 @@ def all_fences() -> int:
     return 0
 
 
+def all_answers() -> int:
+    """Every command, with each of its members, about what others have, and what does not exist."""
+    print("== what others have does not exist ==")
+    here = os.getcwd()
+    with TemporaryDirectory() as folder:
+        host = Path(folder) / "host"
+        try:
+            empty = asyncio.run(answers(host, filled=False, long=True))
+            full = asyncio.run(answers(host, filled=True, long=True))
+        finally:
+            os.chdir(here)
+    told = [case for (case, absent), (_, foreign) in zip(empty, full, strict=True) if absent != foreign]
+    for case in told:
+        print(f"    WRONG: {case}")
+    print(f"{len(full)} requests of {len({case[0] for case, _ in full})} commands, {len(told)} answered otherwise\n")
+    return len(told)
+
+
 PARTS: dict[str, Part] = {"pairs": all_pairs, "kills": all_kills, "errors": all_errors, "moves": all_moves,
                           "damage": all_damage, "ladder": whole_ladder, "restart": restart, "waits": longest_waits,
                           "snapshots": all_snapshots, "stored": all_stored, "model": whole_model,
-                          "snapshot-damage": snapshot_damage, "fences": all_fences}
+                          "snapshot-damage": snapshot_damage, "fences": all_fences, "answers": all_answers}
 
 
 def main(names: list[str]) -> int:
