@@ -200,9 +200,8 @@ class Kernel(ABC):
         return ""
 
     def recall(self, fd: int, flags: int) -> None:
-        """Say that an fd was a stand-in with these creation flags before a kexec."""
-        if self.identify(fd) == "memfd":
-            standin.recall(fd, flags)
+        """Say that an fd is a stand-in with these creation flags, in case it has lost its name in a kexec."""
+        standin.recall(fd, flags)
 
     def is_simulated(self, fd: int) -> bool:
         """Whether a guest_memfd is a stand-in, whichever kernel made it."""

@@ -53,9 +53,10 @@ def create(size: int, flags: int) -> int:
 
 
 def recall(fd: int, flags: int) -> None:
-    """Say that a memfd was a stand-in with these creation flags before it lost its name in a live update."""
+    """Say that a memfd is a stand-in with these creation flags, if it has lost its name and mode in a live update."""
     status = os.fstat(fd)
-    _carried[status.st_dev, status.st_ino] = flags
+    if status.st_mode & 0o777 != MODE:
+        _carried[status.st_dev, status.st_ino] = flags
 
 
 def flags_of(fd: int) -> int | None:

@@ -56,7 +56,7 @@ def settle_in(backends: Iterable[HostMemoryBackend], kernel: Kernel) -> list[Rec
     """Make objects that have come from another boot what they were; the records to be written."""
     records = []
     for backend in backends:
-        if backend.kind == "guest-memfd":
+        if backend.kind == "guest-memfd" and backend.record is not None and backend.record.kernel == "simulated":
             with suppress(OSError):
                 kernel.recall(backend.fd, backend.guest_memfd_flags or 0)
         if backend.record is None or not backend.record.carried:

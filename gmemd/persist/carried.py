@@ -56,7 +56,7 @@ class Copy(NamedTuple):
 
 def is_copy(name: str) -> bool:
     """Whether this is the name of a copy in the store."""
-    return number_of(name) > 0
+    return name.startswith(PREFIX) and number_of(name) > 0
 
 
 def number_of(name: str) -> int:
