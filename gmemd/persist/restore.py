@@ -21,6 +21,7 @@ Identify = Callable[[int], str]  # Kernel.identify
 
 NO_SEALS: Final[Mapping[str, int]] = MappingProxyType({})
 _CARRIED: Final = "memfd"  # the only kind that a live update carries
+_NAMELESS: Final = "/ (deleted)"  # the link of what it has carried
 
 
 class Restored:
@@ -60,14 +61,20 @@ class Match:
         self.boot = boot
         self.seals = seals
 
-    def is_from_elsewhere(self, record: Record) -> bool:
-        """Whether a record is of another boot."""
-        return bool(record.boot) and record.boot != self.boot
+    def is_from_elsewhere(self, record: Record, fd: int = -1) -> bool:
+        """Whether a record is of another boot; where /proc hides which one this is, its fd shows it."""
+        if record.boot and self.boot:
+            return record.boot != self.boot
+        if fd < 0:
+            return False
+        status = os.fstat(fd)
+        return (status.st_dev, status.st_ino) != (record.st_dev, record.st_ino) and (
+            os.readlink(f"/proc/self/fd/{fd}") == _NAMELESS)
 
     def difference(self, record: Record, fd: int) -> str:
         """In what way an fd does not match the record; "" when it does."""
         status = os.fstat(fd)
-        elsewhere = self.is_from_elsewhere(record)
+        elsewhere = self.is_from_elsewhere(record, fd)
         if not elsewhere and (status.st_dev, status.st_ino) != (record.st_dev, record.st_ino):
             return f"the fd with its name is another file, with inode {status.st_ino} instead of {record.st_ino}"
         # others may append to a file on a disk, but shrinking it is noticed
@@ -136,7 +143,7 @@ def _claim(result: Restored, record: Record, rest: dict[str, list[int]], match: 
 
 def _move_in(record: Record, fd: int, match: Match) -> None:
     """Have the record describe its file as it is in this boot."""
-    record.carried = match.is_from_elsewhere(record)
+    record.carried = match.is_from_elsewhere(record, fd)
     record.boot = match.boot
     if record.carried and fd >= 0:
         status = os.fstat(fd)

@@ -95,6 +95,21 @@ class TestNotTheSame:
         assert sort([entry], record).lost == [record]
 
 
+@pytest.mark.parametrize(("then", "now"), [("", ""), ("", "b" * 32), ("b" * 32, "")])
+def test_where_the_boot_is_not_known(make: Make, monkeypatch: pytest.MonkeyPatch, then: str, now: str) -> None:
+    """Hidden by ProcSubset=pid: a file that a live update has carried has no name, and others are what they were."""
+    old, new = make(1), make(2)
+    record = record_for(old)
+    record.boot = then
+    match = Match(trusted=True, boot=now)
+    assert match.difference(record, old[1]) == ""
+    assert "is another file" in match.difference(record, new[1])
+    monkeypatch.setattr(os, "readlink", lambda path: "/ (deleted)")
+    found = sort_out([(old[0], new[1])], [record], STATE, match)
+    assert found.objects == [(record, new[1])]
+    assert (record.carried, record.st_ino) == (True, os.fstat(new[1]).st_ino)
+
+
 class TestWithoutRecord:
     @pytest.mark.parametrize("number", [11, 3])
     def test_dropped(self, make: Make, number: int) -> None:
