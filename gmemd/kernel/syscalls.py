@@ -46,6 +46,13 @@ _Range = ctypes.c_uint64 * 2  # struct cachestat_range: off, len
 _Stat = ctypes.c_uint64 * 5  # struct cachestat: cache, dirty, writeback, evicted, recently evicted
 
 
+def return_free_memory() -> None:
+    """Give the pages of the heap that are free back to the kernel (malloc_trim(3)), if the C library can; may block."""
+    trim = getattr(_libc, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def share_one_heap() -> None:
     """Have all threads allocate from one heap: glibc gives each its own, and a megabyte of it stays when the thread
     ends.

@@ -95,7 +95,7 @@ class Monitor:
         self._outgoing = Outgoing(loop, sock, self.session, self._gmemd.counters, self._user, room=self._run,
                                   cut=self.close)
         self.emit = self._outgoing.emit
-        self.silent_for, self.recount, self.resume = self._outgoing.silent_for, self._outgoing.recount, self._run
+        self.silent_for, self.recount = self._outgoing.silent_for, self._outgoing.recount
         self._read_size = READ_SIZE
         self._half = 0  # weight of the incomplete message
         self._half_timer: asyncio.TimerHandle | None = None
@@ -162,6 +162,10 @@ class Monitor:
         if self._open and not self._eof and not self._reading and self._may_read():
             self._reading = True
             self._loop.add_reader(self._fd, self._readable)
+
+    def resume(self) -> None:
+        """Answer and read again."""
+        self._run()
 
     def _weigh(self, weight: int) -> None:
         """Called by the session with the weight of an incomplete message so far."""

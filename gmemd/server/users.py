@@ -23,8 +23,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
-from gmemd.changes.threads import close_beside
+from gmemd.changes.threads import beside, close_beside
 from gmemd.errors import QmpError
+from gmemd.kernel.syscalls import return_free_memory
 from gmemd.objects.shares import Pool, Share, of_descriptors
 from gmemd.posix.sockets import unread
 from gmemd.server.room import LARGE, Room
@@ -37,6 +38,8 @@ HALVES: Final = 64 << 20  # weight
 LONG_MAX: Final = 256
 _LITTLE: Final = 4 << 10
 _CLOSERS: Final = 8
+_MUCH: Final = 16 << 20  # weight of unread output after which the heap is worth trimming
+_A_TURN: Final = 8  # clients that are disconnected before others have their turn
 _RECOUNT_SECONDS: Final = 0.05
 _UNDELIVERED_SECONDS: Final = 1.0  # between two looks whether a client that is cut has received its descriptors
 
@@ -130,6 +133,10 @@ class User:
         """Count unread output: more, or less."""
         self.unread.take(more)
         self._look_at(self.unread)
+        self._users.much |= self.unread.pool.taken >= _MUCH
+        if self._users.much and not self.unread.pool.taken:
+            self._users.much = False
+            beside(return_free_memory)
 
     def _hold(self, more: int) -> None:
         """Count descriptors that are being closed."""
@@ -155,11 +162,11 @@ class User:
             self._loop.call_soon(member.resume)
 
     def _cut_the_silent(self) -> None:
+        silent = [member for member in self._members if member.silent_for() >= FULL_SECONDS] if self.full else []
+        for member in silent[:_A_TURN]:
+            member.close()
         if self.full:
-            for member in [member for member in self._members if member.silent_for() >= FULL_SECONDS]:
-                member.close()
-        if self.full:
-            self._loop.call_later(FULL_SECONDS / 4, self._cut_the_silent)
+            self._loop.call_later(0 if len(silent) > _A_TURN else FULL_SECONDS / 4, self._cut_the_silent)
 
     # -- descriptors in flight ------------------------------------------------------------------
 
@@ -231,6 +238,7 @@ class Users:
         self.unread = Pool(UNREAD_MAX, 2 * HIGH_WATER)
         self.closing = Pool(of_descriptors(8), FDS_MAX)
         self.named = Pool(of_descriptors(4))
+        self.much = False  # unread since it was last nothing
         self.in_flight = Pool(of_descriptors(1))  # the kernel's limit for a process without privileges
         self._users: dict[str, User] = {}
 

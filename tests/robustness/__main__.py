@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from gmemd.errors import QmpError
 from tests.commands.test_indistinguishable import answers
-from tests.robustness import damage, stored
+from tests.robustness import damage, hostile, jumps, stored
 from tests.robustness.fences import strike
 from tests.robustness.ladder import climb, restart_time
 from tests.robustness.moves import Pair, every_message
@@ -229,10 +229,34 @@ def all_answers() -> int:
     return len(told)
 
 
+def hostile_clients() -> int:
+    """Hostile and careless clients; how much was wrong."""
+    print("== hostile clients ==", flush=True)
+    try:
+        print(hostile.table(hostile.suite(hostile.Scale(), policy=True)) + "\n")
+    except Wrong as exc:
+        print(f"    WRONG: {exc}")
+        return 1
+    return 0
+
+
+def whole_day() -> int:
+    """Twenty-four hours of a clock that jumps; how much was wrong."""
+    print("== 24 hours of clock jumps ==", flush=True)
+    begun = time.monotonic()
+    try:
+        print(f"{jumps.live(18 * 60)}, {time.monotonic() - begun:.0f} s\n")
+    except Wrong as exc:
+        print(f"    WRONG: {exc}")
+        return 1
+    return 0
+
+
 PARTS: dict[str, Part] = {"pairs": all_pairs, "kills": all_kills, "errors": all_errors, "moves": all_moves,
                           "damage": all_damage, "ladder": whole_ladder, "restart": restart, "waits": longest_waits,
                           "snapshots": all_snapshots, "stored": all_stored, "model": whole_model,
-                          "snapshot-damage": snapshot_damage, "fences": all_fences, "answers": all_answers}
+                          "snapshot-damage": snapshot_damage, "fences": all_fences, "answers": all_answers,
+                          "hostile": hostile_clients, "clock": whole_day}
 
 
 def main(names: list[str]) -> int:
