@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gmemd.kernel import syscalls, uapi
@@ -34,7 +34,8 @@ def bare(fd: int, action: str, offset: int, size: int) -> int:
 
 
 @pytest.mark.kvm
-@settings(max_examples=60, deadline=None)
+# the process's first draw reads every module for constants, which a slow machine may take half a minute for
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=steps)
 def test_the_simulation_keeps_the_real_kernels_rules(
     kernels: Callable[[str], Kernel], steps: list[tuple[str, int, int]]
