@@ -9,8 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from gmemd.changes.change import completed
+from gmemd.commands import outlook
 from gmemd.commands.outlook import Outlook
+from gmemd.persist.carried import newest
 from gmemd.persist.custody import Custody
 from gmemd.persist.fdstore import FdStore
 from gmemd.persist.keeping import Keeping, Unit
@@ -55,12 +59,13 @@ class Systemd:
 
 @asynccontextmanager
 async def living(directory: Path, patience: float = PATIENCE, *,
-                 old: bool = False) -> AsyncIterator[tuple[LiveMachine, Systemd, list[str]]]:
+                 old: bool = False, live_update: bool = False) -> AsyncIterator[tuple[LiveMachine, Systemd, list[str]]]:
     """A daemon's machine whose memory such a systemd keeps."""
     systemd, told = Systemd(directory), list[str]()
-    systemd.keeping = Keeping("systemd", old=old)
+    systemd.keeping = Keeping("systemd", old=old, live_update=live_update)
     notifier = Notifier(systemd.store.address)
-    custody = Custody(Registry(str(directory / "registry")), notifier, FdStore(1024))
+    custody = Custody(Registry(str(directory / "registry")), notifier, FdStore(1024),
+                      carries=live_update)
     machine = LiveMachine(custody=custody, manager=systemd)
     gmemd = machine.gmemd
     gmemd.outlook = Outlook(gmemd.settler, systemd, machine.spawn, gmemd.kept, tell=told.append,
@@ -187,3 +192,44 @@ async def test_nobody_waits_for_a_bus_that_hangs(tmp_path: Path) -> None:
             pass
         assert await answers(machine, *EVENTS) == ["yes", "yes"]
         os.close(systemd.hangs_on)
+
+
+def copied(systemd: Systemd) -> set[str]:
+    """The objects that the copy of the registry in the store knows; none without one."""
+    copy = newest(systemd.store.store)
+    return set() if copy is None else {record.id for record in copy.records()}
+
+
+async def test_the_registry_is_copied_when_nothing_changes_any_more(tmp_path: Path,
+                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the start and after a quiet tick, so that a daemon that is killed has it in the store."""
+    async with living(tmp_path, live_update=True) as (machine, systemd, _), asyncio.timeout(PATIENCE):
+        monkeypatch.setattr(outlook, "TICK", 0.05)
+        machine.gmemd.outlook.start()
+        machine.gmemd.settler.catch_up()
+        while newest(systemd.store.store) is None:
+            await asyncio.sleep(0.005)
+        await add(machine, "a", "b")
+        while copied(systemd) != {"a", "b"}:
+            await asyncio.sleep(0.005)
+        await completed(machine.dispatch("object-del", id="a"))
+        while copied(systemd) != {"b"}:
+            await asyncio.sleep(0.005)
+        assert len(systemd.store.store) == 2
+
+
+async def test_a_kexec_is_survived_where_everything_is_there(tmp_path: Path) -> None:
+    """The host, the settings, the registry's copy, and memory for the holes."""
+    async with living(tmp_path, live_update=True) as (machine, systemd, _):
+        assert systemd.unit is not None
+        systemd.unit = systemd.unit._replace(kexec=("yes", ""))
+        await add(machine, "a")
+        assert await answers(machine, "kexec") == ["no"]  # there is no copy yet
+        machine.gmemd.custody.copies.ask(machine.gmemd.kept)
+        await machine.gmemd.settler.flush()
+        assert await answers(machine, "kexec") == ["yes"]
+        await completed(machine.dispatch("object-add", qom_type="memory-backend-memfd", id="sparse", size=1 << 45))
+        await asyncio.sleep(1.1)  # the sum of all holes is a second old at most
+        [status] = await machine.do("query-memdev-status", id="a")
+        [kexec] = [fate for fate in status["survival"] if fate["event"] == "kexec"]
+        assert kexec["advice"].startswith("a live update fills the holes of sparse memory: it would allocate 3518")
