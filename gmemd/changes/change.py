@@ -51,9 +51,10 @@ class WithFds:
 class Judged(Exception):
     """A dry run has reached the point where the command would act."""
 
-    def __init__(self, effect: Any, *, whole: bool) -> None:
+    def __init__(self, effect: Any, *, whole: bool, then: Callable[[], object] | None = None) -> None:
         self.effect = effect  # the sentence after "would", or a coroutine that returns it
         self.whole = whole  # all checks were made
+        self.then = then  # makes a trial's objects look as if it had acted
 
 
 class Change:
@@ -77,13 +78,19 @@ class Change:
 
     # -- deciding --------------------------------------------------------------------------------
 
-    def judged(self, effect: str | Coroutine[Any, Any, str] | None = None, *, whole: bool = True) -> None:
+    def judged(self, effect: str | Coroutine[Any, Any, str] | None = None, *, whole: bool = True,
+               then: Callable[[], object] | None = None) -> None:
         """All checks are done: a dry run ends here.
 
-        effect: the result of the dry run, made only for one: the sentence after "would", or a coroutine.
+        effect: the result of the dry run, made only for one: the sentence after "would", or a coroutine. then: makes
+        the objects look as if it had acted, without a system call; for the next action of a trial.
         """
         if self.dry_run:
-            raise Judged(_UNTOLD, whole=False) if effect is None else Judged(effect, whole=whole)
+            raise Judged(_UNTOLD, whole=False) if effect is None else Judged(effect, whole=whole, then=then)
+
+    def judged_alone(self) -> None:
+        """The same, for what cannot be undone, and so is not for a transaction."""
+        self.judged()
 
     def claim(self, backend: HostMemoryBackend, doing: str, *, shared: bool = False, away: bool = False) -> None:
         """Keep others from changing an object until this change has ended; QmpError says what has claimed it.
@@ -315,10 +322,10 @@ class Change:
         self.operations = noted
 
 
-def changing(settler: Settler, function: Callable[..., Any]) -> Callable[..., Any]:
+def changing(settler: Settler, function: Callable[..., Any], kind: type[Change] = Change) -> Callable[..., Any]:
     """Wrap a command that takes a change as its last argument; the result is that of Change.conclude."""
     def run(gmemd: Any, caller: Any, arguments: dict[str, Any]) -> Any:
-        change = Change(settler)
+        change = kind(settler)
         try:
             value = function(gmemd, caller, arguments, change)
             return value if type(value) is dict and not change.pending else change.conclude(value)

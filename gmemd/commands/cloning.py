@@ -46,12 +46,20 @@ def _share(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Chan
     backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "", dry_run=change.dry_run)
     change.undo(partial(gmemd.objects.cancel, backend))
     change.reserve()
-    change.judged(f"create '{backend.id}' with the memory of '{template.id}', which takes none")
+    change.judged(f"create '{backend.id}' with the memory of '{template.id}', which takes none",
+                  then=partial(_pretend, gmemd, template, backend))
     with os_errors(f"cannot open '{template.id}' again"):
         backend.fd = gmemd.kernel.duplicate(template.fd, readonly=True)
     change.undo(backend.close)
     backend.memory_size, backend.template = template.memory_size, template.template or template.id
     return added(gmemd, backend, change)
+
+
+def _pretend(gmemd: Gmemd, template: HostMemoryBackend, backend: HostMemoryBackend) -> None:
+    """Make a clone visible in a trial; its descriptor is the template's, and is not closed."""
+    backend.fd, backend.memory_size = template.fd, template.memory_size
+    backend.template = template.template or template.id
+    gmemd.objects.restore([backend])
 
 
 def _check_shareable(template: HostMemoryBackend) -> None:
@@ -82,7 +90,8 @@ def _begin_copy(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
     change.reserve()
     if change.dry_run:
         change.judged(with_resident(gmemd, source, 0, source.memory_size,
-                                    f"create '{backend.id}' and copy {{}} bytes of '{source.id}' into it"), whole=False)
+                                    f"create '{backend.id}' and copy {{}} bytes of '{source.id}' into it"), whole=False,
+                      then=partial(gmemd.objects.restore, [backend]))
 
     async def work(job: Job | None, change: Change) -> Any:
         return await _copy(gmemd, source, backend, fence, job, change, with_state=arguments["device-state"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any, Final
 
 from gmemd.changes.change import Change
@@ -46,7 +47,9 @@ def change_cpus(schema: Schema, context: ThreadContext, name: str, value: Any,
     change.judged()
 
     async def work() -> dict[str, Any]:
-        context.cpus = await usable_cpus(chosen)
+        cpus = await usable_cpus(chosen)
+        change.undo(partial(setattr, context, "cpus", context.cpus))
+        context.cpus = cpus
         return {}
 
     return work()

@@ -9,7 +9,8 @@ from types import CoroutineType, ModuleType
 from typing import Any
 
 from gmemd.authority.rights import ALL, Rights
-from gmemd.changes.change import changing, completed
+from gmemd.changes.change import Change, changing, completed
+from gmemd.changes.grouped import Grouped
 from gmemd.changes.threads import in_thread
 from gmemd.commands import (
     accounting,
@@ -43,6 +44,7 @@ from gmemd.commands import (
 from gmemd.commands.context import Caller, Function, Gmemd
 from gmemd.commands.effect import foretell
 from gmemd.commands.rooms import reaching_rooms
+from gmemd.commands.transaction import carry_out
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.objects.fds import NamedFds
 from gmemd.qmp.session import Request, Session
@@ -69,12 +71,16 @@ class Dispatcher:
     def __init__(self, gmemd: Gmemd, modules: Sequence[ModuleType] = MODULES) -> None:
         self.gmemd = gmemd
         functions: dict[str, tuple[Command, Function]] = {}
-        effect = partial(foretell, functions)
+        # Commands that run others.
+        outer = {"query-command-effect": partial(foretell, functions),
+                 "memdev-transaction": partial(carry_out, functions)}
         for name, command in gmemd.schema.commands.items():
-            functions[name] = command, effect if name == "query-command-effect" else find_function(name, modules)
+            functions[name] = command, outer[name] if name in outer else find_function(name, modules)
         # Commands that change something are given a change.
-        self._commands = {name: (command, function if command.reads_only else changing(gmemd.settler, function))
-                          for name, (command, function) in functions.items()}
+        self._commands = {
+            name: (command, function if command.reads_only else
+                   changing(gmemd.settler, function, Grouped if name in outer else Change))
+            for name, (command, function) in functions.items()}
         self._usable: dict[tuple[frozenset[str] | None, bool], Entries] = {}
 
     def usable(self, rights: Rights) -> Entries:

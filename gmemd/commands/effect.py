@@ -16,7 +16,15 @@ from gmemd.schema.validate import Command
 def foretell(commands: Mapping[str, tuple[Command, Function]], gmemd: Gmemd, caller: Caller,
              arguments: dict[str, Any]) -> Any:
     """The result of query-command-effect."""
-    name, given = arguments["command"], arguments.get("arguments", {})
+    command, function, complete = found(commands, caller, arguments["command"], arguments.get("arguments", {}))
+    if command.reads_only:
+        return _answer("only read", complete, whole=True)
+    return _foretell(function, *in_its_room(gmemd, complete), caller)
+
+
+def found(commands: Mapping[str, tuple[Command, Function]], caller: Caller, name: str,
+          given: Any) -> tuple[Command, Function, dict[str, Any]]:
+    """The command with this name, which the caller may use, its function, and its complete arguments; or QmpError."""
     if name not in commands:
         raise QmpError(f"The command {name} has not been found", COMMAND_NOT_FOUND)
     command, function = commands[name]
@@ -24,15 +32,17 @@ def foretell(commands: Mapping[str, tuple[Command, Function]], gmemd: Gmemd, cal
         raise QmpError("QMP input member 'arguments' must be an object")
     command.check_policy()
     caller.rights.check_command(name)
-    complete = command.check(given)
-    if command.reads_only:
-        return _answer("only read", complete, whole=True)
-    return _judge(function, *in_its_room(gmemd, complete), caller)
+    return command, function, command.check(given)
 
 
-async def _judge(function: Function, gmemd: Gmemd, complete: dict[str, Any], caller: Caller) -> dict[str, Any]:
-    """Run a changing command up to where it would act."""
-    change = Change(gmemd.settler)
+async def _foretell(function: Function, gmemd: Gmemd, complete: dict[str, Any], caller: Caller) -> dict[str, Any]:
+    judged, effect = await judge(function, gmemd, caller, complete, Change(gmemd.settler))
+    return _answer(effect, complete, whole=judged.whole)
+
+
+async def judge(function: Function, gmemd: Gmemd, caller: Caller, complete: dict[str, Any],
+                change: Change) -> tuple[Judged, str]:
+    """Run a changing command up to where it would act, as this change; the sentence says what it would do."""
     change.dry_run = True
     try:
         result = function(gmemd, caller, complete, change)
@@ -46,8 +56,7 @@ async def _judge(function: Function, gmemd: Gmemd, complete: dict[str, Any], cal
         change.unclaim()
         if ending is not None:
             await ending
-    effect = judged.effect if isinstance(judged.effect, str) else await judged.effect
-    return _answer(effect, complete, whole=judged.whole)
+    return judged, judged.effect if isinstance(judged.effect, str) else await judged.effect
 
 
 def _answer(effect: str, complete: dict[str, Any], *, whole: bool) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
@@ -33,7 +34,8 @@ def memdev_handover(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], cha
         raise QmpError("parameters 'old' and 'new' name the same process")
     client = runner_of(caller.pid)
     handover = Handover(tuple(arguments["ids"]), (client.pid, client.start), old, new)
-    change.judged(f"note that the guest of process {old.pid} goes to process {new.pid}")
+    change.judged(f"note that the guest of process {old.pid} goes to process {new.pid}",
+                  then=partial(_note, gmemd, handover, handover))
     with os_errors("cannot watch the client"):
         watched = _watch(gmemd, handover)
     if not watched:
@@ -49,7 +51,8 @@ def memdev_handover_end(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
     handover, result = backend.handover, arguments["result"]
     if handover is None:
         raise QmpError(f"the guest of object '{backend.id}' is not on its way to another VMM")
-    change.judged(f"note that the guest of '{backend.id}' runs in the {result} VMM")
+    change.judged(f"note that the guest of '{backend.id}' runs in the {result} VMM",
+                  then=partial(_pretend, gmemd, handover, result))
     _conclude(gmemd, handover, result, change)
     return {}
 
@@ -72,6 +75,16 @@ def _note(gmemd: Gmemd, handover: Handover, note: Handover | None) -> list[HostM
     if note is None:
         handover.end()
     return backends
+
+
+def _pretend(gmemd: Gmemd, handover: Handover, result: str) -> None:
+    """What `_conclude` does to the objects, without watching anybody; for a trial."""
+    side = handover.new
+    for backend in _of(gmemd, handover):
+        backend.handover = None
+        if result == "new":
+            backend.runner = Runner(side.pid, side.start, side.uid)
+            backend.generation += 1
 
 
 def _conclude(gmemd: Gmemd, handover: Handover, result: str, change: Change) -> None:

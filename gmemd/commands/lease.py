@@ -6,6 +6,7 @@ Apart from commands, the event loop calls this module: a holder has ended, an or
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
@@ -52,7 +53,8 @@ def memdev_release(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chan
         raise QmpError(f"object '{backend.id}' is not leased")
     if not arguments["force"]:
         check_free(backend, caller)
-    change.judged()
+    change.judged(f"end the lease of '{backend.id}' to process {lease.pid}",
+                  then=partial(setattr, backend, "lease", None))
     _exchange(gmemd, backend, None, change)
     return {}
 

@@ -216,6 +216,9 @@ async def _here(backends: Iterable[HostMemoryBackend], measure: Callable[[Item],
 async def with_resident(gmemd: Gmemd, backend: HostMemoryBackend, offset: int, size: int,
                         sentence: str) -> str:
     """A sentence from a str.format template, with the number of bytes of a part of an object that are in memory."""
+    if backend.fd < 0:  # of a trial
+        return sentence.format(0)
+
     def resident(item: Item) -> int | None:
         return occupied(gmemd.kernel, item._replace(offset=item.offset + offset, size=size, aside_fd=-1))
 

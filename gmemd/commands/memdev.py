@@ -55,12 +55,14 @@ def _add_context(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
     gmemd.objects.reserve(object_id)
     change.undo(partial(gmemd.objects.release, object_id))
     if change.dry_run:
-        change.judged(f"create the thread context '{object_id}', which ends with gmemd", whole=False)
+        change.judged(f"create the thread context '{object_id}', which ends with gmemd", whole=False,
+                      then=partial(gmemd.objects.add_context, ThreadContext(object_id, [])))
 
     async def work() -> dict[str, Any]:
         cpus = await usable_cpus(arguments)
         await gmemd.settler.durable()  # the deletion of what had the id before
         gmemd.objects.add_context(ThreadContext(object_id, cpus))
+        change.undo(partial(gmemd.objects.remove_context, object_id))
         return {}
 
     return work()
@@ -69,8 +71,9 @@ def _add_context(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
 def _try(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
     """Create memory and free it again, if that leaves no trace; injected faults are not for a dry run."""
     kept = "kept across restarts of gmemd" if gmemd.custody.keeps else "which ends with gmemd"
+    appear = partial(gmemd.objects.restore, [backend])
     if not backend.can_be_tried or gmemd.lab is not None:
-        change.judged(f"create '{backend.id}' of {backend.size} bytes, {kept}", whole=False)
+        change.judged(f"create '{backend.id}' of {backend.size} bytes, {kept}", whole=False, then=appear)
     backend.allocate(gmemd.kernel)
     backend.finish(gmemd.kernel)
     populates = backend.properties["prealloc"]
@@ -80,7 +83,7 @@ def _try(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
         except OSError as exc:
             raise QmpError(f"qemu_prealloc_mem: preallocating memory failed: {os.strerror(exc.errno or 0)}") from exc
     change.judged(f"create '{backend.id}', {backend.memory_size} bytes of {backend.kind}, {kept}",
-                  whole=not populates)
+                  whole=not populates, then=appear)
 
 
 def _unmake(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
@@ -153,8 +156,11 @@ def delete(gmemd: Gmemd, object_id: str, change: Change, *, force: bool = False)
         forget_tombstone(gmemd, object_id, change)
     elif object_id in gmemd.objects.contexts:
         if change.dry_run:
-            change.judged(f"delete the thread context '{object_id}'")
-        gmemd.objects.remove_context(object_id)
+            change.judged(f"delete the thread context '{object_id}'",
+                          then=partial(gmemd.objects.remove_context, object_id))
+        context = gmemd.objects.contexts[object_id]
+        users = gmemd.objects.remove_context(object_id)
+        change.undo(partial(gmemd.objects.restore_context, context, users))
     else:
         backend = gmemd.objects.find(object_id)
         backend.check_idle()
@@ -179,7 +185,8 @@ def _delete(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
     if change.dry_run:
         change.judged(with_resident(gmemd, backend, 0, backend.memory_size, (
             f"delete '{backend.id}' with {{}} bytes in memory; its descriptor was handed out "
-            f"{backend.handed_out} times, and processes that still have it keep the memory")))
+            f"{backend.handed_out} times, and processes that still have it keep the memory")),
+            then=partial(gmemd.objects.remove, backend.id))
     remove(gmemd, backend, change)
 
 
@@ -206,7 +213,7 @@ def forget_tombstone(gmemd: Gmemd, object_id: str, change: Change) -> None:
     """Forget where an object was moved to, and free its id."""
     record = gmemd.gone[object_id]
     if change.dry_run:
-        change.judged(f"forget where '{object_id}' was moved to")
+        change.judged(f"forget where '{object_id}' was moved to", then=partial(gmemd.unbury, object_id))
     if gmemd.custody.keeps:
         change.drop(record)
     gmemd.unbury(object_id)
@@ -216,11 +223,15 @@ def forget_tombstone(gmemd: Gmemd, object_id: str, change: Change) -> None:
 def _forget(gmemd: Gmemd, object_id: str, change: Change) -> None:
     """Delete what is left of a lost object: its record."""
     record = gmemd.lost[object_id]
+
+    def forget() -> None:
+        del gmemd.lost[object_id]
+        gmemd.objects.lose(object_id, lost=False)
+
     if change.dry_run:
-        change.judged(f"delete what is left of '{object_id}', which is lost")
+        change.judged(f"delete what is left of '{object_id}', which is lost", then=forget)
     change.drop(record)
-    del gmemd.lost[object_id]
-    gmemd.objects.lose(object_id, lost=False)
+    forget()
 
     def undo() -> None:
         gmemd.lost[object_id] = record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
@@ -20,7 +21,7 @@ def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Cha
         return change_cpus(gmemd.schema, node.context, name, value, change)
     backend = node.backend
     if backend is None or name not in backend.property_names():
-        return node.set(name, value, change.judged)
+        return node.set(name, value, change.judged_alone)
     gmemd = gmemd.of(backend)
     backend.check_idle()
     value = judge_value(gmemd, backend, name, value)
@@ -28,7 +29,7 @@ def qom_set(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Cha
         backend.check_writable()
     if change.dry_run:
         change.judged(f"change '{name}' of '{backend.id}' from {backend.get(name)!r} to {value!r}",
-                      whole=name != "prealloc")
+                      whole=name != "prealloc", then=partial(backend.set, name, value))
     if name == "prealloc" and value and not backend.properties["prealloc"]:
         change.claim(backend, "it is being populated")
         return _preallocate(gmemd, backend, change)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from functools import partial
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
@@ -30,7 +31,7 @@ def memdev_set_runner(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], c
         if not arguments["force"]:
             check_runner(backend, besides=arguments.get("from", runner.pid))
         change.judged(f"make process {runner.pid} ({command_name(runner.pid)}) the runner of '{backend.id}', "
-                      f"generation {backend.generation + 1}")
+                      f"generation {backend.generation + 1}", then=partial(_pretend, backend, runner))
         exchange(gmemd, backend, runner, change)
     change.judged(f"do nothing: process {runner.pid} is the runner of '{backend.id}'")
     return {"generation": backend.generation}
@@ -43,9 +44,16 @@ def memdev_clear_runner(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
         raise QmpError(f"no guest runs on object '{backend.id}'")
     if not arguments["force"]:
         check_runner(backend, besides=caller.pid)
-    change.judged(f"forget that process {backend.runner.pid} runs a guest on '{backend.id}'")
+    change.judged(f"forget that process {backend.runner.pid} runs a guest on '{backend.id}'",
+                  then=partial(_pretend, backend, None))
     exchange(gmemd, backend, None, change)
     return {}
+
+
+def _pretend(backend: HostMemoryBackend, runner: Runner | None) -> None:
+    """What `exchange` does to an object, without watching anybody; for a trial."""
+    backend.runner = runner
+    backend.generation += runner is not None
 
 
 def check_runner(backend: HostMemoryBackend, besides: int = -1, *,

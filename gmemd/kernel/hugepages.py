@@ -20,6 +20,13 @@ class HugePool(NamedTuple):
     overcommit: int  # how many surplus pages the kernel may allocate in total; 0 for a node
 
 
+def default_size(meminfo: str = "/proc/meminfo") -> int:
+    """The size in bytes of the huge pages that one gets without naming a size; 0 without huge pages."""
+    with open(meminfo) as file:
+        sizes = [int(line.split()[1]) << 10 for line in file if line.startswith("Hugepagesize:")]
+    return sizes[0] if sizes else 0
+
+
 def huge_pools(sys: str = SYS) -> list[HugePool]:
     """Every pool, by page size, the machine's before its nodes'; [] without huge pages."""
     pools = [_pool(directory, None) for directory in _list(f"{sys}/kernel/mm/hugepages", "hugepages-")]

@@ -34,7 +34,7 @@ class Piece:
     @property
     def frozen(self) -> bool:
         """Whether it is sealed against writing. The descriptor itself tells, also after a restart."""
-        if self.kind != "memfd":
+        if self.kind != "memfd" or self.fd < 0:  # the latter: of a trial
             return False
         with os_errors(f"cannot examine '{self.id}'"):
             return bool((seals(self.fd) or 0) & F_SEAL_WRITE)

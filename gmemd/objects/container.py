@@ -141,14 +141,23 @@ class Objects:
         self.contexts[context.id] = context
         self._slots.add(context.id)
 
-    def remove_context(self, object_id: str) -> None:
-        """Remove a thread context, also from the objects that name it."""
+    def remove_context(self, object_id: str) -> list[HostMemoryBackend]:
+        """Remove a thread context, also from the objects that name it, which are returned."""
         context = self.contexts.pop(object_id)
         self._slots.discard(object_id, rebuild=False)
         self.release(object_id)
-        for backend in self:
-            if backend.get("prealloc-context") == context.path:
-                backend.reset("prealloc-context", "")
+        users = [backend for backend in self if backend.get("prealloc-context") == context.path]
+        for backend in users:
+            backend.reset("prealloc-context", "")
+        return users
+
+    def restore_context(self, context: ThreadContext, users: Iterable[HostMemoryBackend]) -> None:
+        """Undo `remove_context`."""
+        self._adding.add(context.id)
+        self.contexts[context.id] = context
+        self._slots.add(context.id)
+        for backend in users:
+            backend.reset("prealloc-context", context.path)
 
     def context_cpus(self, backend: HostMemoryBackend) -> list[int] | None:
         """The CPUs for preallocating an object; None: any."""
@@ -178,6 +187,10 @@ class Objects:
             self.bar(object_id, f"object '{object_id}' is lost, only its record came back: object-del frees the id")
         else:
             self.unbar(object_id)
+
+    def is_taken(self, object_id: str) -> bool:
+        """Whether something has the id, or is about to."""
+        return object_id in self._live or object_id in self._adding
 
     def bar(self, object_id: str, why: str) -> None:
         """Block an id that belongs to what is left of an object; `why` is the refusal."""

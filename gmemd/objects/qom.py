@@ -213,6 +213,15 @@ class Tree:
         self._top[name] = node
         self._starts += [node, *starts]
 
+    def over(self, objects: Objects) -> Tree:
+        """The same tree over other objects."""
+        other = Tree(self._schema, objects)
+        other.others.update(self.others)
+        other.types = self.types
+        other._top |= {name: node for name, node in self._top.items() if name != "objects"}
+        other._starts += self._starts[2:]
+        return other
+
     def is_a(self, name: str | None, ancestor: str) -> bool:
         """Whether a type is, inherits from, or implements another."""
         if ancestor == "user-creatable":

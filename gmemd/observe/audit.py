@@ -110,13 +110,13 @@ def _open(path: str) -> int:
 def _without_secrets(arguments: dict[str, Any]) -> Any:
     """The arguments with secrets replaced; only their length if they are very long."""
     shown = _hide(arguments)
-    if shown.get("property") in _SECRETS:
-        shown["value"] = _HIDDEN
     size = len(json.dumps(shown))
     return shown if size <= ARGUMENTS_MAX else f"({size} bytes)"
 
 
 def _hide(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _HIDDEN if name in _SECRETS else _hide(member) for name, member in value.items()}
+        shown = {name: _HIDDEN if name in _SECRETS and not isinstance(member, dict) else _hide(member)
+                 for name, member in value.items()}  # the data of a transaction's action is an object
+        return shown | {"value": _HIDDEN} if shown.get("property") in _SECRETS else shown
     return [_hide(member) for member in value] if isinstance(value, list) else value

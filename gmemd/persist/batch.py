@@ -18,6 +18,7 @@ class Operation:
     fd: int = -1  # of an add; -1: the object has none
     close_own: Callable[[int], None] | None = None  # closes an fd of its own
     late: bool = False  # the removes must be done before it: the same open file is leaving under another name
+    grouped: bool = False  # it stands with others, or not at all
 
     def close(self) -> None:
         """Close the fd if it is its own: it has been sent, or will not be."""
@@ -43,11 +44,14 @@ class Pending:
         if operation.kind == "add":
             self._fresh[id_] = [operation]
         elif chain is not None:
-            if operation.kind == "remove":
+            if operation.grouped:  # only if the others stand: the add stays, too
+                chain.append(operation)
+            elif operation.kind == "remove":
                 for cancelled in self._fresh.pop(id_):
                     del self._operations[id(cancelled)]
                 return chain[0]
-            chain.append(operation)
+            else:
+                chain.append(operation)
         self._operations[id(operation)] = operation
         return None
 
@@ -72,11 +76,16 @@ class Batch:
     def __init__(self, operations: list[Operation]) -> None:
         self.operations = operations
         self.adds: list[Operation] = []
-        self.removes: list[Record] = []
+        self.removes: list[Record] = []  # not committed yet
+        self.grouped = False  # some stand only together: all are done before the commit that cannot be undone after it
+        early: list[Record] = []
         records: dict[str, Record] = {}
         for operation in operations:
+            self.grouped |= operation.grouped
             if operation.kind == "remove":
                 self.removes.append(operation.record)
+                if not operation.grouped:
+                    early.append(operation.record)
                 records.pop(operation.record.id, None)
             else:
                 if operation.kind == "add":
@@ -86,15 +95,29 @@ class Batch:
         self.last_seq = self.adds[-1].record.seq if self.adds else 0  # ascending
         self.unsent = [operation for operation in reversed(self.adds) if operation.fd >= 0]
         self.sent: list[str] = []  # names whose FDSTORE was sent
-        self.removed = False  # the removes are committed
+        self.early = early  # the removes that may be committed before the adds
         self.writing = False  # the transaction last tried was that of everything
+        self.trying: list[Record] = []  # its removes
         self.committed = False  # everything is
         self.removals: list[str] = []  # names whose FDSTOREREMOVE the barrier will confirm
         self.barrier = -1  # fd
 
+    def written(self, removes: list[Record]) -> None:
+        """These removes are committed."""
+        done = set(map(id, removes))
+        self.removes = [record for record in self.removes if id(record) not in done]
+
+    def wrote(self) -> None:
+        """The transaction last tried has happened after all."""
+        self.written(self.trying)
+        self.committed = self.writing or not (self.records or self.removes)
+
     def undone(self) -> list[Operation]:
         """The operations that do not stand, newest first."""
         if not self.committed:
-            return [op for op in reversed(self.operations) if not (self.removed and op.kind == "remove")]
+            left = {id(record) for record in self.removes}
+            return [op for op in reversed(self.operations) if op.kind != "remove" or id(op.record) in left]
+        if self.grouped:
+            return []
         added = {operation.record.seq for operation in self.adds}
         return [op for op in reversed(self.operations) if op.kind != "remove" and op.record.seq in added]

@@ -142,10 +142,13 @@ class Custody:
         self._store.add_file(record.fd_name, file)
         return self._note(Operation("add", record, stored, None if stored == fd else self._close, late))
 
-    def remove(self, record: Record) -> Operation:
-        """Remove an object. Keep its fd open until the flush has ended: an undo needs it."""
+    def remove(self, record: Record, *, grouped: bool = False) -> Operation:
+        """Remove an object. Keep its fd open until the flush has ended: an undo needs it.
+
+        grouped: it stands with others, or not at all.
+        """
         self.check_writable()
-        operation = Operation("remove", record)
+        operation = Operation("remove", record, grouped=grouped)
         cancelled = self._pending.note(operation)
         if cancelled is not None:
             self._delivery.release([cancelled])

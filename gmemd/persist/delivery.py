@@ -43,27 +43,38 @@ class Delivery:
 
     def carry_out(self, batch: Batch) -> Flush:
         """Make a batch durable; OSError or NotWritten when that fails: then take_back() it. Always end() it."""
-        if self._store.leaving and (
-            any(operation.late for operation in batch.unsent)
-            or self._store.crowded(op.record.fd_name for op in batch.unsent)
-        ):
-            self._write(batch, batch.removes, [])
+        if self._store.leaving and self._must_wait(batch):
+            self._write(batch, batch.early, [])
             yield from self._send_removals(batch)
+            if batch.removes and self._must_wait(batch):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield from self._send_adds(batch)
-        removals_follow = bool(self.owed) or (bool(batch.removes) and not batch.removed)
-        if not removals_follow and batch.sent:
+        removals_follow = bool(self.owed) or bool(batch.removes)
+        if batch.sent and (batch.grouped or not removals_follow):
             batch.barrier = yield from self._send(self._notifier.barrier)
-        self._write(batch, [] if batch.removed else batch.removes, batch.records)
+        if batch.grouped:
+            yield from self._pass(batch)
+        self._write(batch, batch.removes, batch.records)
         batch.committed = True
         if removals_follow:
             yield from self._send_removals(batch)
             batch.barrier = yield from self._send(self._notifier.barrier)
+        yield from self._pass(batch)
+        for name in batch.removals:
+            self.owed.discard(name)
+            self._store.forget(name)
+
+    def _must_wait(self, batch: Batch) -> bool:
+        """Must leaving names be gone before the adds are sent?"""
+        return any(op.late for op in batch.unsent) or self._store.crowded(
+            [op.record.fd_name for op in batch.unsent], gone=batch.removals)
+
+    def _pass(self, batch: Batch) -> Flush:
+        """Wait for the barrier, if there is one."""
         if batch.barrier >= 0:
             yield from self._wait("readable", batch.barrier)
             self._notifier.check_passed(batch.barrier)
-            for name in batch.removals:
-                self.owed.discard(name)
-                self._store.forget(name)
+            self.end(batch)
 
     def send_again(self, entries: Callable[[], Iterable[tuple[str, int]]], *, wholly: bool) -> Flush:
         """Send again everything to be held; the manager ignores what it already has."""
@@ -101,9 +112,11 @@ class Delivery:
         """
         if isinstance(exc, NotWritten) and self._registry.recover():
             # the transaction happened although it reported an error
-            batch.removed, batch.committed = True, batch.writing or not batch.records
+            batch.wrote()
             self.owe(self._registry.state.removing)
         self.release(batch.unsent)
+        if batch.grouped and batch.committed:  # what it sent has arrived
+            return ""
         self.owe(batch.sent)
         if not batch.committed or not batch.adds:
             return ""
@@ -120,6 +133,7 @@ class Delivery:
         if batch.barrier >= 0:
             with contextlib.suppress(OSError):
                 os.close(batch.barrier)
+            batch.barrier = -1
 
     def owe(self, names: Iterable[str]) -> None:
         """Have these leave the store with the next batch."""
@@ -140,7 +154,7 @@ class Delivery:
         """One transaction; from now on the removes stand, and their fds are owed."""
         names = [record.fd_name for record in removes if record.fd_name]
         if removes or records or self.owed_rows:
-            batch.writing = bool(records)
+            batch.writing, batch.trying = bool(records), removes
             last_seq = self._registry.state.last_seq
             self._registry.apply(
                 put=_rows(records),
@@ -149,7 +163,7 @@ class Delivery:
                 last_seq=max(last_seq, batch.last_seq) if records else last_seq,
             )
             self.owed_rows.clear()
-        batch.removed = True
+        batch.written(removes)
         self.owe(names)
 
     def _send_adds(self, batch: Batch) -> Flush:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from gmemd.errors import QmpError
 from gmemd.persist.keeping import SPARED, UNLIMITED
@@ -149,8 +149,12 @@ class FdStore:
         """Cancel a reservation."""
         self._reserved -= 1
 
-    def crowded(self, names: Iterable[str]) -> bool:
-        """Must the leaving entries be gone before these are sent, or would the manager drop them?"""
+    def crowded(self, names: Iterable[str], gone: Collection[str] = ()) -> bool:
+        """Must the leaving entries be gone before these are sent, or would the manager drop them?
+
+        gone: those that it has been told to remove.
+        """
         names = list(names)
-        too_many = self._count + len(names) > self.room
-        return too_many or self._bytes + sum(len(name) + 1 for name in names) > NAME_BUDGET
+        too_many = self._count + len(names) - len(gone) > self.room
+        return too_many or self._bytes + sum([len(name) + 1 for name in names]) \
+            - sum([len(name) + 1 for name in gone]) > NAME_BUDGET

@@ -132,6 +132,8 @@ EVERY: dict[str, dict[str, Any]] = {
     "memdev-get-snapshot": {"name": "one"},
     "memdev-set-runner": {"id": "m0"},
     "memdev-verify": {"id": "m0", "job-id": "new"},
+    "memdev-transaction": {"actions": [{"type": "object-del", "data": {"id": "m0"}},
+                                       {"type": "object-add", "data": MEMFD}]},
     "memdev-track": {"id": "m0", "fdname": "given", "address": 0},
     "memdev-untrack": {"id": "m0"},
     "object-add": {**MEMFD, "id": "new"},

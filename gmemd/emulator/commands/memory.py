@@ -35,7 +35,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
         return memdev.object_add(gmemd, caller, arguments, change)
     backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, dry_run=change.dry_run)
     change.undo(partial(gmemd.objects.cancel, backend))
-    change.judged()
+    change.judged_alone()
     return _add_lasting(gmemd, machine.domain, backend, arguments)
 
 
@@ -46,7 +46,7 @@ def _keep(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> dict[str, 
                        else "Either 'file' or 'data' must be provided")
     gmemd.objects.reserve(arguments["id"])
     change.undo(partial(gmemd.objects.release, arguments["id"]))
-    change.judged()
+    change.judged_alone()
     gmemd.tree.others[arguments["id"]] = kept_node(gmemd.schema, arguments)
     return {}
 
@@ -65,7 +65,7 @@ async def _add_lasting(gmemd: Gmemd, domain: Domain, backend: HostMemoryBackend,
 def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     machine, object_id = machine_of(gmemd), arguments["id"]
     if object_id in gmemd.tree.others:
-        change.judged()
+        change.judged_alone()
         del gmemd.tree.others[object_id]
         gmemd.objects.release(object_id)
         return {}
@@ -74,7 +74,7 @@ def object_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
         return memdev.object_del(gmemd, caller, arguments, change)
     backend = gmemd.objects.find(object_id)
     backend.check_idle()
-    change.judged()
+    change.judged_alone()
     change.claim(backend, "it is being deleted")
     return _delete_lasting(gmemd, machine.domain, object_id)
 
