@@ -16,6 +16,7 @@ _ELSEWHERE = {
     "quit": "ends the daemon",
     "memdev-claim": "needs memory that came back without its record",
     "yank": "ends what is stuck, and nothing here can be",
+    "memdev-transaction": "tests/commands/test_transaction.py has all pairs inside of one",
     "memdev-prepared": "answers a question: tests/commands/test_lease.py",
     "memdev-track": "needs a holder's userfaultfd: tests/commands/test_track.py",
     "memdev-untrack": "the same",
