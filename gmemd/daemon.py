@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from gmemd import __version__
 from gmemd.authority.gate import Gate
 from gmemd.authority.peer import Peer
-from gmemd.authority.rights import ALL, Rights
+from gmemd.authority.rights import ALL, OBSERVER, Rights
 from gmemd.changes.threads import close_copies, in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
@@ -275,7 +275,7 @@ class Daemon:
         if self._options.http is not None:
             from gmemd.web.server import HttpServer
 
-            http = HttpServer(self._options.http, dispatcher, lambda: len(self._monitors))
+            http = HttpServer(self._options.http, dispatcher, lambda: len(self._monitors), admit=self._admit_http)
             await http.start()
             self._http = http
 
@@ -309,6 +309,15 @@ class Daemon:
         except QmpError as exc:
             self._refusals.tell(Peer.connected(client), exc.desc)
             raise QmpError("this client is not let in") from exc  # why is not told to everybody
+
+    def _admit_http(self, client: socket.socket | None) -> Rights:
+        if self._program.gate is None:
+            return OBSERVER
+        try:
+            return self._program.gate.admit_http(client)
+        except QmpError as exc:
+            self._refusals.tell(Peer(0, -1, -1) if client is None else Peer.connected(client), f"HTTP: {exc.desc}")
+            raise
 
     async def _reload(self, gate: Gate) -> None:
         """Read the policy again: all of it holds for all clients from now on, or nothing changes."""

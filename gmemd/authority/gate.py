@@ -60,8 +60,8 @@ class Gate:
         """The rights of a client that was let in under an earlier policy; QmpError if it has none any more."""
         return ALL if self.policy is None else self.policy.rights_of(peer)
 
-    def admit_http(self, sock: socket.socket | None, path: str) -> Rights:
-        """The same for HTTP, by TCP without a socket: without a policy it shows everything to whom it can reach."""
+    def admit_http(self, sock: socket.socket | None) -> Rights:
+        """The rights of a client of HTTP, None: by TCP; QmpError if it has none. Without a policy it sees all."""
         if self.policy is None:
             return OBSERVER
         if sock is None:

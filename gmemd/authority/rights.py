@@ -52,6 +52,11 @@ class Rights:
     room: int | None = None  # the uid whose objects are all that it sees; None: it sees everybody's
     account: str = ""  # what is used is charged to: "uid:UID" or "rule:NAME"
 
+    @property
+    def sees_all(self) -> bool:
+        """Whether it sees what everybody has."""
+        return self.room is None
+
     def may(self, command: str) -> bool:
         """Whether a command may be used."""
         return self.commands is None or command in self.commands

@@ -134,6 +134,7 @@ class Arrival:
                                               if name in known or name in ("qom-type", "id")})
         if object_id in gmemd.gone and self._head["purpose"] == "move":  # it comes back
             forget_tombstone(gmemd, object_id, change)
+        self._caller.rights.check_type(complete["qom-type"])
         backend = gmemd.objects.begin(complete, (self._caller.uid, self._caller.pid), lambda name: "")
         change.undo(partial(gmemd.objects.cancel, backend))
         return backend

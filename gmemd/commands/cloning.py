@@ -43,6 +43,7 @@ def _share(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Chan
     _check_shareable(template)
     complete = gmemd.schema.check_object({"qom-type": "memory-backend-memfd", "id": arguments["id"], "share": False,
                                           "size": template.memory_size})
+    caller.rights.check_type(complete["qom-type"])
     backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "", dry_run=change.dry_run)
     change.undo(partial(gmemd.objects.cancel, backend))
     change.reserve()
@@ -84,7 +85,9 @@ def _begin_copy(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
         raise QmpError("parameter 'device-state' needs a fence by 'qmp', and no job")
     check_job(gmemd, arguments)
     change.claim(source, "it is being cloned", shared=True)
-    backend = gmemd.objects.begin(_like(gmemd, source, arguments["id"]), (caller.uid, caller.pid), lambda name: "",
+    complete = _like(gmemd, source, arguments["id"])
+    caller.rights.check_type(complete["qom-type"])
+    backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "",
                                   dry_run=change.dry_run)
     change.undo(partial(gmemd.objects.cancel, backend))
     change.reserve()

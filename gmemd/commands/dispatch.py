@@ -8,7 +8,7 @@ from functools import partial
 from types import CoroutineType, ModuleType
 from typing import Any
 
-from gmemd.authority.rights import ALL, Rights
+from gmemd.authority.rights import ALL, OBSERVER, Rights
 from gmemd.changes.change import Change, changing, completed
 from gmemd.changes.grouped import Grouped
 from gmemd.changes.threads import in_thread
@@ -126,10 +126,10 @@ class Dispatcher:
         return caller.usable.get(request.execute, found)
 
     async def query(self, name: str, arguments: dict[str, Any]) -> Any:
-        """The answer of a command that only reads, for gmemd itself: a value, or `bytes` that are JSON; or QmpError."""
+        """The answer of a command that only reads, for HTTP: a value, or `bytes` that are JSON; or QmpError."""
         command, function = self._commands[name]
         assert command.reads_only
-        result = function(self.gmemd, AtStart(self.gmemd), command.check(arguments))
+        result = function(self.gmemd, AtStart(self.gmemd, OBSERVER), command.check(arguments))
         return await result if isinstance(result, CoroutineType) else result
 
     async def at_start(self, name: str, arguments: dict[str, Any]) -> None:
@@ -141,9 +141,9 @@ class Dispatcher:
 class AtStart:
     """The caller of the command line's commands and of the web's queries: gmemd itself."""
 
-    def __init__(self, gmemd: Gmemd) -> None:
+    def __init__(self, gmemd: Gmemd, rights: Rights = ALL) -> None:
         self.session: Any = None
-        self.rights = ALL
+        self.rights = rights
         self.usable: Entries = {}
         self.room = gmemd
         self.uid = os.getuid()

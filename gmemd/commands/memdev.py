@@ -28,6 +28,8 @@ _LOOK_SECONDS = 0.2  # between two checks whether the client waiting for a file 
 
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    if not caller.rights.all:
+        caller.rights.check_type(arguments["qom-type"])
     if arguments["qom-type"] == ThreadContext.qom_type:
         return _add_context(gmemd, caller, arguments, change)
     root = caller.rights.root_of(arguments["mem-path"]) if "mem-path" in arguments else ""

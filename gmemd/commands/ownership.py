@@ -107,6 +107,7 @@ def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judg
     elif kind == "hugetlb-memfd":
         properties.update({"hugetlb": True, "hugetlbsize": page})
     complete = gmemd.schema.check_object(properties)
+    caller.rights.check_type(complete["qom-type"])
     backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "", dry_run=change.dry_run)
     change.undo(partial(gmemd.objects.cancel, backend))
     backend.fd, backend.memory_size, backend.foreign = fd, size, True

@@ -91,6 +91,7 @@ def _checked(gmemd: Gmemd, caller: Caller, entry: Entry, object_id: str) -> Host
     if "visibility" in saved and RangeMap.of(saved["size"], saved["visibility"]) is None:
         raise QmpError(f"snapshot '{entry.name}' is damaged: its map of private memory is not valid")
     complete = gmemd.schema.check_object({name: value for name, value in given.items() if value != ""})
+    caller.rights.check_type(complete["qom-type"])
     return gmemd.objects.checked(complete, (caller.uid, caller.pid), lambda name: "")
 
 

@@ -62,6 +62,7 @@ class Route:
     returns: Mapping[str, Any] | None = None
     media: str = JSON
     errors: Mapping[int, str] = field(default_factory=dict)
+    command: str = "query-memdev-status"  # whoever may use this sees what the route shows; "": everybody
 
     def read(self, query: Sequence[tuple[str, str]], path: Mapping[str, str]) -> dict[str, Any]:
         """The values of all parameters, with defaults; QmpError for any that is not allowed, unknown or repeated."""
@@ -110,14 +111,17 @@ ROUTES: Final = (
     Route("/", "The status page.", "status_page", (PAGE, SEARCH, SORT), media="text/html"),
     Route("/live", "Changes of the status page, as server-sent events.", "live", (PAGE, SEARCH, SORT),
           media="text/event-stream", errors={503: "Too many live viewers."}),
-    Route("/healthz", "Whether the process answers.", "healthz", media=_TEXT),
+    Route("/healthz", "Whether the process answers.", "healthz", media=_TEXT, command=""),
     Route("/readyz", "Whether the daemon is fully working.", "readyz", media=_TEXT,
           errors={503: "It is not; the text says why."}),
     Route("/metrics", "Metrics for Prometheus.", "metrics",
           (Parameter("objects", {"type": "boolean", "default": False}, "With a series per object."),), media=_TEXT),
-    Route("/openapi.json", "This description.", "openapi", returns={"type": "object"}),
-    Route("/api/v1/version", "What query-version returns.", "version", returns=_ref("VersionInfo")),
-    Route("/api/v1/capabilities", "What this daemon can do.", "capabilities", returns=_ref("Capabilities")),
+    Route("/openapi.json", "This description.", "openapi", returns={"type": "object"},
+          command="query-version"),
+    Route("/api/v1/version", "What query-version returns.", "version", returns=_ref("VersionInfo"),
+          command="query-version"),
+    Route("/api/v1/capabilities", "What this daemon can do.", "capabilities", returns=_ref("Capabilities"),
+          command="query-version"),
     Route("/api/v1/objects", "The objects, in pages.", "objects", (_OFFSET, _LIMIT, SEARCH, SORT),
           returns=_ref("ObjectPage")),
     Route("/api/v1/objects/{id}", "One object.", "one_object", (ID,), returns=_ref("MemoryObject"),
@@ -125,19 +129,21 @@ ROUTES: Final = (
     Route("/api/v1/objects/{id}/ranges", "Which parts of a guest_memfd are private and which shared.", "ranges",
           (ID, _FROM, _RANGES), returns=_ref("RangePage"), errors=_NO_RANGES),
     Route("/api/v1/objects/{id}/holders", "What query-memdev-holders returns.", "holders_of_one", (ID,),
-          returns={"type": "array", "items": _ref("MemdevHolder")}, errors=_ONLY_OBJECT),
+          returns={"type": "array", "items": _ref("MemdevHolder")}, errors=_ONLY_OBJECT,
+          command="query-memdev-holders"),
     Route("/api/v1/holders", "The processes that hold the objects, in pages.", "holders", (_OFFSET, _LIMIT),
-          returns=_ref("HolderPage")),
+          returns=_ref("HolderPage"), command="query-memdev-holders"),
     Route("/api/v1/events", "The latest events, the newest first.", "events",
           (Parameter("limit", _integer(1, 200, 50), "How many at most."),),
           returns={"type": "array", "items": _ref("RecentEvent")}),
     Route("/api/v1/snapshots", "The snapshots in the daemon's directory, the oldest first, in pages.", "snapshots",
-          (_OFFSET, _LIMIT), returns=_ref("SnapshotPage"), errors={404: "There is no directory for them."}),
-    Route("/api/v1/jobs", "What query-jobs returns.", "jobs", returns={"type": "array", "items": _ref("JobInfo")}),
+          (_OFFSET, _LIMIT), returns=_ref("SnapshotPage"), errors={404: "There is no directory for them."},
+          command="query-memdev-snapshots"),
+    Route("/api/v1/jobs", "What query-jobs returns.", "jobs", returns={"type": "array", "items": _ref("JobInfo")},
+          command="query-jobs"),
 )
 
 
 def routes(commands: Mapping[str, Any]) -> tuple[Route, ...]:
     """The routes that a daemon with these commands has."""
-    needed = {"jobs": "query-jobs", "snapshots": "query-memdev-snapshots"}
-    return tuple(route for route in ROUTES if needed.get(route.answer) in (None, *commands))
+    return tuple(route for route in ROUTES if not route.command or route.command in commands)

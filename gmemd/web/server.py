@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from gmemd.authority.rights import Rights
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import DEVICE_NOT_FOUND, GENERIC_ERROR, QmpError
 from gmemd.observe.log import log
@@ -48,8 +50,13 @@ _HEADERS: Final = {
 class HttpServer:
     """HTTP at one address, from `start` to `close`."""
 
-    def __init__(self, address: Address, dispatcher: Dispatcher, connections: Callable[[], int]) -> None:
-        """`connections` returns the number of QMP clients."""
+    def __init__(self, address: Address, dispatcher: Dispatcher, connections: Callable[[], int], *,
+                 admit: Callable[[socket.socket | None], Rights]) -> None:
+        """`connections` returns the number of QMP clients.
+
+        `admit` returns what a client may, by its unix socket, or None for TCP; QmpError if it is not let in.
+        """
+        self._admit = admit
         self._address = address
         self.state = State(dispatcher, connections)
         self._painter = Painter(self.state)
@@ -114,6 +121,8 @@ class HttpServer:
         answer = getattr(self, f"_{route.answer}", None)
 
         async def handle(request: web.Request) -> web.StreamResponse:
+            if route.command and (why := self._refuse(request, route.command)):
+                return _error(403, why)
             given = route.read(list(request.query.items()), request.match_info)
             if answer is not None:
                 response: web.StreamResponse = await answer(request, given)
@@ -121,6 +130,19 @@ class HttpServer:
             return _json(200, await getattr(api, route.answer)(self.state, given))
 
         return handle
+
+    def _refuse(self, request: web.Request, command: str) -> str:
+        """Why who asks may not see what a command shows; "" if it may."""
+        transport = request.transport
+        if transport is None:
+            raise ConnectionError
+        try:
+            rights = self._admit(transport.get_extra_info("socket") if self._address.path else None)
+        except QmpError:
+            return "this client is not let in"
+        if not rights.sees_all:
+            return "HTTP shows what everybody has: it is not for tenants"
+        return "" if rights.may(command) else f"Command {command} disabled by policy"
 
     async def _healthz(self, request: web.Request, given: dict[str, Any]) -> web.StreamResponse:
         return _text(200, "ok\n")
