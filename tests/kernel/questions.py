@@ -222,9 +222,6 @@ def _dontneed(kernel: Kernel) -> Answer:
                 "contents": contents(address, 1)}
 
 
-# ---- NUMA, allocation --------------------------------------------------------------------------------------
-
-
 @asks(30)
 def _placement(kernel: Kernel) -> Answer:
     """Of pages that gmemd populates, on the last node that has memory."""
@@ -289,9 +286,6 @@ def _holes(kernel: Kernel, flags: int) -> Answer:
         again = outcome(partial(kernel.allocate, fd, PAGE_SIZE, 2 * PAGE_SIZE))
         return {"at and past the end": past, "pages": before, "inside": inside, "left": left, "filled again": again,
                 "pages again": kernel.resident(fd) // PAGE_SIZE}
-
-
-# ---- conversion --------------------------------------------------------------------------------------------
 
 
 @asks(*range(62, 70))
