@@ -107,10 +107,11 @@ def _describe(gmemd: Gmemd, backend: HostMemoryBackend, resident: int | None) ->
 def describe_survival(gmemd: Gmemd, backend: HostMemoryBackend) -> list[dict[str, Any]]:
     """The MemdevSurvival of an object."""
     kept = backend.record is not None
+    keeping = gmemd.outlook.keeping()._replace(told=gmemd.sees_all)
     return [{"event": fate.event, "survives": fate.survives, "answer": fate.answer,
              **({"advice": fate.advice} if fate.advice else {})}
             for fate in fates(_survival_kind(gmemd, backend), kept=kept, opted_out=gmemd.custody.keeps and not kept,
-                              keeping=gmemd.outlook.keeping(), clone=bool(backend.template),
+                              keeping=keeping, clone=bool(backend.template),
                               freezes=_freezes(gmemd, backend))]
 
 

@@ -114,7 +114,8 @@ class Objects:
         object_id = arguments["id"]
         if not _is_identifier(object_id):
             raise QmpError("Parameter 'id' expects an identifier")
-        self.check_owner(owner[0])
+        if self.tenant is not None:
+            self.check_owner(owner[0])
         properties = arguments.copy()
         del properties["id"], properties["qom-type"]
         backend = BACKENDS[arguments["qom-type"]](object_id, properties)

@@ -95,14 +95,20 @@ def _trouble(unit: Unit, keeping: Keeping) -> str:
         return f"the unit file of {unit.name} is missing: restore it, then systemctl daemon-reload"
     if keeping.missing:
         short = f"systemd holds {keeping.held - keeping.missing} of {keeping.held} descriptors"
-        return (f"{short}: set FileDescriptorStoreMax= to at least {keeping.held} (it is {unit.limit}), "
-                f"then systemctl daemon-reload" if unit.limit < keeping.held else f"{short}: see the journal")
+        raised = (f"set FileDescriptorStoreMax= to at least {keeping.held} (it is {unit.limit}), "
+                  "then systemctl daemon-reload")
+        return _as_told(keeping, f"{short}: {raised if unit.limit < keeping.held else 'see the journal'}")
     if unit.preserve == "no":
         return "set FileDescriptorStorePreserve=yes, then systemctl daemon-reload"
     if keeping.held + SPARED > unit.nofile:
-        return (f"the next start needs {keeping.held} descriptors: set LimitNOFILE= to at least "
-                f"{keeping.held + SPARED} (it is {unit.nofile}), then systemctl daemon-reload")
+        return _as_told(keeping, f"the next start needs {keeping.held} descriptors: set LimitNOFILE= to at least "
+                                 f"{keeping.held + SPARED} (it is {unit.nofile}), then systemctl daemon-reload")
     return ""
+
+
+def _as_told(keeping: Keeping, advice: str) -> str:
+    """Advice with figures of everybody's objects, or where it is found by those who may know them."""
+    return advice if keeping.told else "a limit of this host is too low: its operator can see which"
 
 
 def _crash(why: str, keeping: Keeping) -> _Verdict:
@@ -159,8 +165,8 @@ def _kexec(kind: str, stop: _Verdict, keeping: Keeping, *, freezes: bool) -> _Ve
     if freezes:
         return "no", "it would come back read-only: set the sysctl vm.memfd_noexec to 1 or 0 and create it again"
     if keeping.filling > keeping.available:
-        return "no", (f"a live update fills the holes of sparse memory: it would allocate {keeping.filling} bytes, and "
-                      f"{keeping.available} are available")
+        return "no", _as_told(keeping, "a live update fills the holes of sparse memory: it would allocate "
+                                       f"{keeping.filling} bytes, and {keeping.available} are available")
     return stop if stop[0] != "yes" else keeping.unit.kexec
 
 

@@ -39,6 +39,7 @@ class Keeping(NamedTuple):
     available: int = 0  # bytes that can be allocated for that
     held: int = 0  # descriptors that it is to hold
     missing: int = 0  # how many of them it does not hold
+    told: bool = True  # such figures of everybody's objects may be told
     pid: int = 0  # the keeper's, the parent of this process; 0: a manager that is not watched
 
     def is_there(self) -> bool:

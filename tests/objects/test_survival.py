@@ -208,3 +208,14 @@ def test_no_answer(systemctl: FakeSystemctl, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_versions() -> None:
     assert [version_of(text) for text in ("257.9-1", "systemd 252 (252.38)", "262~rc1", "")] == [257, 252, 262, 0]
+
+
+@pytest.mark.parametrize("keeping", [systemd(nofile=20), systemd(limit=4)._replace(missing=5)])
+def test_advice_tells_a_tenant_no_figures_of_all(keeping: Keeping) -> None:
+    """The same answers; how many descriptors there are is not said."""
+    [everything, told] = [fates("memfd", kept=True, opted_out=False, keeping=one)
+                          for one in (keeping, keeping._replace(told=False))]
+    assert [fate.answer for fate in everything] == [fate.answer for fate in told]
+    assert {fate.advice for fate in everything} - {fate.advice for fate in told} != set()
+    assert "a limit of this host is too low: its operator can see which" in {fate.advice for fate in told}
+    assert not any("descriptors" in fate.advice for fate in told)
