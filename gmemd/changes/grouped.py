@@ -7,7 +7,7 @@ it has changed is claimed, and ids that it has freed stay taken.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
@@ -100,6 +100,11 @@ class Grouped(Change):
             self.release(backend)
 
     # -- ending ----------------------------------------------------------------------------------
+
+    def conclude(self, value: Any) -> Any:
+        """As of any change; nothing more is added to it, so it goes on as a plain one."""
+        result = super().conclude(value)
+        return self.hand_over() if result is self else result
 
     def revert(self) -> Ending:
         self._unbar()
