@@ -26,6 +26,8 @@ def memdev_set_runner(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], c
     backend = gmemd.objects.find(arguments["id"])
     backend.check_idle()
     runner = runner_of(arguments.get("pid", caller.pid))
+    if not gmemd.sees_all and runner.uid != caller.uid and runner.pid != caller.pid:
+        raise QmpError(f"process {runner.pid} has ended, or is not visible from here")
     current = backend.runner
     if current is None or not current.is_(runner.pid, runner.start):
         if not arguments["force"]:

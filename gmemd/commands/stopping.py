@@ -53,7 +53,12 @@ class Freeze(Fence):
 
     async def _add(self) -> bool:
         """Plan to stop who holds the memory now; False: nobody new."""
-        pids = {holder.pid for holder in await self.holders()}
+        holders = await self.holders()
+        if not self.gmemd.sees_all:  # gmemd may stop more than its client may
+            others = [holder.pid for holder in holders if holder.uid != self.gmemd.tenant]
+            if others:
+                raise QmpError(f"process {others[0]}, which is another user's, holds the memory of '{self.backend.id}'")
+        pids = {holder.pid for holder in holders}
         new = pids - self._freezer.pids
         if new:
             await in_thread(self._freezer.add, new)
