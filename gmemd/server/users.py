@@ -39,6 +39,8 @@ LONG_MAX: Final = 256
 _LITTLE: Final = 4 << 10
 _CLOSERS: Final = 8
 _MUCH: Final = 16 << 20  # weight of unread output after which the heap is worth trimming
+_CROWD: Final = 512  # clients after which it is, too
+_SHRINK_SECONDS: Final = 0.5
 _A_TURN: Final = 8  # clients that are disconnected before others have their turn
 _RECOUNT_SECONDS: Final = 0.05
 _UNDELIVERED_SECONDS: Final = 1.0  # between two looks whether a client that is cut has received its descriptors
@@ -97,6 +99,7 @@ class User:
     def join(self, member: Member) -> None:
         """Count a connection."""
         self.clients.take(1)
+        self._users.crowd = max(self._users.crowd, self.clients.pool.taken)
         self._members.add(member)
 
     def leave(self, member: Member, sock: socket.socket, *, empty: bool, in_flight: int) -> None:
@@ -125,6 +128,7 @@ class User:
         else:  # descriptors that were not received are closed with it
             self.dismiss([sock.detach()])
         self.clients.take(-1)
+        self._users.shrink_heap()
         self._users.forget_idle(self)
 
     # -- output and descriptors held -----------------------------------------------------------
@@ -133,10 +137,7 @@ class User:
         """Count unread output: more, or less."""
         self.unread.take(more)
         self._look_at(self.unread)
-        self._users.much |= self.unread.pool.taken >= _MUCH
-        if self._users.much and not self.unread.pool.taken:
-            self._users.much = False
-            beside(return_free_memory)
+        self._users.shrink_heap()
 
     def _hold(self, more: int) -> None:
         """Count descriptors that are being closed."""
@@ -238,7 +239,8 @@ class Users:
         self.unread = Pool(UNREAD_MAX, 2 * HIGH_WATER)
         self.closing = Pool(of_descriptors(8), FDS_MAX)
         self.named = Pool(of_descriptors(4))
-        self.much = False  # unread since it was last nothing
+        self.crowd = 0  # the most clients, and whether much was unread, since the heap was last shrunk
+        self.much = False
         self.in_flight = Pool(of_descriptors(1))  # the kernel's limit for a process without privileges
         self._users: dict[str, User] = {}
 
@@ -248,6 +250,14 @@ class Users:
         if found is None:
             found = self._users[account] = User(account, self, limits)
         return found
+
+    def shrink_heap(self) -> None:
+        """Give memory back that many clients, or much unread output, have taken, once that is over."""
+        self.much |= self.unread.taken >= _MUCH
+        few = self.clients.taken <= self.crowd // 16
+        if (self.much and not self.unread.taken) or (self.crowd >= _CROWD and few):
+            self.much, self.crowd = False, self.clients.taken
+            self.loop.call_later(_SHRINK_SECONDS, beside, return_free_memory)
 
     def forget_idle(self, user: User) -> None:
         """Forget a user without clients."""

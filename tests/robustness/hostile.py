@@ -24,7 +24,7 @@ from tests.daemon import Daemon
 from tests.patience import PATIENCE
 from tests.robustness.world import Wrong
 
-GROWTH = 24 << 20  # bytes
+GROWTH = 48 << 20  # bytes
 OTHER = 54321  # uid of the hostile clients, where this process may choose it
 BATCH = 240  # descriptors of one message
 _ASKED = ("query-version", "query-status", "query-memdev", "query-fdsets", "query-jobs", "query-commands")

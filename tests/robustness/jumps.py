@@ -169,6 +169,7 @@ def _live(scene: Scene, steps: int) -> Day:
     for wall, monotonic in _times(steps):
         scene.step(wall, monotonic)
         halves.look(monotonic)
+        waiting.take_events()  # who lets them pile up is disconnected
         scene.day.seconds = monotonic
     halves.close()
     if "qemu" not in waiting.execute("query-version"):
