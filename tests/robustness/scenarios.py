@@ -28,6 +28,11 @@ def convert(object_id: str, to: str, offset: int = 0, size: int = SIZE) -> Reque
     return "memdev-convert", {"id": object_id, "offset": offset, "size": size, "to": to, "preserve": True}
 
 
+def together(*actions: Request) -> Request:
+    """One transaction of several requests."""
+    return "memdev-transaction", {"actions": [{"type": name, "data": data} for name, data in actions]}
+
+
 @dataclass(frozen=True)
 class Scenario:
     """`requests` are sent in one message, and are what is struck."""
@@ -92,6 +97,17 @@ SCENARIOS = [
     Scenario("memdev-persist off", [("memdev-persist", {"id": "x", "persist": False})], [add("memfd", "x")]),
     Scenario("memdev-persist on", [("memdev-persist", {"id": "x", "persist": True})], [add("memfd", "x")],
              [("memdev-persist", {"id": "x", "persist": False})], outlives=False),
+    Scenario("transaction of adding three", [together(add("memfd", "x"), add("guest-memfd", "y"), add("shm", "z"))]),
+    Scenario("transaction of object-del and object-add", [together(delete("x"), add("shm", "y"))], [add("memfd", "x")]),
+    Scenario("transaction that replaces", [together(delete("x"), add("shm", "x"), change("x", "merge", False))],
+             [add("memfd", "x")]),
+    Scenario("transaction of all kinds", [together(
+        change("x", "merge", False), add("memfd", "n"), change("n", "dump", False), delete("y"),
+        ("memdev-set-runner", {"id": "n"}), delete("z"), add("ram", "o"), delete("o"))],
+             [add("memfd", "x"), add("ram", "y"), add("shm", "z")]),
+    Scenario("transaction, preallocating", [together(
+        delete("x"), change("y", "merge", False), add("memfd", "x", prealloc=True), change("x", "dump", False))],
+             [add("memfd", "x"), add("shm", "y")]),
 ]
 
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}

@@ -259,6 +259,7 @@ class Sweep:
         for object_id in {*before.objects, *self._after.objects, *now.objects}:
             self._judge_object(object_id, before, now, must=object_id in acknowledged,
                                may=object_id not in acknowledged, kept=False)
+        self._judge_together(before, now)
         self._judge_rest(now, fdsets=[])
         self._settle(now)
 
@@ -284,6 +285,7 @@ class Sweep:
                     raise Wrong(f"object '{object_id}' is {_short(now.of(object_id))} after {replies}")
             else:
                 self._judge_object(object_id, before, now, must=object_id in good, may=closed, kept=True)
+        self._judge_together(before, now)
         fdsets = [entry["fdset-id"] for entry in now.fdsets]
         if fdsets not in ([], [entry["fdset-id"] for entry in self._after.fdsets]):
             raise Wrong(f"fd sets {now.fdsets}")
@@ -301,8 +303,17 @@ class Sweep:
         found = set()
         for index, (_, arguments) in enumerate(self._scenario.requests[:count]):
             if good is None or good[index]:
-                found.add(arguments.get("id") or str(arguments.get("path", "")).rpartition("/")[2])
+                found |= _named(arguments)
         return found
+
+    def _judge_together(self, before: State, now: State) -> None:
+        """All that one transaction has touched is as before, or all is as it should become."""
+        for name, arguments in self._scenario.requests:
+            if name == "memdev-transaction":
+                changed = {object_id: now.of(object_id) == self._after.of(object_id) for object_id in _named(arguments)
+                           if before.of(object_id) != self._after.of(object_id)}
+                if len(set(changed.values())) > 1:
+                    raise Wrong(f"half a transaction: {changed}")
 
     def _judge_object(self, object_id: str, before: State, now: State, *, must: bool, may: bool, kept: bool) -> None:
         was, wanted, found = before.of(object_id), self._after.of(object_id), now.of(object_id)
@@ -383,6 +394,13 @@ class Sweep:
         self._do([convert(object_id, "shared")])
         if look(self.client).contents[object_id] != self._shared.contents[object_id]:
             raise Wrong("preserved bytes are lost")
+
+
+def _named(arguments: dict[str, Any]) -> set[str]:
+    """The objects that a request, or each action of a transaction, is about."""
+    if "actions" in arguments:
+        return set().union(*(_named(action["data"]) for action in arguments["actions"]))
+    return {arguments.get("id") or str(arguments.get("path", "")).rpartition("/")[2]}
 
 
 def _says(desc: str, number: int) -> bool:

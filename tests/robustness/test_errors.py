@@ -27,6 +27,8 @@ SAMPLE = {  # every so many points
     "memdev-convert to shared": 13,
     "memdev-freeze": 7,
     "memdev-clone": 9,
+    "transaction of all kinds": 67,
+    "transaction that replaces": 31,
 }
 
 

@@ -28,6 +28,8 @@ SAMPLE = {
     "memdev-clone": 3,
     "memdev-clone, copied": 599,
     "object-del of a template": 399,
+    "transaction of all kinds": 7,
+    "transaction, preallocating": 41,
 }
 
 
