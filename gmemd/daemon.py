@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from gmemd import __version__
 from gmemd.authority.gate import Gate
+from gmemd.authority.ledger import Ledger
 from gmemd.authority.peer import Peer
 from gmemd.authority.rights import ALL, OBSERVER, Rights
 from gmemd.changes.threads import close_copies, in_thread
+from gmemd.commands.charging import charge_again
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.commands.fences import recover
@@ -257,7 +259,9 @@ class Daemon:
 
             audit = Audit(options.audit, schema.commands.keys() - schema.reading)
         custody = manager.custody(options.persist, options.state_dir, lambda fd: close_copies([fd]))
+        limited = self._program.gate is not None and self._program.gate.policy is not None
         return Gmemd(schema=schema, kernel=kernel, name=options.name, uuid=options.uuid, host=self, custody=custody,
+                     ledger=Ledger() if limited else None,
                      manager=manager, lab=faults, audit=audit, snapshots=options.snapshots,
                      version={"qemu": QEMU_VERSION, "package": f"gmemd {package_version()}"})
 
@@ -268,6 +272,8 @@ class Daemon:
         for words in restored.words:
             log.warning("restore", words=words)
         gmemd.adopt_restored(restored)
+        if gmemd.ledger is not None:
+            charge_again(gmemd.ledger, gmemd.kernel, gmemd.by_age())
         return [socket.socket(fileno=fd) for _, fd in restored.sockets]
 
     async def _start_http(self, dispatcher: Dispatcher) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from gmemd.errors import QmpError, close_fd
 from gmemd.kernel.kernel import Kernel
@@ -25,6 +25,9 @@ from gmemd.memory.runner import Handover, Runner
 from gmemd.memory.tracking import Tracking
 from gmemd.posix import boottime
 from gmemd.qmp.encode import encode
+
+if TYPE_CHECKING:
+    from gmemd.authority.ledger import Charge
 
 MAX_NODES = 128  # MAX_NODES of QEMU's include/sysemu/numa.h
 
@@ -74,6 +77,9 @@ class HostMemoryBackend(Piece):
     guest_memfd_flags: int | None = None
     owner = (-1, -1)  # uid and pid of the creator
     home: Home | None = None  # where it is, or is about to be
+    charge: Charge | None = None  # to an account; None: nobody is limited
+    account = ""  # the name of that account; "": it is the owner's own
+    huge_page = 0  # bytes of a page of a file on hugetlbfs
     handed_out = 0
     foreign = False  # other processes may have had it before this one
     lease: Lease | None = None

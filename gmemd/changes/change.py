@@ -6,6 +6,7 @@ reverse, once; otherwise the change is finished when custody has made it durable
 
     change.claim(backend, "it is being wiped")    # refused at once if another change has it
     change.undo(...)                              # how to undo what comes next
+    change.charge({"jobs": 1})                    # refused if that is above the client's quota
     change.keep(backend)                          # no effect if objects are not kept
     change.done(...)                              # when it is durable
 
@@ -31,6 +32,7 @@ from gmemd.memory.piece import Piece
 from gmemd.objects.records import record_of, updated
 
 if TYPE_CHECKING:
+    from gmemd.authority.ledger import Amounts, Budget
     from gmemd.persist.batch import Operation
     from gmemd.persist.fdstore import Again
     from gmemd.persist.record import Record
@@ -72,6 +74,7 @@ class Change:
     error: QmpError | None = None  # why it could not be made durable, and was undone
     ending: Ending = None  # what the last step still waits for
     dry_run = False  # it only finds out what it would do
+    budget: Budget | None = None  # what the client may have; None: it is not limited
 
     def __init__(self, settler: Settler) -> None:
         self._settler = settler
@@ -114,6 +117,20 @@ class Change:
             custody.reserve()
             self._reserved += 1
             self.pending = True
+
+    def check_quota(self, amounts: Amounts) -> None:
+        """Raise QmpError if that much more would be above a limit of the client's."""
+        if self.budget is not None:
+            self.budget.check(amounts)
+
+    def charge(self, amounts: Amounts, *, meanwhile: bool = False) -> None:
+        """Charge the client, or raise QmpError; meanwhile: until this change has ended."""
+        if self.budget is not None:
+            self.budget.reserve(amounts)
+            give_back = partial(self.budget.account.subtract, amounts)
+            self.undo(give_back)
+            if meanwhile:
+                self.done(give_back)
 
     # -- acting ----------------------------------------------------------------------------------
 
@@ -326,6 +343,8 @@ def changing(settler: Settler, function: Callable[..., Any], kind: type[Change] 
     """Wrap a command that takes a change as its last argument; the result is that of Change.conclude."""
     def run(gmemd: Any, caller: Any, arguments: dict[str, Any]) -> Any:
         change = kind(settler)
+        if caller is not None:
+            change.budget = caller.budget
         try:
             value = function(gmemd, caller, arguments, change)
             return value if type(value) is dict and not change.pending else change.conclude(value)

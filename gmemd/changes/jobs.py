@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gmemd.errors import QmpError
+
+if TYPE_CHECKING:
+    from gmemd.authority.ledger import Budget
 
 JOBS_MAX: Final = 4096  # that are not dismissed; QEMU has no limit
 CANCELLED: Final = "Operation canceled"  # strerror(ECANCELED), QEMU's error of a cancelled job
@@ -24,6 +27,7 @@ _VERBS: Final = {
     "cancel": frozenset(("created", "running", "waiting", "pending")),
     "dismiss": frozenset(("concluded",)),
 }
+_ONE: Final = {"jobs": 1}
 _IDENTIFIER = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*")
 
 
@@ -41,6 +45,7 @@ class Job:
         self.interrupt: Callable[[], None] = lambda: None  # set by work that must be woken to see `cancelled`
         self.result: Any = None  # of a job that succeeded; its form depends on the kind
         self.rows = 0  # of the result, at most; 0 if they need not be counted
+        self.budget: Budget | None = None  # to which it is charged
         self._emit = emit
 
     def go(self, *states: str) -> None:
@@ -95,10 +100,16 @@ class Jobs:
         """The newest first, as QEMU lists them."""
         return iter(reversed(list(self._jobs.values())))
 
-    def create(self, job_id: str, kind: str, total: int) -> Job:
-        """A new job, `created` and then `running`; QmpError if the id is malformed or taken."""
+    def create(self, job_id: str, kind: str, total: int, budget: Budget | None = None) -> Job:
+        """A new job, `created` and then `running`, charged until it is dismissed.
+
+        QmpError if the id is malformed or taken, or it would be one too many.
+        """
         self.check_id(job_id)
+        if budget is not None:
+            budget.reserve(_ONE)
         job = self._jobs[job_id] = Job(job_id, kind, total, self._emit)
+        job.budget = budget
         job.go("created", "running")
         return job
 
@@ -124,4 +135,6 @@ class Jobs:
         job = self.find(job_id)
         job.check("dismiss")
         del self._jobs[job_id]
+        if job.budget is not None:
+            job.budget.account.subtract(_ONE)
         job.go("null")

@@ -12,6 +12,7 @@ from gmemd.changes.change import Change, changing, completed
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.changes.workers import Worker, on_lines, run_worker, working
+from gmemd.commands.charging import charge, check_resident
 from gmemd.commands.checkpoints import Beside
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.fences import choose
@@ -20,7 +21,7 @@ from gmemd.commands.lines import Line, closing, state_file, take_line
 from gmemd.commands.memdev import forget_tombstone, make
 from gmemd.commands.owning import bury, change_state, drop, moves, own
 from gmemd.commands.saving import free_name
-from gmemd.commands.snapshots import memdev_snapshot_delete, shelf_for
+from gmemd.commands.snapshots import charge_saved, memdev_snapshot_delete, shelf_for
 from gmemd.errors import QmpError, os_errors
 from gmemd.memory.moves import DROPPED, Move, answered
 from gmemd.memory.piece import Aside
@@ -29,7 +30,7 @@ from gmemd.memory.ranges import RangeMap
 # -- the commands ------------------------------------------------------------------------------------
 
 def memdev_import(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    check_job(gmemd, arguments)
+    check_job(gmemd, arguments, change)
     line = take_line(caller, arguments, change)
     line.out, line.into = line.into, line.out  # what comes, comes from the first
 
@@ -108,8 +109,10 @@ class Arrival:
             raise QmpError("objects are not kept here, so a move could not be durable: gmemd runs with --persist off, "
                            "or without systemd and --keeper")
         backend = await self._begin(described)
+        charge(gmemd, backend, change, aside=self._head.get("parts", 1) > 1)
         change.reserve()
         change.undo(lambda: beside(backend.abandon))
+        await check_resident(gmemd, change, backend.size)
         await in_thread(make, gmemd, backend)
         with os_errors(f"there is no room for '{backend.id}'"):
             await in_thread(gmemd.kernel.check_headroom, self._head.get("bytes", 0), backend.fd)
@@ -273,6 +276,7 @@ async def keep_state(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, s
     async def keep(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> str:
         shelf = await shelf_for(change, gmemd, caller, {}, create=True)
         name = free_name(gmemd, shelf, backend.id, checkpoint=True)
+        charge_saved(change, {}, 0, state=True)
         gmemd.snapshots.use(change, shelf, name, "it is being made")
         fence = choose(gmemd, caller, backend, {"via": "unfenced"})
         await Beside(gmemd, backend, fence, shelf, name, "", arguments, state=state, vmm=vmm,

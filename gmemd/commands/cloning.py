@@ -11,12 +11,13 @@ from gmemd.changes.change import Change, WithFds
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.changes.workers import run_worker
+from gmemd.commands.charging import charge, check_resident
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.fences import choose
 from gmemd.commands.fencing import Fence, held
 from gmemd.commands.jobs import begin, check_job
 from gmemd.commands.lines import state_file
-from gmemd.commands.measure import item_of, with_resident
+from gmemd.commands.measure import item_of, occupied_by, with_resident
 from gmemd.commands.memdev import added, make
 from gmemd.commands.stopping import Qmp
 from gmemd.errors import QmpError, os_errors
@@ -46,13 +47,14 @@ def _share(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Chan
     caller.rights.check_type(complete["qom-type"])
     backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "", dry_run=change.dry_run)
     change.undo(partial(gmemd.objects.cancel, backend))
+    backend.memory_size, backend.template = template.memory_size, template.template or template.id
+    charge(gmemd, backend, change, fd=template.fd)
     change.reserve()
     change.judged(f"create '{backend.id}' with the memory of '{template.id}', which takes none",
                   then=partial(_pretend, gmemd, template, backend))
     with os_errors(f"cannot open '{template.id}' again"):
         backend.fd = gmemd.kernel.duplicate(template.fd, readonly=True)
     change.undo(backend.close)
-    backend.memory_size, backend.template = template.memory_size, template.template or template.id
     return added(gmemd, backend, change)
 
 
@@ -83,13 +85,14 @@ def _begin_copy(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
     fence = choose(gmemd, caller, source, arguments.get("fence"))
     if arguments["device-state"] and (not isinstance(fence, Qmp) or "job-id" in arguments):
         raise QmpError("parameter 'device-state' needs a fence by 'qmp', and no job")
-    check_job(gmemd, arguments)
+    check_job(gmemd, arguments, change)
     change.claim(source, "it is being cloned", shared=True)
     complete = _like(gmemd, source, arguments["id"])
     caller.rights.check_type(complete["qom-type"])
     backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "",
                                   dry_run=change.dry_run)
     change.undo(partial(gmemd.objects.cancel, backend))
+    charge(gmemd, backend, change)
     change.reserve()
     if change.dry_run:
         change.judged(with_resident(gmemd, source, 0, source.memory_size,
@@ -116,6 +119,9 @@ def _like(gmemd: Gmemd, source: HostMemoryBackend, object_id: str) -> dict[str, 
 async def _copy(gmemd: Gmemd, source: HostMemoryBackend, backend: HostMemoryBackend, fence: Fence, job: Job | None,
                 change: Change, *, with_state: bool) -> Any:
     change.undo(lambda: beside(backend.abandon))
+    if change.budget is not None:
+        populated = backend.size if backend.properties["prealloc"] else await occupied_by(gmemd.kernel, [source])
+        await check_resident(gmemd, change, populated)
     await in_thread(make, gmemd, backend)
     with os_errors(f"cannot copy '{source.id}'"):
         await in_thread(_check_room, gmemd.kernel, item_of(source), backend.fd)

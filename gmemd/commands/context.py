@@ -36,6 +36,7 @@ from gmemd.qmp.session import Session
 from gmemd.schema.validate import Command, Schema
 
 if TYPE_CHECKING:
+    from gmemd.authority.ledger import Budget, Ledger
     from gmemd.authority.rights import Rights
     from gmemd.backends.base import HostMemoryBackend
     from gmemd.kernel.kernel import Kernel
@@ -57,6 +58,7 @@ class Caller(Protocol):
     room: Gmemd  # what there is for it: the house, or that of a tenant
     uid: int
     pid: int
+    budget: Budget | None  # what it may have; None: it is not limited
     rights: Rights
     usable: Mapping[str, tuple[Command, Function]]  # the commands it may use (Dispatcher.usable)
     named_fds: NamedFds  # its own; closed when it disconnects and its running command has ended
@@ -99,8 +101,9 @@ class Gmemd:
 
     def __init__(self, *, schema: Schema, kernel: Kernel, version: dict[str, Any], host: Host, name: str | None = None,
                  uuid: str | None = None, custody: AnyCustody | None = None, manager: Manager | None = None,
-                 lab: Lab | None = None, audit: Audit | None = None, snapshots: str = "") -> None:
-        """Without `custody` nothing is kept; `lab` and `audit` exist only on request.
+                 lab: Lab | None = None, audit: Audit | None = None, snapshots: str = "",
+                 ledger: Ledger | None = None) -> None:
+        """Without `custody` nothing is kept, without `ledger` nobody is limited; `lab`, `audit` exist on request.
 
         `snapshots` is the directory for them; "": clients have to pass one.
         """
@@ -122,6 +125,7 @@ class Gmemd:
         self.counters = Counters(schema.commands, schema.reading)
         self.unclaimed: list[tuple[str, int]] = []  # fds that came back without a record, by fd-store name; ours
         self.stopping = False  # said in the house
+        self.ledger = ledger
         self._encoded: dict[str, bytes] = {}
         self.house = self
         self.rooms: dict[int, Gmemd] = {}  # of tenants, by uid; in the house

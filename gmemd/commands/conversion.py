@@ -13,6 +13,7 @@ from typing import Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.changes.threads import beside, close_beside, in_thread
+from gmemd.commands.charging import grow
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 from gmemd.commands.measure import with_resident
@@ -28,6 +29,9 @@ _AT_ONCE = 8 << 20  # bytes that may be copied or freed on the event loop
 def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     backend, offset, size = part(gmemd, arguments)
     visibility, to = visibility_of(backend), arguments["to"]
+    preserves = arguments["preserve"] and to == "private"
+    if preserves and backend.aside is None:
+        grow(gmemd, backend, change, aside=True)
     if change.dry_run:
         changed = sum(length for _, length, state in visibility.ranges(offset, size)
                       if (state is PRIVATE) != (to == "private"))
@@ -35,7 +39,6 @@ def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chan
         change.judged(f"make {changed} of {size} bytes of '{backend.id}' {to}; they would {content}", whole=False)
     backend.wrote(offset, size)
     change.undo(partial(backend.wrote, offset, size))
-    preserves = arguments["preserve"] and to == "private"
     begins_store = preserves and backend.record is not None and backend.aside is None
     if size > _AT_ONCE or begins_store:
         change.claim(backend, "a part of it is being converted")

@@ -32,6 +32,7 @@ from gmemd.commands import (
     prepared,
     properties,
     qom,
+    quota,
     restoring,
     rights,
     runners,
@@ -54,8 +55,8 @@ Entries = Mapping[str, tuple[Command, Function]]  # by name
 
 MODULES: tuple[ModuleType, ...] = (
     accounting, arriving, clones, cloning, control, conversion, enforce, fds, handovers, holders, importing, jobs,
-    lease, memdev, ownership, owning, prepared, properties, qom, restoring, rights, runners, saving, sending, snapshots,
-    status, track)
+    lease, memdev, ownership, owning, prepared, properties, qom, quota, restoring, rights, runners, saving, sending,
+    snapshots, status, track)
 
 
 def find_function(name: str, modules: Sequence[ModuleType] = MODULES) -> Function:
@@ -148,6 +149,7 @@ class AtStart:
         self.room = gmemd
         self.uid = os.getuid()
         self.pid = os.getpid()
+        self.budget = None if gmemd.ledger is None else gmemd.ledger.budget(f"uid:{self.uid}", {})
         self.named_fds = NamedFds()
 
     def is_gone(self) -> bool:

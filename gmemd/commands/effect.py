@@ -44,6 +44,7 @@ async def judge(function: Function, gmemd: Gmemd, caller: Caller, complete: dict
                 change: Change) -> tuple[Judged, str]:
     """Run a changing command up to where it would act, as this change; the sentence says what it would do."""
     change.dry_run = True
+    change.budget = caller.budget
     try:
         result = function(gmemd, caller, complete, change)
         if isinstance(result, CoroutineType):  # its checks have to wait

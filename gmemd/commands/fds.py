@@ -12,6 +12,8 @@ from gmemd.commands.listing import listed
 
 
 def getfd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
+    if arguments["fdname"] not in caller.named_fds:
+        change.check_quota({"fds-held": 1})
     change.judged()
     fd = caller.take_fd()
     change.undo(lambda: close_beside([fd]))
@@ -24,10 +26,11 @@ def closefd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Cha
 
 
 def add_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
+    change.charge({"fds-held": 1})
     change.judged()
     fd = caller.take_fd()
     change.undo(lambda: close_beside([fd]))
-    return gmemd.fd_sets.receive(fd, arguments.get("fdset-id"), arguments.get("opaque"))
+    return gmemd.fd_sets.receive(fd, arguments.get("fdset-id"), arguments.get("opaque"), change.budget)
 
 
 def remove_fd(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:

@@ -11,14 +11,14 @@ from gmemd.changes.workers import run_worker
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.jobs import check_job
 from gmemd.commands.lines import duplicate
-from gmemd.commands.snapshots import begun, check_new, describe_object, shelf_for
+from gmemd.commands.snapshots import begun, charge_saved, check_new, describe_object, shelf_for
 from gmemd.errors import os_errors
 from gmemd.snapshots import folder, mapped_ram
 
 
 def memdev_snapshot_import(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     name = arguments["name"]
-    check_job(gmemd, arguments)
+    check_job(gmemd, arguments, change)
     folder.check_name(name)
     fd = duplicate(caller, arguments["file"], change)
 
@@ -27,6 +27,7 @@ def memdev_snapshot_import(gmemd: Gmemd, caller: Caller, arguments: dict[str, An
         check_new(gmemd, shelf, name)
         gmemd.snapshots.use(change, shelf, name, "it is being made")
         block = await in_thread(_block, fd, arguments.get("block"))
+        charge_saved(change, arguments, block.size)
         change.judged(f"make the snapshot '{name}' of the {block.size} bytes of '{block.name}'", whole=False)
         object_id = arguments.get("id", block.name.rpartition("/")[2])
         members = _imported(gmemd, object_id, block.size)

@@ -14,6 +14,7 @@ from gmemd.changes.change import Change
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import close_beside, in_thread
 from gmemd.changes.workers import run_worker, working
+from gmemd.commands.charging import check_resident
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import delete
@@ -52,7 +53,7 @@ def job_dismiss(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
 
 def memdev_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     backend, chunk = gmemd.objects.find(arguments["id"]), arguments["chunk"]
-    gmemd.jobs.check_id(arguments["job-id"])
+    check_job(gmemd, arguments, change)
     if chunk == 0 or chunk % gmemd.kernel.page_size:
         raise QmpError(f"parameter 'chunk' must be a multiple of the page size, {gmemd.kernel.page_size}")
     if backend.memory_size > chunk * _CHUNKS_MAX:
@@ -67,7 +68,7 @@ def memdev_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
     change.judged()
     with os_errors(f"cannot read '{backend.id}'"):
         part = (os.dup(backend.fd), backend.offset, backend.memory_size)
-    job = gmemd.jobs.create(arguments["job-id"], "verify", backend.memory_size)
+    job = gmemd.jobs.create(arguments["job-id"], "verify", backend.memory_size, change.budget)
     job.rows = chunks
     gmemd.spawn(conclude(job, lambda: _verify(job, part, chunk)))
     return {}
@@ -108,6 +109,7 @@ def memdev_populate(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], cha
             if job is not None:
                 job.current = done
 
+        await check_resident(gmemd, change, backend.memory_size)
         await in_thread(populate, gmemd, backend, progress, lambda: job is not None and job.cancelled)
         return set_property(backend, "prealloc", True, change)
 
@@ -157,16 +159,17 @@ def _spec(part: Part, chunk: int) -> dict[str, int]:
 def _run(gmemd: Gmemd, arguments: dict[str, Any], kind: str, backend: HostMemoryBackend, doing: str,
          work: Work, change: Change) -> Any:
     """Work on a claimed object: as a job if requested, otherwise the monitor waits."""
-    check_job(gmemd, arguments)
+    check_job(gmemd, arguments, change)
     change.judged()
     change.claim(backend, doing)
     return begin(gmemd, arguments, kind, backend.memory_size, work, change, {})
 
 
-def check_job(gmemd: Gmemd, arguments: dict[str, Any]) -> None:
-    """Refuse a job id that cannot be a new job's."""
+def check_job(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> None:
+    """Refuse a job id that cannot be a new job's, and one job too many."""
     if "job-id" in arguments:
         gmemd.jobs.check_id(arguments["job-id"])
+        change.check_quota({"jobs": 1})
 
 
 def begin(gmemd: Gmemd, arguments: dict[str, Any], kind: str, total: int, work: Work, change: Change,
@@ -174,7 +177,8 @@ def begin(gmemd: Gmemd, arguments: dict[str, Any], kind: str, total: int, work: 
     """Work as a job if requested, whose id was checked, with `value` as the reply; otherwise the monitor waits."""
     if "job-id" not in arguments:
         return work(None, change)
-    job, own = gmemd.jobs.create(arguments["job-id"], kind, total), change.hand_over()
+    job = gmemd.jobs.create(arguments["job-id"], kind, total, change.budget)
+    own = change.hand_over()
     gmemd.spawn(conclude(job, lambda: own.conclude(work(job, own))))
     return value
 

@@ -15,6 +15,7 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from time import monotonic, sleep
 from typing import Final, NamedTuple, TypeVar
@@ -24,6 +25,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError, close_fd
+from gmemd.kernel.kernel import Kernel
 from gmemd.memory.usage import Item, Ledger, Usage, measure, occupied, total
 
 AT_ONCE: Final = 256 << 20  # bytes of objects that may be measured on the event loop: a few ms if they are in memory
@@ -169,6 +171,25 @@ def _duplicate(backend: HostMemoryBackend) -> Item:
             close_fd(fd)
             raise
     return item_of(backend, (fd, aside_fd))
+
+
+async def occupied_by(kernel: Kernel, backends: Iterable[HostMemoryBackend]) -> int:
+    """The bytes of objects that are in memory, as far as known, whichever room they are in; in a thread."""
+    in_memory, left = 0, deque(backends)
+    while left:
+        items: list[Item] = []
+        with suppress(OSError):
+            while left and len(items) < BATCH:
+                if left[0].fd >= 0:
+                    items.append(_duplicate(left[0]))
+                left.popleft()
+        if not items and left:
+            raise QmpError("what is in memory cannot be measured: no descriptors are left")
+        found = await _in_thread(partial(occupied, kernel), items, gently=False) if items else []
+        if found is None:
+            raise QmpError("what is in memory cannot be measured: no thread could be started")
+        in_memory += sum([one or 0 for one in found])
+    return in_memory
 
 
 async def _in_thread(measure: Callable[[Item], T], items: list[Item], *, gently: bool) -> list[T] | None:

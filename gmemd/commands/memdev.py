@@ -11,6 +11,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.file import FileBackend
 from gmemd.changes.change import Change
 from gmemd.changes.threads import beside, close_beside, closed_at_once, in_thread
+from gmemd.commands.charging import charge, check_resident, grow, huge_page_of, release
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.contexts import check_cpus, usable_cpus
 from gmemd.commands.measure import with_resident
@@ -38,6 +39,8 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
         backend.paths = Paths(root)
     slow = backend.blocks and not change.dry_run
     change.undo(partial(gmemd.objects.cancel, backend) if slow else partial(_unmake, gmemd, backend))
+    if change.budget is not None:
+        charge(gmemd, backend, change)
     change.reserve()
     if slow:
         return _add_blocking(gmemd, caller, backend, change)
@@ -107,12 +110,17 @@ async def _add_blocking(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend
 
     Nobody waits for a file to open when the client has disconnected.
     """
+    if backend.properties["prealloc"]:
+        await check_resident(gmemd, change, backend.size)
     making = asyncio.ensure_future(in_thread(make, gmemd, backend))
     change.undo(partial(_give_up, backend, making))
     while not (await asyncio.wait([making], timeout=_LOOK_SECONDS))[0]:
         if backend.waits and caller.is_gone():
             raise QmpError("the client disconnected before its file was open")
     making.result()
+    if backend.on_file and backend.charge is not None:
+        backend.huge_page = await in_thread(huge_page_of, gmemd.kernel, backend.fd)
+        grow(gmemd, backend, change)
     return added(gmemd, backend, change)
 
 
@@ -204,6 +212,7 @@ def remove(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
 def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | None:
     """Free a deleted object's memory; None when that is done."""
     fd, fds = backend.fd, backend.detach()
+    release(backend)
     if backend.on_file:
         return close_beside(fds, first=lambda: backend.discard(gmemd.kernel, fd))
     if backend.kind == "memfd" and len(fds) == 1 and closed_at_once(fd):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.changes.threads import beside, close_beside, in_thread
+from gmemd.commands.charging import charge
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
 from gmemd.commands.memdev import added
@@ -110,7 +111,11 @@ def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judg
     caller.rights.check_type(complete["qom-type"])
     backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "", dry_run=change.dry_run)
     change.undo(partial(gmemd.objects.cancel, backend))
-    backend.fd, backend.memory_size, backend.foreign = fd, size, True
+    backend.memory_size, backend.foreign = size, True
+    if kind == "file":
+        backend.huge_page = page if page > gmemd.kernel.page_size else 0
+    charge(gmemd, backend, change, fd=-1 if kind == "file" else fd)
+    backend.fd = fd
     backend.kind = "memfd" if kind == "hugetlb-memfd" else kind
     if kind == "file":
         backend.file_kind, backend.status = kind, status

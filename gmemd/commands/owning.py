@@ -35,7 +35,7 @@ def memdev_move_resolve(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
         return _force(gmemd, backend, move, arguments["force"], change)
     if "fdname" not in arguments:
         raise QmpError("Parameter 'fdname' is missing")
-    check_job(gmemd, arguments)
+    check_job(gmemd, arguments, change)
     line = take_line(caller, {"answers": arguments["fdname"], **arguments}, change)
     change.claim(backend, f"{move.peer} is being asked who owns it", away=True)
 

@@ -9,6 +9,7 @@ from typing import Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.changes.threads import in_thread
+from gmemd.commands.charging import check_resident
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.contexts import AFFINITIES, change_cpus
 from gmemd.kernel.affinity import bound
@@ -55,6 +56,7 @@ def populate(gmemd: Gmemd, backend: HostMemoryBackend, progress: Callable[[int],
 
 
 async def _preallocate(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> dict[str, Any]:
+    await check_resident(gmemd, change, backend.memory_size)
     await in_thread(populate, gmemd, backend)
     return set_property(backend, "prealloc", True, change)
 

@@ -14,6 +14,7 @@ from gmemd.changes.change import Change
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import beside, in_thread
 from gmemd.changes.workers import report, working
+from gmemd.commands.charging import charge, check_resident
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.holders import others_now
 from gmemd.commands.jobs import check_job
@@ -34,7 +35,7 @@ _IN_PLACE_OF_FILE: Final = ("share", "policy", "host-nodes", "reserve", "dump", 
 
 
 def memdev_restore(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    check_job(gmemd, arguments)
+    check_job(gmemd, arguments, change)
     return _begin(gmemd, caller, arguments, change)
 
 
@@ -55,6 +56,7 @@ async def _begin(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
     else:
         gmemd.objects.begin_as(backend, dry_run=change.dry_run)
     change.undo(partial(gmemd.objects.cancel, backend))
+    charge(gmemd, backend, change, aside="private" in entry.manifest["parts"])
     for _ in entry.manifest["parts"]:
         change.reserve()
     instead = f", in place of the one that is there, handed out {former.handed_out} times" if former is not None else ""
@@ -111,8 +113,10 @@ class _Restore:
         """Do it."""
         gmemd, backend = self.gmemd, self.backend
         change.undo(lambda: beside(backend.abandon))
+        if backend.properties["prealloc"]:
+            await check_resident(gmemd, change, backend.size)
         await in_thread(self._make)
-        await self._fill(job)
+        await self._fill(job, change)
         if self.former is not None:
             await _check_unheld(gmemd, self.former)
             self._remove_former(self.former, change)
@@ -139,7 +143,7 @@ class _Restore:
                 fd = new_memfd(gmemd.kernel, f"{backend.id}[private]", backend.memory_size)
                 backend.aside = Aside(backend, fd)
 
-    async def _fill(self, job: Job | None) -> None:
+    async def _fill(self, job: Job | None, change: Change) -> None:
         backend = self.backend
         spec = {"root": self.shelf.fd, "name": self.entry.name, "id": backend.id,
                 "memory": {"fd": backend.fd, "offset": backend.offset}}
@@ -150,6 +154,7 @@ class _Restore:
             async for message in worker:
                 report(job, message)
                 if "total" in message and not backend.properties["prealloc"]:
+                    await check_resident(self.gmemd, change, message["total"])
                     await in_thread(self._check_room, message["total"])
 
     def _check_room(self, blocks: int) -> None:

@@ -17,7 +17,7 @@ from gmemd.commands.fencing import Fence
 from gmemd.commands.jobs import check_job
 from gmemd.commands.measure import with_resident
 from gmemd.commands.shelf import Shelf
-from gmemd.commands.snapshots import begun, check_new, shelf_for
+from gmemd.commands.snapshots import begun, charge_saved, check_new, shelf_for
 from gmemd.commands.stopping import Qmp
 from gmemd.errors import QmpError
 from gmemd.snapshots.folder import check_name
@@ -25,7 +25,7 @@ from gmemd.snapshots.folder import check_name
 
 def memdev_snapshot(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     backend = gmemd.objects.find(arguments["id"])
-    check_job(gmemd, arguments)
+    check_job(gmemd, arguments, change)
     if "name" in arguments:
         check_name(arguments["name"])
     fence = choose(gmemd, caller, backend, arguments.get("fence"), protecting=True)
@@ -44,6 +44,8 @@ async def _begin(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, fence
     name = arguments.get("name") or free_name(gmemd, shelf, backend.id, checkpoint=checkpoint)
     check_new(gmemd, shelf, name)
     gmemd.snapshots.use(change, shelf, name, "it is being made")
+    size = 0 if "state" in arguments else sum([piece.memory_size for piece in backend.pieces()])
+    charge_saved(change, arguments, size, state=checkpoint)
     parent = _use_parent(gmemd, change, shelf, arguments["parent"], backend) if "parent" in arguments else ""
     if change.dry_run:
         change.judged(await _foretell(gmemd, backend, name, shelf), whole=False)

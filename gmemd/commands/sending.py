@@ -89,7 +89,7 @@ def memdev_move(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
 
 def _take(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, arguments: dict[str, Any], change: Change,
           where: str) -> Line:
-    check_job(gmemd, arguments)
+    check_job(gmemd, arguments, change)
     where = where.replace("{", "{{").replace("}", "}}")
     return take_line(caller, arguments, change, partial(
         with_resident, gmemd, backend, 0, backend.memory_size, f"send about {{}} bytes of '{backend.id}' {where}"))

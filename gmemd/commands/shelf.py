@@ -100,6 +100,10 @@ class Shelves:
                                    if "device-state" in entry.manifest)
         return self._counts[object_id]
 
+    def holds(self, what: str) -> int:
+        """For the account of those whose own directory it is: what its snapshots take."""
+        return sum([entry.bytes for entry in self.known.values()]) if what == "snapshot-bytes" else 0
+
     async def load(self) -> None:
         """Look at its own directory after the start, and free what a predecessor has left there."""
         with suppress(QmpError):

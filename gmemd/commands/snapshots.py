@@ -19,8 +19,11 @@ from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.kernel.syscalls import open_beneath
 from gmemd.snapshots import catalogue
 from gmemd.snapshots.catalogue import Entry
+from gmemd.vmm.state import STATE_LIMIT
 
 _OBJECT: Final = ("id", "qom-type", "kind", "size")  # members of MemdevSnapshotObject
+_TABLES: Final = 2048  # bytes of memory to a byte of its tables, at least (snapshots/tables.py)
+_MANIFEST: Final = 1 << 20  # bytes that it may take, with what file systems round up
 _STATE: Final = ("bytes", "vmm", "machine")  # members of MemdevDeviceState
 
 
@@ -68,7 +71,7 @@ def describe(shelf: Shelf, name: str) -> dict[str, Any]:
 
 
 def memdev_snapshot_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    check_job(gmemd, arguments)
+    check_job(gmemd, arguments, change)
 
     async def act() -> Any:
         shelf = await shelf_for(change, gmemd, caller, arguments)
@@ -87,13 +90,14 @@ def memdev_snapshot_verify(gmemd: Gmemd, caller: Caller, arguments: dict[str, An
 
 
 def memdev_snapshot_flatten(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    check_job(gmemd, arguments)
+    check_job(gmemd, arguments, change)
 
     async def act() -> Any:
         shelf = await shelf_for(change, gmemd, caller, arguments)
         entry = shelf.usable(arguments["name"])
         _check_childless(shelf, entry.name)
         use_with_parent(gmemd, change, shelf, entry, "it is being rewritten", shared=False)
+        charge_saved(change, arguments, entry.manifest["object"]["size"] * len(entry.manifest["parts"]))
         verb = "cold" if arguments["cold"] else "flatten"
         change.judged(f"rewrite snapshot '{entry.name}'{' compressed' if verb == 'cold' else ''}, which then needs no"
                       " other", whole=False)
@@ -201,6 +205,16 @@ def check_new(gmemd: Gmemd, shelf: Shelf, name: str) -> None:
     """Refuse a name for a new snapshot that another has."""
     if gmemd.snapshots.taken(shelf, name):
         raise QmpError(f"snapshot '{name}' exists already")
+
+
+def charge_saved(change: Change, arguments: dict[str, Any], size: int, *, state: bool = False) -> None:
+    """Charge what a snapshot of `size` bytes in the daemon's own directory may take, until it is there and counts.
+
+    state: with a device state.
+    """
+    if "fdname" not in arguments:
+        change.charge({"snapshot-bytes": size + size // _TABLES + _MANIFEST + (STATE_LIMIT if state else 0)},
+                      meanwhile=True)
 
 
 def use_with_parent(gmemd: Gmemd, change: Change, shelf: Shelf, entry: Entry, doing: str, *,

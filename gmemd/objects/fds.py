@@ -7,10 +7,13 @@ may take long: what is to be closed is given away.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gmemd.errors import QmpError
 from gmemd.objects.shares import Pool, Share, of_descriptors
+
+if TYPE_CHECKING:
+    from gmemd.authority.ledger import Budget
 
 _PART: Final = 8  # an eighth of them for the names of one client, and an eighth for all sets
 
@@ -37,6 +40,9 @@ class NamedFds:
         self._fds[name] = fd
         self._share.take(1)
         return []
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._fds
 
     def look(self, name: str) -> int:
         """The fd with that name, borrowed."""
@@ -80,11 +86,13 @@ class FdSets:
         most = of_descriptors(_PART)
         self.share = Share(pool or Pool(most), None if room else most)
         self._room = room
+        self._budgets: dict[int, Budget] = {}  # by fd: to which it is charged
 
-    def receive(self, fd: int, fdset_id: int | None, opaque: str | None) -> dict[str, int]:
+    def receive(self, fd: int, fdset_id: int | None, opaque: str | None,
+                budget: Budget | None = None) -> dict[str, int]:
         """Keep `fd` in a set, by default a new one with the lowest free id; the answer of add-fd.
 
-        On QmpError `fd` is still the caller's.
+        `budget`: to which it is charged already. On QmpError `fd` is still the caller's.
         """
         if fdset_id is not None and fdset_id < 0:
             raise QmpError("Parameter 'fdset-id' expects a non-negative value")
@@ -95,6 +103,8 @@ class FdSets:
         called = _lowest({number for fds in self._sets.values() for number in fds}) if self._room else fd
         self._sets.setdefault(fdset_id, {})[called] = fd, opaque
         self.share.take(1)
+        if budget is not None:
+            self._budgets[fd] = budget
         return {"fd": called, "fdset-id": fdset_id}
 
     def remove(self, fdset_id: int, called: int | None) -> list[int]:
@@ -104,6 +114,9 @@ class FdSets:
             which = f"fdset-id:{fdset_id}" + ("" if called is None else f", fd:{called}")
             raise QmpError(f"File descriptor named '{which}' not found")
         gone = [fds.pop(one)[0] for one in (list(fds) if called is None else [called])]
+        for fd in gone:
+            if fd in self._budgets:
+                self._budgets.pop(fd).account.subtract({"fds-held": 1})
         if not fds:
             del self._sets[fdset_id]
         self.share.take(-len(gone))

@@ -82,10 +82,7 @@ def updated(backend: HostMemoryBackend) -> Record:
 def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
     extra: dict[str, Any] = {"kind": backend.kind, "flags": backend.guest_memfd_flags, "offset": backend.offset,
                              "made": int(backend.made * 1000) / 1000}  # rounded down: never later than it was
-    if backend.template:
-        extra["template"] = backend.template
-    if backend.origin:
-        extra["origin"] = backend.origin
+    extra |= {name: value for name in ("account", "template", "origin") if (value := getattr(backend, name))}
     if backend.visibility is not None:
         extra["visibility"] = backend.visibility.to_json()
     if backend.lease is not None:
@@ -134,6 +131,7 @@ def backend_of(record: Record, fd: int, schema: Schema) -> HostMemoryBackend:
         backend.file_kind, backend.status = record.kind, os.fstat(fd)
     backend.guest_memfd_flags = record.extra["flags"]
     backend.offset = record.extra["offset"]
+    backend.account = record.extra.get("account", "")
     backend.template, backend.origin = record.extra.get("template", ""), record.extra.get("origin", "")
     if "visibility" in record.extra:
         initial, *changes = record.extra["visibility"]

@@ -20,9 +20,10 @@ import asyncio
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
+from gmemd.authority.ledger import Amounts, refuse_above
 from gmemd.changes.threads import beside, close_beside
 from gmemd.errors import QmpError
 from gmemd.kernel.syscalls import return_free_memory
@@ -68,13 +69,14 @@ class Member(Protocol):
 class User:
     """One user's clients and what they hold."""
 
-    def __init__(self, account: str, users: Users, limits: Mapping[str, int]) -> None:
+    def __init__(self, account: str, users: Users, limits: Amounts) -> None:
         self.account = account
-        self.clients = Share(users.clients, limits.get("clients"))
-        self.unread = Share(users.unread, limits.get("queued"))
+        self.clients = Share(users.clients)
+        self.unread = Share(users.unread)
         self.closing = Share(users.closing)
-        self.named = Share(users.named, limits.get("fds-held"))
-        self.in_flight = Share(users.in_flight, limits.get("fds-in-flight"))
+        self.named = Share(users.named)
+        self.in_flight = Share(users.in_flight)
+        self.limit(limits)
         self.room = Room(users.loop)
         self.long = asyncio.Semaphore(LONG_MAX)
         self.high_water = HIGH_WATER  # less than 0 while it is full
@@ -91,8 +93,21 @@ class User:
     def full(self) -> bool:
         return self.high_water < 0
 
+    def limit(self, limits: Amounts) -> None:
+        """Set the limits of a policy."""
+        self.clients.limit, self.unread.limit = limits.get("clients"), limits.get("queued")
+        self.named.limit, self.in_flight.limit = limits.get("fds-held"), limits.get("fds-in-flight")
+
+    def holds(self, what: str) -> int:
+        """For its account: how much of what is shared its clients have."""
+        share = {"clients": self.clients, "queued": self.unread, "fds-held": self.named,
+                 "fds-in-flight": self.in_flight}.get(what)
+        return 0 if share is None else share.taken
+
     def check_room(self) -> None:
         """Refuse a connection that is one too many."""
+        if self.clients.limit is not None:
+            refuse_above("clients", self.clients.limit, self.clients.taken, 1)
         if not self.clients.allows(1):
             raise QmpError(f"this user has {self.clients.taken} connections already, the most it may have now")
 
@@ -244,7 +259,7 @@ class Users:
         self.in_flight = Pool(of_descriptors(1))  # the kernel's limit for a process without privileges
         self._users: dict[str, User] = {}
 
-    def find(self, account: str, limits: Mapping[str, int]) -> User:
+    def find(self, account: str, limits: Amounts) -> User:
         """The user, with limits that a policy sets, if it is new: clients, queued, fds-held, fds-in-flight."""
         found = self._users.get(account)
         if found is None:

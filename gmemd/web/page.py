@@ -69,6 +69,7 @@ async def render_page(state: State, painter: Painter, given: dict[str, Any]) -> 
 <div id="warnings" role="alert">{parts["warnings"]}</div>
 <section aria-label="Summary"><dl id="summary">{parts["summary"]}</dl></section>
 <section aria-labelledby="host-title"><h2 id="host-title">Host</h2><div id="host" class="meters">{parts["host"]}</div>
+<div id="quotas" class="meters">{parts["quotas"]}</div>
 </section>
 <section id="objects" aria-labelledby="objects-title" tabindex="-1">
 <div class="tools">

@@ -15,6 +15,7 @@ from gmemd.memory.cells import Cell, measure_cells
 from gmemd.posix.boottime import on_the_wall
 from gmemd.processes.holders import Holder
 from gmemd.web import sections
+from gmemd.web.quotas import quotas
 from gmemd.web.state import State
 
 EVENTS: Final = 12
@@ -56,6 +57,7 @@ class Painter:
             "summary": sections.summary(gmemd, number, size, sweep, state.why_not_ready()),
             "warnings": sections.warnings(gmemd),
             "host": sections.host_bar(host, sweep),
+            "quotas": quotas(gmemd.ledger),
             "jobs": sections.jobs(jobs),
             "events": sections.events(list(islice(reversed(gmemd.events), EVENTS))),
             "paging": sections.paging(given, len(found), page, pages),

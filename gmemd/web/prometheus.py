@@ -24,6 +24,7 @@ from gmemd.web.state import State
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 COMMANDS_NAMED: Final = 60
 WAIT: Final = 1.0  # seconds that a scrape waits for a sweep
+_QUOTAS: Final = 16  # things that are limited, with their own series
 _PORTION: Final = 50  # objects written at a time
 
 _SIZE = ("gmemd_object_size_bytes", "Size of the memory objects, by type.")
@@ -69,6 +70,7 @@ class Scraper:
         yield from self._work()
         yield from self._snapshots()
         yield from self._custody()
+        yield from self._quotas()
         yield from process_metrics()
 
     def _daemon(self) -> Iterator[Metric]:
@@ -165,6 +167,17 @@ class Scraper:
         yield GaugeMetricFamily("gmemd_registry_writable", "1 if objects can be recorded, or need not be.",
                                 float(not gmemd.custody.read_only))
 
+    def _quotas(self) -> Iterator[Metric]:
+        """One series for each thing that is limited, however many accounts there are."""
+        ledger = self._state.gmemd.ledger
+        if ledger is not None:
+            fullest: dict[str, float] = {}
+            for _, what, used, limit in ledger.limited():
+                fullest.setdefault(what, used / limit if limit else 1.0)
+            yield _by("what", GaugeMetricFamily, "gmemd_quota_fullest_ratio",
+                      "The share of its limit that the account has which is nearest to it.",
+                      dict(list(fullest.items())[:_QUOTAS]))
+
     async def _per_object(self) -> AsyncIterator[bytes]:
         backends, pace = await self._state.objects(), Pace()
         for name, text in (_SIZE, _RESIDENT):
@@ -192,7 +205,7 @@ class _Families(list[Metric], Collector):
         return self
 
 
-def _by(label: str, kind: type[Any], name: str, text: str, values: Mapping[str, int]) -> Any:
+def _by(label: str, kind: type[Any], name: str, text: str, values: Mapping[str, float]) -> Any:
     """A family with a series for each value of a label."""
     family = kind(name, text, labels=[label])
     for value, number in values.items():

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gmemd.authority.ledger import Budget
 from gmemd.authority.rights import ALL, Rights, Role
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
@@ -40,6 +41,7 @@ class Machine:
         self.uid, self.pid = os.getuid(), os.getpid()
         self.sent: list[int] = []
         self.named_fds = NamedFds()
+        self.budget: Budget | None = None
         self.gone = False
         self.room = self.gmemd
 

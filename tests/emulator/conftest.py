@@ -48,6 +48,7 @@ class Machine:
         self.uid, self.pid = os.getuid(), os.getpid()
         self.named_fds = NamedFds()
         self.room = self.gmemd
+        self.budget = None
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
         self.events.append((name, data))

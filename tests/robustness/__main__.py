@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from gmemd.errors import QmpError
 from tests.commands.test_indistinguishable import answers
-from tests.robustness import damage, hostile, jumps, stored
+from tests.robustness import damage, hostile, jumps, quotas, stored
 from tests.robustness.fences import strike
 from tests.robustness.ladder import climb, restart_time
 from tests.robustness.moves import Pair, every_message
@@ -252,11 +252,25 @@ def whole_day() -> int:
     return 0
 
 
+def all_quotas() -> int:
+    """Fifty thousand steps of clients with limits, failing flushes and kills; how much was wrong."""
+    begun = time.monotonic()
+    print("== the ledger of quotas is what there is: 50,000 steps ==")
+    try:
+        found = quotas.run(50_000)
+    except AssertionError as exc:
+        print(f"    WRONG: {str(exc)[:1000]}")
+        return 1
+    print(f"{', '.join(f'{name} {count}' for name, count in found.most_common())}, {time.monotonic() - begun:.0f} s\n")
+    return 0
+
+
 PARTS: dict[str, Part] = {"pairs": all_pairs, "kills": all_kills, "errors": all_errors, "moves": all_moves,
                           "damage": all_damage, "ladder": whole_ladder, "restart": restart, "waits": longest_waits,
                           "snapshots": all_snapshots, "stored": all_stored, "model": whole_model,
                           "snapshot-damage": snapshot_damage, "fences": all_fences, "answers": all_answers,
-                          "hostile": hostile_clients, "clock": whole_day}
+                          "hostile": hostile_clients, "clock": whole_day,
+                          "quotas": all_quotas}
 
 
 def main(names: list[str]) -> int:

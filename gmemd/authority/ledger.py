@@ -1,0 +1,192 @@
+"""What each account has of what is limited, and what one client may have of it.
+
+An account is a user's, or everybody's of a rule with `share = "rule"`. Whatever makes something reserves it as soon as
+it is judged, and undoing that gives it back; so what is not undone is charged, without a second step, and nothing is
+ever above a limit, however many requests are under way. What is deleted is charged until its deletion is durable.
+
+    bytes, hugepages-2M, ...   by piece of memory: once for a template and its clones
+    objects, jobs              by piece
+    clients, queued, fds-held, fds-in-flight, snapshot-bytes
+                               not noted down but asked of the connections and directories of an account (`Source`),
+                               besides what is reserved for work in progress
+    resident                   measured, when gmemd is to populate memory (commands/charging.py); here is what it is
+                               populating now
+
+After a restart the accounts are filled again from what came back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple, Protocol
+from weakref import WeakSet
+
+from gmemd.errors import QmpError
+
+COUNTED: Final = ("bytes", "resident", "objects", "fds-held", "fds-in-flight", "clients", "queued", "jobs",
+                  "snapshot-bytes")  # and hugepages-SIZE
+_ONE: Final = {"objects": 1}
+_ASKED: Final = frozenset(("fds-held", "fds-in-flight", "clients", "queued", "snapshot-bytes"))
+
+Amounts = Mapping[str, int]
+
+
+class Source(Protocol):
+    """Something that has some of what an account is asked for: a connection, a directory of snapshots."""
+
+    def holds(self, what: str) -> int:
+        """How much it has now."""
+        ...
+
+
+class Account:
+    """What one user, or everybody of a rule, has."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name  # "uid:UID" or "rule:NAME"
+        self.limits: Amounts = {}  # of the latest client: two rules may give one user different ones
+        self.sources: WeakSet[Source] = WeakSet()
+        self.objects: dict[Charge, Any] = {}  # what is charged here, and the object
+        self._charged: dict[str, int] = {}
+
+    def used(self, what: str) -> int:
+        """How much it has of something, with what is reserved."""
+        used = self._charged.get(what, 0)
+        return used + sum([source.holds(what) for source in self.sources]) if what in _ASKED else used
+
+    def add(self, amounts: Amounts) -> None:
+        """Charge, whatever the limits are."""
+        for what, amount in amounts.items():
+            self._charged[what] = self._charged.get(what, 0) + amount
+
+    def subtract(self, amounts: Amounts) -> None:
+        """Give back."""
+        for what, amount in amounts.items():
+            left = self._charged[what] - amount
+            assert left >= 0, f"{self.name} would have {left} of {what}"
+            self._charged[what] = left
+
+    def describe(self) -> dict[str, int]:
+        """How much it has of each thing that can be limited; of huge pages, if it has or may have any."""
+        others = sorted({what for what, charged in self._charged.items() if charged} | {*self.limits})
+        return {what: self.used(what) for what in dict.fromkeys((*COUNTED, *others)) if what != "resident"}
+
+
+class Budget(NamedTuple):
+    """An account, and the limits that the rule of one client sets it."""
+
+    account: Account
+    limits: Amounts
+
+    def check(self, amounts: Amounts) -> None:
+        """Raise QmpError if that much more would be above a limit."""
+        for what, amount in amounts.items():
+            limit = self.limits.get(what)
+            if limit is not None and amount:
+                refuse_above(what, limit, self.account.used(what), amount)
+
+    def reserve(self, amounts: Amounts) -> None:
+        """Charge it, or raise QmpError."""
+        if self.limits:
+            self.check(amounts)
+        self.account.add(amounts)
+
+    def charge(self, backend: Any, memory: Amounts, besides: Amounts, like: Charge | None = None) -> Charge:
+        """Charge a new object of so much memory, or of the same as another of the account has, and more that is its
+        own; QmpError."""
+        if like is not None:
+            shared, new = like.memory, besides
+        else:
+            shared, new = Memory(self.account, memory), total(memory, besides)
+        self.check({**_ONE, **new})
+        return Charge(shared, backend, besides)
+
+
+def total(first: Amounts, second: Amounts, sign: int = 1) -> dict[str, int]:
+    """The sum of amounts, or with `sign` -1 the difference, without what is 0."""
+    found = {what: first.get(what, 0) + sign * second.get(what, 0) for what in {*first, *second}}
+    return {what: amount for what, amount in found.items() if amount}
+
+
+def refuse_above(what: str, limit: int, used: int, asked: int) -> None:
+    """Raise QmpError if `asked` more of something would be above its limit."""
+    if used + asked > limit:
+        raise QmpError(f"the quota of '{what}' is {limit}: {used} are used, and {asked} more were asked for")
+
+
+class Memory:
+    """A piece of memory, charged once to an account, however many of its objects have it."""
+
+    def __init__(self, account: Account, amounts: Amounts) -> None:
+        self.account = account
+        self.amounts = amounts
+        self._objects = 0
+
+    def join(self) -> None:
+        """One more object has it."""
+        self._objects += 1
+        if self._objects == 1:
+            self.account.add(self.amounts)
+
+    def leave(self) -> None:
+        """One object less has it."""
+        self._objects -= 1
+        if not self._objects:
+            self.account.subtract(self.amounts)
+
+
+class Charge:
+    """What one object is charged: its memory, which others may have too, and `besides` what is its own."""
+
+    def __init__(self, memory: Memory, backend: Any, besides: Amounts) -> None:
+        self.account = memory.account
+        self.memory = memory
+        self._besides = besides
+        self.account.objects[self] = backend
+        self.account.add(_ONE)
+        self.account.add(besides)
+        memory.join()
+
+    @property
+    def amounts(self) -> dict[str, int]:
+        """What its memory and the rest count, as if it were alone."""
+        return total(self.memory.amounts, self._besides)
+
+    def grow(self, more: Amounts) -> None:
+        """It has more of its own now, or less if negative."""
+        self.account.add(more)
+        self._besides = total(self._besides, more)
+
+    def release(self) -> None:
+        """The object is gone, or will not exist."""
+        del self.account.objects[self]
+        self.account.subtract(_ONE)
+        self.account.subtract(self._besides)
+        self.memory.leave()
+
+
+class Ledger:
+    """All accounts."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, Account] = {}
+
+    def __iter__(self) -> Iterator[Account]:
+        """The accounts by name."""
+        return iter(sorted(self._accounts.values(), key=lambda account: account.name))
+
+    def account(self, name: str) -> Account:
+        """The account with that name, which is created if needed."""
+        return self._accounts.setdefault(name, Account(name))
+
+    def limited(self) -> list[tuple[str, str, int, int]]:
+        """Account, what, used and limit of what is limited and not only measured, the fullest first."""
+        found = [(account.name, what, account.used(what), limit) for account in self
+                 for what, limit in account.limits.items() if what != "resident"]
+        return sorted(found, key=lambda one: one[2] / (one[3] or 1), reverse=True)
+
+    def budget(self, name: str, limits: Amounts) -> Budget:
+        """The budget of a client whose rule sets these limits."""
+        account = self.account(name)
+        account.limits = limits
+        return Budget(account, limits)
