@@ -199,9 +199,11 @@ class Kernel(ABC):
             return f"the descriptor cannot be mapped for reading and writing: {os.strerror(exc.errno or 0)}"
         return ""
 
-    def recall(self, fd: int, flags: int) -> None:
-        """Say that an fd is a stand-in with these creation flags, in case it has lost its name in a kexec."""
-        standin.recall(fd, flags)
+    def recall(self, fd: int, flags: int, creator: str) -> None:
+        """Say with which flags, and by the kernel of which name, a guest_memfd was created: in a kexec a stand-in loses
+        what it is known by."""
+        if creator == "simulated":
+            standin.recall(fd, flags)
 
     def is_simulated(self, fd: int) -> bool:
         """Whether a guest_memfd is a stand-in, whichever kernel made it."""

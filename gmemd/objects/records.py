@@ -56,9 +56,9 @@ def settle_in(backends: Iterable[HostMemoryBackend], kernel: Kernel) -> list[Rec
     """Make objects that have come from another boot what they were; the records to be written."""
     records = []
     for backend in backends:
-        if backend.kind == "guest-memfd" and backend.record is not None and backend.record.kernel == "simulated":
+        if backend.kind == "guest-memfd" and backend.record is not None:
             with suppress(OSError):
-                kernel.recall(backend.fd, backend.guest_memfd_flags or 0)
+                kernel.recall(backend.fd, backend.guest_memfd_flags or 0, backend.record.kernel)
         if backend.record is None or not backend.record.carried:
             continue
         with suppress(QmpError):

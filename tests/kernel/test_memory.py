@@ -164,7 +164,7 @@ def test_a_stand_in_without_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "readlink", lambda path: "/ (deleted)")
     try:
         assert (kernel.identify(fd), kernel.is_simulated(fd)) == ("memfd", False)
-        kernel.recall(fd, uapi.GUEST_MEMFD_SHARED)
+        kernel.recall(fd, uapi.GUEST_MEMFD_SHARED, kernel.name)
         assert (kernel.identify(fd), kernel.is_simulated(fd)) == ("guest-memfd", True)
         with pytest.raises(OSError, match="Invalid argument"):
             kernel.check_mapping(fd, shared=False)
