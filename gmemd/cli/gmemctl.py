@@ -19,6 +19,7 @@ from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.connection import Connection
 from gmemd.cli.parser import make_parser, parse
 from gmemd.cli.verbs import (
+    apply,
     attach,
     capture,
     checkpoints,
@@ -52,6 +53,7 @@ _GREETING = 10.0  # seconds; a server greets at once, but not a QEMU that has an
 
 VERBS = {
     **objects.VERBS,
+    **apply.VERBS,
     **handover.VERBS,
     **replace.VERBS,
     **rights.VERBS,

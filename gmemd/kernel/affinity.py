@@ -29,6 +29,12 @@ def cpus_of(nodes: Iterable[int], sys: str = SYS) -> set[int]:
     return cpus
 
 
+def online_cpus(sys: str = SYS) -> set[int]:
+    """The CPUs that are online."""
+    with open(f"{sys}/devices/system/cpu/online") as file:
+        return _list(file.read())
+
+
 def _list(text: str) -> set[int]:
     """Read the kernel's form of a list, "0-3,8"."""
     ends = [part.split("-") for part in text.strip().split(",") if part]

@@ -101,6 +101,11 @@ def _parse_json(spec: str) -> dict[str, Any]:
     return properties
 
 
+def read_word(schema: Schema, qom_type: str, name: str, text: str) -> Any:
+    """One property of a type, other than its id, as an --object gives it: "64M", "on", "0-3"; QmpError."""
+    return _Visit([(name, text)], schema).read(name, schema.properties(qom_type)[name].type, qom_type)
+
+
 class _Visit:
     """Reads the pairs member by member in schema order, as QEMU's options visitor does."""
 
@@ -124,7 +129,7 @@ class _Visit:
         found: dict[str, Any] = {}
         for name, member in declared.items():
             if name in self._given:
-                found[name] = self._read(name, member.type, qom_type)
+                found[name] = self.read(name, member.type, qom_type)
             elif member.required:
                 raise QmpError(f"Parameter '{name}' is missing")
         unexpected = first_unexpected(self._given, declared)
@@ -132,7 +137,7 @@ class _Visit:
             raise QmpError(f"Invalid parameter '{unexpected}'")
         return found
 
-    def _read(self, name: str, kind: str, qom_type: str) -> Any:
+    def read(self, name: str, kind: str, qom_type: str) -> Any:
         values = self._given[name]
         if kind.startswith("["):
             return [item for text in values for item in self._elements(name, kind, text, qom_type)]

@@ -40,7 +40,8 @@ def test_blocks_run(tmp_path: Path) -> None:
             "PYTHONPATH": str(ROOT),
         }
         done = subprocess.run(
-            ["sh", "-c", script], env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+            ["sh", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE,
+            check=False
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "hello" in done.stdout
@@ -67,7 +68,7 @@ def test_dialogues_are_as_shown(gmemctl: Gmemctl) -> None:
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("doctor", "shell", *OF_VMMS, *OF_TWO)])
-def test_examples_work(verb: str, gmemctl: Gmemctl, shared: Daemon) -> None:
+def test_examples_work(verb: str, gmemctl: Gmemctl, shared: Daemon, tmp_path: Path) -> None:
     """What the help shows can be typed as it stands, where there are objects of these names."""
     for spec in ("ram0", "ram1", "vm00", "gm0,guest-memfd=on", "gm1,guest-memfd=on"):
         gmemctl("create", f"memory-backend-memfd,size=2M,id={spec}")
@@ -76,6 +77,9 @@ def test_examples_work(verb: str, gmemctl: Gmemctl, shared: Daemon) -> None:
     if verb == "clone":
         gmemctl("create", "memory-backend-memfd,size=2M,id=template")
         gmemctl("freeze", "template")
+    if verb == "apply":
+        [text] = re.findall(r"^cat > guests.yaml <<END\n(.*?)^END", PAGE, re.DOTALL | re.MULTILINE)
+        (tmp_path / "guests.yaml").write_text(text)
     assert VERBS[verb].examples
     for example in VERBS[verb].examples:
         if "create memory-backend-memfd,id=ram0" in example:
@@ -83,5 +87,6 @@ def test_examples_work(verb: str, gmemctl: Gmemctl, shared: Daemon) -> None:
         if example == "top":
             continue
         line = shlex.join(gmemctl_words("--socket", str(shared.sock))) + f" {example}"
-        done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(["sh", "-c", line], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                              capture_output=True, text=True, timeout=PATIENCE, check=False)
         assert (done.returncode, done.stderr.count("hint")) == (0, 0), done.stderr
