@@ -299,9 +299,9 @@ class Daemon:
                 with contextlib.suppress(OSError):
                     client.send(refusal(exc, pretty=listening.pretty))
                 client.close()
-            except BaseException:
+            except Exception as exc:
+                log.error("internal error", exc_info=exc)
                 client.close()
-                raise
 
         path = listening.sock.getsockname()
         self._listeners.append(Listener(self._loop, listening.sock, accepted=accepted, remove=listening.remove))

@@ -118,6 +118,16 @@ class Fence:
         """The processes that can write the memory now, but for gmemd's own and the service manager."""
         return await writers_now(self.gmemd, self.backend)
 
+    async def to_stop(self) -> set[int]:
+        """Their pids; QmpError if one is another user's than the client's: gmemd may stop more than its client may."""
+        found = await self.holders()
+        if not self.gmemd.sees_all:
+            for holder in found:
+                if holder.uid != self.gmemd.tenant:
+                    raise QmpError(f"process {holder.pid}, which is another user's, holds the memory of "
+                                   f"'{self.backend.id}'")
+        return {holder.pid for holder in found}
+
     async def note(self, stopped: dict[str, Any] | None) -> None:
         """Make the record of a kept object say what will be stopped; None: nothing is any more."""
         before = self.backend.fence

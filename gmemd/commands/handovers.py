@@ -10,8 +10,9 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change, changing, completed
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.commands.runners import check_runner, exchange, runner_of
+from gmemd.commands.runners import check_runner, exchange, own_runner, runner_of
 from gmemd.errors import QmpError, os_errors
+from gmemd.kernel.beneath import Paths
 from gmemd.memory.runner import Handover, Runner, Side
 from gmemd.processes.identity import start_time
 from gmemd.processes.watch import watch
@@ -24,9 +25,7 @@ def memdev_handover(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], cha
     backends = [gmemd.objects.find(object_id) for object_id in arguments["ids"]]
     if not backends or len(set(backends)) < len(backends):
         raise QmpError("parameter 'ids' must name objects, each once")
-    for name in ("old", "new"):
-        caller.rights.root_of(arguments[name]["qmp"])
-    old, new = (_side(arguments[name]) for name in ("old", "new"))
+    old, new = (_side(gmemd, caller, arguments[name]) for name in ("old", "new"))
     for backend in backends:
         backend.check_idle()
         check_runner(backend, besides=old.pid)
@@ -57,9 +56,10 @@ def memdev_handover_end(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
     return {}
 
 
-def _side(vmm: dict[str, Any]) -> Side:
-    runner = runner_of(vmm["pid"])
-    return Side(runner.pid, runner.start, runner.uid, vmm["qmp"])
+def _side(gmemd: Gmemd, caller: Caller, vmm: dict[str, Any]) -> Side:
+    root = caller.rights.root_of(vmm["qmp"])
+    runner = own_runner(gmemd, vmm["pid"])
+    return Side(runner.pid, runner.start, runner.uid, vmm["qmp"], root)
 
 
 def _of(gmemd: Gmemd, handover: Handover) -> list[HostMemoryBackend]:
@@ -158,7 +158,7 @@ def _settle(old: Side, new: Side) -> str:
 
 def _party(side: Side) -> Party:
     with os_errors(f"cannot examine process {side.pid}"):
-        party = Party.of(side.pid, side.qmp)
+        party = Party.of(side.pid, side.qmp, Paths(side.root))
         # checked after opening: a pidfd stays with its process
         if party.lives() and start_time(side.pid) != side.start:
             party.forget()

@@ -25,9 +25,7 @@ _WATCH_AGAIN = 1.0  # seconds until watching a runner is retried
 def memdev_set_runner(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     backend = gmemd.objects.find(arguments["id"])
     backend.check_idle()
-    runner = runner_of(arguments.get("pid", caller.pid))
-    if not gmemd.sees_all and runner.uid != caller.uid and runner.pid != caller.pid:
-        raise QmpError(f"process {runner.pid} has ended, or is not visible from here")
+    runner = own_runner(gmemd, arguments["pid"]) if "pid" in arguments else runner_of(caller.pid)
     current = backend.runner
     if current is None or not current.is_(runner.pid, runner.start):
         if not arguments["force"]:
@@ -76,8 +74,20 @@ def runner_of(pid: int) -> Runner:
     with os_errors(f"cannot examine process {pid}"):
         start = start_time(pid)
         if start is None:
-            raise QmpError(f"process {pid} has ended, or is not visible from here")
+            raise _gone(pid)
         return Runner(pid, start, os.stat(f"{PROC}/{pid}").st_uid)
+
+
+def own_runner(gmemd: Gmemd, pid: int) -> Runner:
+    """The same for a process that a client names: to a tenant the processes of others do not exist."""
+    runner = runner_of(pid)
+    if not gmemd.sees_all and runner.uid != gmemd.tenant:
+        raise _gone(pid)
+    return runner
+
+
+def _gone(pid: int) -> QmpError:
+    return QmpError(f"process {pid} has ended, or is not visible from here")
 
 
 def exchange(gmemd: Gmemd, backend: HostMemoryBackend, runner: Runner | None, change: Change) -> None:

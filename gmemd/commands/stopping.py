@@ -53,13 +53,7 @@ class Freeze(Fence):
 
     async def _add(self) -> bool:
         """Plan to stop who holds the memory now; False: nobody new."""
-        holders = await self.holders()
-        if not self.gmemd.sees_all:  # gmemd may stop more than its client may
-            others = [holder.pid for holder in holders if holder.uid != self.gmemd.tenant]
-            if others:
-                raise QmpError(f"process {others[0]}, which is another user's, holds the memory of '{self.backend.id}'")
-        pids = {holder.pid for holder in holders}
-        new = pids - self._freezer.pids
+        new = await self.to_stop() - self._freezer.pids
         if new:
             await in_thread(self._freezer.add, new)
         return bool(new)
@@ -103,7 +97,7 @@ class Qmp(Fence):
         await uninterrupted(in_thread(self._connect))
         qemu = self._qemu
         assert qemu is not None
-        holders = {holder.pid for holder in await self.holders()}
+        holders = await self.to_stop()
         if qemu.pid not in holders:
             raise VmmError(f"the VMM at '{self.path}' (process {qemu.pid}) does not share '{self.backend.id}'")
         status = await in_thread(qemu.status)
@@ -115,15 +109,8 @@ class Qmp(Fence):
         return {"qmp": self.path, "vmm": process if self._ours else None, **self._others.note()}
 
     def _connect(self) -> None:
-        if not self.paths.root:
-            self._qemu = Qemu(self.path, self.deadline / 1000)
-            return
-        with os_errors(f"cannot connect to '{self.path}'"):
-            fd = self.paths.open(self.path, os.O_PATH)
-        try:
-            self._qemu = Qemu(self.path, self.deadline / 1000, address=f"/proc/self/fd/{fd}")
-        finally:
-            os.close(fd)
+        with os_errors(f"cannot connect to '{self.path}'"), self.paths.socket(self.path) as address:
+            self._qemu = Qemu(self.path, self.deadline / 1000, address=address)
 
     async def stop(self, until: float) -> None:
         qemu = self._qemu
@@ -136,7 +123,7 @@ class Qmp(Fence):
 
     async def _freeze_others(self, until: float) -> None:
         assert self._qemu is not None
-        holders = {holder.pid for holder in await self.holders()}
+        holders = await self.to_stop()
         await in_thread(self._others.add, holders - {self._qemu.pid})
         await self.note({**(self.backend.fence or {}), **self._others.note()})
         await uninterrupted(in_thread(self._others.stop, until))

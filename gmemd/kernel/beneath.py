@@ -39,13 +39,25 @@ class Paths:
 
     def unlink(self, path: str) -> None:
         """As unlink(2)."""
+        with self._directory(path) as (directory, name):
+            os.unlink(name, dir_fd=directory)
+
+    def rename(self, path: str, to: str) -> None:
+        """As rename(2)."""
+        with self._directory(path) as (before, name), self._directory(to) as (after, new):
+            os.rename(name, new, src_dir_fd=before, dst_dir_fd=after)
+
+    @contextlib.contextmanager
+    def _directory(self, path: str) -> Iterator[tuple[int | None, str]]:
+        """The directory of a path, and the name in it; with None for the directory, from where the process is."""
         if not self.root:
-            return os.unlink(path)
+            yield None, path
+            return
+        above, name = os.path.split(self._relative(path))
         with self._held(self.root) as root:
-            above, name = os.path.split(self._relative(path))
             directory = syscalls.open_beneath(root, above or ".", os.O_PATH | os.O_DIRECTORY)
         try:
-            return os.unlink(name, dir_fd=directory)
+            yield directory, name
         finally:
             os.close(directory)
 
@@ -55,6 +67,18 @@ class Paths:
         fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             yield fd
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def socket(self, path: str) -> Iterator[str]:
+        """Where to connect to the socket at a path, meanwhile."""
+        if not self.root:
+            yield path
+            return
+        fd = self.open(path, os.O_PATH)
+        try:
+            yield f"/proc/self/fd/{fd}"
         finally:
             os.close(fd)
 

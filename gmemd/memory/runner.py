@@ -41,6 +41,7 @@ class Side(NamedTuple):
     start: int  # clock ticks since boot
     uid: int
     qmp: str  # the path of its QMP socket
+    root: str = ""  # the directory of the policy that it is below; "": there was none
 
 
 @dataclass(eq=False)

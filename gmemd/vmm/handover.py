@@ -14,6 +14,7 @@ import os
 import select
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 from gmemd.errors import QmpError
 from gmemd.vmm.ending import VmmError, kill
@@ -34,21 +35,59 @@ def next_to(qmp: str) -> str:
     return f"{qmp}{_NEXT}{os.urandom(3).hex()}"
 
 
+class Files(Protocol):
+    """How sockets are found by their paths. OSError from every method."""
+
+    def socket(self, path: str) -> contextlib.AbstractContextManager[str]:
+        """Where to connect to the socket at a path, meanwhile."""
+        ...
+
+    def stat(self, path: str) -> os.stat_result:
+        """As stat(2)."""
+        ...
+
+    def unlink(self, path: str) -> None:
+        """As unlink(2)."""
+        ...
+
+    def rename(self, path: str, to: str) -> None:
+        """As rename(2)."""
+        ...
+
+
+class Anywhere:
+    """As the functions of `os` find them."""
+
+    def socket(self, path: str) -> contextlib.AbstractContextManager[str]:
+        return contextlib.nullcontext(path)
+
+    def stat(self, path: str) -> os.stat_result:
+        return os.stat(path)
+
+    def unlink(self, path: str) -> None:
+        os.unlink(path)
+
+    def rename(self, path: str, to: str) -> None:
+        os.rename(path, to)
+
+
 class Party:
     """One of the two VMMs: its process, whatever may get its id later, and its QMP socket."""
 
-    def __init__(self, pid: int, qmp: str, pidfd: int | None) -> None:
+    def __init__(self, pid: int, qmp: str, pidfd: int | None, files: Files) -> None:
         self.pid = pid
         self.qmp = qmp
+        self.files = files
         self._pidfd = pidfd  # owned; None: it has ended
 
     @classmethod
-    def of(cls, pid: int, qmp: str) -> Party:
+    def of(cls, pid: int, qmp: str, files: Files | None = None) -> Party:
         """The process that has the id now. OSError: it cannot be watched."""
         try:
-            return cls(pid, qmp, os.pidfd_open(pid))
+            pidfd: int | None = os.pidfd_open(pid)
         except ProcessLookupError:
-            return cls(pid, qmp, None)
+            pidfd = None
+        return cls(pid, qmp, pidfd, files or Anywhere())
 
     def __enter__(self) -> Party:
         return self
@@ -131,7 +170,7 @@ def settle(old: Party, new: Party, timeout: float = 30.0, *, moved: bool = False
     new.kill()
     if _is_temporary(old, new):
         with contextlib.suppress(OSError):
-            os.unlink(new.qmp)
+            new.files.unlink(new.qmp)
     if old.lives() and not _resumes(old, timeout):
         old.kill()
     return "old" if old.lives() else "none"
@@ -154,7 +193,7 @@ def _goes_on(old: Party, new: Party, timeout: float) -> bool:
             if former is not None and not _has_mark(former):
                 return False
             if monitor is None or status is None:
-                if new.lives() and any(map(os.path.exists, (new.qmp, old.qmp))):
+                if new.lives() and (_exists(new, new.qmp) or _exists(new, old.qmp)):
                     raise _unreachable(new)
                 return False
             return _let_go(former, monitor)
@@ -196,6 +235,13 @@ def _unreachable(party: Party) -> VmmError:
     return VmmError(f"the VMM at '{party.qmp}' (process {party.pid}) cannot be reached")
 
 
+def _exists(party: Party, path: str) -> bool:
+    with contextlib.suppress(OSError):
+        party.files.stat(path)
+        return True
+    return False
+
+
 def _is_temporary(old: Party, new: Party) -> bool:
     return new.qmp.startswith(old.qmp + _NEXT)
 
@@ -212,7 +258,7 @@ def finish(old: Party, new: Party, timeout: float) -> None:
             monitor.capabilities(x_ignore_shared=False)
     if _is_temporary(old, new):
         with contextlib.suppress(OSError):  # it is there already, or not ours to rename
-            os.rename(new.qmp, old.qmp)
+            new.files.rename(new.qmp, old.qmp)
 
 
 def resume(monitor: Qemu) -> None:
@@ -242,8 +288,8 @@ def _reached(party: Party, paths: tuple[str, ...], timeout: float) -> Iterator[Q
     """
     monitor = None
     for path in paths if party.lives() else ():
-        with contextlib.suppress(VmmError):
-            monitor = Qemu(path, timeout)
+        with contextlib.suppress(VmmError, OSError), party.files.socket(path) as address:
+            monitor = Qemu(path, timeout, address=address)
             if monitor.pid == party.pid:
                 break
             monitor.close()

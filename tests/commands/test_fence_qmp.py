@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,16 @@ async def test_a_crash_leaves_a_note(world: World) -> None:
     world.guest.wait_runs()
     with pytest.raises(QmpError):
         await fence.release()
+
+
+async def test_a_tenant_stops_its_own_guest_only(world: World) -> None:
+    """A guest that another user runs on its memory goes on."""
+    room = copy(world.gmemd)
+    room.sees_all, room.tenant = False, os.getuid() + 1
+    asked = {"via": "qmp", "qmp": world.path}
+    with pytest.raises(QmpError, match=f"^process {world.vmm.pid}, which is another user's, holds the memory of 'm'$"):
+        await choose(room, world, world.gmemd.objects.find("m"), asked).hold()
+    assert world.guest.runs()
+    room.tenant = os.getuid()
+    async with held(choose(room, world, world.gmemd.objects.find("m"), asked)):
+        assert not world.guest.runs()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -310,3 +311,19 @@ async def test_a_control_group_of_holders_is_frozen(live: LiveMachine) -> None:
     finally:
         wait_for(lambda: not (group / "cgroup.procs").read_text())
         group.rmdir()
+
+
+async def test_a_tenant_stops_its_own_processes_only(live: LiveMachine) -> None:
+    """Its memory may be held by another user's process, to which it was passed: that is not stopped for it."""
+    with writing(fd_of(live)) as process:
+        room = copy(live.gmemd)
+        room.sees_all = False
+        for via in ("freeze", "auto"):
+            room.tenant = os.getuid() + 1
+            fence = choose(room, live, live.gmemd.objects.find("m"), {"via": via})
+            with pytest.raises(QmpError, match=f"^process {process.pid}, which is another user's, holds the memory"):
+                await fence.hold()
+            assert state(process.pid) in "RS"
+            room.tenant = os.getuid()
+            async with held(choose(room, live, live.gmemd.objects.find("m"), {"via": via})):
+                assert state(process.pid) == "T"

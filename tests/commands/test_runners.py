@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gmemd.commands.handovers import watch_handovers
 from gmemd.commands.runners import watch_runners
+from gmemd.kernel.beneath import Paths
+from gmemd.memory.runner import Handover
 from gmemd.objects.records import backend_of, record_of
+from gmemd.posix.sockets import bind_unix
 from gmemd.processes.identity import command_name
 from tests.commands.live import LiveMachine, end, idle_process, with_memfd
 from tests.patience import PATIENCE
@@ -161,3 +167,54 @@ async def test_a_client_that_ends(live: LiveMachine, client: subprocess.Popen[by
     assert [backend.busy for backend in machine.gmemd.objects] == ["", ""]
     if restart:
         await machine.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for processes of other users")
+async def test_a_tenant_names_its_own_processes_only(live: LiveMachine, tmp_path: Path,
+                                                     other: subprocess.Popen[bytes]) -> None:
+    """To it the processes of others do not exist, nor does what lies outside of the directories of its rule."""
+    own = [subprocess.Popen(["sleep", "600"], user=4242) for _ in range(2)]
+    try:
+        live.become(4242)
+        live.rights = replace(live.rights, paths=(str(tmp_path),))
+        await live.do("object-add", qom_type="memory-backend-memfd", id="m", size=PAGE)
+        refusal = f"process {other.pid} has ended, or is not visible from here"
+        first, second = ({"pid": process.pid, "qmp": f"{tmp_path}/q{process.pid}"} for process in own)
+        foreign = {"pid": other.pid, "qmp": f"{tmp_path}/q"}
+        assert await live.refused("memdev-set-runner", id="m", pid=other.pid) == refusal
+        assert await live.refused("memdev-handover", ids=["m"], old=first, new=foreign) == refusal
+        assert await live.refused("memdev-handover", ids=["m"], old=foreign, new=second) == refusal
+        assert await live.refused("memdev-handover", ids=["m"], old=first, new={**second, "qmp": "/q"}) == (
+            "path '/q' is disabled by policy")
+        assert await live.do("memdev-set-runner", id="m", pid=own[0].pid) == {"generation": 1}
+        await live.do("memdev-handover", ids=["m"], old=first, new=second)
+        backend = live.room.objects.find("m")
+        assert backend.handover is not None
+        assert Handover.load(backend.handover.dump()).new.root == str(tmp_path)
+        await live.do("memdev-handover-end", id="m", result="new")
+        assert (await live.do("query-memdev-status", id="m"))[0]["runner"]["pid"] == own[1].pid
+    finally:
+        for process in own:
+            process.kill()
+            process.wait()
+
+
+def test_a_socket_below_a_directory(tmp_path: Path) -> None:
+    """It is found, renamed and removed there, and through no link that leads elsewhere."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for folder in (root, elsewhere):
+        folder.mkdir()
+    (root / "link").symlink_to(elsewhere)
+    listening = bind_unix(str(elsewhere / "q"))
+    paths = Paths(str(root))
+    for act in (lambda: paths.rename(f"{root}/link/q", f"{root}/r"), lambda: paths.unlink(f"{root}/link/q"),
+                lambda: paths.stat(f"{root}/link/q"), lambda: paths.socket(f"{root}/link/q").__enter__()):
+        with pytest.raises(OSError, match="symbolic links"):
+            act()
+    os.rename(elsewhere / "q", root / "q")
+    paths.rename(f"{root}/q", f"{root}/r")
+    with paths.socket(f"{root}/r") as address, socket.socket(socket.AF_UNIX) as client:
+        client.connect(address)
+    paths.unlink(f"{root}/r")
+    assert os.listdir(root) == ["link"]
+    listening.close()
