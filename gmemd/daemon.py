@@ -326,7 +326,11 @@ class Daemon:
             raise
 
     async def _reload(self, gate: Gate) -> None:
-        """Read the policy again: all of it holds for all clients from now on, or nothing changes."""
+        """Read the policy again: all of it holds for all clients from now on, or nothing changes.
+
+        A client that would find other objects, or whose connection would be another account's, has to connect again:
+        what it has asked for and not got yet is of the room that it was in.
+        """
         try:
             gate.load(await in_thread(gate.read))
         except QmpError as exc:
@@ -335,10 +339,16 @@ class Daemon:
         log.info("policy", words=gate.words)
         for monitor in list(self._monitors):
             try:
-                monitor.use(gate.again(monitor.peer))
+                rights = gate.again(monitor.peer)
             except QmpError as exc:
                 self._refusals.tell(monitor.peer, exc.desc)
                 monitor.close()
+            else:
+                if (rights.room, rights.account) == (monitor.rights.room, monitor.rights.account):
+                    monitor.use(rights)
+                else:
+                    log.info("client of another room now", uid=monitor.uid, pid=monitor.pid, rule=rights.rule)
+                    monitor.close()
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
         counts = self._gmemd.counters.events

@@ -1,6 +1,7 @@
 """gmemctl doctor: what this host offers gmemd, and the consequences where something is missing.
 
-It examines the host itself, as the calling user, and needs no daemon.
+It examines the host itself, as the calling user, and needs no daemon; one that runs is asked whether it has a
+policy.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gmemd.objects.survival import fates
 from gmemd.persist.keeping import SPARED, Keeping, Unit
@@ -165,6 +166,16 @@ def _holes() -> tuple[int, int]:
         with contextlib.suppress(OSError):
             memfds += [path] if os.readlink(path).startswith(("/memfd:", "/ (deleted)")) else []
     return holes(memfds), HeadroomReader().read_all()[0].available
+
+
+def judge_policy(rights: dict[str, Any] | None) -> Finding:
+    """Who may do what with a running gmemd; `rights`: its answer to query-memdev-rights, None: there is none."""
+    if rights is None:
+        return Finding("policy", "unknown", NOTE, "no gmemd that lets you in and can tell runs at this socket")
+    if rights["policy"]:
+        return Finding("policy", f"in force, you are {rights['role']}", GOOD)
+    return Finding("policy", "none", NOTE, "root, gmemd's own user and the group of its socket may do everything, "
+                   "others nothing: --policy FILE says who may do what")
 
 
 def judge_descriptors(unit: Unit) -> Finding:

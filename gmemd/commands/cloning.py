@@ -140,7 +140,7 @@ async def _copy(gmemd: Gmemd, source: HostMemoryBackend, backend: HostMemoryBack
         await _fill(source, backend, job)
     added(gmemd, backend, change)
     os.lseek(state, 0, os.SEEK_SET)
-    return WithFds({"vmm": fence.vmm}, [state])
+    return WithFds({"vmm": fence.vmm, "revocable": False}, [state])
 
 
 async def _fill(source: HostMemoryBackend, backend: HostMemoryBackend, job: Job | None) -> None:

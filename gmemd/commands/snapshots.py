@@ -152,7 +152,7 @@ def memdev_get_snapshot(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any],
         change.judged(f"hand out the {part} of snapshot '{entry.name}'")
         fd, size = await in_thread(_open, shelf.fd, entry.name, found["file"])
         change.undo(lambda: close_beside([fd]))
-        return WithFds({"bytes": size, "stored": stored}, [fd])
+        return WithFds({"bytes": size, "stored": stored, "revocable": False}, [fd])
 
     return act()
 

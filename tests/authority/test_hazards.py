@@ -46,6 +46,10 @@ def connect():
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(sys.argv[1])
     return sock
+def greeted():
+    sock = connect()
+    sock.recv(1, socket.MSG_PEEK)
+    return sock
 def ask(sock):
     lines = sock.makefile("rwb")
     first = json.loads(lines.readline())
@@ -111,9 +115,9 @@ def site() -> Iterator[Site]:
     ("become(1000, 1000); print(ask(connect()))", "tenant 1000"),
     ("become(1002, 1002); print(ask(connect()))", REFUSED),
     ("become(1002, 1002, [5, 3000]); print(ask(connect()))", "observer 1002"),
-    # What the kernel remembers is who connected, whatever becomes of it.
-    ("sock = connect(); become(1000, 1000); print(ask(sock))", "admin 0"),
-    ("sock = connect(); become(1002, 1002); print(ask(sock))", "admin 0"),
+    # What the kernel remembers is who connected, whatever becomes of it once it is let in.
+    ("sock = greeted(); become(1000, 1000); print(ask(sock))", "admin 0"),
+    ("sock = greeted(); become(1002, 1002); print(ask(sock))", "admin 0"),
     ("become(1000, 1000); sock = connect(); os.fork() or os._exit(print(ask(sock), flush=True)); os.wait()",
      "tenant 1000"),
     # Effectively root for somebody who is not: neither admin, nor anybody else.
@@ -186,12 +190,14 @@ def test_a_user_without_a_number_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_new_policy_is_for_those_who_are_there(site: Site) -> None:
-    """A tenant is made an operator, then hung up on; a wrong policy changes nothing."""
+    """A tenant that becomes an operator would be in another room, and has to connect again; an operator that becomes
+    an observer stays; a wrong policy changes nothing; who has no rights any more is hung up on."""
     code = """
-become(1001, 1001)
-sock = connect()
-lines = sock.makefile("rwb")
-lines.readline()
+def begin():
+    global lines
+    lines = connect().makefile("rwb")
+    lines.readline()
+    do("qmp_capabilities")
 def do(command):
     try:
         lines.write(json.dumps({"execute": command}).encode())
@@ -200,11 +206,14 @@ def do(command):
     except ConnectionError:
         answer = b""
     return json.loads(answer).get("return", {}) if answer else {"role": "gone"}
-do("qmp_capabilities")
+become(1001, 1001)
+begin()
 for line in sys.stdin:
     while do("query-memdev-rights").get("role") != line.strip():
         time.sleep(0.001)
     print("now", line.strip(), flush=True)
+    if line == "gone\\n":
+        begin()
 """
     client = subprocess.Popen([sys.executable, "-c", CLIENT + code, str(site.daemon.sock)], text=True,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -213,7 +222,8 @@ for line in sys.stdin:
     operator = POLICY.replace("[1000, 1001]", "1000") + (
         '[[rule]]\nname = "operators"\nmatch = { uid = 1001 }\nrole = "operator"\n')
     try:
-        for text, role in ((POLICY, "tenant"), (operator, "operator"), ("versio = 1\n", "operator"),
+        for text, role in ((POLICY, "tenant"), (operator, "gone"), (operator, "operator"), ("versio = 1\n", "operator"),
+                           (operator.replace('"operator"', '"observer"'), "observer"),
                            (operator.replace('"operator"', '"none"'), "gone")):
             site.policy.write_text(text)
             os.kill(site.daemon.pid, signal.SIGHUP)

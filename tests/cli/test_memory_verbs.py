@@ -9,7 +9,7 @@ import os
 import pytest
 import yaml
 
-from gmemd.cli.doctor import BAD, GOOD, NOTE, judge_fd_store, judge_service
+from gmemd.cli.doctor import BAD, GOOD, NOTE, judge_fd_store, judge_policy, judge_service
 from gmemd.cli.gmemctl import main
 from gmemd.client.client import Client
 from gmemd.persist.keeping import Unit
@@ -104,6 +104,16 @@ def test_doctor_checks_the_host(capsys: pytest.CaptureFixture[str]) -> None:
     assert status == any(finding["verdict"] == BAD for finding in findings)
     main(["doctor"])
     assert "probe:" not in capsys.readouterr().out
+
+
+def test_doctor_says_who_may_do_what(gmemctl: Gmemctl) -> None:
+    """Here everybody who is let in, by a policy those whom it names; and nobody knows where no gmemd runs."""
+    [found] = [one for one in json.loads(gmemctl("doctor", "-o", "json").out) if one["item"] == "policy"]
+    assert (found["found"], found["verdict"]) == ("none", NOTE)
+    said = gmemctl("--socket", "/no/such/socket", "doctor", "-o", "json").out
+    [found] = [one for one in json.loads(said) if one["item"] == "policy"]
+    assert (found["found"], found["verdict"]) == ("unknown", NOTE)
+    assert judge_policy({"policy": True, "role": "tenant"}) == ("policy", "in force, you are tenant", GOOD, "")
 
 
 @pytest.mark.parametrize(("limit", "configured", "announced", "verdict", "follows"), [

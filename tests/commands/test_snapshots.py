@@ -356,7 +356,7 @@ async def test_files_are_handed_out_for_reading(live: LiveMachine) -> None:
     reply = await live.do("memdev-get-snapshot", name="one")
     assert isinstance(reply, WithFds)
     [fd] = reply.fds
-    assert reply.value == {"bytes": SIZE, "stored": "full"}
+    assert reply.value == {"bytes": SIZE, "stored": "full", "revocable": False}
     assert os.pread(fd, SIZE, 0) == contents(live, "m")
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.pwrite(fd, b"x", 0)

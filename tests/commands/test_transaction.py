@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from gmemd.authority.rights import Rights, Role
 from gmemd.changes.change import WithFds, completed
-from gmemd.errors import QmpError
+from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.schema.validate import Schema
 from tests.commands.conftest import Machine
 from tests.commands.live import LiveMachine
@@ -208,3 +209,22 @@ def test_while_it_waits_nobody_changes_what_it_has_changed(scene: Machine) -> No
                        "attempt to add duplicate property 'n' to object (type 'container')"]
     assert scene.run("object-del", id="o") == {}
     scene.execute(*_add("c"))
+
+
+def test_a_transaction_is_no_way_round_a_policy(machine: Machine) -> None:
+    """An action whose command, or type of object, the client may not use is refused as alone, and nothing is done."""
+    machine.run("object-add", **{"qom-type": "memory-backend-memfd", "id": "o", "size": MIB})
+    allowed = frozenset(("object-add", "memdev-transaction", "query-command-effect"))
+    machine.rights = Rights(Role.TENANT, commands=allowed, types=frozenset(("memory-backend-memfd",)))
+    machine.usable = machine.dispatcher.usable(machine.rights)
+    for kind, data, why in (
+            ("object-del", {"id": "o"}, (COMMAND_NOT_FOUND, "Command object-del disabled by policy")),
+            ("object-add", {"qom-type": "memory-backend-ram", "id": "r", "size": MIB},
+             ("GenericError", "type 'memory-backend-ram' is disabled by policy"))):
+        actions = [{"type": "object-add", "data": {"qom-type": "memory-backend-memfd", "id": "n", "size": MIB}},
+                   {"type": kind, "data": data}]
+        words = (why[0], f"actions[1] ({kind}): {why[1]}")
+        assert machine.refusal("memdev-transaction", actions=actions) == words
+        assert machine.refusal("query-command-effect", command="memdev-transaction",
+                               arguments={"actions": actions}) == words
+        assert [one.id for one in machine.gmemd.objects] == ["o"]

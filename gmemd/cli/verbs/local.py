@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 from argparse import Namespace
+from typing import Any
 
 from gmemd.cli import render
 from gmemd.cli.call_syntax import UsageError
 from gmemd.cli.connection import DONE, REFUSED, Connection
 from gmemd.cli.parser import Verbs, argument, first_words, inner_verbs, verbs_of
+from gmemd.errors import QmpError
 
 VERBS = Verbs()
 SHELLS = ("bash", "zsh", "fish")
 _PATIENCE = 2.0  # seconds; a person is waiting
 
 
-@VERBS.add("check this host: kernel, KVM, huge pages, limits, systemd", examples=("doctor",))
+@VERBS.add("check this host: kernel, KVM, huge pages, limits, systemd, policy", examples=("doctor",))
 def doctor(connection: Connection, options: Namespace) -> int:
-    from gmemd.cli.doctor import BAD, PROBE, findings
+    from gmemd.cli.doctor import BAD, PROBE, findings, judge_policy
 
-    found = findings()
+    found = [*findings(), judge_policy(_rights(connection, options))]
     if connection.for_people:
         rows = [tuple(finding) for finding in found if not finding.item.startswith(PROBE)]
         render.show(render.Table(("ITEM", "FOUND", "VERDICT", "WHAT FOLLOWS"), rows))
     else:
         connection.show([finding._asdict() for finding in found])
     return REFUSED if any(finding.verdict == BAD for finding in found) else DONE
+
+
+def _rights(connection: Connection, options: Namespace) -> dict[str, Any] | None:
+    """What the server says that we may; None: it cannot be asked."""
+    if options.timeout is None:
+        options.timeout = _PATIENCE
+    with contextlib.suppress(OSError, QmpError):
+        rights: dict[str, Any] = connection.execute("query-memdev-rights")
+        return rights
+    return None
 
 
 @VERBS.add(
