@@ -343,7 +343,7 @@ def changing(settler: Settler, function: Callable[..., Any], kind: type[Change] 
     """Wrap a command that takes a change as its last argument; the result is that of Change.conclude."""
     def run(gmemd: Any, caller: Any, arguments: dict[str, Any]) -> Any:
         change = kind(settler)
-        if caller is not None:
+        if caller is not None and caller.budget is not None:
             change.budget = caller.budget
         try:
             value = function(gmemd, caller, arguments, change)

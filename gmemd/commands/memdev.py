@@ -23,20 +23,19 @@ from gmemd.kernel.beneath import Paths
 from gmemd.objects.container import ThreadContext
 
 if TYPE_CHECKING:
+    from gmemd.authority.rights import Rights
     from gmemd.persist.fdstore import Again
 
 _LOOK_SECONDS = 0.2  # between two checks whether the client waiting for a file to open is still connected
 
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    if not caller.rights.all:
-        caller.rights.check_type(arguments["qom-type"])
+    paths = None if caller.rights.all else _paths(caller.rights, arguments)
     if arguments["qom-type"] == ThreadContext.qom_type:
         return _add_context(gmemd, caller, arguments, change)
-    root = caller.rights.root_of(arguments["mem-path"]) if "mem-path" in arguments else ""
     backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, dry_run=change.dry_run)
-    if isinstance(backend, FileBackend):
-        backend.paths = Paths(root)
+    if paths is not None and isinstance(backend, FileBackend):
+        backend.paths = paths
     slow = backend.blocks and not change.dry_run
     change.undo(partial(gmemd.objects.cancel, backend) if slow else partial(_unmake, gmemd, backend))
     if change.budget is not None:
@@ -50,6 +49,12 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
     change.keep(backend)
     gmemd.objects.commit(backend)
     return {}
+
+
+def _paths(rights: Rights, arguments: dict[str, Any]) -> Paths | None:
+    """How an object's file is to be found, if it has one; QmpError if the rights do not allow the object."""
+    rights.check_type(arguments["qom-type"])
+    return Paths(rights.root_of(arguments["mem-path"])) if "mem-path" in arguments else None
 
 
 def _add_context(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
@@ -212,7 +217,8 @@ def remove(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
 def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | None:
     """Free a deleted object's memory; None when that is done."""
     fd, fds = backend.fd, backend.detach()
-    release(backend)
+    if backend.charge is not None:
+        release(backend)
     if backend.on_file:
         return close_beside(fds, first=lambda: backend.discard(gmemd.kernel, fd))
     if backend.kind == "memfd" and len(fds) == 1 and closed_at_once(fd):

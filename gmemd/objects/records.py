@@ -82,7 +82,8 @@ def updated(backend: HostMemoryBackend) -> Record:
 def _extra(backend: HostMemoryBackend) -> dict[str, Any]:
     extra: dict[str, Any] = {"kind": backend.kind, "flags": backend.guest_memfd_flags, "offset": backend.offset,
                              "made": int(backend.made * 1000) / 1000}  # rounded down: never later than it was
-    extra |= {name: value for name in ("account", "template", "origin") if (value := getattr(backend, name))}
+    if backend.account or backend.template or backend.origin:
+        extra |= {name: value for name in ("account", "template", "origin") if (value := getattr(backend, name))}
     if backend.visibility is not None:
         extra["visibility"] = backend.visibility.to_json()
     if backend.lease is not None:
