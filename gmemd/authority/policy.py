@@ -1,7 +1,8 @@
 """The policy: rules that say which rights a client has. The first rule that matches wins.
 
-A rule matches if each key of its `match` holds. A rule that gives the role admin matches nobody but root and gmemd's
-own user, by effective and by real uid: a program that runs set-uid for somebody else is not root.
+A rule matches if each key of its `match` holds; what is not known of a client matches nothing. A rule that gives the
+role admin matches nobody but root and gmemd's own user, by effective and by real uid: a program that runs set-uid for
+somebody else is not root.
 """
 
 from __future__ import annotations
@@ -53,11 +54,12 @@ class Policy:
 
 
 def _below(peer: Peer, wanted: tuple[str, ...]) -> bool:
-    return any(f"{peer.cgroup}/".startswith(f"{group.rstrip('/')}/") for group in wanted)
+    return peer.cgroup != "" and any(f"{peer.cgroup}/".startswith(f"{group.rstrip('/')}/") for group in wanted)
 
 
 def _like(name: str) -> Callable[[Peer, tuple[str, ...]], bool]:
-    return lambda peer, wanted: any(fnmatchcase(getattr(peer, name), pattern) for pattern in wanted)
+    return lambda peer, wanted: any(getattr(peer, name) and fnmatchcase(getattr(peer, name), pattern)
+                                    for pattern in wanted)
 
 
 _HOLDS: Final[Mapping[str, Callable[[Peer, tuple[Any, ...]], bool]]] = {

@@ -135,7 +135,7 @@ class _Reading:
         for name, value in rule.get("limits", {}).items():
             limit = value if isinstance(value, int) else parse_size(value.removesuffix("iB"))
             if limit is None:
-                self._refuse((*place, "limits", name), f"'{value}' is not a size")
+                self._refuse((*place, "limits", name), f"'{value}' is not a size such as '64GiB'")
             limits[name] = limit
         return limits
 
@@ -161,7 +161,8 @@ class _Reading:
                 right = form["enum"]
                 self._refuse(place, f"{_shown(value)} is not one of {', '.join(right)}{_nearest(str(value), right)}")
         key = next((key for key in reversed(place) if isinstance(key, str)), "")
-        self._refuse(place, f"{_shown(value)} is not a value of '{key}'")
+        right = f", which is {form['description']}" if "description" in form else ""
+        self._refuse(place, f"{_shown(value)} is not a value of '{key}'{right}")
 
     def _refuse(self, place: Place, why: str) -> NoReturn:
         rule = "" if place[:1] != ("rule",) or len(place) < 2 else self._title(int(place[1]))

@@ -137,6 +137,9 @@ def connect(options: argparse.Namespace) -> Client:
     limit = _GREETING if options.timeout is None else options.timeout
     try:
         client = Client(path, timeout=limit, wait=options.wait)
+    except QmpError as error:  # it serves nobody just now, or not this client
+        hint = "the server's log says why"
+        raise ConnectionError(f"{path}: {error.desc}\n  hint: {hint}") from None
     except TimeoutError:
         hint = "is the server stopped or busy, or does another client occupy it?"
         raise ConnectionError(f"{path}: no greeting in {limit:g} s\n  hint: {hint}") from None

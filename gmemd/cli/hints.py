@@ -241,5 +241,6 @@ HINTS: tuple[Hint, ...] = (
     (r"backing store size (0x\w+) is too small for 'size' option (0x\w+) ", _too_small),
     (r"^KVM does not support guest_memfd$|^guest-memfd requires KVM accelerator$", _no_guest_memfd),
     (r"^Unstable (?:parameter|command) .* disabled by policy$", "the daemon runs with --compat unstable-input=reject"),
+    (r" disabled by policy$", "'gmemctl can' says what you may"),
     (r": Cannot allocate memory$|: No space left on device$", _no_memory),
 )

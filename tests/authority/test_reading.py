@@ -74,18 +74,21 @@ def test_a_rule_is_what_it_says(tmp_path: Path) -> None:
     ('"memory-backend-memfd"', '"memory-backend-memfds"', "13: rule 'virtqemud': unknown object type"
      " 'memory-backend-memfds' (did you mean 'memory-backend-memfd'?)"),
     ('"daemon"', '"daemn"', "6: rule 'virtqemud': unknown user 'daemn' (did you mean 'daemon'?)"),
-    ('"64GiB"', '"64 gigs"', "17: rule 'virtqemud': '64 gigs' is not a value of 'bytes'"),
-    ('"64GiB"', '"1.2.3"', "17: rule 'virtqemud': '1.2.3' is not a size"),
-    ("objects = 64", "objects = -1", "18: rule 'virtqemud': -1 is not a value of 'objects'"),
+    ('"64GiB"', '"64 gigs"', "17: rule 'virtqemud': '64 gigs' is not a value of 'bytes', which is a number of"
+     " bytes, or a size such as '64GiB'"),
+    ('"64GiB"', '"1.2.3"', "17: rule 'virtqemud': '1.2.3' is not a size such as '64GiB'"),
+    ("objects = 64", "objects = -1", "18: rule 'virtqemud': -1 is not a value of 'objects', which is a number"),
     ("objects = 64", "objcts = 64", "18: rule 'virtqemud': unknown key 'objcts' (did you mean 'objects'?)"),
     ("hugepages-2M", "hugepages-2X", "19: rule 'virtqemud': unknown key 'hugepages-2X'"),
     ('name  = "virtqemud"\n', "", "4: rule 1: 'name' is missing"),
-    ('name  = "virtqemud"', 'name = "Two words"', "5: rule 'Two words': 'Two words' is not a value of 'name'"),
-    ('["/var', '["var', "14: rule 'virtqemud': 'var/lib/gmemd/../gmemd/x' is not a value of 'paths'"),
+    ('name  = "virtqemud"', 'name = "Two words"', "5: rule 'Two words': 'Two words' is not a value of 'name', which"
+     " is up to 64 of a-z, 0-9, _, . and -"),
+    ('["/var', '["var', "14: rule 'virtqemud': 'var/lib/gmemd/../gmemd/x' is not a value of 'paths', which is"
+     " a path that begins with /"),
     ('{ uid = "daemon", unit = ["virtqemud.service"] }', "{}", "6: rule 'virtqemud': 'match' is empty"),
     ('{ uid = "daemon", unit = ["virtqemud.service"] }', "{ http = true }",
      "6: rule 'virtqemud': 'http' stands alone, and its role is observer or none"),
-    ("version = 1", "version = 2", "1: 2 is not a value of 'version'"),
+    ("version = 1", "version = 2", "1: 2 is not a value of 'version', which is 1"),
     ("version = 1", "", "1: 'version' is missing"),
     ('default = { role = "none" }', 'default = { role = "none"', "2: Unclosed inline table"),
     ('"rule"', '"rule"\nshare = "uid"', "16: Cannot overwrite a value"),
@@ -95,6 +98,16 @@ def test_a_wrong_file_is_refused_with_its_line(tmp_path: Path, right: str, wrong
     assert TEXT.count(right) >= 1
     assert refusal(tmp_path / "p", TEXT.replace(right, wrong, 1)) == said
     policy_of(tmp_path / "p", TEXT)
+
+
+def test_what_is_not_known_of_a_client_matches_nothing(tmp_path: Path) -> None:
+    """Not even a pattern for everything: a process of another container has neither unit nor control group here."""
+    for key, pattern, known in (("unit", "*", "a.service"), ("cgroup", "/", "/a"), ("selinux", "*", "a_t")):
+        policy = policy_of(tmp_path / "p", f'version = 1\n[[rule]]\nname = "r"\nmatch = {{ {key} = "{pattern}" }}\n'
+                                           'role = "operator"\n')
+        assert rights(policy, **{"label" if key == "selinux" else key: known}).role is Role.OPERATOR
+        with pytest.raises(QmpError, match="does not let it in"):
+            rights(policy)
 
 
 def test_more_that_is_refused(tmp_path: Path) -> None:

@@ -163,6 +163,16 @@ def test_every_verb_ends(verb: str, full: str, serve: Callable[[Say], str], capf
         assert main(["--socket", silent, "--timeout", str(SECONDS), *words]) == expected
 
 
+@pytest.mark.parametrize("words", [["ls"], ["can"], ["rm", "x"], ["create", "memory-backend-ram,id=x,size=1M"]])
+def test_a_server_that_lets_nobody_in(words: list[str], serve: Callable[[Say], str],
+                                      capfd: pytest.CaptureFixture[str]) -> None:
+    """What it says instead of a greeting is the error, and there is nobody to ask for hints."""
+    refused = b'{"error": {"class": "GenericError", "desc": "this client is not let in"}}\r\n'
+    path = serve(lambda client: client.sendall(refused))
+    assert main(["--socket", path, *words]) == 3
+    assert capfd.readouterr().err == f"gmemctl: {path}: this client is not let in\n  hint: the server's log says why\n"
+
+
 def test_completion_has_a_limit_of_its_own(serve: Callable[[Say], str]) -> None:
     """A person at a keyboard does not wait forever, even without a limit."""
     path = serve(greeted)

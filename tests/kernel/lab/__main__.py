@@ -41,6 +41,10 @@ def get(arguments: argparse.Namespace) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if not arguments.command:
+        raise SystemExit("script/kernel-lab run: which command? For example: run -k 7.3 gmemctl doctor")
+    if arguments.image and not arguments.image.is_file():
+        raise SystemExit(f"script/kernel-lab run: there is no kernel at '{arguments.image}'")
     kernel = Kernel(arguments.image, arguments.modules) if arguments.image else kernels.named(arguments.kernel)
     machine = Machine(kernel, arguments.memory, arguments.nodes, arguments.append, arguments.timeout,
                       arguments.systemd)

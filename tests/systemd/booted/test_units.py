@@ -21,6 +21,7 @@ from tests.systemd.booted.service import (
     TREE,
     UNITS,
     Memory,
+    drop_in,
     end_by,
     exposure,
     main_pid,
@@ -124,6 +125,24 @@ def test_policies() -> None:
     with Memory() as memory:
         memory.add("ram0", policy="bind", host_nodes=[0], prealloc=True)
         assert memory.status()[0]["resident"] == SIZE
+
+
+def test_reload_reads_the_policy() -> None:
+    """`systemctl reload` puts a changed policy into force, for a client that is connected, too."""
+    rule = 'version = 1\n[[rule]]\nname = "root"\nmatch = {{ uid = 0 }}\nrole = "{}"\n'
+    policy = Path("/run/gmemd-policy.toml")
+    policy.write_text(rule.format("operator"))
+    drop_in(f"[Service]\nExecStart=\nExecStart=gmemd --qmp unix:%t/gmemd/qmp.sock --persist on --policy {policy}\n")
+    systemctl("restart", "gmemd.service")
+    with Memory() as memory:
+        before = main_pid()
+        assert memory.client.execute("query-memdev-rights")["role"] == "operator"
+        policy.write_text(rule.format("admin"))
+        systemctl("reload", "gmemd.service")
+        until = time.monotonic() + PATIENCE
+        while memory.client.execute("query-memdev-rights")["role"] != "admin":
+            assert time.monotonic() < until
+        assert main_pid() == before
 
 
 def test_huge_pages() -> None:

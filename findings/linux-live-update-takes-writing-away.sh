@@ -1,9 +1,11 @@
-#!/usr/bin/env python3
-"""A memfd made with MFD_NOEXEC_SEAL comes back from a live update read-only, and a sparse one without its holes.
-
-linux-live-update-takes-writing-away.py        boots the lab's Linux with live update and runs itself in there
-"""
-
+#!/bin/sh
+# A memfd made with MFD_NOEXEC_SEAL comes back from a live update read-only, and a sparse one without its holes.
+# No packaged kernel has live update. So this runs itself in the one that script/kernel-lab builds, in a quarter of an
+# hour, and keeps in $KERNEL_LAB_CACHE (docs/kernel.md, "The lab"). Remove that directory to try newer packages.
+set -eu
+[ $# != 0 ] || exec "$(dirname "$0")/../script/kernel-lab" run -k luo --append 'kho=on liveupdate=on' \
+    "findings/${0##*/}" before
+exec python3 - "$1" "$(realpath "$0")" <<'PYTHON'
 import ctypes
 import fcntl
 import mmap
@@ -13,23 +15,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 CREATE_SESSION, RETRIEVE_SESSION, PRESERVE_FD, RETRIEVE_FD, FINISH = 0xBA00, 0xBA01, 0xBA40, 0xBA41, 0xBA42
 F_GET_SEALS, REBOOT_KEXEC = 1034, 0x45584543
 MFD_NOEXEC_SEAL, SIZE = 8, 64 << 20
 # in the second kernel, which has no initramfs
 AFTER = f"""#!/bin/sh
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
-cd {ROOT}; exec >/dev/ttyS1 2>&1; stty raw </dev/ttyS1
-python3 findings/{Path(__file__).name} after; echo $? >/dev/ttyS2; reboot -f
+exec >/dev/ttyS1 2>&1; stty raw </dev/ttyS1
+{sys.argv[2]} after; echo $? >/dev/ttyS2; reboot -f
 """
-
 
 def session(device: int, request: int) -> int:
     argument = bytearray(struct.pack("Ii64s", 72, -1, b"finding"))
     fcntl.ioctl(device, request, argument)
     return struct.unpack_from("i", argument, 4)[0]
-
 
 def tell(name: str, fd: int) -> tuple[bool, int]:
     """Print what a memfd is; whether it can be mapped writable, and its blocks of 512 bytes."""
@@ -43,7 +42,6 @@ def tell(name: str, fd: int) -> tuple[bool, int]:
           f" {status.st_blocks * 512 >> 20} of {SIZE >> 20} MiB allocated, {'writable' if writable else 'read-only'},"
           f" begins {os.pread(fd, 5, 0)!r}", flush=True)
     return writable, status.st_blocks
-
 
 def before() -> None:
     print(f"Linux {os.uname().release}, before the kexec")
@@ -62,7 +60,6 @@ def before() -> None:
     ctypes.CDLL(None).reboot(REBOOT_KEXEC)
     sys.exit("no kexec")
 
-
 def after() -> bool:
     print("after")
     opened = session(os.open("/dev/liveupdate", os.O_RDWR), RETRIEVE_SESSION)
@@ -74,12 +71,7 @@ def after() -> bool:
     fcntl.ioctl(opened, FINISH, bytearray(struct.pack("II", 8, 0)))
     return seen == [(True, SIZE // 512), (False, SIZE // 512)]
 
-
-if sys.argv[1:] == ["before"]:
+if sys.argv[1] == "before":
     before()
-elif sys.argv[1:] == ["after"]:
-    sys.exit(not after())
-else:
-    lab = [ROOT / "script/kernel-lab", "run", "-k", "luo", "--append", "kho=on liveupdate=on", "python3",
-           f"findings/{Path(__file__).name}", "before"]
-    sys.exit(subprocess.run(lab, check=False).returncode)
+sys.exit(not after())
+PYTHON

@@ -1,6 +1,11 @@
-#!/usr/bin/env python3
-"""Registering a memory for missing pages, too, ends its write protection without a word (Linux 6.18; 7.3: EBUSY)."""
-
+#!/bin/sh
+# A mapping registered for write protection, and then for missing pages alone, loses its protection without an error.
+. "$(dirname "$0")/common"
+make_tree trixie python3
+mount -t proc proc "$tree/proc"
+trap 'umount "$tree/proc"; rm -rf --one-file-system "$temporary"' EXIT
+uname -r
+chroot "$tree" python3 - <<'PYTHON'
 import ctypes
 import fcntl
 import mmap
@@ -14,7 +19,6 @@ WP_SHMEM, WP_UNPOPULATED, WP_ASYNC = 1 << 12, 1 << 13, 1 << 15
 MISSING, WP = 1, 2
 SIZE = mmap.PAGESIZE
 
-
 def modes() -> list[str]:
     """What the mapping is registered for: uw is write protection, um missing pages."""
     inside = False
@@ -26,7 +30,6 @@ def modes() -> list[str]:
                 return [word for word in line.split() if word in ("um", "uw")]
     return []
 
-
 def register(mode: int) -> str:
     try:
         fcntl.ioctl(uffd, REGISTER, struct.pack("<4Q", address, SIZE, mode, 0))
@@ -34,8 +37,6 @@ def register(mode: int) -> str:
         return exc.strerror
     return "OK"
 
-
-print(os.uname().release)
 memfd = os.memfd_create("memory")
 os.ftruncate(memfd, SIZE)
 memory = mmap.mmap(memfd, SIZE)
@@ -47,3 +48,4 @@ fcntl.ioctl(uffd, WRITEPROTECT, struct.pack("<3Q", address, SIZE, 1))
 again = register(MISSING)
 print("then for missing pages:", again, modes())
 sys.exit((again, modes()) != ("OK", ["um"]))
+PYTHON
