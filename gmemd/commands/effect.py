@@ -8,7 +8,7 @@ from typing import Any
 
 from gmemd.changes.change import Change, Judged
 from gmemd.commands.context import Caller, Function, Gmemd
-from gmemd.commands.rooms import in_its_room
+from gmemd.commands.rooms import in_its_room, said_outside
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.schema.validate import Command
 
@@ -36,7 +36,8 @@ def found(commands: Mapping[str, tuple[Command, Function]], caller: Caller, name
 
 
 async def _foretell(function: Function, gmemd: Gmemd, complete: dict[str, Any], caller: Caller) -> dict[str, Any]:
-    judged, effect = await judge(function, gmemd, caller, complete, Change(gmemd.settler))
+    with said_outside(gmemd, complete):
+        judged, effect = await judge(function, gmemd, caller, complete, Change(gmemd.settler))
     return _answer(effect, complete, whole=judged.whole)
 
 

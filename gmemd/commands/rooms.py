@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import CoroutineType
 from typing import Any, Final
 
 from gmemd.commands.context import Caller, Function, Gmemd
+from gmemd.errors import QmpError
 from gmemd.objects.names import at_home
 
 _NAMES: Final = ("id", "ids", "template", "after", "object", "job-id")  # members that name what a room can have
@@ -15,9 +18,32 @@ def reaching_rooms(function: Function) -> Function:
     """A command that finds what it names in the room where that is; all of it in one."""
     def run(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
         room, complete = in_its_room(gmemd, arguments)
-        return function(room, caller, complete)
+        if room is gmemd:
+            return function(gmemd, caller, arguments)
+        with said_outside(room, complete):
+            result = function(room, caller, complete)
+        return _waited(room, complete, result) if type(result) is CoroutineType else result
 
     return run
+
+
+async def _waited(room: Gmemd, arguments: dict[str, Any], work: Any) -> Any:
+    with said_outside(room, arguments):
+        return await work
+
+
+@contextmanager
+def said_outside(room: Gmemd, arguments: dict[str, Any]) -> Iterator[None]:
+    """Say in an error of a command what it names as those in the house call it, if they have sent the command."""
+    try:
+        yield
+    except QmpError as exc:
+        words = exc.desc
+        for own in dict.fromkeys(_named(arguments)):
+            words = words.replace(f"'{own}'", f"'{room.named(own)}'")
+        if words == exc.desc:
+            raise
+        raise QmpError(words, exc.error_class) from exc
 
 
 def in_its_room(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[Gmemd, dict[str, Any]]:

@@ -25,7 +25,8 @@ _WATCH_AGAIN = 1.0  # seconds until watching a runner is retried
 def memdev_set_runner(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     backend = gmemd.objects.find(arguments["id"])
     backend.check_idle()
-    runner = own_runner(gmemd, arguments["pid"]) if "pid" in arguments else runner_of(caller.pid)
+    pid = arguments.get("pid", caller.pid)
+    runner = runner_of(pid) if pid == caller.pid else own_runner(gmemd, pid)
     current = backend.runner
     if current is None or not current.is_(runner.pid, runner.start):
         if not arguments["force"]:

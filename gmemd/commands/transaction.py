@@ -12,7 +12,7 @@ from gmemd.changes.grouped import Grouped
 from gmemd.commands.context import Caller, Function, Gmemd
 from gmemd.commands.effect import found, judge
 from gmemd.commands.planning import planned, trial_of
-from gmemd.commands.rooms import in_its_room
+from gmemd.commands.rooms import in_its_room, said_outside
 from gmemd.errors import QmpError
 from gmemd.schema.validate import Command
 
@@ -32,7 +32,8 @@ class _Action(NamedTuple):
     def told(self) -> Iterator[None]:
         """Say in an error which action it is of."""
         try:
-            yield
+            with said_outside(self.room, self.arguments):
+                yield
         except QmpError as exc:
             raise QmpError(f"actions[{self.place}] ({self.name}): {exc.desc}", exc.error_class) from exc
 

@@ -98,6 +98,22 @@ async def test_who_sees_all_calls_it_by_its_tenant(host: LiveMachine) -> None:
 
 
 @pytest.mark.asyncio
+async def test_an_error_says_whose_object_it_is_about(host: LiveMachine) -> None:
+    """To those who see all by the name that they use; to the tenant by its own. Alone, in a transaction, and tried."""
+    absent = [{"type": "object-del", "data": {"id": "y@1000"}}]
+    host.become(None)
+    assert await host.refused("object-del", id="y@1000") == "object 'y@1000' not found"
+    assert await host.refused("memdev-clear-runner", id="x@1001") == "no guest runs on object 'x@1001'"
+    assert await host.refused("memdev-transaction", actions=absent) == (
+        "actions[0] (object-del): object 'y@1000' not found")
+    assert await host.refused("query-command-effect", command="object-del", arguments={"id": "y@1000"}) == (
+        "object 'y@1000' not found")
+    assert await host.refused("object-del", id="y") == "object 'y' not found"
+    host.become(ALICE)
+    assert await host.refused("memdev-clear-runner", id="x") == "no guest runs on object 'x'"
+
+
+@pytest.mark.asyncio
 async def test_only_a_tenant_creates_in_its_room(host: LiveMachine) -> None:
     """What is created for others would be charged to them."""
     host.become(None)
