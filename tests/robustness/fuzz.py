@@ -46,6 +46,7 @@ class Host:
         self.uid, self.pid = os.getuid(), os.getpid()
         self.named_fds = NamedFds()
         self.room = self.gmemd
+        self.budget = None
 
     def connect(self) -> None:
         self.session = Session(_VERSION)
