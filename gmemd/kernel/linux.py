@@ -77,7 +77,7 @@ class LinuxKernel(Kernel):
     def probe(self) -> dict[str, int | str]:
         from gmemd.kernel.profiles import DEFAULT, PROFILES  # imported only here, for `gmemctl doctor`
 
-        found: dict[str, int | str] = {name: self.extension(name) for name in PROFILES[DEFAULT].capabilities}
+        found: dict[str, int | str] = {name: self._extension(name) for name in PROFILES[DEFAULT].capabilities}
         found |= attempt(self)
         fd = self.create_guest_memfd(2 * PAGE_SIZE, (self.guest_memfd_flags or 0) & uapi.GUEST_MEMFD_SHARED)
         try:
@@ -105,7 +105,7 @@ class LinuxKernel(Kernel):
         finally:
             bind(0, 0)
 
-    def extension(self, name: str, *, of_device: bool = False) -> int:
+    def _extension(self, name: str, *, of_device: bool = False) -> int:
         """What KVM answers for a KVM_CAP_: of the VM, whose type matters, or of the device."""
         capability: int = getattr(uapi, f"KVM_CAP_{name}")
         return fcntl.ioctl(self.device if of_device else self.vm, uapi.KVM_CHECK_EXTENSION, capability)
@@ -119,8 +119,8 @@ class LinuxKernel(Kernel):
     def _legal_flags(self) -> int:
         """The mask of creation flags, which depends on the VM's type. Before there were any, so did guest_memfd itself,
         and only the device says whether the kernel has it."""
-        flags = self.extension("GUEST_MEMFD_FLAGS")
-        reason = why_not_shared(self.extension("GUEST_MEMFD", of_device=True), flags)
+        flags = self._extension("GUEST_MEMFD_FLAGS")
+        reason = why_not_shared(self._extension("GUEST_MEMFD", of_device=True), flags)
         if reason is not None:
             raise Unsupported(reason)
         return flags

@@ -41,8 +41,8 @@ class Bare(LinuxKernel):
 
     def __init__(self) -> None:
         self.device, self.vm = open_vm("/dev/kvm")
-        known = self.extension("GUEST_MEMFD", of_device=True)
-        self.guest_memfd_flags = self.extension("GUEST_MEMFD_FLAGS") if known else None
+        known = self._extension("GUEST_MEMFD", of_device=True)
+        self.guest_memfd_flags = self._extension("GUEST_MEMFD_FLAGS") if known else None
 
     def allocate(self, fd: int, offset: int, size: int) -> None:
         syscalls.fallocate(fd, uapi.FALLOC_FL_KEEP_SIZE, offset, size)

@@ -40,7 +40,7 @@ def record() -> dict[str, Any]:
         return {
             "kernel": platform.release(), "machine": platform.machine(), "date": f"{datetime.date.today()}",
             "host": {"kvm": _modules(), "nested paging": _nested_paging(), "nodes": len(host.online_nodes())},
-            "device": {name: kernel.extension(name, of_device=True) for name in PROFILES[DEFAULT].capabilities},
+            "device": {name: kernel._extension(name, of_device=True) for name in PROFILES[DEFAULT].capabilities},
             "probe": kernel.probe(),
             "answers": {", ".join(map(str, items)): ask(kernel, questions[items]) for items in sorted(questions)},
             "userfaultfd": {"features": f"{_features():#x}", **{
