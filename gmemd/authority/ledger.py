@@ -18,6 +18,7 @@ After a restart the accounts are filled again from what came back.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -163,6 +164,31 @@ class Charge:
         self.account.subtract(_ONE)
         self.account.subtract(self._besides)
         self.memory.leave()
+
+
+class Trial(Account):
+    """A copy of an account to try changes on, one after another: what they charge and give back at once stays charged
+    if they are kept."""
+
+    def __init__(self, real: Account) -> None:
+        super().__init__(real.name)
+        self.limits, self.sources, self._charged = real.limits, real.sources, dict(real._charged)
+        self._given_back: list[Amounts] = []
+        memories: dict[Memory, Memory] = {}
+        for charge, backend in real.objects.items():
+            own = copy(charge)
+            own.account, own.memory = self, memories.setdefault(charge.memory, copy(charge.memory))
+            own.memory.account = self
+            self.objects[own] = backend
+
+    def subtract(self, amounts: Amounts) -> None:
+        self._given_back.append(amounts)
+
+    def settle(self, *, kept: bool) -> None:
+        """A change was tried."""
+        for amounts in self._given_back if not kept else ():
+            super().subtract(amounts)
+        self._given_back.clear()
 
 
 class Ledger:

@@ -17,8 +17,9 @@ from gmemd.objects.records import updated
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gmemd.authority.ledger import Amounts
     from gmemd.changes.settling import Settler
-    from gmemd.changes.steps import Ending
+    from gmemd.changes.steps import Ending, Step
     from gmemd.memory.piece import Piece
     from gmemd.objects.container import Objects
     from gmemd.persist.batch import Operation
@@ -36,10 +37,16 @@ class Grouped(Change):
         self._touched: dict[HostMemoryBackend, None] = {}
         self._freed: set[tuple[Objects, str]] = set()  # ids, where they were
         self._bars: list[Callable[[], None]] = []  # each ends one
+        self._meanwhile: list[Step] = []  # each gives back what was charged for the time of a command
         self._fresh: dict[Piece, Callable[[], Operation]] = {}  # what it gives to custody, with the note that does
 
     def judged_alone(self) -> None:
         raise QmpError("this cannot be undone, so it cannot be part of a transaction")
+
+    def charge(self, amounts: Amounts, *, meanwhile: bool = False) -> None:
+        super().charge(amounts)
+        if meanwhile and self.budget is not None:
+            self._meanwhile.append(self._undo[-1])
 
     # -- acting ----------------------------------------------------------------------------------
 
@@ -98,6 +105,10 @@ class Grouped(Change):
         self._unbar()
         for backend, _ in self._claimed:
             self.release(backend)
+        for give_back in self._meanwhile:
+            give_back()
+        self._undo = tuple(step for step in self._undo if step not in self._meanwhile)
+        self._meanwhile.clear()
 
     # -- ending ----------------------------------------------------------------------------------
 

@@ -36,8 +36,10 @@ def found(commands: Mapping[str, tuple[Command, Function]], caller: Caller, name
 
 
 async def _foretell(function: Function, gmemd: Gmemd, complete: dict[str, Any], caller: Caller) -> dict[str, Any]:
+    change = Change(gmemd.settler)
+    change.budget = caller.budget
     with said_outside(gmemd, complete):
-        judged, effect = await judge(function, gmemd, caller, complete, Change(gmemd.settler))
+        judged, effect = await judge(function, gmemd, caller, complete, change)
     return _answer(effect, complete, whole=judged.whole)
 
 
@@ -45,7 +47,6 @@ async def judge(function: Function, gmemd: Gmemd, caller: Caller, complete: dict
                 change: Change) -> tuple[Judged, str]:
     """Run a changing command up to where it would act, as this change; the sentence says what it would do."""
     change.dry_run = True
-    change.budget = caller.budget
     try:
         result = function(gmemd, caller, complete, change)
         if isinstance(result, CoroutineType):  # its checks have to wait

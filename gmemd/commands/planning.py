@@ -6,6 +6,7 @@ from collections import Counter
 from copy import copy
 from typing import Any
 
+from gmemd.authority.ledger import Budget
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import in_thread
 from gmemd.commands.accounting import placement
@@ -35,6 +36,15 @@ async def planned(gmemd: Gmemd, trial: Gmemd) -> dict[str, Any]:
     with os_errors("cannot read the machine's memory"):
         members: dict[str, Any] = await in_thread(_add_up, gmemd.kernel, gmemd.by_age(), trial.by_age())
     return members
+
+
+def quota_planned(before: Budget | None, after: Budget | None) -> dict[str, Any]:
+    """The member of MemdevTransaction about the client's account, if it is limited."""
+    if before is None or after is None:
+        return {}
+    used = before.account.describe()
+    return {"quota": [{"what": what, "used": amount, **({"limit": after.limits[what]} if what in after.limits else {})}
+                      for what, amount in after.account.describe().items() if amount != used.get(what, 0)]}
 
 
 def _add_up(kernel: Kernel, before: list[HostMemoryBackend], after: list[HostMemoryBackend]) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from types import CoroutineType
 from typing import Any, Final, NamedTuple
 
+from gmemd.authority.ledger import Budget
+from gmemd.authority.ledger import Trial as TrialAccount
 from gmemd.changes.change import Judged
 from gmemd.changes.grouped import Grouped
 from gmemd.commands.context import Caller, Function, Gmemd
 from gmemd.commands.effect import found, judge
-from gmemd.commands.planning import planned, trial_of
+from gmemd.commands.planning import planned, quota_planned, trial_of
 from gmemd.commands.rooms import in_its_room, said_outside
 from gmemd.errors import QmpError
 from gmemd.schema.validate import Command
@@ -128,10 +130,11 @@ async def _plan(gmemd: Gmemd, trial: Gmemd, caller: Caller, actions: Sequence[_A
                 change: Grouped) -> dict[str, Any]:
     """Judge each action on a copy of the objects on which those before it seem to have acted."""
     rows: list[dict[str, Any]] = []
+    budget = None if caller.budget is None else caller.budget._replace(account=TrialAccount(caller.budget.account))
     for action in actions:
         try:
             with action.told():
-                judged, effect = await _judge(caller, action)
+                judged, effect = await _judge(caller, action, budget)
         except QmpError as exc:
             if change.dry_run:  # of query-command-effect
                 raise
@@ -140,12 +143,18 @@ async def _plan(gmemd: Gmemd, trial: Gmemd, caller: Caller, actions: Sequence[_A
         rows.append({"type": action.name, "effect": f"would {effect}", "complete": judged.whole})
     change.judged(f"carry out {len(actions)} actions, or none", whole=all([row["complete"] for row in rows
                                                                          if "complete" in row]))
-    return {"actions": rows, **await planned(gmemd, trial)}
+    return {"actions": rows, **await planned(gmemd, trial), **quota_planned(caller.budget, budget)}
 
 
-async def _judge(caller: Caller, action: _Action) -> tuple[Judged, str]:
+async def _judge(caller: Caller, action: _Action, budget: Budget | None) -> tuple[Judged, str]:
     change = Grouped(action.room.settler)
-    judged, effect = await judge(action.function, action.room, caller, action.arguments, change)
+    change.budget, kept = budget, False
+    try:
+        judged, effect = await judge(action.function, action.room, caller, action.arguments, change)
+        kept = True
+    finally:
+        if budget is not None and isinstance(budget.account, TrialAccount):
+            budget.account.settle(kept=kept)
     if judged.then is not None:
         judged.then()
     return judged, effect

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gmemd.authority.ledger import Ledger
 from gmemd.authority.rights import Rights, Role
 from gmemd.changes.change import WithFds, completed
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
@@ -228,3 +230,53 @@ def test_a_transaction_is_no_way_round_a_policy(machine: Machine) -> None:
         assert machine.refusal("query-command-effect", command="memdev-transaction",
                                arguments={"actions": actions}) == words
         assert [one.id for one in machine.gmemd.objects] == ["o"]
+
+
+def test_a_dry_run_counts_the_quota_of_all_actions_together(scene: Machine) -> None:
+    """As the transaction itself: what is deleted counts until the end, what would be refused does not."""
+    ledger = Ledger()
+    scene.budget = ledger.budget("uid:0", {"objects": 3, "bytes": 4 * MIB})
+    scene.execute(*_add("a"))
+    actions = [_add("b"), ("object-del", {"id": "a"}), _add("f", size=3 * MIB), ("memdev-clone", {
+        "template": "t", "id": "d"}), _add("e")]
+    planned = transact(scene, *actions, dry_run=True)
+    refused = [row["refused"]["desc"] if "refused" in row else "" for row in planned["actions"]]
+    assert refused == ["", "", f"actions[2] (object-add): the quota of 'bytes' is {4 * MIB}: {2 * MIB} are used, and "
+                       f"{3 * MIB} more were asked for", "",
+                       "actions[4] (object-add): the quota of 'objects' is 3: 3 are used, and 1 more were asked for"]
+    assert planned["quota"] == [{"what": "bytes", "used": 3 * MIB, "limit": 4 * MIB},
+                                {"what": "objects", "used": 3, "limit": 3}]
+    [account] = ledger
+    assert (account.used("bytes"), account.used("objects"), len(account.objects)) == (MIB, 1, 1)
+    with pytest.raises(QmpError, match=re.escape(refused[2])):
+        transact(scene, *actions)
+    assert (account.used("bytes"), account.used("objects"), len(account.objects)) == (MIB, 1, 1)
+
+
+def test_memory_that_a_transaction_has_populated_counts_once(scene: Machine) -> None:
+    """Each of two actions populates memory, and both together as much as may be in memory."""
+    scene.budget = Ledger().budget("uid:0", {"resident": 2 * MIB})
+    actions = [_add("a", prealloc=True), _add("b", prealloc=True)]
+    assert [row for row in transact(scene, *actions, dry_run=True)["actions"] if "refused" in row] == []
+    transact(scene, *actions)
+    assert scene.budget.account.used("resident") == 0
+
+
+def test_those_who_see_all_change_what_is_in_rooms(scene: Machine) -> None:
+    """A transaction of an operator names a tenant's objects ID@UID, and the tenant's own does not reach others'."""
+    scene.become(1000)
+    scene.execute(*_add("o"))
+    scene.execute(*_add("p"))
+    with pytest.raises(QmpError, match=r"^actions\[1\] \(object-del\): object 't' not found$"):
+        transact(scene, ("object-del", {"id": "o"}), ("object-del", {"id": "t"}))
+    scene.become(None)
+    actions = [_set("o@1000", "merge", False), _set("o", "dump", False), ("object-del", {"id": "p@1000"}), _add("p")]
+    transact(scene, *actions, dry_run=True)
+    with pytest.raises(QmpError, match=r"^actions\[4\] \(object-del\): object 'x@1000' not found$"):
+        transact(scene, *actions, ("object-del", {"id": "x@1000"}))
+    house, room = scene.gmemd.objects, scene.gmemd.rooms[1000].objects
+    assert (room.find("o").properties["merge"], room.is_taken("p"), house.is_taken("p")) == (True, True, False)
+    transact(scene, *actions)
+    assert (room.find("o").properties["merge"], house.find("o").properties["merge"]) == (False, True)
+    assert (room.find("o").properties["dump"], house.find("o").properties["dump"]) == (True, False)
+    assert (room.is_taken("p"), house.is_taken("p")) == (False, True)

@@ -10,6 +10,7 @@ from gmemd.cli import render
 from gmemd.cli.chosen import is_sure
 from gmemd.cli.connection import DONE, REFUSED, Connection, note, short_type
 from gmemd.cli.parser import DRY_RUN, YES, Verbs, argument
+from gmemd.cli.verbs.quota import shown
 
 VERBS = Verbs()
 _PLACE = re.compile(r"^actions\[\d+\] \([a-z-]+\): ")
@@ -66,12 +67,14 @@ def _print_plan(connection: Connection, steps: list[Any], planned: dict[str, Any
 
 
 def _memory(planned: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows about bytes by size of page and by node."""
+    """Rows about bytes by size of page and by node, and about what is limited."""
     rows = [("memory", _more(planned["bytes"]))]
     rows += [(f"pages of {render.size(row['page-size'])}", f"{_more(row['bytes'])}, {render.size(row['free'])} free")
              for row in planned["pages"]]
-    return rows + [(f"node {row['node']}" if "node" in row else "node of the kernel's choice", _more(row["bytes"]))
-                   for row in planned["nodes"]]
+    rows += [(f"node {row['node']}" if "node" in row else "node of the kernel's choice", _more(row["bytes"]))
+             for row in planned["nodes"]]
+    return rows + [(f"quota of {row['what']}", f"{shown(row['what'], row['used'])} used of "
+                    f"{shown(row['what'], row['limit'])}") for row in planned.get("quota", ()) if "limit" in row]
 
 
 def _more(number: int) -> str:

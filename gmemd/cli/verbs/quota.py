@@ -23,14 +23,15 @@ def quota(connection: Connection, options: Namespace) -> int:
     elif not found:
         print("nobody is limited: there is no policy")
     else:
-        rows = [(account.get("account", "yours"), item["what"], _shown(item["what"], item["used"]),
-                 _shown(item["what"], item["limit"]) if "limit" in item else "", _share(item))
+        rows = [(account.get("account", "yours"), item["what"], shown(item["what"], item["used"]),
+                 shown(item["what"], item["limit"]) if "limit" in item else "", _share(item))
                 for account in found for item in account["items"] if item["used"] or "limit" in item]
         render.show(render.Table(("ACCOUNT", "WHAT", "USED", "LIMIT", ""), rows, ("USED", "LIMIT", "")))
     return DONE
 
 
-def _shown(what: str, amount: int) -> str:
+def shown(what: str, amount: int) -> str:
+    """An amount of something that is limited, for people."""
     is_bytes = what in ("bytes", "resident", "queued", "snapshot-bytes") or what.startswith("hugepages-")
     return render.size(amount) if is_bytes else str(amount)
 
