@@ -23,14 +23,16 @@ pytestmark = pytest.mark.e2e
 MIB = 1 << 20
 
 # Blocks of these pages run, one after another, on a gmemd without objects (gmemctl.md: tests/cli).
-PAGES = ("README.md", "docs/qemu.md", "docs/templates.md", "docs/audit.md", "docs/metrics.md", "docs/libvirt.md")
+PAGES = ("README.md", "docs/qemu.md", "docs/templates.md", "docs/audit.md", "docs/metrics.md", "docs/libvirt.md",
+         "docs/quotas.md")
 # What the other blocks need, and who runs them: a marked block must be on one of these pages.
 MARKED = {
     "clone": {"README.md"},  # test_fresh_clone.py here and in tests/containers run script/run; script/test runs this
     "podman": {"README.md", "docs/containers.md"},  # tests/containers/test_docs.py
     "libvirt": {"docs/libvirt.md"},  # test_libvirt.py
-    "host": {"docs/systemd.md"},  # tests/systemd, in other machines: they install into this one
-    "minutes": {"docs/robustness.md"},  # nobody: they take long; tests/robustness runs samples of the same
+    "host": {"docs/systemd.md", "docs/policy.md"},  # tests/systemd, in other machines: they change this one
+    "minutes": {"docs/robustness.md", "docs/kernel.md"},  # nobody: they take long, or other kernels; of the first,
+                                                          # tests/robustness runs samples
     "qemu": {"docs/qemu.md", "docs/gmemctl.md"},  # below
     "two": {"docs/moving.md"},  # two hosts; test_moving.py runs the same on one
     "replace": {"docs/qemu.md"},  # test_qemu_boots.py
