@@ -76,7 +76,7 @@ def _yaml(text: str) -> Any:
     try:
         import yaml
     except ImportError:
-        raise UsageError("to read YAML, install PyYAML (pip install 'gmemd[yaml]'); JSON is read without it") from None
+        raise UsageError("to read YAML, install PyYAML (pip install pyyaml); JSON is read without it") from None
 
     def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Iterator[_Entry]:
         found = _Entry()

@@ -192,7 +192,7 @@ def test_a_wrong_file_is_refused_with_its_place(text: str, apply: Apply) -> None
 def test_json_needs_no_yaml(apply: Apply, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert apply('{"version": 1}') == (0, "nothing to do\n", "")
-    assert apply("version: 1") == (2, "", "gmemctl: to read YAML, install PyYAML (pip install 'gmemd[yaml]'); "
+    assert apply("version: 1") == (2, "", "gmemctl: to read YAML, install PyYAML (pip install pyyaml); "
                                           "JSON is read without it\n")
 
 
