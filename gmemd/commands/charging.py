@@ -52,8 +52,10 @@ def grow(gmemd: Gmemd, backend: HostMemoryBackend, change: Change, *, aside: boo
     held = backend.charge
     if held is not None:
         more = _more(gmemd.kernel, backend, held, aside=aside)
-        mine = change.budget is not None and change.budget.account is held.account
-        Budget(held.account, change.budget.limits if mine and change.budget else held.account.limits).check(more)
+        budget = change.budget
+        if budget is None or budget.account is not held.account:  # somebody else's object
+            budget = Budget(held.account, held.account.limits)
+        budget.check(more)
         held.grow(more)
         settle = partial(settle_charge, gmemd, backend)
         change.undo(settle)

@@ -12,7 +12,7 @@ from gmemd.commands.context import Caller, Gmemd
 def query_memdev_quota(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     if gmemd.ledger is None:
         return []
-    if caller.rights.room is None:
+    if caller.rights.sees_all:
         return _describe(gmemd, list(gmemd.ledger), named=True)
     return _describe(gmemd, [] if caller.budget is None else [caller.budget.account], named=False)
 
