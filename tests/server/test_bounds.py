@@ -7,7 +7,7 @@ import errno
 import os
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import pytest_asyncio
@@ -81,27 +81,34 @@ async def test_what_a_client_kept_ends_with_it(hub: Hub) -> None:
     await hub.until(lambda: count_fds() <= before)
 
 
-async def test_a_client_keeps_only_its_share_of_descriptors(hub: Hub) -> None:
-    """Beyond it getfd and add-fd refuse, and close what came; what is closed makes room."""
-    client = await hub.client()
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    """This process may have 256 descriptors."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
-    try:
-        fd = memfd(b"")
-        for number in range(32):
-            assert await client.do("getfd", fd, fdname=f"n{number}") == {}
-            assert "fd" in await client.do("add-fd", fd, fdset_id=1)
-        before = count_fds()
-        assert "32 descriptors have names" in await client.do("getfd", fd, fdname="more")
-        assert "32 descriptors are in sets" in await client.do("add-fd", fd)
-        assert await client.do("getfd", fd, fdname="n7") == {}
-        assert count_fds() == before
-        assert await client.do("closefd", fdname="n3") == {}
-        assert await client.do("getfd", fd, fdname="more") == {}
-        assert await client.do("remove-fd", fdset_id=1) == {}
-        os.close(fd)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.usefixtures("few_descriptors")  # before there is a hub
+async def test_a_client_keeps_only_its_share_of_descriptors() -> None:
+    """Beyond it getfd and add-fd refuse, and close what came; what is closed makes room."""
+    hub = Hub()
+    client = await hub.client()
+    fd = memfd(b"")
+    for number in range(32):
+        assert await client.do("getfd", fd, fdname=f"n{number}") == {}
+        assert "fd" in await client.do("add-fd", fd, fdset_id=1)
+    before = count_fds()
+    assert "32 descriptors have names" in await client.do("getfd", fd, fdname="more")
+    assert "32 descriptors are in sets" in await client.do("add-fd", fd)
+    assert await client.do("getfd", fd, fdname="n7") == {}
+    assert count_fds() == before
+    assert await client.do("closefd", fdname="n3") == {}
+    assert await client.do("getfd", fd, fdname="more") == {}
+    assert await client.do("remove-fd", fdset_id=1) == {}
+    os.close(fd)
+    await hub.close()
 
 
 async def test_replies_with_descriptors_wait_for_who_does_not_read(hub: Hub) -> None:
