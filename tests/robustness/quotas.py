@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import asyncio
 import errno
+import gc
 import os
 import shutil
 import tempfile
@@ -107,7 +108,7 @@ class Quotas(RuleBasedStateMachine):
         self.tasks.add(self.loop.create_task(work))
 
     def _start(self) -> None:
-        self.outside = _open() - self._stored()
+        self.outside = _memfds() - self._stored()
         custody = self.world.start()
         self.world.memory.clear()  # they are the daemon's
         self.tasks: set[asyncio.Task[None]] = set()
@@ -145,9 +146,8 @@ class Quotas(RuleBasedStateMachine):
         self.loop.run_until_complete(self._until(lambda: _thread._count() <= others[0]))
         self.world.crash()
         self.gmemd.kernel.close()
-        for fd in _open() - self.outside - self._stored():  # as when a process ends
-            with suppress(OSError):  # that of the list
-                os.close(fd)
+        for fd in _memfds() - self.outside - self._stored():  # as when a process ends; others are closed by what has them
+            os.close(fd)
 
     def _stored(self) -> set[int]:
         return {fd for _, fd in self.world.manager.store}
@@ -442,13 +442,17 @@ def _open() -> set[int]:
     return {int(name) for name in os.listdir("/proc/self/fd")}
 
 
-def _links() -> list[str]:
+def _links() -> dict[int, str]:
     """What they are of."""
-    found = []
+    found = {}
     for fd in _open():
-        with suppress(OSError):
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        with suppress(OSError):  # that of the list has gone
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
     return found
+
+
+def _memfds() -> set[int]:
+    return {fd for fd, link in _links().items() if link.startswith("/memfd:")}
 
 
 _SCHEMA: list[Schema] = []
@@ -471,5 +475,6 @@ def run(wanted: int, length: int = 50) -> Counter[str]:
     run_state_machine_as_test(Quotas, settings=settings(
         max_examples=machines, stateful_step_count=length, deadline=None, database=None, derandomize=True,
         phases=[Phase.generate], suppress_health_check=list(HealthCheck)))
-    assert len(_open()) == before, "descriptors are left"
+    gc.collect()
+    assert len(_open()) == before, f"descriptors are left: {_links()}"
     return steps
