@@ -146,7 +146,7 @@ class Quotas(RuleBasedStateMachine):
         self.loop.run_until_complete(self._until(lambda: _thread._count() <= others[0]))
         self.world.crash()
         self.gmemd.kernel.close()
-        for fd in _memfds() - self.outside - self._stored():  # as when a process ends; others are closed by what has them
+        for fd in _memfds() - self.outside - self._stored():  # as when a process ends
             os.close(fd)
 
     def _stored(self) -> set[int]:
