@@ -158,6 +158,7 @@ def _start_from(connection: Connection, found: dict[str, Any], arranged: Arrange
     places = place({name: memory}, {name: None})
     words = [fill_in(word, placeholders({name: value}, places)) for word in arranged.words]
     started = Started(words, [*places.values()], foreground=True)
+    _pass_on(started)
     try:
         _claim(connection, name, started.pid, status["generation"])
         with Guard([started.pid]):
@@ -194,13 +195,17 @@ def _check_mapped(connection: Connection, name: str, size: int, pid: int) -> Non
         raise QmpError(f"the command has not mapped '{name}' as its memory: it finds it at {{{name}}}")
 
 
-def _stay(started: Started) -> int:
-    """Wait for the end of the command, and pass on what ends us; its exit status."""
+def _pass_on(started: Started) -> None:
+    """From now on pass on to the command what ends us: it is never left alone."""
     def pass_on(number: int, frame: object) -> None:
         with suppress(ProcessLookupError):
             os.kill(started.pid, number)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, pass_on)
+
+
+def _stay(started: Started) -> int:
+    """Wait for the end of the command; its exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the command, too
     return started.wait()
