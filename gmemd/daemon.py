@@ -22,8 +22,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from gmemd import __version__
 from gmemd.authority.gate import Gate
 from gmemd.authority.ledger import Ledger
-from gmemd.authority.peer import Peer
-from gmemd.authority.rights import ALL, OBSERVER, Rights
 from gmemd.changes.threads import close_copies, in_thread
 from gmemd.commands.charging import charge_again
 from gmemd.commands.context import Gmemd
@@ -43,10 +41,10 @@ from gmemd.persist.notify import Notifier
 from gmemd.posix.sockets import bind_unix
 from gmemd.qmp.session import Event, refusal
 from gmemd.schema.validate import Schema
+from gmemd.server.admission import Admission
 from gmemd.server.ahead import HeldDirectories
 from gmemd.server.listener import Listener
 from gmemd.server.monitor import Monitor
-from gmemd.server.refusals import Refusals
 from gmemd.server.users import Users
 
 if TYPE_CHECKING:
@@ -189,7 +187,7 @@ class Daemon:
         share_one_heap()
         self._loop.set_exception_handler(_log_exception)
         gmemd = self._gmemd = self._make_gmemd()
-        self._refusals = Refusals(gmemd)
+        self._admission = Admission(self._program.gate, gmemd)
         log.call_later = self._loop.call_later
         try:
             sockets = self._restore()
@@ -226,9 +224,8 @@ class Daemon:
 
     def _hang_up(self) -> None:
         self._program.hang_up(self._gmemd)
-        gate = self._program.gate
-        if gate is not None and gate.policy is not None:
-            self.spawn(self._reload(gate))
+        if self._admission.by_policy:
+            self.spawn(self._admission.reload(self._monitors))
 
     async def _load_ahead(self, directories: HeldDirectories) -> None:
         """Load what clients may need, in a thread; a client that needs it sooner waits."""
@@ -281,7 +278,8 @@ class Daemon:
         if self._options.http is not None:
             from gmemd.web.server import HttpServer
 
-            http = HttpServer(self._options.http, dispatcher, lambda: len(self._monitors), admit=self._admit_http)
+            http = HttpServer(self._options.http, dispatcher, lambda: len(self._monitors),
+                              admit=self._admission.admit_http)
             await http.start()
             self._http = http
 
@@ -289,7 +287,7 @@ class Daemon:
         """Give each client of a listening socket a monitor."""
         def accepted(client: socket.socket) -> None:
             try:
-                peer, rights = self._admit(client, path)
+                peer, rights = self._admission.admit(client, path)
                 self._monitors.add(Monitor(self._loop, client, dispatcher, pretty=listening.pretty, users=self._users,
                                            peer=peer, rights=rights, closed=self._monitors.discard,
                                            named_fds=listening.named_fds))
@@ -305,50 +303,6 @@ class Daemon:
 
         path = listening.sock.getsockname()
         self._listeners.append(Listener(self._loop, listening.sock, accepted=accepted, remove=listening.remove))
-
-    def _admit(self, client: socket.socket, path: str) -> tuple[Peer, Rights]:
-        """Who a client is and what it may; QmpError, which is logged, if it is not let in."""
-        if self._program.gate is None:
-            return Peer.connected(client), ALL
-        try:
-            return self._program.gate.admit(client, path)
-        except QmpError as exc:
-            self._refusals.tell(Peer.connected(client), exc.desc)
-            raise QmpError("this client is not let in") from exc  # why is not told to everybody
-
-    def _admit_http(self, client: socket.socket | None) -> Rights:
-        if self._program.gate is None:
-            return OBSERVER
-        try:
-            return self._program.gate.admit_http(client)
-        except QmpError as exc:
-            self._refusals.tell(Peer(0, -1, -1) if client is None else Peer.connected(client), f"HTTP: {exc.desc}")
-            raise
-
-    async def _reload(self, gate: Gate) -> None:
-        """Read the policy again: all of it holds for all clients from now on, or nothing changes.
-
-        A client that would find other objects, or whose connection would be another account's, has to connect again:
-        what it has asked for and not got yet is of the room that it was in.
-        """
-        try:
-            gate.load(await in_thread(gate.read))
-        except QmpError as exc:
-            log.error("policy not reloaded", desc=exc.desc)
-            return
-        log.info("policy", words=gate.words)
-        for monitor in list(self._monitors):
-            try:
-                rights = gate.again(monitor.peer)
-            except QmpError as exc:
-                self._refusals.tell(monitor.peer, exc.desc)
-                monitor.close()
-            else:
-                if (rights.room, rights.account) == (monitor.rights.room, monitor.rights.account):
-                    monitor.use(rights)
-                else:
-                    log.info("client of another room now", uid=monitor.uid, pid=monitor.pid, rule=rights.rule)
-                    monitor.close()
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
         counts = self._gmemd.counters.events

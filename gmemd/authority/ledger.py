@@ -26,6 +26,7 @@ from gmemd.errors import QmpError
 
 COUNTED: Final = ("bytes", "resident", "objects", "fds-held", "fds-in-flight", "clients", "queued", "jobs",
                   "snapshot-bytes")  # and hugepages-SIZE
+COUNTS: Final = frozenset(("objects", "fds-held", "fds-in-flight", "clients", "jobs"))  # the others are bytes
 _ONE: Final = {"objects": 1}
 _ASKED: Final = frozenset(("fds-held", "fds-in-flight", "clients", "queued", "snapshot-bytes"))
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from html import escape
 from typing import Final
 
-from gmemd.authority.ledger import Ledger
+from gmemd.authority.ledger import COUNTS, Ledger
 from gmemd.web.words import bar, exactly
 
 _SHOWN: Final = 12
-_COUNTS: Final = frozenset(("objects", "jobs", "clients", "fds-held", "fds-in-flight"))
 
 
 def quotas(ledger: Ledger | None) -> str:
@@ -18,7 +17,7 @@ def quotas(ledger: Ledger | None) -> str:
 
 
 def _meter(account: str, what: str, used: int, limit: int) -> str:
-    shown = [f"{amount:,}" if what in _COUNTS else exactly(amount) for amount in (used, limit)]
+    shown = [f"{amount:,}" if what in COUNTS else exactly(amount) for amount in (used, limit)]
     left = max(0, limit - used)
     return (f'<div class="meter"><h3>{escape(what)} of {escape(account)}</h3>'
             f'{bar([("ours", used), ("rest", left)], max(limit, used, 1), f"{used:,} of {limit:,} {what}")}'

@@ -24,6 +24,7 @@ from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.lab import Lab
 from gmemd.objects.fds import NamedFds
 from gmemd.schema.validate import Schema
+from tests.arguments import of_every_command
 from tests.commands.conftest import Machine
 from tests.commands.test_indistinguishable import of_the_host, value
 
@@ -63,17 +64,11 @@ def name_of(role: str, kind: str) -> str:
 
 def rows() -> Iterator[Row]:
     """Each command with what it requires, and with all that it takes."""
-    for name, command in SCHEMA.commands.items():
-        for key in command.cases():
-            shape = SCHEMA.document["$defs"][key]
-            members = {member: value(inner, member) for member, inner in shape["properties"].items()}
-            if "qom-type" in members:
-                members["qom-type"] = key.partition(":")[2]
-            least = {member: members[member] for member in shape.get("required", ())}
-            for arguments in [least] if least == members else [least, members]:
-                for role in ROLES:
-                    for kind in OBJECTS:
-                        yield Row(role, kind, name, renamed(arguments, name_of(role, kind)))
+    for name, least, members in of_every_command(SCHEMA, lambda member, inner: value(inner, member)):
+        for arguments in [least] if least == members else [least, members]:
+            for role in ROLES:
+                for kind in OBJECTS:
+                    yield Row(role, kind, name, renamed(arguments, name_of(role, kind)))
 
 
 ROWS = list(rows())

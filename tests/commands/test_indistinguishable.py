@@ -22,6 +22,7 @@ from gmemd.persist.record import Record
 from gmemd.persist.restore import Restored
 from gmemd.qmp.session import Request
 from gmemd.schema.validate import Schema
+from tests.arguments import of_every_command
 from tests.commands.live import LiveMachine
 
 SIZE = 1 << 20
@@ -58,17 +59,11 @@ def value(schema: dict[str, Any], name: str) -> Any:
 
 def cases(*, long: bool) -> Iterator[Case]:
     """Each command with what it requires, and with all that it takes; `long`: with each optional member alone, too."""
-    for name, command in SCHEMA.commands.items():
-        for key in command.cases():
-            shape = SCHEMA.document["$defs"][key]
-            members = {member: value(inner, member) for member, inner in shape["properties"].items()}
-            if "qom-type" in members:
-                members["qom-type"] = key.partition(":")[2]
-            required = {member: members[member] for member in shape.get("required", ())}
-            optional = [member for member in members if member not in required]
-            alone = [(member,) for member in optional] if long else []
-            for more in dict.fromkeys([(), *alone, tuple(optional)]):
-                yield name, required | {member: members[member] for member in more}
+    for name, required, members in of_every_command(SCHEMA, lambda member, inner: value(inner, member)):
+        optional = [member for member in members if member not in required]
+        alone = [(member,) for member in optional] if long else []
+        for more in dict.fromkeys([(), *alone, tuple(optional)]):
+            yield name, required | {member: members[member] for member in more}
 
 
 # -- the two hosts -------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
+from gmemd.authority.ledger import COUNTS
 from gmemd.cli import render
 from gmemd.cli.connection import DONE, Connection
 from gmemd.cli.parser import Verbs
@@ -32,8 +33,7 @@ def quota(connection: Connection, options: Namespace) -> int:
 
 def shown(what: str, amount: int) -> str:
     """An amount of something that is limited, for people."""
-    is_bytes = what in ("bytes", "resident", "queued", "snapshot-bytes") or what.startswith("hugepages-")
-    return render.size(amount) if is_bytes else str(amount)
+    return str(amount) if what in COUNTS else render.size(amount)
 
 
 def _share(item: dict[str, Any]) -> str:
