@@ -1,15 +1,17 @@
 /* client: time a QMP server from one thread, with bytes prepared in advance, so that little of the time is its own.
  *
- * usage: client [-s] [-n ROUNDS] [-w ROUNDS] [-t SECONDS] [-d DEPTH] [-g COUNT] [-a LINE] SOCKET LINE...
+ * usage: client [-s] [-n ROUNDS] [-w ROUNDS] [-t SECONDS] [-d DEPTH] [-e] [-g COUNT] [-a LINE] SOCKET LINE...
  *        client -c [-n ROUNDS] [-w ROUNDS] SOCKET
  *
  * A round sends the LINEs and waits: for each reply before the next line is sent, or with -d for all replies to
  * the LINEs sent DEPTH times in one write; '@' in a line is the number of its repetition, from 0.
+ * With -e each LINE sent DEPTH times is a write of its own, and its replies are waited for before the next one.
  * With -c a round is: connect, greeting, negotiation, close.
  *   -n  rounds that are timed   -w  rounds before them   -t  end after so many seconds anyway
  *   -g, -a  send LINE so many times first, '@' counting (to fill the server)
  *   -s  poll busily instead of sleeping, so that waking up this program is not part of the time
- * Prints a JSON object: p50, p99 (microseconds a round), rate (replies a second in the median round), replies,
+ * SIGTERM ends it after the round.
+ * Prints a JSON object: p50, p99, max (microseconds a round), rate (replies a second in the median round), replies,
  * errors, wall and cpu (seconds; cpu is what this program used).
  * A write is never larger than what socket buffers hold together with its replies: so it cannot deadlock.
  */
@@ -30,7 +32,7 @@
 #define HANG_SECONDS 60 /* a server that does not answer for so long ends the run */
 
 static struct {
-    int connects, spins;
+    int connects, spins, each;
     long rounds, warm_up, depth, fill;
     double seconds;
     const char *fill_line, *socket;
@@ -38,6 +40,7 @@ static struct {
     int line_count;
 } options = {.rounds = 1000, .seconds = 60};
 
+static volatile sig_atomic_t ending;
 static long replies, errors; /* seen so far; events are not counted */
 
 static void fail(const char *what)
@@ -170,10 +173,11 @@ static void fill(int server)
 /* The messages of a round: one a line, or all in one; returns how many. */
 static int prepare(struct message *messages)
 {
+    int in_one = options.depth && !options.each;
     for (long number = 0; number < (options.depth ? options.depth : 1); number++)
         for (int i = 0; i < options.line_count; i++)
-            append(&messages[options.depth ? 0 : i], options.lines[i], number);
-    return options.depth ? 1 : options.line_count;
+            append(&messages[in_one ? 0 : i], options.lines[i], number);
+    return in_one ? 1 : options.line_count;
 }
 
 /* ---- measuring ----------------------------------------------------------------------------------------- */
@@ -200,7 +204,7 @@ static void measure(int server, const struct message *messages, int count)
     replies = errors = 0;
     double cpu = clock_seconds(CLOCK_PROCESS_CPUTIME_ID), start = monotonic(), last = start;
     long rounds = 0;
-    while (rounds < options.rounds && last - start < options.seconds) {
+    while (rounds < options.rounds && last - start < options.seconds && !ending) {
         one_round(server, messages, count);
         double now = monotonic();
         taken[rounds++] = now - last;
@@ -209,23 +213,29 @@ static void measure(int server, const struct message *messages, int count)
     cpu = clock_seconds(CLOCK_PROCESS_CPUTIME_ID) - cpu;
     qsort(taken, rounds, sizeof *taken, ascending);
     double median = taken[rounds / 2];
-    printf("{\"p50\": %.3f, \"p99\": %.3f, \"rate\": %.1f, \"replies\": %ld, \"errors\": %ld, \"wall\": %.6f, "
-           "\"cpu\": %.6f}\n", median * 1e6, taken[rounds * 99 / 100] * 1e6, replies / (double)rounds / median,
+    printf("{\"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f, \"rate\": %.1f, \"replies\": %ld, \"errors\": %ld, \"wall\": %.6f, "
+           "\"cpu\": %.6f}\n", median * 1e6, taken[rounds * 99 / 100] * 1e6, taken[rounds - 1] * 1e6, replies / (double)rounds / median,
            replies, errors, last - start, cpu);
+}
+
+static void end(int signal)
+{
+    ending = 1;
 }
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: client [-s] [-c] [-n ROUNDS] [-w ROUNDS] [-t SECONDS] [-d DEPTH] [-g COUNT] [-a LINE]"
+    fprintf(stderr, "usage: client [-s] [-c] [-n ROUNDS] [-w ROUNDS] [-t SECONDS] [-d DEPTH] [-e] [-g COUNT] [-a LINE]"
                     " SOCKET [LINE...]\n");
     return 2;
 }
 
 int main(int argc, char **argv)
 {
-    for (int option; (option = getopt(argc, argv, "+scn:w:t:d:g:a:")) != -1;)
+    for (int option; (option = getopt(argc, argv, "+scen:w:t:d:g:a:")) != -1;)
         switch (option) {
         case 's': options.spins = 1; break;
+        case 'e': options.each = 1; break;
         case 'c': options.connects = 1; break;
         case 'n': options.rounds = atol(optarg); break;
         case 'w': options.warm_up = atol(optarg); break;
@@ -240,6 +250,7 @@ int main(int argc, char **argv)
     if (options.line_count < !options.connects || options.rounds < 1 || (options.fill && !options.fill_line))
         return usage();
     options.socket = argv[optind];
+    sigaction(SIGTERM, &(struct sigaction){.sa_handler = end}, NULL);
     alarm(options.seconds + HANG_SECONDS);
 
     struct message *messages = calloc(options.line_count + 1, sizeof *messages);

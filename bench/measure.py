@@ -48,14 +48,15 @@ class Sample:
 Measure = Callable[[str, float], Sample]  # (server's name, scale: the part of the rounds that is wanted)
 
 
-def asking(lines: Sequence[str], *, rounds: int, depth: int = 0, same_core: bool = False,
+def asking(lines: Sequence[str], *, rounds: int, depth: int = 0, each: bool = False, same_core: bool = False,
            fill: int = 0, fill_line: str = "", key: str = "p50", divisor: float = 1,
            refused: bool = False) -> Measure:
     """Send `lines` round after round; the sample is `key` of what the C client prints, over `divisor`.
 
-    With `depth` 0 each reply is waited for. With `same_core` client and server share a CPU, which leaves out
-    how long a sleeping CPU takes to wake up; else the client has a CPU of its own, and polls while it waits
-    for single replies. `fill` times `fill_line` goes before. `refused`: errors are wanted.
+    With `depth` 0 each reply is waited for; with `each`, those to all repetitions of one line. With `same_core`
+    client and server share a CPU, which leaves out how long a sleeping CPU takes to wake up; else the client has a
+    CPU of its own, and polls while it waits for single replies. `fill` times `fill_line` goes before. `refused`:
+    errors are wanted.
     """
     cpu = SERVER_CPU if same_core else CLIENT_CPU
     slow_peers = ("qemu", "qsd")
@@ -63,11 +64,14 @@ def asking(lines: Sequence[str], *, rounds: int, depth: int = 0, same_core: bool
     def measure(name: str, scale: float) -> Sample:
         count = max(20, int(rounds * scale * (0.1 if name in slow_peers else 1)))
         flags = ["-n", str(count), "-w", str(count // 10), "-d", str(depth), "-t", "20"]
+        if each:
+            flags.append("-e")
         if not (depth or same_core):
             flags.append("-s")
         with Server(name) as server:
             if fill:
                 run_client(server, ["-n", "1", "-g", str(fill), "-a", fill_line], [_PING], cpus={CLIENT_CPU})
+            server.wait_idle()
             before = server.cpu_seconds()
             result = run_client(server, flags, lines, cpus={cpu})
             used = server.cpu_seconds() - before

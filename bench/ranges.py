@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 import time
 
 from measure import Measure, Sample
 from servers import Client, Server
+from stalls import Prepare, Raw, Work
 
 _TIB = 1 << 40
 _PAGE = 4096
 _COUNT = 10_000
+_ROUNDS = 5
 _CONVERT = "memdev-convert"
 
 
@@ -59,22 +62,35 @@ def converting() -> Measure:
     return measure
 
 
+def filling(line: str) -> Prepare:
+    """A line while all of them are there."""
+
+    def prepare(server: Server, scale: float) -> Work:
+        client = Client(server.socket)
+        _make(client)
+        for arguments in _scattered(scale):
+            client.ask(_CONVERT, arguments)
+        raw = Raw(server)
+        return lambda: raw.ask(line)
+
+    return prepare
+
+
 def listing(part: float = 1) -> Measure:
     """Time of a query-memdev-ranges over `part` of the object; milliseconds."""
+    line = json.dumps({"execute": "query-memdev-ranges", "arguments": {"id": "big", "size": int(_TIB * part)}})
 
     def measure(name: str, scale: float) -> Sample:
         taken = []
         with Server(name) as server:
-            client = Client(server.socket)
-            _make(client)
-            for arguments in _scattered(scale):
-                client.ask(_CONVERT, arguments)
-            for _ in range(5):
+            ask = filling(line)(server, scale)
+            before = server.cpu_seconds()
+            for _ in range(_ROUNDS):
                 start = time.perf_counter()
-                client.ask("query-memdev-ranges", {"id": "big", "size": int(_TIB * part)})
+                ask()
                 taken.append(time.perf_counter() - start)
-            client.close()
-        return Sample(statistics.median(taken) * 1e3)
+            used = server.cpu_seconds() - before
+        return Sample(statistics.median(taken) * 1e3, server_us=used / _ROUNDS * 1e6)
 
     return measure
 

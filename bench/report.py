@@ -6,12 +6,12 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
 from measure import Sample
-from rows import Row, Target
+from rows import BASE, Row, Target
 
 Results = Mapping[str, Mapping[str, "list[Sample] | str"]]  # row, subject: its samples, or why there are none
 
@@ -27,6 +27,14 @@ _TARGETS_HEAD = """
 
 | measure | gmemd | compared with | | ratio | target | |
 |---|--:|---|--:|--:|--:|---|"""
+_AGAINST_HEAD = """
+## Against {commit}
+
+How many times as good as that commit: the ratio of the medians, the least and most of the repetitions' own ratios, and
+that of the server's CPU times for a reply. Targets are set against {base}.
+
+| row | subject | now | before | ratio | least | most | CPU | target | |
+|---|---|--:|--:|--:|--:|--:|--:|--:|---|"""
 _FIGURES_HEAD = """
 ## All figures
 
@@ -49,14 +57,18 @@ processes, and caches that are cold after that: a step in place takes one and a 
 
 
 def markdown(rows: Iterable[Row], results: Results, steps: Mapping[str, Mapping[str, float]], *,
-             seconds: float, reps: int) -> str:
-    """The whole report."""
+             seconds: float, reps: int, pythons: Sequence[str], against: str = "") -> str:
+    """The whole report; `pythons`: which one runs gmemd, and how others compare; `against`: another commit."""
     rows = list(rows)
     lines = [_HEAD.format(minutes=seconds / 60)]
-    lines += [f"- {name}: {words}" for name, words in _circumstances(reps)]
+    lines += [f"- {name}: {words}" for name, words in _circumstances(reps, pythons)]
     lines.append(_TARGETS_HEAD)
     for row in rows:
         lines += _comparison(row, results[row.name])
+    if against:
+        lines.append(_AGAINST_HEAD.format(commit=against, base=BASE))
+        for row in rows:
+            lines += _progress(row, results[row.name], judged=against.startswith(BASE) or BASE.startswith(against))
     lines.append(_FIGURES_HEAD)
     for row in rows:
         lines += _figures(row, results[row.name])
@@ -66,7 +78,7 @@ def markdown(rows: Iterable[Row], results: Results, steps: Mapping[str, Mapping[
     return "\n".join(lines) + "\n"
 
 
-def _circumstances(reps: int) -> list[tuple[str, str]]:
+def _circumstances(reps: int, pythons: Sequence[str]) -> list[tuple[str, str]]:
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), platform.machine())
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
@@ -79,7 +91,8 @@ def _circumstances(reps: int) -> list[tuple[str, str]]:
         ("repetitions", f"{reps}, interleaved"),
         ("machine", f"{os.cpu_count()} x {cpu}, {memory:.0f} GiB"),
         ("kernel", platform.release()),
-        ("Python", platform.python_version()),
+        ("Python", pythons[0]),
+        *(("another Python", words) for words in pythons[1:]),
         ("QEMU", _output("qemu-system-x86_64", "--version").partition("\n")[0]),
         ("qsd", _output("qemu-storage-daemon", "--version").partition("\n")[0]),
     ]
@@ -133,6 +146,36 @@ def _wanted(row: Row, target: Target) -> str:
     if target.factor >= 1 or row.more_is_better:
         return f"≥ {target.factor:g}×"
     return f"≤ {1 / target.factor:g}×"
+
+
+def _progress(row: Row, samples: Mapping[str, list[Sample] | str], *, judged: bool) -> list[str]:
+    """The subjects that have a twin of another commit; with `judged` the first one is held to the row's gain."""
+    lines = []
+    for label, ours in samples.items():
+        theirs = samples.get(label.replace("gmemd", "before"), [])
+        if not label.startswith("gmemd") or not theirs:
+            continue
+        cells = [row.name, label, _value(row, ours), _value(row, theirs)]
+        if isinstance(ours, str) or isinstance(theirs, str):
+            cells += ["", "", "", "", "", ours if isinstance(ours, str) else str(theirs)]
+        else:
+            gain = row.gain if judged and label == next(iter(row.subjects)) else 0
+            cells += _gains(row, ours, theirs, gain)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _gains(row: Row, ours: Sequence[Sample], theirs: Sequence[Sample], wanted: float) -> list[str]:
+    """Ratio of the medians, least and most of the pairs', ratio of CPU times, target, verdict."""
+    def gain(now: float, before: float) -> float:
+        return now / before if row.more_is_better else before / now
+
+    ratio = gain(median(sample.value for sample in ours), median(sample.value for sample in theirs))
+    pairs = [gain(now.value, before.value) for now, before in zip(ours, theirs, strict=True)]
+    costs = [median(sample.server_us or 0 for sample in samples) for samples in (theirs, ours)]
+    return [*(f"{value:.2f}×" for value in (ratio, min(pairs), max(pairs))),
+            f"{costs[0] / costs[1]:.2f}×" if costs[1] else "",
+            *([f"≥ {wanted:g}×", "met" if ratio >= wanted else "**missed**"] if wanted else ["", ""])]
 
 
 def _figures(row: Row, samples: Mapping[str, list[Sample] | str]) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import guests
 import snapshots
+import stalls
 from measure import (
     Measure,
     asking,
@@ -20,10 +21,16 @@ from measure import (
     scraped_ping,
     starting,
 )
-from ranges import converting, creating, growth, listing
+from ranges import converting, creating, filling, growth, listing
+from stalls import worst_ping
+
+BASE = "89ca488"  # what `Row.gain` is against
 
 PING = '{"execute":"query-version"}'
 MEMDEV = '{"execute":"query-memdev"}'
+STATUS = '{"execute":"query-memdev-status"}'
+LIST_GET = '{"execute":"qom-list-get","arguments":{"paths":[]}}'
+RANGES = '{"execute":"query-memdev-ranges","arguments":{"id":"big"}}'
 DEL = '{"execute":"object-del","arguments":{"id":"m@"}}'
 
 
@@ -58,14 +65,15 @@ class Row:
     targets: tuple[Target, ...] = ()
     more_is_better: bool = False
     slow: bool = False  # left out of a quick run
+    gain: float = 0  # wanted against commit BASE: at least so many times as good
 
 
 def _same(measure: Measure, *servers: str) -> dict[str, tuple[str, Measure]]:
     return {server: (server, measure) for server in servers}
 
 
-def _pairs(add: str = ADD, depth: int = 0) -> Measure:
-    return asking([add, DEL], key="rate", divisor=2, rounds=500 if depth else 10000, depth=depth)
+def _pairs(add: str = ADD, depth: int = 0, *, each: bool = False) -> Measure:
+    return asking([add, DEL], key="rate", divisor=2, rounds=500 if depth else 10000, depth=depth, each=each)
 
 
 def _refused_del(name: str) -> Measure:
@@ -85,6 +93,10 @@ def _scraped(path: str = "") -> Measure:
     return scraped_ping(path, fill=10000, fill_line=FILL)
 
 
+def _worst(prepare: stalls.Prepare) -> dict[str, tuple[str, Measure]]:
+    return _same(worst_ping(prepare), "gmemd")
+
+
 def _guest(**measures: Measure) -> dict[str, tuple[str, Measure]]:
     return {label.replace("_", " "): ("gmemd-guest", measure) for label, measure in measures.items()}
 
@@ -93,24 +105,26 @@ def _alone(**measures: Measure) -> dict[str, tuple[str, Measure]]:
     return {label: ("", measure) for label, measure in measures.items()}
 
 
+_NO_STALL = (Target(limit=10),)
 _listed = asking([MEMDEV], rounds=300, fill=1000, fill_line=FILL)
 
 ROWS = (
     Row("ping", "ping (query-version), one client, one core for both, p50", "µs",
         _same(asking([PING], rounds=20000, same_core=True), "gmemd", "qemu", "qsd", "echo", "asyncio"),
-        (Target("qemu", 6), Target("echo", 1 / 2.3))),
+        (Target("qemu", 6), Target("echo", 1 / 2.3)), gain=1.2),
     Row("pipe64", "pings, 64 pipelined", "/s", _same(_pipelined(64), "gmemd", "qemu", "qsd", "echo"),
-        (Target("qemu", 15),), more_is_better=True),
+        (Target("qemu", 15),), more_is_better=True, gain=1.15),
     Row("pipe512", "pings, 512 pipelined", "/s", _same(_pipelined(512), "gmemd", "qemu", "qsd", "echo"),
         (Target("qemu", 15),), more_is_better=True),
     Row("pairs", "object-add and -del of a 64 MiB memfd, waiting each, --persist off", "pairs/s",
-        _same(_pairs(), "gmemd", "qemu"), (Target("qemu", 12),), more_is_better=True),
+        _same(_pairs(), "gmemd", "qemu"), (Target("qemu", 12),), more_is_better=True, gain=1.2),
     Row("pairs64", "the same, 64 pairs pipelined", "pairs/s",
-        _same(_pairs(depth=64), "gmemd", "qemu"), (Target("qemu", 25),), more_is_better=True),
+        _same(_pairs(depth=64), "gmemd", "qemu"), (Target("qemu", 25),), more_is_better=True, gain=1.2),
     Row("durable", "the same, durable, waiting each", "pairs/s",
-        _same(_pairs(), "gmemd-durable", "qemu"), (Target("qemu", 4),), more_is_better=True),
-    Row("durable64", "the same, durable, 64 pairs pipelined", "pairs/s",
-        _same(_pairs(depth=64), "gmemd-durable", "qemu"), (Target("qemu", 10),), more_is_better=True),
+        _same(_pairs(), "gmemd-durable", "qemu"), (Target("qemu", 4),), more_is_better=True, gain=1.4),
+    Row("durable64", "the same, durable, 64 of them in one write, then 64 deletions in one", "pairs/s",
+        _same(_pairs(depth=64, each=True), "gmemd-durable", "qemu"), (Target("qemu", 10),), more_is_better=True,
+        gain=1.25),
     Row("guest", "the same with guest-memfd=on (real KVM), waiting each", "pairs/s",
         {"gmemd": ("gmemd", _pairs(GUEST_ADD)), "plain memfd": ("gmemd", _pairs())},
         (Target("plain memfd", 0.8),), more_is_better=True),
@@ -129,13 +143,13 @@ ROWS = (
     Row("unknown", "refused object-add: unknown property, p50", "µs",
         _same(asking([UNKNOWN], rounds=5000, refused=True), "gmemd", "qemu"), (Target("qemu", 6),)),
     Row("wrong", "refused object-add: wrong type, p50", "µs",
-        _same(asking([WRONG], rounds=5000, refused=True), "gmemd", "qemu"), (Target("qemu", 6),)),
+        _same(asking([WRONG], rounds=5000, refused=True), "gmemd", "qemu"), (Target("qemu", 6),), gain=1.15),
     Row("foreign", "refused object-del by a tenant: of what others have, and of what does not exist, p50", "µs",
         {"foreign": ("gmemd-tenant", _refused_del("foreign")), "absent": ("gmemd-tenant", _refused_del("missing"))},
         (Target("absent", 1 / 1.03),)),
     Row("badjson", "malformed JSON, one at a time, p50", "µs",
         _same(asking(['{"execute": "query-version", }'], rounds=5000, refused=True), "gmemd", "qemu", "qsd"),
-        (Target("qemu", 2.5),)),
+        (Target("qemu", 2.5),), gain=1.15),
     Row("connect", "connect, negotiate, close, p50", "µs",
         _same(connecting(rounds=1000), "gmemd", "qemu", "qsd", "echo"), (Target("qemu", 1.5),)),
     Row("crowd", "pings of 64 clients at a time, each waiting for its reply", "/s",
@@ -158,10 +172,35 @@ ROWS = (
         "µs", {"gmemd": ("gmemd-http", _scraped("/metrics")), "page": ("gmemd-http", _scraped("/")),
                "alone": ("gmemd-http", _scraped())},
         (Target(limit=1000),)),  # below what anybody notices
+    Row("stall-idle", "worst ping of a client beside nothing", "ms", _worst(stalls.nothing)),
+    Row("stall-del", "worst ping of a client during the deletion of 4 GiB by another", "ms", _worst(stalls.deleting),
+        _NO_STALL),
+    Row("stall-closefd", "the same during closefd of 4 GiB", "ms", _worst(stalls.closing), _NO_STALL),
+    Row("stall-refusal", "the same during the first refusal", "ms", _worst(stalls.refusing(WRONG)), _NO_STALL),
+    Row("stall-listget", "the same during qom-list-get of 10,000 objects", "ms",
+        _worst(stalls.filled(10000, FILL, LIST_GET, '"/objects/f@"')), _NO_STALL),
+    Row("stall-status", "the same during query-memdev-status of 10,000 objects", "ms",
+        _worst(stalls.filled(10000, FILL, STATUS)), _NO_STALL),
+    Row("stall-memdev", "the same during query-memdev of 10,000 objects", "ms",
+        _worst(stalls.filled(10000, FILL, MEMDEV)), _NO_STALL),
+    Row("stall-ranges", "the same during query-memdev-ranges of 20,000 ranges", "ms",
+        _worst(filling(RANGES)), _NO_STALL),
+    Row("first-add", "the first object-add", "ms",
+        {"gmemd": ("gmemd", stalls.first(ADD, warm=True)),
+         "gmemd just started": ("gmemd", stalls.first(ADD, warm=False)),
+         "qemu": ("qemu", stalls.first(ADD, warm=True))}, (Target(limit=1),)),
+    Row("first-refusal", "the first refusal", "ms",
+        {"gmemd": ("gmemd", stalls.first(WRONG, warm=True)),
+         "gmemd just started": ("gmemd", stalls.first(WRONG, warm=False)),
+         "qemu": ("qemu", stalls.first(WRONG, warm=True))}, (Target(limit=10),)),
+    Row("ls1", "gmemctl ls of one object: the server's CPU time", "ms", _same(stalls.listing(1, FILL, "ls"), "gmemd")),
+    Row("ls10000", "the same of 10,000 objects", "ms", _same(stalls.listing(10000, FILL, "ls"), "gmemd"), gain=4),
+    Row("page", "status page with 10,000 objects, first view", "ms",
+        _same(stalls.viewing(10000, FILL), "gmemd-http"), gain=2),
     Row("start", "process start to greeting", "ms", _same(starting(), "gmemd", "qemu", "qsd"),
-        (Target(limit=100),)),
+        (Target(limit=100),), gain=1.15),
     Row("rss", "idle RSS, HTTP off", "MiB", _same(idle_memory(), "gmemd", "qemu", "qsd"),
-        (Target("qemu", 1),)),
+        (Target("qemu", 1),), gain=1.3),
     Row("rss-http", "idle RSS, HTTP on", "MiB", _same(idle_memory(), "gmemd-http", "qemu"),
         (Target("qemu", 1 / 1.5),)),
     Row("prealloc", "prealloc of a 4 GiB memfd, 2 threads", "GiB/s",
@@ -181,7 +220,7 @@ ROWS = (
     Row("tib-convert", "memdev-convert of a page of it, after 10,000 scattered ones, p50", "ms",
         _same(converting(), "gmemd", "gmemd-durable"), (Target(limit=10),)),
     Row("tib-ranges", "query-memdev-ranges of all 20,000 ranges; of a hundredth of it", "ms",
-        {"gmemd": ("gmemd", listing()), "a hundredth": ("gmemd", listing(0.01))}, (Target(limit=100),)),
+        {"gmemd": ("gmemd", listing()), "a hundredth": ("gmemd", listing(0.01))}, (Target(limit=100),), gain=1.5),
     Row("tib-memory", "growth of the daemon by 10,000 scattered conversions of 1 TiB", "MiB",
         _same(growth(), "gmemd", "gmemd-durable"), (Target(limit=10),)),
     Row("replace", "replacing the QEMU of a Linux guest with 1 GiB populated, from stop to running", "ms",

@@ -40,11 +40,16 @@ GMEMD_OPTIONS = {
     "gmemd-http": "--persist off --http unix:{directory}/http",
     "gmemd-tenant": f"--persist off --policy {HERE}/tenant.toml --object memory-backend-memfd,id=foreign,size=64M",
 }
+_SCHEDULED = 2  # CPUCLOCK_SCHED: with a process id, the number of that process's clock, see clock_getcpuclockid(3)
+_IDLE = 0.25  # seconds without work, after which a server is idle
+_TREES: dict[str, Path] = {}  # of gmemd, by the server's name
+_PYTHON = [sys.executable]
 _RUNTIME = "/dev/shm"  # for sockets and gmemd's registry: a tmpfs, as /run is
 
 
 def set_python(python: str) -> None:
-    """Also measure a bare asyncio loop of this Python."""
+    """The Python of gmemd and of a bare asyncio loop."""
+    _PYTHON[:] = [python]
     COMMANDS["asyncio"] = f"{python} {HERE}/bare.py {{socket}}"
 
 
@@ -69,11 +74,13 @@ def compile_programs() -> None:
             subprocess.run([os.environ.get("CC", "cc"), "-O2", "-Wall", "-o", program, source], check=True)
 
 
-def set_gmemd(name: str, command: str) -> None:
-    """Measure `command` as gmemd of that name, with all variants of options."""
+def set_gmemd(name: str, tree: Path, command: str = "") -> None:
+    """Measure the gmemd of a tree, or a command, as gmemd of that name, with all variants of options."""
+    command = command or f"{_PYTHON[0]} -m gmemd"
     for variant, options in GMEMD_OPTIONS.items():
-        COMMANDS[variant.replace("gmemd", name, 1)] = \
-            f"{command} --qmp unix:{{socket}} --state-dir {{directory}} --log-level info {options}"
+        variant = variant.replace("gmemd", name, 1)
+        COMMANDS[variant] = f"{command} --qmp unix:{{socket}} --state-dir {{directory}} --log-level info {options}"
+        _TREES[variant] = tree
 
 
 def go_first(process: str = "self") -> None:
@@ -109,7 +116,8 @@ class Server(Running):
         start = time.monotonic()
         try:
             with on_cpus({SERVER_CPU} if pinned else EVERY_CPU):
-                super().__init__(command, parent=_RUNTIME if os.path.isdir(_RUNTIME) and not on_disk else None)
+                super().__init__(command, parent=_RUNTIME if os.path.isdir(_RUNTIME) and not on_disk else None,
+                                 env=self._environment(name))
         except ConnectionError as exc:
             raise Unavailable(f"{name}: {str(exc).splitlines()[-1]}") from exc
         self.greeting_ms = (time.monotonic() - start) * 1000
@@ -124,8 +132,28 @@ class Server(Running):
                    if task.name == task.parent.parent.name) * os.sysconf("SC_PAGE_SIZE")
 
     def cpu_seconds(self) -> float:
-        """The CPU time of all its live threads, and its children's."""
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in self._tasks()) / 1e9
+        """The CPU time of all its threads, those that have ended too, and its live children's."""
+        processes = {task.parent.parent.name for task in self._tasks()}
+        return sum(time.clock_gettime(~int(process) << 3 | _SCHEDULED) for process in processes)
+
+    def wait_idle(self) -> None:
+        """Wait until the server does nothing of its own accord, such as loading ahead."""
+        before = -1.0
+        while self.cpu_seconds() - before > _IDLE / 100:
+            before = self.cpu_seconds()
+            time.sleep(_IDLE)
+
+    def gmemctl(self, *words: str) -> None:
+        """Run the gmemctl of the same tree on the client's CPU; its output is dropped."""
+        with on_cpus({CLIENT_CPU}):
+            done = subprocess.run([_PYTHON[0], "-m", "gmemd.cli.gmemctl", "--socket", self.socket, *words], text=True,
+                                  env=self._environment(self.name), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        if done.returncode:
+            raise Unavailable(f"gmemctl of {self.name}: {done.stderr.strip()}")
+
+    @staticmethod
+    def _environment(name: str) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(_TREES[name])} if name in _TREES else dict(os.environ)
 
     def _tasks(self) -> Iterator[Path]:
         """The threads of the process and its children, as directories in /proc."""
