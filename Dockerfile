@@ -5,11 +5,13 @@ ARG BASE=python:3.12-slim
 FROM ${BASE} AS build
 COPY pyproject.toml README.md /src/
 COPY gmemd /src/gmemd
+# What else the image is for: EXTRAS=kubernetes adds gmemd-dra.
+ARG EXTRAS=
 # A site's settings of pip come as build secrets; those that are not given are left out.
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     --mount=type=secret,id=ca-certificates.crt,target=/etc/ssl/certs/ca-certificates.crt \
     python3 -m venv --without-pip /opt/gmemd \
- && python3 -m pip --python /opt/gmemd/bin/python install --no-cache-dir --disable-pip-version-check /src
+ && python3 -m pip --python /opt/gmemd/bin/python install --no-cache-dir --disable-pip-version-check "/src${EXTRAS:+[$EXTRAS]}"
 
 FROM ${BASE}
 # Clients need the group to open the socket (--group-add 10001); they cannot write to its directory.
