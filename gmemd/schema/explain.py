@@ -2,7 +2,7 @@
 
 QEMU visits members in schema order, each with everything in it, then the unexpected members, and stops at the first
 fault (reference qmp.md section 7). So does this walk; `jsonschema` checks each value against its own part of qom.json,
-and the keyword that fails becomes QEMU's sentence (jsonschema-rs runs first and may only accept).
+and the keyword that fails becomes QEMU's sentence. The closures of accept.py run before it, and may only accept.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ import json
 from typing import Any, Final
 
 import jsonschema
-import jsonschema_rs
 
 from gmemd.errors import QmpError
 from gmemd.qmp.encode import member_order
 from gmemd.qmp.ghashtable import first_unexpected
-from gmemd.schema.references import references
+from gmemd.schema.accept import WRAPPED, Check, Shapes
 
 _WRAP: Final = 1 << 64
-_WRAPPED: Final = ("size", "uint64")
 _KEYWORDS: Final = ("type", "enum", "minimum", "maximum", "anyOf")  # of a value, in the order of checking
-_PLAIN: Final = (str, bool, int)  # both validators agree on these
 _ELEMENT: Final = "null"  # QEMU's name for an element without a path
 
 Json = dict[str, Any]
@@ -38,13 +35,14 @@ _Validator: Final = _extend(_BASE, type_checker=_BASE.TYPE_CHECKER.redefine_many
 class Judge:
     """Decides about arguments, completes the right ones and explains the wrong ones."""
 
-    def __init__(self, document: Json, *, reject_unstable: bool = False) -> None:
-        self._defs: dict[str, Json] = document["$defs"]
-        self._reject_unstable = reject_unstable
-        # What accepts fast and what explains, by the identity of their schema, which is part of the document,
-        # and by the part of it that they check, which is the same for many.
-        self._judges: dict[int, tuple[Any, Any]] = {}
-        self._made: dict[str, tuple[Any, Any]] = {}
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = shapes
+        self._defs = shapes.definitions
+        self._reject_unstable = shapes.reject_unstable
+        # What accepts and what explains, by the identity of their schema, which is part of the document; and what
+        # explains by the part of it that it checks, which is the same for many.
+        self._judges: dict[int, tuple[Check, Any]] = {}
+        self._made: dict[str, Any] = {}
 
     def prepare(self) -> None:
         """Build the validators of all values and use each once, so that no first use has to load anything."""
@@ -102,36 +100,32 @@ class Judge:
             schema = self._defs[key]
             if "properties" in schema and isinstance(value, dict):
                 return self._members(self._case(schema, key, value), value, f"{path}.")
-        self._judge(schema, value, path, name)
+        accepts, judge = self._judges_for(schema)
+        if accepts(value):
+            return value
+        error = next(judge.iter_errors(value), None)
+        if error is not None:
+            raise QmpError(_sentence(schema, error.validator, value, path, name))
         if "items" in schema:
             items = schema["items"]
             return [self._value(items, item, f"{path}[{i}]", _ELEMENT) for i, item in enumerate(value)]
         return _normal(schema, value)
 
-    def _judge(self, schema: Json, value: Any, path: str, name: str) -> None:
-        """Raise the error for a value that is wrong in itself."""
-        compiled, judge = self._judges_for(schema)
-        if type(value) in _PLAIN and _accepts(compiled, value):
-            return
-        error = next(judge.iter_errors(value), None)
-        if error is not None:
-            raise QmpError(_sentence(schema, error.validator, value, path, name))
-
-    def _judges_for(self, schema: Json) -> tuple[Any, Any]:
+    def _judges_for(self, schema: Json) -> tuple[Check, Any]:
         judges = self._judges.get(id(schema))
         if judges is None:
-            judged: Json = {keyword: schema[keyword] for keyword in _KEYWORDS if keyword in schema}
-            text = json.dumps(judged)
-            judges = self._made.get(text)
-            if judges is None:
-                judges = self._made[text] = self._make_judges(judged)
-            self._judges[id(schema)] = judges
+            judges = self._judges[id(schema)] = self._shapes.check(schema), self._validator(schema)
         return judges
 
-    def _make_judges(self, judged: Json) -> tuple[Any, Any]:
-        if "anyOf" in judged:
-            judged["$defs"] = references(judged, self._defs)
-        return jsonschema_rs.Draft202012Validator(judged), _Validator(judged)
+    def _validator(self, schema: Json) -> Any:
+        judged: Json = {keyword: schema[keyword] for keyword in _KEYWORDS if keyword in schema}
+        text = json.dumps(judged)
+        validator = self._made.get(text)
+        if validator is None:
+            if "anyOf" in judged:
+                judged["$defs"] = self._defs
+            validator = self._made[text] = _Validator(judged)
+        return validator
 
 
 def _unexpected(given: Json, declared: Json) -> str | None:
@@ -140,16 +134,9 @@ def _unexpected(given: Json, declared: Json) -> str | None:
     return left[0] if len(left) == 1 else first_unexpected(member_order(given), declared)
 
 
-def _accepts(compiled: Any, value: Any) -> bool:
-    try:
-        return bool(compiled.is_valid(value))
-    except ValueError:  # bytes of a command line that are not Unicode
-        return False
-
-
 def _normal(schema: Json, value: Any) -> Any:
     """A valid value as it is stored: negative unsigned wrapped, true and false as on and off."""
-    if type(value) is int and value < 0 and schema.get("x-qapi") in _WRAPPED:
+    if type(value) is int and value < 0 and schema.get("x-qapi") in WRAPPED:
         return value % _WRAP
     if type(value) is bool and "x-accepts-bool" in schema:
         return "on" if value else "off"

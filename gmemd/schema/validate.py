@@ -1,9 +1,8 @@
 """Check and complete the arguments of commands by qom.json, in QEMU's words.
 
-"Accept fast, explain slowly": plain arguments go to a compiled validator (jsonschema-rs), one for each
-command and, for object-add, one for each qom-type, made when first needed; what it does not accept, and every
-value it reads differently from QEMU (floats, null, objects, negative integers, booleans for on and off), goes
-to explain.py, where `jsonschema` judges and its error becomes QEMU's sentence.
+"Accept fast, explain slowly": arguments go to closures made from qom.json (accept.py), one shape for each command and,
+for object-add, one for each qom-type; what they do not accept goes to explain.py, where `jsonschema` judges and its
+error becomes QEMU's sentence.
 Nothing but qom.json is read at start; reference qmp.md sections 6 to 8.
 """
 
@@ -16,7 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
-from gmemd.schema.references import references
+from gmemd.schema.accept import Shape, Shapes
 
 if TYPE_CHECKING:
     from gmemd.schema.explain import Judge
@@ -44,7 +43,7 @@ class Schema:
     def __init__(self, document: dict[str, Any], *, unstable_input: str = "accept", lab: bool = False) -> None:
         self.document = document  # qom.json as it is
         self._reject_unstable = unstable_input == "reject"
-        self._shapes: dict[str, Shape] = {}
+        self.shapes = Shapes(document, reject_unstable=self._reject_unstable)
         commands = document["x-commands"]
         self.commands: Mapping[str, Command] = MappingProxyType(
             {name: Command(self, name, entry) for name, entry in commands.items()
@@ -80,7 +79,10 @@ class Schema:
 
         KeyError if the type has no such property.
         """
-        return self.judge.property(self._shape_of_type(qom_type).key, name, value)
+        shape = self._shape_of_type(qom_type)
+        if shape.accepts_member(name, value):
+            return value
+        return self.judge.property(shape.key, name, value)
 
     def properties(self, qom_type: str) -> Mapping[str, Property]:
         """The declared members of an object type in schema order, including qom-type and id."""
@@ -104,16 +106,12 @@ class Schema:
         return [entity for entity in answer if entity["meta-type"] != "command" or entity["name"] in self.commands]
 
     def prepare(self, unwanted: Callable[[], bool] = lambda: False) -> None:
-        """Load and compile all that a first use would load or compile; takes some 200 ms, in any thread.
+        """Load and build all that the first refusal would load or build; takes some 150 ms, in any thread.
 
-        It ends early when it is `unwanted`.
+        Nothing is done when it is `unwanted`.
         """
-        for command in self.commands.values():
-            for key in command.cases():
-                if unwanted():
-                    return
-                self.shape(key).compile()
-        self.judge.prepare()
+        if not unwanted():
+            self.judge.prepare()
 
     @property
     def judge(self) -> Judge:
@@ -121,20 +119,11 @@ class Schema:
         if self._judge is None:
             from gmemd.schema.explain import Judge
 
-            self._judge = Judge(self.document, reject_unstable=self._reject_unstable)
+            self._judge = Judge(self.shapes)
         return self._judge
 
-    # -- for Command
-
-    def shape(self, key: str) -> Shape:
-        """The object `key` of $defs, ready to check."""
-        shape = self._shapes.get(key)
-        if shape is None:
-            shape = self._shapes[key] = Shape(key, self.document, self._reject_unstable)
-        return shape
-
     def _shape_of_type(self, qom_type: str) -> Shape:
-        return self.shape(f"{self._object_add.arguments}:{qom_type}")
+        return self.shapes.shape(f"{self._object_add.arguments}:{qom_type}")
 
     def _resolve(self, schema: dict[str, Any]) -> dict[str, Any]:
         reference = schema.get("$ref")
@@ -156,60 +145,6 @@ class Schema:
 
 _QOM_TYPES: Final = {"str": "string", "bool": "bool"}  # the other scalars are int
 _SCALARS: Final = frozenset(("str", "bool", "size", "uint64", "uint32", "uint16", "int"))
-
-
-class Shape:
-    """One closed object type: its members, what is mandatory, the defaults, the compiled validator."""
-
-    __slots__ = ("_document", "_is_valid", "_on_off", "_refuse", "defaults", "key", "properties", "required")
-
-    def __init__(self, key: str, document: dict[str, Any], reject_unstable: bool) -> None:
-        schema = document["$defs"][key]
-        self.key = key
-        self.properties: dict[str, Any] = schema["properties"]
-        self.required: tuple[str, ...] = tuple(schema.get("required", ()))
-        members = self.properties.items()
-        self.defaults = {name: member["default"] for name, member in members if "default" in member}
-        self._on_off = tuple(name for name, member in members if "x-accepts-bool" in member)
-        unstable = [name for name, member in members if "unstable" in member.get("x-features", ())]
-        self._refuse = frozenset(unstable if reject_unstable else ())
-        self._document = document
-        self._is_valid: Callable[[dict[str, Any]], bool] = self._compile_first  # the validator, made at the first use
-
-    def accepts(self, given: dict[str, Any]) -> bool:
-        """Whether `given` is certainly valid as it is; False only means that explain.py must decide."""
-        if not given:
-            return not self.required
-        for value in given.values():
-            kind = type(value)
-            if kind is not str and kind is not bool and not (kind is int and value >= 0) and not _is_plain(value):
-                return False
-        for name in self._on_off:
-            if type(given.get(name)) is bool:
-                return False
-        if self._refuse and not self._refuse.isdisjoint(given):
-            return False
-        try:
-            return self._is_valid(given)
-        except ValueError:  # not a Unicode string, or a number out of its range
-            return False
-
-    def compile(self) -> None:
-        """Make the validator."""
-        from jsonschema_rs import Draft202012Validator
-
-        schema: dict[str, Any] = {"$ref": f"#/$defs/{self.key}"}
-        schema["$defs"] = references(schema, self._document["$defs"])
-        self._is_valid = Draft202012Validator(schema).is_valid
-
-    def _compile_first(self, given: dict[str, Any]) -> bool:
-        self.compile()
-        return self._is_valid(given)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether both validators and QEMU read a list the same way."""
-    return type(value) is list and all(type(item) is str or (type(item) is int and item >= 0) for item in value)
 
 
 class Command:
@@ -247,25 +182,19 @@ class Command:
 
         The given dict is not changed. Absent members without a default stay absent.
         """
+        if self._takes_all:
+            return dict(arguments)
         shape = self._shape
         if shape is None:
             shape = self._find_shape(arguments)
         if shape is not None and shape.accepts(arguments):
             return {**shape.defaults, **arguments} if shape.defaults else dict(arguments)
-        if self._takes_all:
-            return dict(arguments)
         return self._schema.judge.check(self.arguments, arguments)
-
-    def cases(self) -> list[str]:
-        """The names in $defs of all shapes its arguments may have."""
-        if self._tag is None:
-            return [self.arguments]
-        return [key for key in self._schema.document["$defs"] if key.startswith(f"{self.arguments}:")]
 
     def _find_shape(self, arguments: dict[str, Any]) -> Shape | None:
         """The shape to check against: the only one, or the one that the tag selects; None: no such case."""
         if self._tag is None:
-            self._shape = shape = self._schema.shape(self.arguments)
+            self._shape = shape = self._schema.shapes.shape(self.arguments)
             return shape
         case = arguments.get(self._tag)
         if type(case) is not str:
@@ -274,5 +203,5 @@ class Command:
         if found is None:
             key = f"{self.arguments}:{case}"
             if key in self._schema.document["$defs"]:
-                found = self._cases[case] = self._schema.shape(key)
+                found = self._cases[case] = self._schema.shapes.shape(key)
         return found

@@ -53,7 +53,7 @@ async def test_guest_memfd_is_detectable(start: Start) -> None:
 
 async def test_command_answers_fit_their_schema(start: Start) -> None:
     """What the machine's query commands answer is what their schema promises."""
-    import jsonschema_rs
+    import jsonschema
 
     machine = await start(*PC, "-smp", "2", "-S")
     await machine.run("object-add", qom_type="memory-backend-memfd", id="m0", size=MIB)
@@ -65,7 +65,7 @@ async def test_command_answers_fit_their_schema(start: Start) -> None:
         if name.startswith("query-") and not document["$defs"][entry["arguments"]].get("required"):
             answer = await machine.run(name)
             if not isinstance(answer, bytes):
-                jsonschema_rs.validate({**entry["returns"], "$defs": document["$defs"]}, answer)
+                jsonschema.Draft202012Validator({**entry["returns"], "$defs": document["$defs"]}).validate(answer)
                 asked += 1
     assert asked > 20
 

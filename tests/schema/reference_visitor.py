@@ -1,7 +1,7 @@
-"""QEMU's input visitor in small, written from the QAPI entities and the reference alone.
+"""QEMU's input visitor in small: what it reads, without defaults, or the sentence it answers.
 
-It shares nothing with gmemd.schema.validate: it reads neither qom.json nor JSON Schema, so that agreement of
-the two means something.
+Written from the QAPI entities and the reference alone, it shares nothing with gmemd.schema.validate: it reads neither
+qom.json nor JSON Schema, so that agreement of the two means something.
 """
 
 from __future__ import annotations
@@ -23,28 +23,30 @@ class Visitor:
         self.entities = entities
         self.reject_unstable = reject_unstable
 
-    def command(self, name: str, arguments: dict[str, Any]) -> None:
+    def command(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         arg = self.entities.commands[name].arg
-        self.object(self.entities.types[arg or "q_empty"], arguments, "")
+        return self.object(self.entities.types[arg or "q_empty"], arguments, "")
 
-    def object(self, kind: Any, value: Any, path: str) -> None:
+    def object(self, kind: Any, value: Any, path: str) -> dict[str, Any]:
         assert isinstance(kind, Object)
         if not isinstance(value, dict):
             raise Fault(f"Invalid parameter type for '{path}', expected: object")
         prefix = f"{path}." if path else ""
         declared = list(self.entities.members(kind))
-        self.members(declared, value, prefix)
+        read = self.members(declared, value, prefix)
         if kind.tag:
             (branch,) = (b for b in self.entities.branches(kind) if b.name == value[kind.tag])
             added = self.entities.types[branch.type]
             assert isinstance(added, Object)
-            self.members(self.entities.members(added), value, prefix)
+            read |= self.members(self.entities.members(added), value, prefix)
             declared += self.entities.members(added)
         left = first_unexpected(member_order(value), [member.name for member in declared])
         if left is not None:
             raise Fault(f"Parameter '{prefix}{left}' is unexpected")
+        return read
 
-    def members(self, members: Sequence[Member], value: dict[str, Any], prefix: str) -> None:
+    def members(self, members: Sequence[Member], value: dict[str, Any], prefix: str) -> dict[str, Any]:
+        read: dict[str, Any] = {}
         for member in members:
             if member.name not in value:
                 if not member.optional:
@@ -54,26 +56,27 @@ class Visitor:
                 raise Fault(f"Unstable parameter {member.name} disabled by policy")
             given = value[member.name]
             if member.accepts_bool and isinstance(given, bool):
-                continue
-            self.value(member.type, given, prefix + member.name, member.name)
+                given = "on" if given else "off"
+            read[member.name] = self.value(member.type, given, prefix + member.name, member.name)
+        return read
 
-    def value(self, reference: str, value: Any, path: str, name: str) -> None:
+    def value(self, reference: str, value: Any, path: str, name: str) -> Any:
         kind = self.entities.type(reference)
         if isinstance(kind, Array):
             if not isinstance(value, list):
                 raise Fault(f"Invalid parameter type for '{path}', expected: array")
-            for index, item in enumerate(value):
-                self.value(kind.element, item, f"{path}[{index}]", "null")
+            return [self.value(kind.element, item, f"{path}[{index}]", "null") for index, item in enumerate(value)]
         elif isinstance(kind, Enum):
             if not isinstance(value, str):
                 raise Fault(f"Invalid parameter type for '{path}', expected: string")
             if value not in [item.name for item in kind.values]:
                 raise Fault(f"Parameter '{name}' does not accept value '{value}'")
+            return value
         elif isinstance(kind, Object):
-            self.object(kind, value, path)
-        else:
-            assert not isinstance(kind, Alternate)
-            self.builtin(kind, value, path, name)
+            return self.object(kind, value, path)
+        assert not isinstance(kind, Alternate)
+        self.builtin(kind, value, path, name)
+        return value % 2**64 if kind.name in ("size", "uint64", "uint32", "uint16") else value
 
     def builtin(self, kind: Builtin, value: Any, path: str, name: str) -> None:
         integer = isinstance(value, int) and not isinstance(value, bool)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import jsonschema_rs
 import pytest
 
 from gmemd.qapi.__main__ import HERE, main, stale
@@ -149,9 +148,8 @@ def test_properties_tell_what_qom_shows() -> None:
 
 
 def test_qom_json_is_a_json_schema() -> None:
-    """The document is right by its own dialect, for both validators."""
+    """The document is right by its own dialect."""
     jsonschema.Draft202012Validator.check_schema(SCHEMA.document)
-    jsonschema_rs.meta.validate(SCHEMA.document)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +96,16 @@ WITH_ARGUMENTS = [name for name, command in ENTITIES.commands.items() if command
 
 def whole_document_validator(command: str) -> Any:
     """jsonschema on qom.json as anybody would use it, but with 1.0 no integer."""
+    key = SCHEMA.commands[command].arguments
+    return strict_validator({"$ref": f"#/$defs/{key}", "$defs": SCHEMA.document["$defs"]})
+
+
+def strict_validator(schema: dict[str, Any]) -> Any:
+    """jsonschema, but 1.0 is not an integer."""
     base: Any = jsonschema.Draft202012Validator
     types = base.TYPE_CHECKER.redefine("integer", lambda checker, value: type(value) is int)
     strict: Any = jsonschema.validators.extend(base, type_checker=types)  # type: ignore[no-untyped-call]
-    key = SCHEMA.commands[command].arguments
-    return strict({"$ref": f"#/$defs/{key}", "$defs": SCHEMA.document["$defs"]})
+    return strict(schema)
 
 
 def outcome(check: Any, *arguments: Any) -> tuple[Any, str | None]:
@@ -119,13 +125,53 @@ examples = settings(max_examples=100, deadline=None, derandomize=True, database=
 @examples
 @given(command=commands, data=st.data())
 def test_all_paths_agree(schema: Schema, command: str, data: st.DataObject) -> None:
-    """The fast path, the judge alone and the reference visitor accept the same and say the same."""
+    """The closures, the judge alone and the reference visitor accept the same, read the same and say the same."""
     arguments = data.draw(GENERATOR.arguments(command))
     key = schema.commands[command].arguments
     visitor = Visitor(ENTITIES, reject_unstable=schema is REJECTING)
     completed, sentence = outcome(schema.commands[command].check, arguments)
-    assert outcome(visitor.command, command, arguments)[1] == sentence
+    read, fault = outcome(visitor.command, command, arguments)
+    assert fault == sentence
+    assert same(without_defaults(completed, arguments), read)
     assert outcome(schema.judge.check, key, arguments) == (completed, sentence)
+
+
+def without_defaults(completed: Any, given: Any) -> Any:
+    """The completed value without the members that were not given."""
+    if isinstance(given, dict) and isinstance(completed, dict):
+        return {name: without_defaults(completed[name], value) for name, value in given.items()}
+    if isinstance(given, list) and isinstance(completed, list):
+        return [without_defaults(mine, value) for mine, value in zip(completed, given, strict=True)]
+    return completed
+
+
+def same(mine: Any, other: Any) -> bool:
+    """Whether two values are equal and of the same types: 1 is neither True nor 1.0."""
+    return json.dumps(mine, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+VALUES: list[Any] = [None, True, False, *EDGES, 0.0, 1.0, -1.5, *WORDS, "\udcff", [], [0], [1, -1], [65536], ["a"],
+                     [1, "a"], [None], {}, {"a": 1}, {"type": "chardev", "id": "c"}, {"type": "object-add"}, [{"type": "x"}]]
+
+
+@pytest.mark.parametrize("document", ["qom.json", "emulator.json"])
+def test_closures_accept_what_is_right_and_stored_as_it_is(document: str) -> None:
+    """For each kind of member: all plain values, and nothing that jsonschema refuses or that is stored differently."""
+    schema = Schema.load(document, lab=True)
+    definitions, seen = schema.document["$defs"], set()
+    for key, definition in definitions.items():
+        for name, member in definition.get("properties", {}).items():
+            text = json.dumps({word: value for word, value in member.items() if word != "description"})
+            if text in seen:
+                continue
+            seen.add(text)
+            accepts = schema.shapes.check(member)
+            is_valid = strict_validator({**member, "$defs": definitions}).is_valid
+            words = definitions[member["$ref"].rpartition("/")[2]].get("enum", []) if "$ref" in member else []
+            for value in [*VALUES, *words]:
+                stored = outcome(schema.judge.property, key, name, value)
+                assert (accepts(value), name, value) == (is_valid(value) and same(stored[0], value), name, value)
+    assert len(seen) > 50
 
 
 @examples

@@ -236,13 +236,13 @@ import sys
 from gmemd.schema.validate import Schema
 schema = Schema.load()
 schema.introspection()
-heavy = {"jsonschema", "jsonschema_rs", "referencing", "gmemd.qapi.load", "gmemd.qapi.document", "pathlib"}
-print(sorted(heavy & set(sys.modules)))
+heavy = {"jsonschema", "referencing", "gmemd.qapi.load", "gmemd.qapi.document", "pathlib"}
 schema.check_object({"qom-type": "memory-backend-ram", "id": "m0", "size": 4096})
+schema.check_property("memory-backend-ram", "merge", True)
 print(sorted(heavy & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-S", "-c", _with_path(program)], capture_output=True, text=True)
-    assert (done.stdout.splitlines(), done.stderr) == (["[]", "['jsonschema_rs']"], "")
+    assert (done.stdout.splitlines(), done.stderr) == (["[]"], "")
 
 
 def _with_path(program: str) -> str:
