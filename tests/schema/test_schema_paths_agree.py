@@ -151,7 +151,8 @@ def same(mine: Any, other: Any) -> bool:
 
 
 VALUES: list[Any] = [None, True, False, *EDGES, 0.0, 1.0, -1.5, *WORDS, "\udcff", [], [0], [1, -1], [65536], ["a"],
-                     [1, "a"], [None], {}, {"a": 1}, {"type": "chardev", "id": "c"}, {"type": "object-add"}, [{"type": "x"}]]
+                     [1, "a"], [None], {}, {"a": 1}, {"type": "chardev", "id": "c"}, [{"type": "x"}],
+                     {"type": "object-add"}]
 
 
 @pytest.mark.parametrize("document", ["qom.json", "emulator.json"])
