@@ -56,6 +56,7 @@ class Server:
     def __init__(self) -> None:
         self.gmemd = Gmemd(schema=Schema.load(), kernel=choose_kernel("auto"),
                            version={"qemu": {"major": 11, "minor": 1, "micro": 0}, "package": "gmemd"}, host=self)
+        self.room, self.budget = self.gmemd, None
         self.dispatcher = Dispatcher(self.gmemd)
         self.rights = ALL
         self.usable = self.dispatcher.usable(ALL)
