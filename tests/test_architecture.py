@@ -19,13 +19,15 @@ ROOT = Path(gmemd.__file__).parent
 # Bottom to top: a folder, or a module that lies beside them, imports from itself and from what is below it.
 LAYERS = ("errors", "posix", "client", "vmm", "qapi", "keeper", "qmp", "schema", "processes", "authority", "kernel",
           "snapshots", "observe", "persist", "memory", "backends", "objects", "lab", "changes", "commands", "server",
-          "web", "daemon", "testing", "demo", "cli", "emulator", "__main__")
+          "web", "daemon", "testing", "demo", "cli", "emulator", "kubernetes", "__main__")
 
 MAY_IMPORT = {
-    "asyncio": ("processes.watch", "changes", "client", "commands", "server", "daemon", "web", "cli", "emulator"),
+    "asyncio": ("processes.watch", "changes", "client", "commands", "server", "daemon", "web", "cli", "emulator",
+                "kubernetes"),
     "socket": ("posix", "client", "vmm", "keeper", "persist", "authority.peer", "server", "daemon", "web", "cli",
-               "emulator"),
-    "fcntl": ("posix", "vmm", "keeper", "authority.peer", "kernel", "snapshots", "persist", "demo", "emulator.pidfile"),
+               "emulator", "kubernetes"),
+    "fcntl": ("posix", "vmm", "keeper", "authority.peer", "kernel", "snapshots", "persist", "demo", "emulator.pidfile",
+              "kubernetes"),
     "ctypes": ("vmm", "kernel", "demo"),
     "structlog": ("observe.log",),
     "rich": ("cli.terminal",),

@@ -73,6 +73,13 @@ class Client:
         credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         return int(_UCRED.unpack(credentials)[0])
 
+    @property
+    def peer_owner(self) -> tuple[int, int]:
+        """User and group of that process, when it began to listen."""
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        _, uid, gid = _UCRED.unpack(credentials)
+        return uid, gid
+
     def execute(self, command: str, arguments: dict[str, Any] | None = None, *, fds: Sequence[int] = (),
                 timeout: float | None = None, oob: bool = False) -> Any:
         """Run a command and return its value; QmpError when the server refuses it.
