@@ -181,9 +181,9 @@ def of_keeping() -> Steps:
             os.close(int.from_bytes(data[:4], "little"))
 
     def messages() -> None:
-        notifier.store("m-00000000-1", memory)
+        notifier.store(["m-00000000-1"], [memory])
         drain()
-        notifier.remove("m-00000000-1")
+        notifier.remove(["m-00000000-1"])
         drain()
         for _ in range(2):
             os.close(notifier.barrier())

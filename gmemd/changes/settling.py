@@ -139,7 +139,10 @@ class Settler:
         for changes, settled in waiting:
             after([change.ending for change in changes], settled)
         self._told()
-        asyncio.get_running_loop().call_soon(self._flush)  # others get their turn between two flushes
+        if self._unsettled or self.custody.dirty:
+            asyncio.get_running_loop().call_soon(self._flush)  # others get their turn between two flushes
+        else:
+            self._flushing = False
 
 
 def _comes_soon(wait: Wait) -> bool:

@@ -1,3 +1,5 @@
 """The service manager where there is none: a process that keeps descriptors and restarts the daemon."""
 
-BARRIER_ANSWERS = "GMEMD_BARRIER_ANSWERS"  # in the daemon's environment: a barrier without a byte has failed
+# In the daemon's environment:
+BARRIER_ANSWERS = "GMEMD_BARRIER_ANSWERS"  # a barrier without a byte has failed
+SEVERAL = "GMEMD_KEEPER_SEVERAL"  # how many names one message may have, which may also ask for an answer

@@ -6,7 +6,9 @@ protocol (sd_notify(3), sd_listen_fds(3)): the daemon cannot tell the difference
   Type=notify, NotifyAccess=main, Restart=always, StartLimitIntervalSec=0, WatchdogSec=,
   FileDescriptorStoreMax=
 
-In addition, a barrier reports success: it delivers a byte before its end if everything sent is held.
+In addition, a barrier reports success: it delivers a byte before its end if everything sent is held. A message of
+FDSTORE or FDSTOREREMOVE may have FDNAMES=A:B:C instead of FDNAME=A, each for one descriptor, and may end with ANSWER=1:
+then a byte, "1" or "0", goes into the pipe whose end ANSWERS=1 has brought.
 
 A daemon that ends by `quit` is thus restarted with its memory, and processes that a dead one leaves are killed. SIGTERM
 or SIGINT to the keeper ends daemon and keeper, and with them the memory, as does the keeper's own death. SIGHUP,
@@ -30,7 +32,7 @@ import time
 from array import array
 from time import monotonic
 
-from gmemd.keeper import BARRIER_ANSWERS
+from gmemd.keeper import BARRIER_ANSWERS, SEVERAL
 from gmemd.keeper.kept import KeptFds, valid_name
 from gmemd.keeper.launch import become, fit_limit, kill_group, log, wait_logged
 from gmemd.keeper.listening import Listening
@@ -41,6 +43,8 @@ from gmemd.posix.streams import open_standard_streams, say
 
 RESTART_DELAY_MAX = 5.0  # seconds
 STEADY = 1.0  # seconds; a daemon that served this long is started again at once
+
+_SEVERAL = 64  # names in a message, at most
 
 _PASSED_ON = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = (signal.SIGTERM, signal.SIGINT)
@@ -101,6 +105,7 @@ class Keeper:
     # -- the daemon's life -----------------------------------------------------------------------------------
     def _start(self) -> None:
         self.was_ready = self.kept.lost = False
+        self.kept.forget_answers()
         self._started = monotonic()
         self._due = {"restart": self._started + RESTART_DELAY_MAX}  # in case anything fails here
         fds = self._listening.fds() + self.kept.newest_first()
@@ -119,7 +124,7 @@ class Keeper:
     def _environ(self, names: list[str]) -> dict[str, str]:
         environ = os.environ | {
             "NOTIFY_SOCKET": self.mailbox.address, "FDSTORE": str(self.kept.limit), BARRIER_ANSWERS: "1",
-            "LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names),
+            SEVERAL: str(_SEVERAL), "LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names),
         }
         if self._options.watchdog:
             environ["WATCHDOG_USEC"] = str(int(self._options.watchdog * 1e6))
@@ -212,30 +217,34 @@ class Keeper:
         """Process the queued messages; True: there may be more."""
         return self.mailbox.receive(self._message)
 
-    def _message(self, pid: int, data: bytes, fds: array[int], whole: bool) -> None:
-        """Act on one message of the daemon; fds that are kept are taken out of `fds`."""
+    def _message(self, pid: int, data: bytes, fds: array[int], whole: bool) -> bool:
+        """Act on one message of the daemon; fds that are kept are taken out of `fds`. True: the daemon has waited."""
         if pid == 0 or pid != self.pid:
             if data != b"BARRIER=1":
                 log(f"a message from process {pid}, which is not the daemon, is ignored")
-            return
+            return False
+        kept = self.kept
         if data == b"BARRIER=1":
-            return self.kept.answer(fds)
+            kept.answer_once(fds)
+            return False
+        fields = fields_of(data.split(b"\n"))
         if not whole:
-            self.kept.lost = True
-            return
-        lines = data.split(b"\n")
-        if len(lines) == 2 and lines[1].startswith(b"FDNAME="):  # the usual ones, fast
-            if lines[0] == b"FDSTORE=1":
-                return self.kept.store(valid_name(lines[1][7:]), fds)
-            if lines[0] == b"FDSTOREREMOVE=1":
-                return self.kept.drop(valid_name(lines[1][7:]))
-        self._act(fields_of(lines), fds)
+            kept.lost = True
+        else:
+            self._act(fields, fds)
+        if b"ANSWER" not in fields:
+            return False
+        kept.answer()
+        return True
 
     def _act(self, fields: dict[bytes, bytes], fds: array[int]) -> None:
         if fields.get(b"FDSTORE") == b"1":
-            self.kept.store(valid_name(fields.get(b"FDNAME", b"stored")), fds)
+            self.kept.store(_names(fields), fds)
         elif fields.get(b"FDSTOREREMOVE") == b"1":
-            self.kept.drop(valid_name(fields.get(b"FDNAME", b"stored")))
+            for name in _names(fields):
+                self.kept.drop(name)
+        elif fields.get(b"ANSWERS") == b"1":
+            self.kept.answer_at(fds)
         if fields.get(b"READY") == b"1":
             self.was_ready = self._ever_ready = True
             self._due.pop("start", None)
@@ -257,6 +266,13 @@ def run_keeper(argv: list[str]) -> int:
     finally:
         keeper.close()
         wait_logged()
+
+
+def _names(fields: dict[bytes, bytes]) -> list[str]:
+    """The names in a message."""
+    several = fields.get(b"FDNAMES")
+    return [valid_name(name) for name in several.split(b":")] if several else \
+        [valid_name(fields.get(b"FDNAME", b"stored"))]
 
 
 def _said(status: int) -> str:

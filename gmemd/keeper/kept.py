@@ -26,6 +26,7 @@ class KeptFds:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.lost = False  # something that was to be kept since the last barrier was not
+        self._answers = -1  # where the daemon reads answers; -1: nowhere
         self._entries: dict[int, tuple[str, File]] = {}  # by fd, oldest first
         self._by_name: dict[str, list[int]] = {}
         self._by_file: dict[File, list[int]] = {}
@@ -33,9 +34,18 @@ class KeptFds:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def store(self, name: str, fds: array[int]) -> None:
-        """Take these fds out of `fds`; what is not kept is reported, and makes the next barrier report failure."""
-        for fd in fds.tolist():
+    def store(self, names: list[str], fds: array[int]) -> None:
+        """Take these fds out of `fds`; what is not kept is reported, and makes the next barrier report failure.
+
+        names: one for each fd, or one for all of them.
+        """
+        if len(names) == 1:
+            names *= len(fds)
+        if len(names) != len(fds):
+            self.lost = True
+            log(f"{len(fds)} fds with {len(names)} names are not kept")
+            return
+        for name, fd in zip(names, fds.tolist(), strict=True):
             try:
                 kept = self.take(name, fd)
             except OSError as exc:
@@ -49,13 +59,32 @@ class KeptFds:
             log(f"the store is full with {self.limit} fds, '{name}' is not kept" if len(self) >= self.limit else
                 f"'{name}' is not kept: the same open file is already kept under its first name")
 
-    def answer(self, barrier: array[int]) -> None:
+    def answer_once(self, barrier: array[int]) -> None:
         """Report that everything since the last barrier is held; otherwise the daemon only sees the fd closed."""
         if barrier and not self.lost:
             with contextlib.suppress(OSError):
                 os.set_blocking(barrier[0], False)
                 os.write(barrier[0], b"1")
         self.lost = False
+
+    def answer_at(self, fds: array[int]) -> None:
+        """Answer at this fd from now on, which is taken out of `fds`."""
+        self.forget_answers()
+        if fds:
+            self._answers = fds.pop()
+            os.set_blocking(self._answers, False)
+
+    def answer(self) -> None:
+        """The same as answer_once there; with another byte if something is not held."""
+        with contextlib.suppress(OSError):  # nobody waits any more
+            os.write(self._answers, b"0" if self.lost else b"1")
+        self.lost = False
+
+    def forget_answers(self) -> None:
+        """Nobody waits for an answer any more."""
+        if self._answers >= 0:
+            os.close(self._answers)
+            self._answers = -1
 
     def take(self, name: str, fd: int) -> bool:
         """Keep this fd, or leave it to the caller (False): the store is full, or has this open file.
@@ -90,6 +119,7 @@ class KeptFds:
 
     def close(self) -> None:
         """Close them all."""
+        self.forget_answers()
         for name in list(self._by_name):
             self.drop(name)
 

@@ -23,7 +23,7 @@ _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _FLAGS = int(socket.MSG_CMSG_CLOEXEC)
 _SCM_RIGHTS, _SCM_CREDENTIALS = int(socket.SCM_RIGHTS), int(socket.SCM_CREDENTIALS)
 
-Act = Callable[[int, bytes, "array[int]", bool], None]
+Act = Callable[[int, bytes, "array[int]", bool], bool]
 
 
 class Mailbox:
@@ -53,7 +53,8 @@ class Mailbox:
         """Work through the messages in the queue; True: there may be more.
 
         `act` gets the sender's pid, the text, the fds, and whether all of it arrived. It takes out of the fds what it
-        keeps; the rest is closed, which answers a barrier, whoever sent it.
+        keeps; the rest is closed, which answers a barrier, whoever sent it. If it answers True, the sender has waited
+        for that, so nothing is likely to follow.
         """
         for _ in range(ROUND):
             try:
@@ -67,7 +68,8 @@ class Mailbox:
                 elif kind == _SCM_CREDENTIALS:
                     pid = _CREDENTIALS.unpack(value)[0]
             try:
-                act(pid, data, fds, flags == _FLAGS or _whole(flags))
+                if act(pid, data, fds, flags == _FLAGS or _whole(flags)):
+                    return True
             finally:
                 for fd in fds:
                     with contextlib.suppress(OSError):  # of its file system

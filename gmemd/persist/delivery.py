@@ -9,8 +9,9 @@ The order, and what a restart does about a crash after each step:
            barrier passed          replies leave; the name leaves state.removing with a later transaction
 
 A batch without removes sends its barrier before the transaction: they are independent, and by the time the transaction
-is written the barrier has mostly passed. If the store is too full for the adds, or has one of their open files under a
-leaving name, the removes go first. What cannot be removed or undone at once is owed, and done with the next batch.
+is written the barrier has mostly passed. A message to the keeper has many names, and the last one is the barrier. If
+the store is too full for the adds, or has one of their open files under a leaving name, the removes go first. What
+cannot be removed or undone at once is owed, and done with the next batch.
 """
 
 from __future__ import annotations
@@ -45,20 +46,21 @@ class Delivery:
         """Make a batch durable; OSError or NotWritten when that fails: then take_back() it. Always end() it."""
         if self._store.leaving and self._must_wait(batch):
             self._write(batch, batch.early, [])
-            yield from self._send_removals(batch)
+            yield from self._send_removals(batch, ask=False)
             if batch.removes and self._must_wait(batch):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        yield from self._send_adds(batch)
         removals_follow = bool(self.owed) or bool(batch.removes)
-        if batch.sent and (batch.grouped or not removals_follow):
-            batch.barrier = yield from self._send(self._notifier.barrier)
+        ask = batch.grouped or not removals_follow
+        yield from self._send_adds(batch, ask=ask)
+        if batch.sent and ask:
+            yield from self._bar(batch)
         if batch.grouped:
             yield from self._pass(batch)
         self._write(batch, batch.removes, batch.records)
         batch.committed = True
         if removals_follow:
-            yield from self._send_removals(batch)
-            batch.barrier = yield from self._send(self._notifier.barrier)
+            yield from self._send_removals(batch, ask=True)
+            yield from self._bar(batch)
         yield from self._pass(batch)
         for name in batch.removals:
             self.owed.discard(name)
@@ -69,12 +71,17 @@ class Delivery:
         return any(op.late for op in batch.unsent) or self._store.crowded(
             [op.record.fd_name for op in batch.unsent], gone=batch.removals)
 
+    def _bar(self, batch: Batch) -> Flush:
+        """Send a barrier, if the last message was not one."""
+        if batch.barrier < 0:
+            batch.barrier = yield from self._send(self._notifier.barrier)
+
     def _pass(self, batch: Batch) -> Flush:
         """Wait for the barrier, if there is one."""
         if batch.barrier >= 0:
             yield from self._wait("readable", batch.barrier)
-            self._notifier.check_passed(batch.barrier)
-            self.end(batch)
+            barrier, batch.barrier = batch.barrier, -1
+            self._notifier.passed(barrier)
 
     def send_again(self, entries: Callable[[], Iterable[tuple[str, int]]], *, wholly: bool) -> Flush:
         """Send again everything to be held; the manager ignores what it already has."""
@@ -92,7 +99,7 @@ class Delivery:
 
     def store(self, name: str, fd: int) -> Flush:
         """Send one descriptor, which has been accounted for."""
-        yield from self._send(self._notifier.store, name, fd)
+        yield from self._send(self._notifier.store, (name,), (fd,))
 
     def _store_once(self, name: str, fd: int, *, reopened: bool) -> None:
         other = -1
@@ -100,7 +107,7 @@ class Delivery:
             with contextlib.suppress(OSError):
                 other = opened_again(fd)
         try:
-            self._notifier.store(name, fd if other < 0 else other)
+            self._notifier.store((name,), (fd if other < 0 else other,))
         finally:
             if other >= 0:
                 os.close(other)
@@ -129,10 +136,9 @@ class Delivery:
         return ""
 
     def end(self, batch: Batch) -> None:
-        """Close what a batch has opened."""
+        """Wait no more for the barrier of a batch that has failed."""
         if batch.barrier >= 0:
-            with contextlib.suppress(OSError):
-                os.close(batch.barrier)
+            self._notifier.abandon(batch.barrier)
             batch.barrier = -1
 
     def owe(self, names: Iterable[str]) -> None:
@@ -166,20 +172,37 @@ class Delivery:
         batch.written(removes)
         self.owe(names)
 
-    def _send_adds(self, batch: Batch) -> Flush:
-        while batch.unsent:
-            operation = batch.unsent.pop()
-            name = operation.record.fd_name
-            self._store.release()
-            self._store.account(name)
-            batch.sent.append(name)
-            yield from self._send(self._notifier.store, name, operation.fd)
-            operation.close()
+    def _send_adds(self, batch: Batch, *, ask: bool) -> Flush:
+        unsent = batch.unsent
+        while unsent:
+            operations = [unsent.pop() for _ in range(min(len(unsent), self._notifier.several))]
+            names = [operation.record.fd_name for operation in operations]
+            for name in names:
+                self._store.release()
+                self._store.account(name)
+            batch.sent += names
+            try:
+                asks = (yield from self._asks(batch)) if ask and not unsent else False
+                yield from self._send(self._notifier.store, names, [operation.fd for operation in operations], asks)
+            finally:
+                for operation in operations:
+                    operation.close()
 
-    def _send_removals(self, batch: Batch) -> Flush:
-        for name in sorted(self.owed.difference(batch.removals)):
-            yield from self._send(self._notifier.remove, name)
-            batch.removals.append(name)
+    def _send_removals(self, batch: Batch, *, ask: bool) -> Flush:
+        names = sorted(self.owed.difference(batch.removals))
+        if names:
+            step = self._notifier.fitting(names)
+            for first in range(0, len(names), step):
+                some = names[first:first + step]
+                asks = (yield from self._asks(batch)) if ask and first + step >= len(names) else False
+                yield from self._send(self._notifier.remove, some, asks)
+                batch.removals += some
+
+    def _asks(self, batch: Batch) -> Generator[Wait, bool, bool]:
+        """Make the next message the barrier; False: this manager has messages for that alone."""
+        if self._notifier.several > 1:
+            batch.barrier = yield from self._send(self._notifier.answers)
+        return batch.barrier >= 0
 
     def _send(self, message: Callable[..., Any], *arguments: Any) -> Generator[Wait, bool, Any]:
         """Send a message as soon as the manager's queue has room; what the notifier answers."""

@@ -1,8 +1,10 @@
 """Speak the service manager's protocol: readiness, what is to be stored, what was passed at start.
 
 sd_notify(3), sd_listen_fds(3): one datagram per message, "KEY=VALUE" lines, fds by SCM_RIGHTS. systemd and `gmemd
---keeper` speak the same protocol; nothing here knows which of them listens. BARRIER=1 says that everything sent before
-was processed, not that it succeeded: fdstore.py counts.
+--keeper` speak the same protocol; BARRIER=1 says that everything sent before was processed, not that it succeeded:
+fdstore.py counts. The keeper understands more, and says so in the environment: a message may have several names
+(FDNAMES=), each for one descriptor, and with ANSWER=1 it is answered by a byte in a pipe that lasts (ANSWERS=1 has
+brought its end).
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ import os
 import resource
 import socket
 from array import array
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 
-from gmemd.errors import QmpError
-from gmemd.keeper import BARRIER_ANSWERS
+from gmemd.errors import QmpError, close_fd
+from gmemd.keeper import BARRIER_ANSWERS, SEVERAL
 from gmemd.persist.keeping import UNLIMITED
 
 DEFAULT_LIMIT = 1024  # FileDescriptorStoreMax= of the shipped unit; systemd < 254 does not announce it
@@ -26,21 +28,25 @@ FIRST_FD = 3  # SD_LISTEN_FDS_START
 _SEND_BUFFER = 8 << 20  # bytes; so that the manager's queue length is the only limit
 _GONE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN)  # the last: refused before
 _NOWAIT = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_HEADING = 64  # bytes of a message besides names, at most
 _SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 
 
 class Notifier:
     """A connection to the manager's notify socket. Nothing here waits."""
 
-    def __init__(self, path: str, *, answers: bool = False) -> None:
+    def __init__(self, path: str, *, answers: bool = False, several: int = 1) -> None:
         """Connect to `path` ("@name" is an abstract socket).
 
-        OSError when nobody listens there. `answers`: this manager's barriers report success.
+        OSError when nobody listens there. answers: this manager's barriers report success. several: how many names one
+        message may have; if more than one, it may also ask for an answer.
         """
         if not path.startswith(("/", "@")):
             raise QmpError(f"NOTIFY_SOCKET '{path}' is neither a path nor an abstract socket")
         self._address = "\0" + path[1:] if path[0] == "@" else path
-        self._answers = answers
+        self.several = several
+        self._reports = answers
+        self._answers = -1  # the pipe of answers; -1: the manager has no end of one yet
         self._feed_due = False  # WATCHDOG=1 goes ahead of the next message
         self._socket = self._connect()
 
@@ -48,7 +54,8 @@ class Notifier:
     def from_environ(cls, environ: MutableMapping[str, str]) -> Notifier | None:
         """The manager named by $NOTIFY_SOCKET, or None; the variable is removed, because children must not use it."""
         path, answers = environ.pop("NOTIFY_SOCKET", ""), environ.pop(BARRIER_ANSWERS, "")
-        return cls(path, answers=answers == "1") if path else None
+        several = environ.pop(SEVERAL, "")
+        return cls(path, answers=answers == "1", several=int(several or 1)) if path else None
 
     def fileno(self) -> int:
         """The socket to wait on for writability after BlockingIOError."""
@@ -76,34 +83,70 @@ class Notifier:
             old.close()
             self._send(text, fds)
 
-    def store(self, name: str, fd: int) -> None:
-        """Ask the manager to keep a duplicate of `fd` under `name`."""
-        self.notify(f"FDSTORE=1\nFDNAME={name}", (fd,))
+    def store(self, names: Sequence[str], fds: Sequence[int], ask: bool = False) -> None:
+        """Ask the manager to keep a duplicate of each fd under its name; ask: for an answer, too, as of `answers`."""
+        self.notify(self._about("FDSTORE=1", names, ask), fds)
 
-    def remove(self, name: str) -> None:
-        """Ask the manager to close everything it keeps under `name`."""
-        self.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+    def remove(self, names: Sequence[str], ask: bool = False) -> None:
+        """Ask the manager to close everything it keeps under these names; ask: for an answer, too."""
+        self.notify(self._about("FDSTOREREMOVE=1", names, ask))
+
+    def _about(self, what: str, names: Sequence[str], ask: bool) -> str:
+        named = f"FDNAME={names[0]}" if self.several == 1 else f"FDNAMES={':'.join(names)}"
+        return f"{what}\n{named}\nANSWER=1" if ask else f"{what}\n{named}"
+
+    def fitting(self, names: Iterable[str]) -> int:
+        """How many of these names a message of removals can have."""
+        return max(1, min(self.several, (MESSAGE_MAX - _HEADING) // (max(map(len, names)) + 1)))
 
     def barrier(self) -> int:
-        """Ask for a sign that everything sent so far was processed: the returned fd (the caller's) reads EOF."""
+        """Ask for a sign that everything sent so far was processed: the returned fd becomes readable.
+
+        Then call `passed`, or, whether it does or not, `abandon`.
+        """
+        if self.several > 1:
+            reader = self.answers()
+            self.notify("ANSWER=1")
+            return reader
+        return self._pipe("BARRIER=1")
+
+    def answers(self) -> int:
+        """The fd at which a message that asks for it is answered, as a barrier's; one question at a time."""
+        if self._answers < 0:
+            self._answers = self._pipe("ANSWERS=1")
+        return self._answers
+
+    def passed(self, barrier: int) -> None:
+        """A barrier has become readable, and is over: raise OSError if the manager does not hold all it was sent.
+
+        systemd does not report that, and the count has to do.
+        """
+        answer = b"1"
+        if barrier == self._answers or self._reports:
+            answer = os.read(barrier, 1)
+        if barrier != self._answers or not answer:
+            self.abandon(barrier)
+        if answer != b"1":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def abandon(self, barrier: int) -> None:
+        """Wait for it no more: a late answer must not be taken for the next one's."""
+        close_fd(barrier)
+        if barrier == self._answers:
+            self._answers = -1
+
+    def _pipe(self, message: str) -> int:
+        """Send the writing end of a new pipe; the other end."""
         reader, writer = os.pipe()
         try:
             try:
-                self.notify("BARRIER=1", (writer,))
+                self.notify(message, (writer,))
             finally:
                 os.close(writer)
         except BaseException:
             os.close(reader)
             raise
         return reader
-
-    def check_passed(self, reader: int) -> None:
-        """A barrier is readable: raise OSError if the manager says that it does not hold everything it was sent.
-
-        systemd says nothing, and the count has to do.
-        """
-        if self._answers and os.read(reader, 1) != b"1":
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def ready(self, status: str = "") -> None:
         """Say that the daemon serves."""
@@ -128,6 +171,8 @@ class Notifier:
         self.notify("STOPPING=1")
 
     def close(self) -> None:
+        if self._answers >= 0:
+            self.abandon(self._answers)
         self._socket.close()
 
     def _connect(self) -> socket.socket:

@@ -6,7 +6,7 @@ import errno
 import inspect
 import mmap
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 
 import pytest
@@ -207,8 +207,8 @@ class Stored:
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def store(self, name: str, fd: int) -> None:
-        self.names.append(name)
+    def store(self, names: Sequence[str], fds: Sequence[int], ask: bool = False) -> None:
+        self.names += names
 
     def fileno(self) -> int:
         return 0
@@ -223,17 +223,17 @@ def test_the_store_fails_or_waits() -> None:
     notifier = LabNotifier(cast(Any, inner), lab)
     lab.inject("store", code=errno.ENOBUFS)
     with pytest.raises(OSError, match="No buffer space") as caught:
-        notifier.store("a", 1)
+        notifier.store(["a"], [1])
     assert caught.value.errno == errno.ENOBUFS
     lab.inject("store", seconds=0.001)
     with pytest.raises(BlockingIOError):
-        notifier.store("b", 1)
+        notifier.store(["b"], [1])
     import select
 
     poll = select.poll()
     poll.register(notifier.fileno(), select.POLLOUT)
     assert poll.poll(5000)
-    notifier.store("b", 1)
+    notifier.store(["b"], [1])
     assert inner.names == ["b"]
     assert notifier.fileno() == 0
     notifier.close()

@@ -336,8 +336,9 @@ class TestMessages:
         kept = start()
         kept.ready()
         listing = f"/proc/{kept.process.pid}/fd"
+        kept("notify", text="nothing")  # from now on it has a pipe for its answers
         before = len(os.listdir(listing))
-        for text in ("BARRIER=1", "FDSTOREREMOVE=1", "nothing", "FDSTORE=0"):
+        for text in ("BARRIER=1", "FDSTOREREMOVE=1", "nothing", "FDSTORE=0", "ANSWERS=1"):
             kept("notify", text=text, memory=250)
         assert len(os.listdir(listing)) == before
 

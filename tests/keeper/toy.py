@@ -126,7 +126,7 @@ class Toy:
     def barrier(self) -> None:
         reader = self.notifier.barrier()
         select.select([reader], [], [])
-        os.close(reader)
+        self.notifier.abandon(reader)
 
     def store_names(self, length: int, count: int) -> None:
         """Keep one memfd each under long names, without the checks that a real daemon makes."""
@@ -135,7 +135,7 @@ class Toy:
             poll = select.poll()
             poll.register(self.notifier, select.POLLOUT)
             poll.poll()
-            self.notifier.store(f"{number:0{length}}", fd)
+            self.notifier.store([f"{number:0{length}}"], [fd])
             os.close(fd)
         self.barrier()
 

@@ -8,26 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.keeper.keeper import Keeper
-from gmemd.keeper.options import Options
 from gmemd.persist.notify import Notifier
-from tests.persist.manager import StandIn
-
-
-class KeeperAsManager(Keeper):
-    """A keeper whose daemon is the test itself."""
-
-    def __init__(self, limit: int = 1024) -> None:
-        super().__init__(Options(["none"], fdstore_max=limit))
-        self.pid = os.getpid()
-
-    @property
-    def address(self) -> str:
-        return self.mailbox.address
-
-    def names(self) -> list[str]:
-        return [name for name, _ in self.kept.newest_first()]
-
+from tests.persist.manager import KeeperAsManager, StandIn
 
 Manager = StandIn | KeeperAsManager
 

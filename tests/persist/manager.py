@@ -1,7 +1,7 @@
-"""A service manager without threads: it works through its queue when the test says so.
+"""Service managers without threads: they work through their queues when the test says so.
 
-It follows what systemd 252-262 was seen to do with FDSTORE, FDSTOREREMOVE, FDNAME and BARRIER: a full store drops
-silently, newest first, one open file has one entry and keeps its first name, a removal takes all of a name.
+The stand-in follows what systemd 252-262 was seen to do with FDSTORE, FDSTOREREMOVE, FDNAME and BARRIER: a full store
+drops silently, newest first, one open file has one entry and keeps its first name, a removal takes all of a name.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ import socket
 from array import array
 from pathlib import Path
 
+from gmemd.keeper.keeper import Keeper
+from gmemd.keeper.options import Options
+
 _KCMP = {"x86_64": 312, "aarch64": 272}[platform.machine()]
 _libc = ctypes.CDLL(None)
 
 
 class StandIn:
     """The fd store of one unit."""
+
+    several = 1
 
     def __init__(self, directory: Path, limit: int = 1024) -> None:
         self.limit = limit
@@ -45,6 +50,9 @@ class StandIn:
 
     def names(self) -> list[str]:
         return [name for name, _ in self.store]
+
+    def begin(self) -> None:
+        """A new daemon is about to start."""
 
     def hand_down(self) -> list[tuple[str, int]]:
         """What a new daemon gets: (name, fd), the fds are its own."""
@@ -82,3 +90,34 @@ class StandIn:
         for name, fd in [entry for entry in self.store if entry[0] in names]:
             self.store.remove((name, fd))
             os.close(fd)
+
+
+class KeeperAsManager(Keeper):
+    """A keeper whose daemon is the test itself."""
+
+    several = 64
+
+    def __init__(self, limit: int = 1024) -> None:
+        super().__init__(Options(["none"], fdstore_max=limit))
+        self.pid = os.getpid()
+        self.limit = limit
+
+    @property
+    def address(self) -> str:
+        return self.mailbox.address
+
+    def receive(self) -> bool:
+        """Work through all messages in the queue."""
+        while super().receive():
+            pass
+        return False
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.kept.newest_first()]
+
+    def begin(self) -> None:
+        self.kept.lost = False
+        self.kept.forget_answers()
+
+    def hand_down(self) -> list[tuple[str, int]]:
+        return [(name, os.dup(fd)) for name, fd in self.kept.newest_first()]

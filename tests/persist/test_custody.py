@@ -16,7 +16,7 @@ from gmemd.persist.batch import Operation
 from gmemd.persist.fdstore import opened_again
 from gmemd.persist.registry import NotWritten
 from gmemd.persist.waits import NotKept
-from tests.persist.manager import StandIn
+from tests.persist.manager import KeeperAsManager, StandIn
 from tests.persist.world import World, full_disk, ignore, rows
 
 
@@ -141,6 +141,44 @@ class TestBatch:
         ]  # fmt: skip
         world.restart()
         assert ids(world) == ["a"]
+
+    def test_the_keeper_takes_many_at_once(self, no_fd_is_left: None, tmp_path: Path) -> None:
+        """Its messages have many names, and the last one asks for the answer; a pipe for those lasts."""
+        world = World(tmp_path / "world", manager=KeeperAsManager())
+        world.start()
+        records = [world.add(f"m{number}").record for number in range(100)]
+        assert self.steps(world) == [
+            "before FDSTORE=1", "before ANSWERS=1", "before FDSTORE=1", "before transaction", "waits until readable"
+        ]  # fmt: skip
+        for record in records[:70]:
+            world.custody.remove(record)
+        world.add("m0")
+        assert self.steps(world) == [
+            "before FDSTORE=1", "before transaction", *["before FDSTOREREMOVE=1"] * 2, "waits until readable"
+        ]  # fmt: skip
+        world.restart()
+        assert sorted(ids(world)) == sorted(["m0", *(f"m{number}" for number in range(70, 100))])
+        assert len(world.manager.names()) == 31
+        world.close()
+
+    def test_long_names_leave_the_keeper_too(self, no_fd_is_left: None, tmp_path: Path) -> None:
+        """As many in a message as fit."""
+        world = World(tmp_path / "world", manager=KeeperAsManager())
+        world.start()
+        for number in range(20):
+            fd = os.memfd_create("foreign")
+            world.notifier.store([f"{number:0250}"], [fd])
+            os.close(fd)
+            world.manager.receive()
+        world.restart()
+        for name, _ in world.restored.unclaimed:
+            world.custody.give_up(name)
+        assert self.steps(world) == [
+            "before transaction", "before FDSTOREREMOVE=1", "before ANSWERS=1", "before FDSTOREREMOVE=1",
+            "waits until readable",
+        ]  # fmt: skip
+        assert world.manager.names() == []
+        world.close()
 
     def test_add_and_remove_cancel_out(self, world: World) -> None:
         """Nothing is sent and nothing is written; the id is free, the room too."""

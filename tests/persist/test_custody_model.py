@@ -18,6 +18,7 @@ from gmemd.persist.batch import Operation
 from gmemd.persist.record import Record
 from gmemd.persist.registry import NotWritten
 from gmemd.persist.waits import NotKept
+from tests.persist.manager import KeeperAsManager
 from tests.persist.world import World
 
 IDS = st.sampled_from("abcde")
@@ -28,10 +29,13 @@ Objects = dict[str, tuple[Record, int]]  # record and inode
 class CustodyModel(RuleBasedStateMachine):
     """`objects` is the daemon's memory, `kept` what it has promised."""
 
+    keeper = False  # it is the manager
+
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.mkdtemp()
-        self.world = World(Path(self.directory) / "world", LIMIT)
+        manager = KeeperAsManager(LIMIT) if self.keeper else None
+        self.world = World(Path(self.directory) / "world", LIMIT, manager=manager)
         self.world.start()
         self.objects: Objects = {}
         self.kept: Objects = {}
@@ -106,6 +110,21 @@ class CustodyModel(RuleBasedStateMachine):
         self.world.hook = lambda step: None
         self.promise()
 
+    @precondition(lambda self: self.keeper)
+    @rule()
+    def keeper_is_short(self) -> None:
+        """It takes nothing, and says so: what is added does not stand."""
+        kept = self.world.manager.kept
+        kept.limit = 0
+        try:
+            self.world.run(self.world.custody.flush())
+        except NotKept as exc:
+            for operation in exc.undone:
+                self.undo(operation)
+        kept.limit = LIMIT
+        assert {record.fd_name for record, _ in self.objects.values()} <= set(self.world.manager.names())
+        self.promise()
+
     def undo(self, operation: Operation) -> None:
         _, old = self.before[id(operation)]
         id_ = operation.record.id
@@ -164,7 +183,14 @@ class CustodyModel(RuleBasedStateMachine):
         assert [name for name in self.world.manager.names() if name not in self.world.custody._store] == []
 
 
+class CustodyOfKeeper(CustodyModel):
+    """The same with the keeper, which answers, as the manager."""
+
+    keeper = True
+
+
 TestCustodyModel = CustodyModel.TestCase
-TestCustodyModel.settings = settings(
+TestCustodyOfKeeper = CustodyOfKeeper.TestCase
+TestCustodyModel.settings = TestCustodyOfKeeper.settings = settings(
     max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )

@@ -24,6 +24,7 @@ from gmemd.persist.notify import (
     watchdog_seconds,
 )
 from tests.persist.conftest import Manager
+from tests.persist.manager import KeeperAsManager
 
 
 @pytest.fixture
@@ -49,6 +50,81 @@ def passed(reader: int) -> bool:
     return bool(events)
 
 
+class TestAnswers:
+    """What the keeper understands besides."""
+
+    @pytest.fixture
+    def keeper(self, no_fd_is_left: None) -> Iterator[KeeperAsManager]:
+        keeper = KeeperAsManager(3)
+        yield keeper
+        keeper.close()
+
+    @pytest.fixture
+    def notifier(self, keeper: KeeperAsManager) -> Iterator[Notifier]:
+        notifier = Notifier(keeper.address, several=64)
+        yield notifier
+        notifier.close()
+
+    def test_several_names(self, keeper: KeeperAsManager, notifier: Notifier, memory: list[int]) -> None:
+        answers = notifier.answers()
+        notifier.store(["a", "b", "c"], memory[:3], ask=True)
+        assert not select.select([answers], [], [], 0)[0]
+        keeper.receive()
+        notifier.passed(answers)
+        assert keeper.names() == ["c", "b", "a"]
+        notifier.remove(["a", "c"], ask=True)
+        keeper.receive()
+        notifier.passed(answers)
+        assert keeper.names() == ["b"]
+
+    def test_what_is_not_held_is_answered_so(self, keeper: KeeperAsManager, notifier: Notifier,
+                                             memory: list[int]) -> None:
+        """Once; the pipe lasts."""
+        for said in ("cannot take", None):
+            answers = notifier.answers()
+            notifier.store([f"{fd}" for fd in memory] if said else ["again"], memory if said else memory[:1], ask=True)
+            keeper.receive()
+            with pytest.raises(OSError, match="Too many open files"):
+                notifier.passed(answers)
+        reader = notifier.barrier()
+        assert reader == answers
+        keeper.receive()
+        notifier.passed(reader)
+        assert len(keeper.names()) == 3
+
+    def test_names_and_descriptors_that_do_not_match(self, keeper: KeeperAsManager, notifier: Notifier,
+                                                     memory: list[int]) -> None:
+        answers = notifier.answers()
+        notifier.store(["a", "b", "c"], memory[:2], ask=True)
+        keeper.receive()
+        with pytest.raises(OSError, match="Too many open files"):
+            notifier.passed(answers)
+        assert keeper.names() == []
+
+    def test_a_late_answer_is_not_the_next_ones(self, keeper: KeeperAsManager, notifier: Notifier,
+                                                memory: list[int]) -> None:
+        """Who no longer waits for an answer gets the next ones elsewhere."""
+        notifier.abandon(notifier.barrier())
+        reader = notifier.barrier()
+        keeper.receive()
+        notifier.passed(reader)
+        assert not select.select([reader], [], [], 0)[0]
+
+    def test_an_answer_needs_its_pipe(self, keeper: KeeperAsManager, notifier: Notifier) -> None:
+        """A keeper that has lost it: an error at once, and a new pipe with the next question."""
+        reader = notifier.barrier()
+        keeper.receive()
+        notifier.passed(reader)
+        keeper.kept.forget_answers()
+        notifier.notify("ANSWER=1")
+        keeper.receive()
+        with pytest.raises(OSError, match="Too many open files"):
+            notifier.passed(reader)
+        reader = notifier.barrier()
+        keeper.receive()
+        notifier.passed(reader)
+
+
 class TestManagers:
     """What holds for every manager."""
 
@@ -60,8 +136,8 @@ class TestManagers:
         assert passed(second)
 
     def test_newest_first(self, manager: Manager, notifier: Notifier, memory: list[int]) -> None:
-        notifier.store("a", memory[0])
-        notifier.store("b", memory[1])
+        notifier.store(["a"], [memory[0]])
+        notifier.store(["b"], [memory[1]])
         manager.receive()
         assert manager.names() == ["b", "a"]
 
@@ -69,7 +145,7 @@ class TestManagers:
         self, manager: Manager, notifier: Notifier, memory: list[int]
     ) -> None:
         for fd in memory:
-            notifier.store(f"m{fd}", fd)
+            notifier.store([f"m{fd}"], [fd])
         barrier = notifier.barrier()
         manager.receive()
         assert passed(barrier)
@@ -78,10 +154,10 @@ class TestManagers:
     def test_one_open_file_keeps_its_first_name(
         self, manager: Manager, notifier: Notifier, memory: list[int]
     ) -> None:
-        notifier.store("first", memory[0])
-        notifier.store("second", memory[0])
+        notifier.store(["first"], [memory[0]])
+        notifier.store(["second"], [memory[0]])
         again = os.open(f"/proc/self/fd/{memory[0]}", os.O_RDWR)
-        notifier.store("third", again)
+        notifier.store(["third"], [again])
         os.close(again)
         manager.receive()
         assert manager.names() == ["third", "first"]
@@ -90,12 +166,12 @@ class TestManagers:
         self, manager: Manager, notifier: Notifier, memory: list[int]
     ) -> None:
         for name, fd in zip("aab", memory, strict=False):
-            notifier.store(name, fd)
-        notifier.remove("a")
-        notifier.remove("unknown")
+            notifier.store([name], [fd])
+        notifier.remove(["a"])
+        notifier.remove(["unknown"])
         manager.receive()
         assert manager.names() == ["b"]
-        notifier.store("a", memory[0])
+        notifier.store(["a"], [memory[0]])
         manager.receive()
         assert manager.names() == ["a", "b"]
 
@@ -108,7 +184,7 @@ class TestManagers:
         self, manager: Manager, notifier: Notifier, memory: list[int], name: str, stored: str
     ) -> None:
         """What is not a name becomes "stored"."""
-        notifier.store(name, memory[0])
+        notifier.store([name], [memory[0]])
         manager.receive()
         assert manager.names() == [stored]
 
@@ -143,7 +219,7 @@ class TestManagers:
         self, manager: Manager, notifier: Notifier, memory: list[int], rubbish: bytes
     ) -> None:
         notifier.notify(rubbish.decode("latin-1"))
-        notifier.store("good", memory[0])
+        notifier.store(["good"], [memory[0]])
         manager.receive()
         assert manager.names() == ["good"]
 
@@ -188,14 +264,14 @@ def test_a_full_queue_does_not_starve_the_watchdog(tmp_path: Path) -> None:
         fill(notifier)
         notifier.watchdog()
         with pytest.raises(BlockingIOError):
-            notifier.remove("a")
+            notifier.remove(["a"])
         assert end.recv(100) == b"STATUS=waiting"
         with pytest.raises(BlockingIOError):
-            notifier.remove("a")
+            notifier.remove(["a"])
         while (got := end.recv(100)) == b"STATUS=waiting":
             pass
         assert got == b"WATCHDOG=1"
-        notifier.remove("a")
+        notifier.remove(["a"])
         assert end.recv(100) == b"FDSTOREREMOVE=1\nFDNAME=a"
         notifier.close()
 
@@ -210,7 +286,7 @@ def test_an_abstract_name_is_not_looked_up_again() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as other:
         other.bind(name)
         with pytest.raises(ConnectionRefusedError):
-            notifier.store("secret", 0)
+            notifier.store(["secret"], [0])
         with pytest.raises(BlockingIOError):
             other.recv(100)
     notifier.close()

@@ -19,7 +19,7 @@ from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.restore import Restored
 from gmemd.persist.waits import Flush, Wait, wait_for
 from tests.persist.luo import carried
-from tests.persist.manager import StandIn
+from tests.persist.manager import KeeperAsManager, StandIn
 
 Hook = Callable[[str], None]
 
@@ -54,14 +54,15 @@ class WatchedRegistry(Registry):
 class World:
     """`start` again after each crash; `close` at the end."""
 
-    def __init__(self, directory: Path, limit: int = 1024, *, carries: bool = False) -> None:
-        """carries: the host has live update."""
+    def __init__(self, directory: Path, limit: int = 1024, *, carries: bool = False,
+                 manager: StandIn | KeeperAsManager | None = None) -> None:
+        """carries: the host has live update. manager: another than a stand-in with that limit."""
         self.carries = carries
         self.boot = 1
         self.directory = directory
         directory.mkdir(exist_ok=True)
         self.path = str(directory / "registry")
-        self.manager = StandIn(directory, limit)
+        self.manager: Any = manager or StandIn(directory, limit)
         self.hook: Hook = ignore
         self.memory: list[int] = []  # all fds made or given back, closed at the end
         self.custody: Custody | None = None
@@ -69,7 +70,8 @@ class World:
 
     def start(self) -> Custody:
         """A new daemon."""
-        self.notifier = WatchedNotifier(self.manager.address)
+        self.manager.begin()
+        self.notifier = WatchedNotifier(self.manager.address, several=self.manager.several)
         fds = self.manager.hand_down()
         copy = newest(fds)
         self.put_back = put_back(copy, self.path)
