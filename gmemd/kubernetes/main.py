@@ -119,3 +119,7 @@ def _amount(text: str) -> int:
 
 def _say(text: str) -> None:
     print(f"gmemd-dra: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
