@@ -19,7 +19,7 @@ ROOT = Path(gmemd.__file__).parent
 # Bottom to top: a folder, or a module that lies beside them, imports from itself and from what is below it.
 LAYERS = ("errors", "posix", "client", "vmm", "qapi", "keeper", "qmp", "schema", "processes", "authority", "kernel",
           "snapshots", "observe", "persist", "memory", "backends", "objects", "lab", "changes", "commands", "server",
-          "web", "daemon", "testing", "demo", "cli", "emulator", "kubernetes", "__main__")
+          "web", "daemon", "testing", "demo", "kubernetes", "cli", "emulator", "__main__")
 
 MAY_IMPORT = {
     "asyncio": ("processes.watch", "changes", "client", "commands", "server", "daemon", "web", "cli", "emulator",

@@ -30,6 +30,7 @@ from gmemd.cli.verbs import (
     local,
     memory,
     moving,
+    nodes,
     objects,
     quota,
     replace,
@@ -68,6 +69,7 @@ VERBS = {
     **fork.VERBS,
     **jobs.VERBS,
     **server.VERBS,
+    **nodes.VERBS,
     **shell.VERBS,
     **local.VERBS,
 }

@@ -21,6 +21,7 @@ from tests.programs import gmemctl as gmemctl_words
 # their examples need a VMM; tests/vmm, tests/guests, docs/qemu.md
 OF_VMMS = ("run", "adopt", "attach", "detach", "replace", "checkpoint", "rollback", "fork", "snapshot import")
 OF_TWO = ("export", "import", "move")  # from one gmemd to another: tests/e2e/test_moving.py
+OF_CLUSTERS = ("nodes",)  # tests/kubernetes/test_nodes.py
 
 PAGE = (ROOT / "docs" / "gmemctl.md").read_text()
 
@@ -67,7 +68,8 @@ def test_dialogues_are_as_shown(gmemctl: Gmemctl) -> None:
         assert outcome.out + outcome.err == said
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("doctor", "shell", *OF_VMMS, *OF_TWO)])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS
+                                  if verb not in ("doctor", "shell", *OF_VMMS, *OF_TWO, *OF_CLUSTERS)])
 def test_examples_work(verb: str, gmemctl: Gmemctl, shared: Daemon, tmp_path: Path) -> None:
     """What the help shows can be typed as it stands, where there are objects of these names."""
     for spec in ("ram0", "ram1", "vm00", "gm0,guest-memfd=on", "gm1,guest-memfd=on"):
