@@ -165,7 +165,7 @@ class LabNotifier:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def store(self, names: Sequence[str], fds: Sequence[int], ask: bool = False) -> None:
+    def store(self, names: Sequence[str], fds: Sequence[int], ask: bool = False) -> int:
         struck, self._waiting = self._waiting, None
         if struck is None:
             struck = self._lab.strike("store")
@@ -177,7 +177,7 @@ class LabNotifier:
                 timer.start()
                 raise refuse(errno.EAGAIN)
         _fail(struck)
-        self._inner.store(names, fds, ask)
+        return self._inner.store(names, fds, ask)
 
     def fileno(self) -> int:
         """An fd that becomes writable when it is time to try again."""

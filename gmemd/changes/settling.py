@@ -130,14 +130,13 @@ class Settler:
             waiting += self._unsettled
             self._unsettled = []
             _undo(error, [change for changes, _ in waiting for change in changes])
-        if any(changes for changes, _ in waiting):
-            self.not_kept = "" if error is None else error.desc
         for changes, _ in waiting:
             for change in changes:
+                self.not_kept = "" if error is None else error.desc
                 if change.error is None:
                     change.ending = change.finish()
         for changes, settled in waiting:
-            after([change.ending for change in changes], settled)
+            after([change.ending for change in changes if change.ending is not None], settled)
         self._told()
         if self._unsettled or self.custody.dirty:
             asyncio.get_running_loop().call_soon(self._flush)  # others get their turn between two flushes

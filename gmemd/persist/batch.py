@@ -104,8 +104,11 @@ class Batch:
 
     def written(self, removes: list[Record]) -> None:
         """These removes are committed."""
-        done = set(map(id, removes))
-        self.removes = [record for record in self.removes if id(record) not in done]
+        if removes is self.removes:
+            self.removes = []
+        else:
+            done = set(map(id, removes))
+            self.removes = [record for record in self.removes if id(record) not in done]
 
     def wrote(self) -> None:
         """The transaction last tried has happened after all."""

@@ -199,7 +199,8 @@ class Custody:
         try:
             if again is not None:
                 yield from again()
-            yield from self.copies.renew(batch)
+            if self.copies.asked:
+                yield from self.copies.renew(batch)
             yield from self._delivery.carry_out(batch)
             self.trouble = ""
         except (OSError, NotWritten) as exc:

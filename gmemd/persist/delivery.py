@@ -44,23 +44,25 @@ class Delivery:
 
     def carry_out(self, batch: Batch) -> Flush:
         """Make a batch durable; OSError or NotWritten when that fails: then take_back() it. Always end() it."""
-        if self._store.leaving and self._must_wait(batch):
+        if batch.unsent and self._store.leaving and self._must_wait(batch):
             self._write(batch, batch.early, [])
             yield from self._send_removals(batch, ask=False)
             if batch.removes and self._must_wait(batch):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         removals_follow = bool(self.owed) or bool(batch.removes)
         ask = batch.grouped or not removals_follow
-        yield from self._send_adds(batch, ask=ask)
-        if batch.sent and ask:
-            yield from self._bar(batch)
+        if batch.unsent:
+            yield from self._send_adds(batch, ask=ask)
+        if ask and batch.sent and batch.barrier < 0:
+            batch.barrier = yield from self._send(self._notifier.barrier)
         if batch.grouped:
             yield from self._pass(batch)
         self._write(batch, batch.removes, batch.records)
         batch.committed = True
         if removals_follow:
             yield from self._send_removals(batch, ask=True)
-            yield from self._bar(batch)
+            if batch.barrier < 0:
+                batch.barrier = yield from self._send(self._notifier.barrier)
         yield from self._pass(batch)
         for name in batch.removals:
             self.owed.discard(name)
@@ -71,15 +73,11 @@ class Delivery:
         return any(op.late for op in batch.unsent) or self._store.crowded(
             [op.record.fd_name for op in batch.unsent], gone=batch.removals)
 
-    def _bar(self, batch: Batch) -> Flush:
-        """Send a barrier, if the last message was not one."""
-        if batch.barrier < 0:
-            batch.barrier = yield from self._send(self._notifier.barrier)
-
     def _pass(self, batch: Batch) -> Flush:
         """Wait for the barrier, if there is one."""
         if batch.barrier >= 0:
-            yield from self._wait("readable", batch.barrier)
+            if not (yield Wait("readable", batch.barrier, self._timeout)):
+                raise TimeoutError
             barrier, batch.barrier = batch.barrier, -1
             self._notifier.passed(barrier)
 
@@ -173,36 +171,30 @@ class Delivery:
         self.owe(names)
 
     def _send_adds(self, batch: Batch, *, ask: bool) -> Flush:
-        unsent = batch.unsent
+        """Send all adds; ask: the last message shall be the barrier, if it can be."""
+        unsent, several = batch.unsent, self._notifier.several
         while unsent:
-            operations = [unsent.pop() for _ in range(min(len(unsent), self._notifier.several))]
+            operations = [unsent.pop() for _ in range(min(len(unsent), several))]
             names = [operation.record.fd_name for operation in operations]
             for name in names:
                 self._store.release()
                 self._store.account(name)
             batch.sent += names
             try:
-                asks = (yield from self._asks(batch)) if ask and not unsent else False
-                yield from self._send(self._notifier.store, names, [operation.fd for operation in operations], asks)
+                fds = [operation.fd for operation in operations]
+                batch.barrier = yield from self._send(self._notifier.store, names, fds, ask and not unsent)
             finally:
                 for operation in operations:
                     operation.close()
 
     def _send_removals(self, batch: Batch, *, ask: bool) -> Flush:
+        """The same for everything that is owed."""
         names = sorted(self.owed.difference(batch.removals))
-        if names:
+        while names:
             step = self._notifier.fitting(names)
-            for first in range(0, len(names), step):
-                some = names[first:first + step]
-                asks = (yield from self._asks(batch)) if ask and first + step >= len(names) else False
-                yield from self._send(self._notifier.remove, some, asks)
-                batch.removals += some
-
-    def _asks(self, batch: Batch) -> Generator[Wait, bool, bool]:
-        """Make the next message the barrier; False: this manager has messages for that alone."""
-        if self._notifier.several > 1:
-            batch.barrier = yield from self._send(self._notifier.answers)
-        return batch.barrier >= 0
+            some, names = names[:step], names[step:]
+            batch.barrier = yield from self._send(self._notifier.remove, some, ask and not names)
+            batch.removals += some
 
     def _send(self, message: Callable[..., Any], *arguments: Any) -> Generator[Wait, bool, Any]:
         """Send a message as soon as the manager's queue has room; what the notifier answers."""

@@ -83,17 +83,27 @@ class Notifier:
             old.close()
             self._send(text, fds)
 
-    def store(self, names: Sequence[str], fds: Sequence[int], ask: bool = False) -> None:
-        """Ask the manager to keep a duplicate of each fd under its name; ask: for an answer, too, as of `answers`."""
-        self.notify(self._about("FDSTORE=1", names, ask), fds)
+    def store(self, names: Sequence[str], fds: Sequence[int], ask: bool = False) -> int:
+        """Ask the manager to keep a duplicate of each fd under its name, and where it can to be a barrier, too.
 
-    def remove(self, names: Sequence[str], ask: bool = False) -> None:
-        """Ask the manager to close everything it keeps under these names; ask: for an answer, too."""
-        self.notify(self._about("FDSTOREREMOVE=1", names, ask))
+        The barrier, as of `barrier`; -1: the message is not one.
+        """
+        return self._send_names("FDSTORE=1", names, fds, ask)
 
-    def _about(self, what: str, names: Sequence[str], ask: bool) -> str:
-        named = f"FDNAME={names[0]}" if self.several == 1 else f"FDNAMES={':'.join(names)}"
-        return f"{what}\n{named}\nANSWER=1" if ask else f"{what}\n{named}"
+    def remove(self, names: Sequence[str], ask: bool = False) -> int:
+        """Ask the manager to close everything it keeps under these names; as `store` does."""
+        return self._send_names("FDSTOREREMOVE=1", names, (), ask)
+
+    def _send_names(self, what: str, names: Sequence[str], fds: Sequence[int], ask: bool) -> int:
+        if self.several == 1:
+            self.notify(f"{what}\nFDNAME={names[0]}", fds)
+        elif ask:
+            reader = self._pipe_of_answers()
+            self.notify(f"{what}\nFDNAMES={':'.join(names)}\nANSWER=1", fds)
+            return reader
+        else:
+            self.notify(f"{what}\nFDNAMES={':'.join(names)}", fds)
+        return -1
 
     def fitting(self, names: Iterable[str]) -> int:
         """How many of these names a message of removals can have."""
@@ -105,13 +115,13 @@ class Notifier:
         Then call `passed`, or, whether it does or not, `abandon`.
         """
         if self.several > 1:
-            reader = self.answers()
+            reader = self._pipe_of_answers()
             self.notify("ANSWER=1")
             return reader
         return self._pipe("BARRIER=1")
 
-    def answers(self) -> int:
-        """The fd at which a message that asks for it is answered, as a barrier's; one question at a time."""
+    def _pipe_of_answers(self) -> int:
+        """Where messages are answered that ask for it, one at a time."""
         if self._answers < 0:
             self._answers = self._pipe("ANSWERS=1")
         return self._answers

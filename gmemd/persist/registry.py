@@ -83,14 +83,10 @@ class Registry:
             state = State(version, generation, last_seq, commits, starts, was_removing)
         self._tried = (state, put)
         try:
-            db.execute("BEGIN IMMEDIATE")
-            if delete:
-                db.executemany(_DELETE, [(id_,) for id_ in delete])
-            if put:
-                db.executemany(_PUT, put)
-            if state.commits != old.commits:
-                db.execute(PUT_STATE, state_row(state))
-            db.execute("COMMIT")
+            if state.commits == old.commits and len(put) == 1:
+                db.execute(_PUT, put[0])  # a statement alone is a transaction, too
+            else:
+                _write(db, put, delete, None if state.commits == old.commits else state_row(state))
         except (sqlite3.Error, MemoryError) as exc:
             roll_back(db)
             raise NotWritten(reason(exc)) from exc
@@ -248,6 +244,17 @@ class Registry:
             self.damage += f": its intact records were recovered, and the damaged file is now '{aside}'"
             self.state = self._open()
         self.records = sound
+
+
+def _write(db: sqlite3.Connection, put: Sequence[Row], delete: Collection[str], state: Row | None) -> None:
+    db.execute("BEGIN IMMEDIATE")
+    if delete:
+        db.executemany(_DELETE, [(id_,) for id_ in delete])
+    if put:
+        db.executemany(_PUT, put)
+    if state is not None:
+        db.execute(PUT_STATE, state)
+    db.execute("COMMIT")
 
 
 def _united(found: list[Record], spare: list[Record]) -> list[Record]:

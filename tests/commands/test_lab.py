@@ -207,8 +207,9 @@ class Stored:
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def store(self, names: Sequence[str], fds: Sequence[int], ask: bool = False) -> None:
+    def store(self, names: Sequence[str], fds: Sequence[int], ask: bool = False) -> int:
         self.names += names
+        return -1
 
     def fileno(self) -> int:
         return 0
