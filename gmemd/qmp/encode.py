@@ -33,8 +33,13 @@ def encode_pretty(value: Any) -> bytes:
     return _write_all(value, newline="\r\n").encode("ascii")
 
 
-class Indented(bytes):
+class Indented:
     """An encoded value as it appears in a reply with pretty=on."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
 
 
 def indented(text: bytes) -> Iterator[bytes]:
@@ -199,8 +204,9 @@ def _write_all(value: Any, newline: str | None = None) -> str:
 def _labelled(container: dict[str, Any] | list[Any]) -> Iterator[tuple[str, Any]]:
     """Yield each member in output order with the text before its value."""
     if isinstance(container, dict):
-        return ((label, container[key]) for label, key in _shape(container))
-    return (("", element) for element in container)
+        yield from ((label, container[key]) for label, key in _shape(container))
+    else:
+        yield from (("", element) for element in container)
 
 
 def _break(newline: str | None, level: int) -> str:

@@ -40,7 +40,7 @@ class GHashSet:
         return len(self._slots)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, hash_ in zip(self._names, self._hashes, strict=True) if hash_ > _TOMBSTONE)
+        return iter([name for name, hash_ in zip(self._names, self._hashes, strict=True) if hash_ > _TOMBSTONE])
 
     def add(self, name: str) -> None:
         """Put the name into the first tombstone on its probe path, else into the free slot that ends it."""

@@ -167,8 +167,8 @@ class Session:
     def success(self, request: Request, value: Any) -> bytes:
         """The reply to `request`; a `bytes` value is JSON that was encoded before."""
         if self.pretty:
-            if isinstance(value, bytes):
-                text = value if type(value) is Indented else b"".join(indented(value))
+            if isinstance(value, (bytes, Indented)):
+                text = value.text if isinstance(value, Indented) else b"".join(indented(value))
                 its_id = b"" if request.id is NO_ID else b',\r\n    "id": ' + b"".join(indented(encode(request.id)))
                 return b'{\r\n    "return": %b%b\r\n}\r\n' % (text, its_id)
             reply = {"return": value}

@@ -43,6 +43,7 @@ class Stream:
         A JSON object is a dict in the order of the text; an integer within -2^63 ... 2^64-1 is an int, any
         other number a float.
         """
+        value: Any
         if self._is_at_rest:
             lexer = self._lexer
             if lexer.at == len(lexer.data):
@@ -153,7 +154,7 @@ def _scan_line(line: bytes) -> dict[str, Any] | None:
     text = line.decode("latin-1")
     if "\\" in text or not text.isascii():
         return None
-    value: dict[str, Any]
+    value: Any
     try:
         value, stop = _scan_quickly(text, 0)
         arguments = value.get("arguments")

@@ -367,7 +367,7 @@ async def _indent(text: bytes) -> Indented:
     for piece in indented(text):
         made += piece
         await pace.keep()
-    return Indented(made)
+    return Indented(bytes(made))
 
 
 def _events(fd: int, wanted: int) -> int:
