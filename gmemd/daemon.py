@@ -22,29 +22,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from gmemd import __version__
 from gmemd.authority.gate import Gate
 from gmemd.authority.ledger import Ledger
+from gmemd.authority.rights import Rights
 from gmemd.changes.threads import close_copies, in_thread
 from gmemd.commands.charging import charge_again
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.commands.fences import recover
 from gmemd.commands.handovers import watch_handovers
+from gmemd.commands.housing import open_again
 from gmemd.commands.lease import watch_leases
+from gmemd.commands.returning import adopt_restored
 from gmemd.commands.runners import watch_runners
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.program import worker_program
 from gmemd.kernel.syscalls import share_one_heap
-from gmemd.objects.fds import NamedFds
+from gmemd.objects.rooms import MadeRoom
 from gmemd.observe.log import log, wait_written
 from gmemd.persist.manager import Manager
 from gmemd.persist.notify import Notifier
 from gmemd.posix.sockets import bind_unix
-from gmemd.qmp.session import Event, refusal
+from gmemd.qmp.session import Event
 from gmemd.schema.validate import Schema
 from gmemd.server.admission import Admission
 from gmemd.server.ahead import HeldDirectories
-from gmemd.server.listener import Listener
-from gmemd.server.monitor import Monitor
+from gmemd.server.doors import Doors, Listening
 from gmemd.server.users import Users
 
 if TYPE_CHECKING:
@@ -86,15 +88,6 @@ class Options(NamedTuple):
 def package_version() -> str:
     """gmemd's version."""
     return __version__
-
-
-class Listening(NamedTuple):
-    """A socket to listen on."""
-
-    sock: socket.socket
-    pretty: bool = False
-    remove: bool = False  # remove its file at the end
-    named_fds: NamedFds | None = None  # names of getfd shared by its clients; None: each has its own
 
 
 class Program(Protocol):
@@ -168,8 +161,6 @@ class Daemon:
         """Without `program` it is gmemd."""
         self._options = options
         self._program = program or Plain(options)
-        self._monitors: set[Monitor] = set()
-        self._listeners: list[Listener] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._loading: list[asyncio.Future[None]] = []  # done when the thread that loads ahead is done
@@ -180,7 +171,6 @@ class Daemon:
     async def run(self) -> None:
         """Serve until `quit`, SIGTERM or SIGINT; QmpError when it cannot start."""
         self._loop = asyncio.get_running_loop()
-        self._users = Users(self._loop)
         self._stopped = asyncio.Event()
         directories = HeldDirectories()
         worker_program()
@@ -188,14 +178,17 @@ class Daemon:
         self._loop.set_exception_handler(_log_exception)
         gmemd = self._gmemd = self._make_gmemd()
         self._admission = Admission(self._program.gate, gmemd)
+        self._doors = Doors(self._loop, Users(self._loop), self._admission)
         log.call_later = self._loop.call_later
         try:
             sockets = self._restore()
             dispatcher = Dispatcher(gmemd, self._program.modules)
+            self._doors.serve(dispatcher)
             await self._start_http(dispatcher)
             await self._program.build(dispatcher)
+            await self._open_rooms()
             for listening in self._program.sockets(sockets):
-                self._serve(dispatcher, listening)
+                self._doors.open(listening)
             for room in (gmemd, *gmemd.rooms.values()):
                 watch_leases(room)
                 watch_runners(room)
@@ -207,7 +200,7 @@ class Daemon:
             self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
             if self._program.gate is not None:
                 log.info("policy", words=self._program.gate.words)
-            log.info("ready", sockets=[listener.path for listener in self._listeners], kernel=gmemd.kernel.name,
+            log.info("ready", sockets=self._doors.paths, kernel=gmemd.kernel.name,
                      why=gmemd.kernel.why, objects=len(gmemd.seen()), persist=gmemd.custody.keeps)
             if self._http is not None:
                 self._http.state.serving = True
@@ -225,7 +218,7 @@ class Daemon:
     def _hang_up(self) -> None:
         self._program.hang_up(self._gmemd)
         if self._admission.by_policy:
-            self.spawn(self._admission.reload(self._monitors))
+            self.spawn(self._admission.reload(self._doors.monitors))
 
     async def _load_ahead(self, directories: HeldDirectories) -> None:
         """Load what clients may need, in a thread; a client that needs it sooner waits."""
@@ -268,41 +261,24 @@ class Daemon:
         restored = self._manager.restore(gmemd.custody, gmemd.kernel.identify)
         for words in restored.words:
             log.warning("restore", words=words)
-        gmemd.adopt_restored(restored)
-        if gmemd.ledger is not None:
-            charge_again(gmemd.ledger, gmemd.kernel, gmemd.by_age())
+        adopt_restored(gmemd, restored)
+        charge_again(gmemd)
         return [socket.socket(fileno=fd) for _, fd in restored.sockets]
+
+    async def _open_rooms(self) -> None:
+        """Let clients into the made rooms that came back."""
+        for room in [room for room in self._gmemd.rooms.values() if room.made is not None]:
+            await open_again(room)
 
     async def _start_http(self, dispatcher: Dispatcher) -> None:
         """Serve HTTP, if requested; only then are its libraries loaded."""
         if self._options.http is not None:
             from gmemd.web.server import HttpServer
 
-            http = HttpServer(self._options.http, dispatcher, lambda: len(self._monitors),
+            http = HttpServer(self._options.http, dispatcher, lambda: len(self._doors.monitors),
                               admit=self._admission.admit_http)
             await http.start()
             self._http = http
-
-    def _serve(self, dispatcher: Dispatcher, listening: Listening) -> None:
-        """Give each client of a listening socket a monitor."""
-        def accepted(client: socket.socket) -> None:
-            try:
-                peer, rights = self._admission.admit(client, path)
-                self._monitors.add(Monitor(self._loop, client, dispatcher, pretty=listening.pretty, users=self._users,
-                                           peer=peer, rights=rights, closed=self._monitors.discard,
-                                           named_fds=listening.named_fds))
-            except OSError:
-                client.close()
-            except QmpError as exc:
-                with contextlib.suppress(OSError):
-                    client.send(refusal(exc, pretty=listening.pretty))
-                client.close()
-            except Exception as exc:
-                log.error("internal error", exc_info=exc)
-                client.close()
-
-        path = listening.sock.getsockname()
-        self._listeners.append(Listener(self._loop, listening.sock, accepted=accepted, remove=listening.remove))
 
     def emit(self, name: str, data: dict[str, Any]) -> None:
         counts = self._gmemd.counters.events
@@ -313,9 +289,24 @@ class Daemon:
         now = time.time()
         room.events.append((now, name, data))
         event = Event(name, data, now)
-        for monitor in self._monitors:
+        for monitor in self._doors.monitors:
             if monitor.room is room:
                 monitor.emit(event)
+
+    def rights_in(self, made: MadeRoom) -> Rights:
+        return self._admission.rights_in(made)
+
+    def open_room(self, room: Gmemd, listener: socket.socket | None) -> None:
+        self._doors.open_room(room, listener)
+
+    def close_room(self, room: Gmemd) -> None:
+        self._doors.close_room(room)
+
+    def clear_room(self, room: Gmemd) -> None:
+        self._doors.clear_room(room)
+
+    def clients_in(self, room: Gmemd) -> int:
+        return self._doors.clients_in(room)
 
     def stop(self) -> None:
         self._loop.call_soon(self._stopped.set)
@@ -334,15 +325,13 @@ class Daemon:
         self._manager.stopping()
         if self._http is not None:
             await self._http.close()
-        for listener in self._listeners:
-            listener.close()
+        self._doors.close()
         if self._tasks:
             for task in list(self._tasks):
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._gmemd.settler.idle()
-        for monitor in list(self._monitors):
-            monitor.close()
+        self._doors.disconnect()
         self._gmemd.custody.copies.ask(self._gmemd.kept)
         with contextlib.suppress(QmpError):
             self._gmemd.custody.flush_blocking()

@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from gmemd.authority.peer import Peer, peer_groups
-from gmemd.authority.rights import ALL, OBSERVER, Rights
+from gmemd.authority.rights import ALL, OBSERVER, Rights, Role
 from gmemd.errors import QmpError
 
 if TYPE_CHECKING:
@@ -56,6 +56,12 @@ class Gate:
             raise QmpError("without a policy only root, gmemd's own user and the group of its socket are let in")
         return peer, ALL
 
+    def rights_in(self, room: str, namespace: str) -> Rights:
+        """The rights of whoever connects to a made room's socket; QmpError if the policy gives none."""
+        if self.policy is None:
+            return of_a_member(room, self._schema)
+        return self.policy.rights_in(room, namespace)
+
     def again(self, peer: Peer) -> Rights:
         """The rights of a client that was let in under an earlier policy; QmpError if it has none any more."""
         return ALL if self.policy is None else self.policy.rights_of(peer)
@@ -67,6 +73,12 @@ class Gate:
         if sock is None:
             return self.policy.rights_of(None)
         return self.policy.rights_of(Peer.examined(sock))
+
+
+def of_a_member(room: str, schema: Schema) -> Rights:
+    """The rights of the clients of a made room where there is no policy."""
+    commands = frozenset(name for name, command in schema.commands.items() if Role.of(command.role) <= Role.MEMBER)
+    return Rights(Role.MEMBER, commands=commands, paths=(), room=room, account=f"room:{room}")
 
 
 def _group(path: str) -> int | None:

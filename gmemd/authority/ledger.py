@@ -1,6 +1,7 @@
 """What each account has of what is limited, and what one client may have of it.
 
-An account is a user's, or everybody's of a rule with `share = "rule"`. Whatever makes something reserves it as soon as
+An account is a user's, everybody's of a rule with `share = "rule"`, a made room's, or a namespace's, in which its rooms
+count as well (`Account.above`). Whatever makes something reserves it as soon as
 it is judged, and undoing that gives it back; so what is not undone is charged, without a second step, and nothing is
 ever above a limit, however many requests are under way. What is deleted is charged until its deletion is durable.
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from copy import copy
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import WeakSet
 
@@ -31,6 +33,8 @@ _ONE: Final = {"objects": 1}
 _ASKED: Final = frozenset(("fds-held", "fds-in-flight", "clients", "queued", "snapshot-bytes"))
 
 Amounts = Mapping[str, int]
+NOTHING: Final[Amounts] = MappingProxyType(dict.fromkeys(("bytes", "resident", "objects", "jobs", "clients"), 0))
+NO_LIMITS: Final[Amounts] = MappingProxyType({})
 
 
 class Source(Protocol):
@@ -42,11 +46,13 @@ class Source(Protocol):
 
 
 class Account:
-    """What one user, or everybody of a rule, has."""
+    """What one user, everybody of a rule, a made room or a namespace has."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name  # "uid:UID" or "rule:NAME"
-        self.limits: Amounts = {}  # of the latest client: two rules may give one user different ones
+    above: Account | None = None  # in which all of it counts, too
+
+    def __init__(self, name: str, limits: Amounts = NO_LIMITS) -> None:
+        self.name = name  # "uid:UID", "rule:NAME", "room:ROOM" or "namespace:NAME"
+        self.limits = limits  # of the latest client: two rules may give one user different ones
         self.sources: WeakSet[Source] = WeakSet()
         self.objects: dict[Charge, Any] = {}  # what is charged here, and the object
         self._charged: dict[str, int] = {}
@@ -60,13 +66,45 @@ class Account:
         """Charge, whatever the limits are."""
         for what, amount in amounts.items():
             self._charged[what] = self._charged.get(what, 0) + amount
+        if self.above is not None:
+            self.above.add(amounts)
 
     def subtract(self, amounts: Amounts) -> None:
         """Give back."""
+        self._take(amounts)
+        if self.above is not None:
+            self.above.subtract(amounts)
+
+    def _take(self, amounts: Amounts) -> None:
         for what, amount in amounts.items():
             left = self._charged[what] - amount
             assert left >= 0, f"{self.name} would have {left} of {what}"
             self._charged[what] = left
+
+    def note(self, charge: Charge, backend: Any) -> None:
+        """An object is charged here."""
+        self.objects[charge] = backend
+        if self.above is not None:
+            self.above.note(charge, backend)
+
+    def forget(self, charge: Charge) -> None:
+        """It no longer is."""
+        del self.objects[charge]
+        if self.above is not None:
+            self.above.forget(charge)
+
+    def belong(self, above: Account | None) -> None:
+        """Have all of it count in another account, and no longer in the one before."""
+        if above is not self.above:
+            if self.above is not None:
+                self.above.subtract(self._charged)
+                for charge in self.objects:
+                    self.above.forget(charge)
+            self.above = above
+            if above is not None:
+                above.add(self._charged)
+                for charge, backend in self.objects.items():
+                    above.note(charge, backend)
 
     def describe(self) -> dict[str, int]:
         """How much it has of each thing that can be limited; of huge pages, if it has or may have any."""
@@ -80,16 +118,25 @@ class Budget(NamedTuple):
     account: Account
     limits: Amounts
 
+    @property
+    def levels(self) -> Iterator[Budget]:
+        """Itself, and what the accounts above may have."""
+        yield self
+        above = self.account.above
+        if above is not None:
+            yield from Budget(above, above.limits).levels
+
     def check(self, amounts: Amounts) -> None:
         """Raise QmpError if that much more would be above a limit."""
-        for what, amount in amounts.items():
-            limit = self.limits.get(what)
-            if limit is not None and amount:
-                refuse_above(what, limit, self.account.used(what), amount)
+        for account, limits in self.levels:
+            for what, amount in amounts.items():
+                limit = limits.get(what)
+                if limit is not None and amount:
+                    refuse_above(what, limit, account.used(what), amount)
 
     def reserve(self, amounts: Amounts) -> None:
         """Charge it, or raise QmpError."""
-        if self.limits:
+        if self.limits or self.account.above is not None:
             self.check(amounts)
         self.account.add(amounts)
 
@@ -144,7 +191,7 @@ class Charge:
         self.account = memory.account
         self.memory = memory
         self._besides = besides
-        self.account.objects[self] = backend
+        self.account.note(self, backend)
         self.account.add(_ONE)
         self.account.add(besides)
         memory.join()
@@ -161,7 +208,7 @@ class Charge:
 
     def release(self) -> None:
         """The object is gone, or will not exist."""
-        del self.account.objects[self]
+        self.account.forget(self)
         self.account.subtract(_ONE)
         self.account.subtract(self._besides)
         self.memory.leave()
@@ -172,8 +219,8 @@ class Trial(Account):
     if they are kept."""
 
     def __init__(self, real: Account) -> None:
-        super().__init__(real.name)
-        self.limits, self.sources, self._charged = real.limits, real.sources, dict(real._charged)
+        super().__init__(real.name, real.limits)
+        self.sources, self._charged = real.sources, dict(real._charged)
         self._given_back: list[Amounts] = []
         memories: dict[Memory, Memory] = {}
         for charge, backend in real.objects.items():
@@ -184,12 +231,34 @@ class Trial(Account):
 
     def subtract(self, amounts: Amounts) -> None:
         self._given_back.append(amounts)
+        if self.above is not None:
+            self.above.subtract(amounts)
 
     def settle(self, *, kept: bool) -> None:
         """A change was tried."""
         for amounts in self._given_back if not kept else ():
-            super().subtract(amounts)
+            self._take(amounts)
         self._given_back.clear()
+
+
+class Trials:
+    """The copies of all accounts that changes are tried on."""
+
+    def __init__(self) -> None:
+        self._copies: dict[Account, Trial] = {}
+
+    def of(self, real: Account) -> Trial:
+        """The copy of an account."""
+        found = self._copies.get(real)
+        if found is None:
+            found = self._copies[real] = Trial(real)
+            found.above = None if real.above is None else self.of(real.above)
+        return found
+
+    def settle(self, *, kept: bool) -> None:
+        """A change was tried."""
+        for trial in self._copies.values():
+            trial.settle(kept=kept)
 
 
 class Ledger:

@@ -21,7 +21,7 @@ from gmemd.errors import QmpError
 class Rule(NamedTuple):
     """One rule, its names resolved."""
 
-    match: Mapping[str, tuple[Any, ...]]  # uid, gid, group: numbers; unit, cgroup, selinux: words; http: (True,)
+    match: Mapping[str, tuple[Any, ...]]  # uid, gid, group: numbers; http: (True,); the others: words
     rights: Rights  # with neither room nor account
     shared: bool = False  # all that match have one account
 
@@ -32,6 +32,11 @@ class Rule(NamedTuple):
         if self.rights.role is Role.ADMIN and not (peer.uid == peer.ruid and peer.uid in (0, os.geteuid())):
             return False
         return all(_HOLDS[key](peer, wanted) for key, wanted in self.match.items())
+
+
+    def is_of(self, namespace: str) -> bool:
+        """Whether it is about the clients of the made rooms of a namespace."""
+        return namespace != "" and any(fnmatchcase(namespace, pattern) for pattern in self.match.get("namespace", ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,16 @@ class Policy:
         if peer is None:
             return rights
         account = f"rule:{rights.rule}" if rule.shared else f"uid:{peer.uid}"
-        return replace(rights, account=account, room=peer.uid if rights.role is Role.TENANT else None)
+        return replace(rights, account=account, room=str(peer.uid) if rights.role is Role.TENANT else None)
+
+    def rights_in(self, room: str, namespace: str) -> Rights:
+        """The rights of the clients of a made room; QmpError if its namespace has none."""
+        rule = next((rule for rule in self.rules if rule.is_of(namespace)), None)
+        if rule is None or rule.rights.role is Role.NONE:
+            raise QmpError(f"the policy lets namespace '{namespace}' have nothing" if namespace else
+                           "the policy lets a room without a namespace have nothing")
+        return replace(rule.rights, room=room,
+                       account=f"rule:{rule.rights.rule}" if rule.shared else f"namespace:{namespace}")
 
 
 def _below(peer: Peer, wanted: tuple[str, ...]) -> bool:
@@ -70,4 +84,5 @@ _HOLDS: Final[Mapping[str, Callable[[Peer, tuple[Any, ...]], bool]]] = {
     "cgroup": _below,
     "selinux": _like("label"),
     "http": lambda peer, wanted: False,  # has an identity
+    "namespace": lambda peer, wanted: False,  # is not a client of a made room
 }

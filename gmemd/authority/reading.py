@@ -91,6 +91,11 @@ class _Reading:
                  for key in rule["match"]}
         if "http" in match and (len(match) > 1 or role not in (Role.NONE, Role.OBSERVER)):
             self._refuse((*place, "match", "http"), "'http' stands alone, and its role is observer or none")
+        if ("namespace" in match) != (role is Role.MEMBER) and not ("namespace" in match and role is Role.NONE):
+            self._refuse((*place, "role"), "the role of the clients of made rooms, matched by 'namespace', is member or"
+                                           " none, and nobody else's is member")
+        if "namespace" in match and len(match) > 1:
+            self._refuse((*place, "match", "namespace"), "'namespace' stands alone")
         types = None if "types" not in rule else frozenset(
             self._names(rule, "types", self._schema.object_types, "object type", place))
         paths = None if role is Role.ADMIN and "paths" not in rule else tuple(

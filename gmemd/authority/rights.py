@@ -23,9 +23,10 @@ class Role(IntEnum):
 
     NONE = 0  # is not let in
     OBSERVER = 1  # sees all, and only reads
-    TENANT = 2  # does not see what others have
-    OPERATOR = 3  # looks after everybody's objects
-    ADMIN = 4  # the daemon itself, too
+    MEMBER = 2  # uses what is in a made room, and creates and deletes nothing
+    TENANT = 3  # has a room of its own; does not see what others have
+    OPERATOR = 4  # looks after everybody's objects
+    ADMIN = 5  # the daemon itself, too
 
     @property
     def word(self) -> str:
@@ -49,8 +50,8 @@ class Rights:
     types: frozenset[str] | None = None  # qom-types of object-add; None: all
     paths: tuple[str, ...] | None = None  # the directories below which it may have files opened; None: anywhere
     limits: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by the names of policy.json
-    room: int | None = None  # the uid whose objects are all that it sees; None: it sees everybody's
-    account: str = ""  # what is used is charged to: "uid:UID" or "rule:NAME"
+    room: str | None = None  # whose objects are all that it sees: a uid, or a made room; None: it sees everybody's
+    account: str = ""  # what is used is charged to: "uid:UID", "rule:NAME", "namespace:NAME" or "room:ROOM"
 
     @property
     def sees_all(self) -> bool:

@@ -51,7 +51,7 @@ class Enforcer:
 class Home(Protocol):
     """A container of objects."""
 
-    tenant: int | None  # the uid of whose room it is in; None: nobody's
+    tenant: str | None  # in whose room it is; None: in the house
 
     def get(self, object_id: str) -> HostMemoryBackend | None:
         """The live object with that id."""

@@ -123,11 +123,12 @@ class Change:
         if self.budget is not None:
             self.budget.check(amounts)
 
-    def charge(self, amounts: Amounts, *, meanwhile: bool = False) -> None:
-        """Charge the client, or raise QmpError; meanwhile: until this change has ended."""
-        if self.budget is not None:
-            self.budget.reserve(amounts)
-            give_back = partial(self.budget.account.subtract, amounts)
+    def charge(self, amounts: Amounts, budget: Budget | None = None, *, meanwhile: bool = False) -> None:
+        """Charge the client, or this budget, or raise QmpError; meanwhile: until this change has ended."""
+        budget = budget or self.budget
+        if budget is not None:
+            budget.reserve(amounts)
+            give_back = partial(budget.account.subtract, amounts)
             self.undo(give_back)
             if meanwhile:
                 self.done(give_back)
@@ -181,6 +182,13 @@ class Change:
         assert custody.keeps
         custody.check_writable()  # before it is taken from where it stands among the others
         self._note(partial(custody.remove, record))
+
+    def enter(self, record: Record) -> None:
+        """Keep a record without memory."""
+        custody = self._settler.custody
+        assert custody.keeps
+        custody.check_writable()
+        self._note(partial(custody.add, record))
 
     def bury(self, backend: HostMemoryBackend, record: Record) -> None:
         """Keep a record without memory, in the place of the object's if that is kept."""

@@ -17,7 +17,7 @@ from gmemd.objects.records import updated
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gmemd.authority.ledger import Amounts
+    from gmemd.authority.ledger import Amounts, Budget
     from gmemd.changes.settling import Settler
     from gmemd.changes.steps import Ending, Step
     from gmemd.memory.piece import Piece
@@ -43,9 +43,9 @@ class Grouped(Change):
     def judged_alone(self) -> None:
         raise QmpError("this cannot be undone, so it cannot be part of a transaction")
 
-    def charge(self, amounts: Amounts, *, meanwhile: bool = False) -> None:
-        super().charge(amounts)
-        if meanwhile and self.budget is not None:
+    def charge(self, amounts: Amounts, budget: Budget | None = None, *, meanwhile: bool = False) -> None:
+        super().charge(amounts, budget)
+        if meanwhile and (budget or self.budget) is not None:
             self._meanwhile.append(self._undo[-1])
 
     # -- acting ----------------------------------------------------------------------------------

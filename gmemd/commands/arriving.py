@@ -18,10 +18,11 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.fences import choose
 from gmemd.commands.jobs import begin, check_job
 from gmemd.commands.lines import Line, closing, state_file, take_line
-from gmemd.commands.memdev import forget_tombstone, make
+from gmemd.commands.memdev import make
 from gmemd.commands.owning import bury, change_state, drop, moves, own
 from gmemd.commands.saving import free_name
 from gmemd.commands.snapshots import charge_saved, memdev_snapshot_delete, shelf_for
+from gmemd.commands.tombstones import forget_tombstone
 from gmemd.errors import QmpError, os_errors
 from gmemd.memory.moves import DROPPED, Move, answered
 from gmemd.memory.piece import Aside

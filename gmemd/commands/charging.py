@@ -8,10 +8,9 @@ populate more.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from functools import partial
 
-from gmemd.authority.ledger import Account, Budget, Charge, Ledger, Memory, refuse_above, total
+from gmemd.authority.ledger import Account, Budget, Charge, Memory, refuse_above, total
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.commands.context import Gmemd
@@ -27,14 +26,19 @@ def charge(gmemd: Gmemd, backend: HostMemoryBackend, change: Change, *, aside: b
 
     aside: private bytes are to be set aside for it. fd: it has this memory, which others may have already.
     """
-    budget = change.budget
+    budget = _budget(gmemd, change)
     if budget is not None:
         name = budget.account.name
-        backend.account = "" if name == f"uid:{backend.owner[0]}" else name
+        backend.account = "" if name == f"uid:{backend.owner[0]}" or gmemd.account is not None else name
         backend.charge = budget.charge(backend, _memory_of(gmemd.kernel, backend),
                                        _besides(gmemd.kernel, backend, aside=aside),
                                        _charged(budget.account, fd) if fd >= 0 else None)
         change.undo(partial(release, backend))
+
+
+def _budget(gmemd: Gmemd, change: Change) -> Budget | None:
+    """What may be had where an object is: in a made room that is its own, whoever creates something."""
+    return change.budget if gmemd.account is None else Budget(gmemd.account, gmemd.account.limits)
 
 
 def release(backend: HostMemoryBackend) -> None:
@@ -99,11 +103,16 @@ def _huge_page(backend: HostMemoryBackend) -> int:
 
 # -- after a restart ---------------------------------------------------------------------------------
 
-def charge_again(ledger: Ledger, kernel: Kernel, backends: Iterable[HostMemoryBackend]) -> None:
+def charge_again(gmemd: Gmemd) -> None:
     """Charge objects that came back, the oldest first, as they were."""
     known: dict[tuple[Account, tuple[int, int]], Memory] = {}
-    for backend in backends:
-        account = ledger.account(backend.account or f"uid:{backend.owner[0]}")
+    kernel = gmemd.kernel
+    for backend in gmemd.by_age():
+        account = gmemd.of(backend).account
+        if account is None:
+            if gmemd.ledger is None:
+                continue
+            account = gmemd.ledger.account(backend.account or f"uid:{backend.owner[0]}")
         if backend.kind == "file":
             backend.huge_page = huge_page_of(kernel, backend.fd)
         memory = Memory(account, _memory_of(kernel, backend))
@@ -127,12 +136,14 @@ def huge_page_of(kernel: Kernel, fd: int) -> int:
 
 async def check_resident(gmemd: Gmemd, change: Change, asked: int) -> None:
     """Charge `asked` bytes to be populated until the change has ended, or refuse them by what is in memory already."""
-    budget = change.budget
-    if budget is None or "resident" not in budget.limits:
+    budget = _budget(gmemd, change)
+    if budget is None or not any("resident" in limits for _, limits in budget.levels):
         return
-    change.charge({"resident": asked}, meanwhile=True)
-    under_way = budget.account.used("resident") - asked  # what ends while we measure may not be measured as populated
-    refuse_above("resident", budget.limits["resident"], await resident(gmemd, budget.account) + under_way, asked)
+    change.charge({"resident": asked}, budget, meanwhile=True)
+    for account, limits in budget.levels:
+        if "resident" in limits:
+            under_way = account.used("resident") - asked  # what ends while we measure may not be measured as populated
+            refuse_above("resident", limits["resident"], await resident(gmemd, account) + under_way, asked)
 
 
 async def resident(gmemd: Gmemd, account: Account) -> int:

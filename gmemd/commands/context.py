@@ -10,12 +10,12 @@ It raises QmpError to refuse.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gmemd.authority.ledger import Account, Budget
 from gmemd.changes.jobs import Jobs
 from gmemd.changes.settling import Settler
 from gmemd.changes.threads import close_beside
@@ -23,11 +23,10 @@ from gmemd.commands.outlook import Manager, Outlook, Unmanaged
 from gmemd.commands.shelf import Shelves
 from gmemd.errors import close_fd
 from gmemd.objects.container import Objects
-from gmemd.objects.conversion import reconcile
 from gmemd.objects.fds import FdSets, NamedFds
 from gmemd.objects.names import at_home, outside
 from gmemd.objects.qom import Tree
-from gmemd.objects.records import TOMBSTONE, move_of, objects_of, settle_in
+from gmemd.objects.rooms import MadeRoom
 from gmemd.observe.counters import Counters
 from gmemd.persist.nobody import AnyCustody, Nobody
 from gmemd.persist.record import Record
@@ -36,13 +35,14 @@ from gmemd.qmp.session import Session
 from gmemd.schema.validate import Command, Schema
 
 if TYPE_CHECKING:
-    from gmemd.authority.ledger import Budget, Ledger
+    import socket
+
+    from gmemd.authority.ledger import Ledger, Source
     from gmemd.authority.rights import Rights
     from gmemd.backends.base import HostMemoryBackend
     from gmemd.kernel.kernel import Kernel
     from gmemd.lab import Lab
     from gmemd.observe.audit import Audit
-    from gmemd.persist.restore import Restored
     from gmemd.snapshots.catalogue import Entry
 
 
@@ -83,6 +83,26 @@ class Host(Protocol):
         """Send an event to every negotiated client in the room of a tenant."""
         ...
 
+    def rights_in(self, made: MadeRoom) -> Rights:
+        """What the clients of a made room may; QmpError if the policy lets its namespace have nothing."""
+        ...
+
+    def open_room(self, room: Gmemd, listener: socket.socket | None) -> None:
+        """Let clients into a made room, by its socket, which is given away; None: it has none."""
+        ...
+
+    def close_room(self, room: Gmemd) -> None:
+        """Let nobody in any more, and remove the socket."""
+        ...
+
+    def clear_room(self, room: Gmemd) -> None:
+        """Disconnect all who are in a room."""
+        ...
+
+    def clients_in(self, room: Gmemd) -> int:
+        """How many clients are in a room."""
+        ...
+
     def stop(self) -> None:
         """End the process soon."""
         ...
@@ -93,10 +113,10 @@ class Host(Protocol):
 
 
 class Gmemd:
-    """The parts of the daemon that commands work on: the house, or the room of a tenant.
+    """The parts of the daemon that commands work on: the house, or a room: of a tenant, or a made one.
 
-    In a room there is only what its tenant has: nothing that others have can be found there, by any command. The house
-    has what is nobody's room's, and shows those who are in it also what is in the rooms, by names of its own: ID@UID.
+    In a room there is only what was created there: nothing that others have can be found there, by any command. The
+    house has what is in no room, and shows those who are in it also what is in the rooms, by names of its own: ID@ROOM.
     """
 
     def __init__(self, *, schema: Schema, kernel: Kernel, version: dict[str, Any], host: Host, name: str | None = None,
@@ -116,7 +136,7 @@ class Gmemd:
         self.custody: AnyCustody = Nobody() if custody is None else custody
         self.lab = lab
         self.audit = audit
-        self._host = host
+        self.host = host
         self.stop = host.stop
         self.spawn = host.spawn
         self.settler = Settler(kernel, self.custody, manager.status_changed)
@@ -128,8 +148,11 @@ class Gmemd:
         self.ledger = ledger
         self._encoded: dict[str, bytes] = {}
         self.house = self
-        self.rooms: dict[int, Gmemd] = {}  # of tenants, by uid; in the house
-        self.tenant: int | None = None  # whose room it is; None: it is the house
+        self.rooms: dict[str, Gmemd] = {}  # of tenants, by uid, and made ones, by name; in the house
+        self.tenant: str | None = None  # which of them it is; None: it is the house
+        self.rooms_coming: set[str] = set()  # names of made rooms that are being opened; in the house
+        self.made: MadeRoom | None = None  # what it was made with, if it was made
+        self.account: Account | None = None  # to which everything in it is charged, if it was made
         self.sees_all = True  # names are those of the house
         self._furnish(snapshots)
 
@@ -146,17 +169,35 @@ class Gmemd:
 
     # -- rooms -----------------------------------------------------------------------------------
 
-    def room_of(self, tenant: int | None) -> Gmemd:
-        """The room of a tenant, by uid, created when it is first needed; None: the house."""
+    def room_of(self, tenant: str | None) -> Gmemd:
+        """The room with this name, created when it is first needed; None: the house."""
         if tenant is None:
             return self
         if tenant not in self.rooms:
             room = copy(self)
             room.tenant, room.sees_all, room.rooms, room.unclaimed = tenant, False, {}, []
             room._furnish(f"{self.snapshots.path}/@{tenant}" if self.snapshots.path else "")
-            self.rooms[tenant] = room
-            self.tree.rooms[tenant] = room.objects
+            self.add_room(room)
         return self.rooms[tenant]
+
+    def make_room(self, made: MadeRoom) -> Gmemd:
+        """Make a room."""
+        room = self.room_of(made.id)
+        room.made, room.account = made, Account(f"room:{made.id}", made.limits)
+        room.snapshots = Shelves("")  # others may not find its snapshots where gmemd has its own
+        return room
+
+    def add_room(self, room: Gmemd) -> None:
+        """Show a room again that was removed."""
+        assert room.tenant is not None
+        self.rooms[room.tenant], room.objects.closed = room, False
+        self.tree.rooms[room.tenant] = room.objects
+
+    def remove_room(self, room: Gmemd) -> None:
+        """No longer show a room, which is empty."""
+        assert room.tenant is not None
+        room.objects.closed = True
+        del self.rooms[room.tenant], self.tree.rooms[room.tenant]
 
     def seen_rooms(self) -> list[Gmemd]:
         """Itself and, in the house, the rooms, with the names of the house."""
@@ -182,6 +223,18 @@ class Gmemd:
         every = [room.objects.sums for room in (self, *self.rooms.values())]
         return {kind: (sum([sums[kind][0] for sums in every]), sum([sums[kind][1] for sums in every]))
                 for kind in self.objects.sums}
+
+    def budget_of(self, account: str, limits: Mapping[str, int], user: Source) -> Budget | None:
+        """What a client here may have, whose rights name this account; `user`: the connections of its user."""
+        if self.account is not None:
+            budget = Budget(self.account, self.account.limits)
+        elif self.ledger is not None:
+            budget = self.ledger.budget(account, limits)
+        else:
+            return None
+        *_, top = budget.levels
+        top.account.sources |= {user, self.snapshots}
+        return budget
 
     def look_up(self, name: str) -> HostMemoryBackend | None:
         """The one that is called that here."""
@@ -209,49 +262,13 @@ class Gmemd:
     def emit(self, name: str, data: dict[str, Any]) -> None:
         """Send an event to the clients here, and to those in the house."""
         if self.tenant is not None:
-            self._host.emit_in(self.house.rooms[self.tenant], name, data)
+            if (room := self.house.rooms.get(self.tenant)) is not None:  # else it was removed
+                self.host.emit_in(room, name, data)
             data = {member: outside(value, self.tenant) if member in ("id", "ids") else value
                     for member, value in data.items()}
-        self._host.emit(name, data)
+        self.host.emit(name, data)
 
     # -- start and end ---------------------------------------------------------------------------
-
-    def adopt_restored(self, restored: Restored) -> None:
-        """Take over what a predecessor left, each object into the room that it was in."""
-        for record in [record for record, _ in restored.objects if record.qom_type == TOMBSTONE]:
-            self.room_of(at_home(record.id)[1]).bury(record)
-        backends, asides = objects_of([entry for entry in restored.objects if entry[0].qom_type != TOMBSTONE],
-                                      self.schema)
-        for backend in backends:
-            if backend.aside is not None:
-                with contextlib.suppress(OSError):
-                    reconcile(backend, self.kernel)
-        if moved := settle_in(backends, self.kernel):
-            self.custody.rewrite(moved)
-        for backend in backends:
-            assert backend.record is not None
-            self.room_of(at_home(backend.record.id)[1]).objects.restore([backend])
-        self.unclaimed += asides + restored.unclaimed
-        self.counters.restored += len(backends)
-        for record in restored.lost:
-            object_id, tenant = at_home(record.id)
-            room = self.room_of(tenant)
-            room.lost[object_id] = record
-            room.objects.lose(object_id)
-
-    def bury(self, record: Record) -> None:
-        """Keep the id of an object that was moved away from being used: the tombstone says where it is."""
-        object_id, _ = at_home(record.id)
-        self.gone[object_id] = record
-        move = move_of(record)
-        assert move is not None
-        self.objects.bar(object_id, f"object '{object_id}' was moved to {move.peer}: object-del forgets that and frees"
-                                    " the id")
-
-    def unbury(self, object_id: str) -> None:
-        """Remove a tombstone."""
-        del self.gone[object_id]
-        self.objects.unbar(object_id)
 
     def kept(self) -> Iterator[tuple[str, int]]:
         """Everything that the service manager is to hold, by its name in the store; the fds are borrowed."""
@@ -282,7 +299,7 @@ class Gmemd:
             house.stopping = True
             data = {"guest": False, "reason": reason}
             for room in house.rooms.values():
-                self._host.emit_in(room, "SHUTDOWN", data)
+                self.host.emit_in(room, "SHUTDOWN", data)
             house.emit("SHUTDOWN", data)
             self.stop()
 

@@ -23,6 +23,7 @@ from gmemd.commands import (
     fds,
     handovers,
     holders,
+    housing,
     importing,
     jobs,
     lease,
@@ -54,9 +55,9 @@ from gmemd.schema.validate import Command
 Entries = Mapping[str, tuple[Command, Function]]  # by name
 
 MODULES: tuple[ModuleType, ...] = (
-    accounting, arriving, clones, cloning, control, conversion, enforce, fds, handovers, holders, importing, jobs,
-    lease, memdev, ownership, owning, prepared, properties, qom, quota, restoring, rights, runners, saving, sending,
-    snapshots, status, track)
+    accounting, arriving, clones, cloning, control, conversion, enforce, fds, handovers, holders, housing, importing,
+    jobs, lease, memdev, ownership, owning, prepared, properties, qom, quota, restoring, rights, runners, saving,
+    sending, snapshots, status, track)
 
 
 def find_function(name: str, modules: Sequence[ModuleType] = MODULES) -> Function:

@@ -123,7 +123,7 @@ class Fence:
         found = await self.holders()
         if not self.gmemd.sees_all:
             for holder in found:
-                if holder.uid != self.gmemd.tenant:
+                if str(holder.uid) != self.gmemd.tenant:
                     raise QmpError(f"process {holder.pid}, which is another user's, holds the memory of "
                                    f"'{self.backend.id}'")
         return {holder.pid for holder in found}

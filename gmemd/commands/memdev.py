@@ -18,6 +18,7 @@ from gmemd.commands.measure import with_resident
 from gmemd.commands.properties import populate
 from gmemd.commands.runners import check_runner
 from gmemd.commands.templates import check_no_clones, check_unused, is_template
+from gmemd.commands.tombstones import forget_tombstone
 from gmemd.errors import QmpError
 from gmemd.kernel.beneath import Paths
 from gmemd.objects.container import ThreadContext
@@ -38,7 +39,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
         backend.paths = paths
     slow = backend.blocks and not change.dry_run
     change.undo(partial(gmemd.objects.cancel, backend) if slow else partial(_unmake, gmemd, backend))
-    if change.budget is not None:
+    if change.budget is not None or gmemd.account is not None:
         charge(gmemd, backend, change)
     change.reserve()
     if slow:
@@ -224,17 +225,6 @@ def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | 
     if backend.kind == "memfd" and len(fds) == 1 and closed_at_once(fd):
         return None
     return close_beside(fds)
-
-
-def forget_tombstone(gmemd: Gmemd, object_id: str, change: Change) -> None:
-    """Forget where an object was moved to, and free its id."""
-    record = gmemd.gone[object_id]
-    if change.dry_run:
-        change.judged(f"forget where '{object_id}' was moved to", then=partial(gmemd.unbury, object_id))
-    if gmemd.custody.keeps:
-        change.drop(record)
-    gmemd.unbury(object_id)
-    change.undo(partial(gmemd.bury, record))
 
 
 def _forget(gmemd: Gmemd, object_id: str, change: Change) -> None:

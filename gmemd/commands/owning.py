@@ -10,6 +10,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.changes.jobs import Job
 from gmemd.changes.workers import on_lines, working
+from gmemd.commands import tombstones
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.jobs import begin, check_job
 from gmemd.commands.lines import Line, closing, take_line
@@ -143,6 +144,6 @@ async def bury(gmemd: Gmemd, backend: HostMemoryBackend, move: Move, change: Cha
     change.bury(backend, record)
     change.release(backend)
     remove(gmemd, backend, change)
-    gmemd.bury(record)
-    change.undo(partial(gmemd.unbury, backend.id))
+    tombstones.bury(gmemd, record)
+    change.undo(partial(tombstones.unbury, gmemd, backend.id))
     await change.settle()

@@ -6,7 +6,7 @@ from collections import Counter
 from copy import copy
 from typing import Any
 
-from gmemd.authority.ledger import Budget
+from gmemd.authority.ledger import Budget, Trials
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.threads import in_thread
 from gmemd.commands.accounting import placement
@@ -20,13 +20,14 @@ from gmemd.objects.trial import Trial
 _Sizes = Counter[tuple[int, int | None]]  # bytes by page size and node
 
 
-def trial_of(gmemd: Gmemd) -> Gmemd:
-    """The daemon's parts with a copy of the objects, which a dry run changes instead."""
+def trial_of(gmemd: Gmemd, trials: Trials) -> Gmemd:
+    """The daemon's parts with a copy of the objects and accounts, which a dry run changes instead."""
     other = copy(gmemd)
     other.objects = Trial(gmemd.objects)
     other.tree = gmemd.tree.over(other.objects)
     other.lost, other.gone = dict(gmemd.lost), dict(gmemd.gone)
-    other.rooms = {tenant: trial_of(room) for tenant, room in gmemd.rooms.items()}
+    other.rooms = {tenant: trial_of(room, trials) for tenant, room in gmemd.rooms.items()}
+    other.account = None if gmemd.account is None else trials.of(gmemd.account)
     other.tree.rooms |= {tenant: room.objects for tenant, room in other.rooms.items()}
     return other
 

@@ -10,10 +10,9 @@ from gmemd.commands.context import Caller, Gmemd
 
 
 def query_memdev_quota(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    if gmemd.ledger is None:
-        return []
     if caller.rights.sees_all:
-        return _describe(gmemd, list(gmemd.ledger), named=True)
+        rooms = [room.account for room in gmemd.rooms.values() if room.account is not None]
+        return _describe(gmemd, [*(gmemd.ledger or ()), *rooms], named=True)
     return _describe(gmemd, [] if caller.budget is None else [caller.budget.account], named=False)
 
 

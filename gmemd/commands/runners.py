@@ -82,7 +82,7 @@ def runner_of(pid: int) -> Runner:
 def own_runner(gmemd: Gmemd, pid: int) -> Runner:
     """The same for a process that a client names: to a tenant the processes of others do not exist."""
     runner = runner_of(pid)
-    if not gmemd.sees_all and runner.uid != gmemd.tenant:
+    if not gmemd.sees_all and str(runner.uid) != gmemd.tenant:
         raise _gone(pid)
     return runner
 

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from types import CoroutineType
 from typing import Any, Final, NamedTuple
 
-from gmemd.authority.ledger import Budget
-from gmemd.authority.ledger import Trial as TrialAccount
+from gmemd.authority.ledger import Budget, Trials
 from gmemd.changes.change import Judged
 from gmemd.changes.grouped import Grouped
 from gmemd.commands.context import Caller, Function, Gmemd
@@ -27,8 +26,13 @@ class _Action(NamedTuple):
     place: int
     name: str
     function: Function
-    room: Gmemd  # of what it names
+    room: Gmemd  # where it is looked for; once it is placed, that of what it names
     arguments: dict[str, Any]  # as they are said there
+
+    def placed(self) -> _Action:
+        """The action in the room of what it names; those before it may have made that."""
+        room, own = in_its_room(self.room, self.arguments)
+        return self._replace(room=room, arguments=own)
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -50,12 +54,14 @@ def carry_out(commands: Mapping[str, tuple[Command, Function]], gmemd: Gmemd, ca
               arguments: dict[str, Any], change: Grouped) -> Any:
     """The result of memdev-transaction."""
     dry_run = arguments["dry-run"] or change.dry_run
-    seen = trial_of(gmemd) if dry_run else gmemd
+    trials = Trials()
+    seen = trial_of(gmemd, trials) if dry_run else gmemd
     actions = [_checked(commands, seen, caller, index, action) for index, action in enumerate(arguments["actions"])]
     if dry_run:
-        return _plan(gmemd, seen, caller, actions, change)
+        return _plan(gmemd, seen, caller, actions, change, trials)
     done: list[dict[str, Any]] = []
-    for action in actions:
+    for unplaced in actions:
+        action = unplaced.placed()
         with action.told():
             result = _begun(caller, action, change)
         if type(result) is CoroutineType:
@@ -77,8 +83,7 @@ def _checked(commands: Mapping[str, tuple[Command, Function]], gmemd: Gmemd, cal
         for refused in _ALONE:
             if complete.get(refused):
                 raise QmpError(f"parameter '{refused}' is not for a transaction")
-    room, own = in_its_room(gmemd, complete)
-    return unchecked._replace(function=function, room=room, arguments=own)
+    return unchecked._replace(function=function, arguments=complete)
 
 
 def _never(*_: Any) -> Any:
@@ -103,7 +108,8 @@ def _ended(action: _Action, change: Grouped, *, taken: bool) -> None:
 async def _go_on(gmemd: Gmemd, caller: Caller, actions: Sequence[_Action], begun: Any, done: list[dict[str, Any]],
                  change: Grouped) -> dict[str, Any]:
     """The rest, from an action on that waits: `begun` is its coroutine."""
-    for action in actions[len(done):]:
+    for unplaced in actions[len(done):]:
+        action = unplaced.placed()
         with action.told():
             result = begun or _begun(caller, action, change)
             begun = None
@@ -126,15 +132,16 @@ async def _waited(gmemd: Gmemd, action: _Action, work: Any, change: Grouped) -> 
 
 # -- a dry run ---------------------------------------------------------------------------------------
 
-async def _plan(gmemd: Gmemd, trial: Gmemd, caller: Caller, actions: Sequence[_Action],
-                change: Grouped) -> dict[str, Any]:
+async def _plan(gmemd: Gmemd, trial: Gmemd, caller: Caller, actions: Sequence[_Action], change: Grouped,
+                trials: Trials) -> dict[str, Any]:
     """Judge each action on a copy of the objects on which those before it seem to have acted."""
     rows: list[dict[str, Any]] = []
-    budget = None if caller.budget is None else caller.budget._replace(account=TrialAccount(caller.budget.account))
-    for action in actions:
+    budget = None if caller.budget is None else caller.budget._replace(account=trials.of(caller.budget.account))
+    for unplaced in actions:
+        action = unplaced.placed()
         try:
             with action.told():
-                judged, effect = await _judge(caller, action, budget)
+                judged, effect = await _judge(caller, action, budget, trials)
         except QmpError as exc:
             if change.dry_run:  # of query-command-effect
                 raise
@@ -146,15 +153,14 @@ async def _plan(gmemd: Gmemd, trial: Gmemd, caller: Caller, actions: Sequence[_A
     return {"actions": rows, **await planned(gmemd, trial), **quota_planned(caller.budget, budget)}
 
 
-async def _judge(caller: Caller, action: _Action, budget: Budget | None) -> tuple[Judged, str]:
+async def _judge(caller: Caller, action: _Action, budget: Budget | None, trials: Trials) -> tuple[Judged, str]:
     change = Grouped(action.room.settler)
     change.budget, kept = budget, False
     try:
         judged, effect = await judge(action.function, action.room, caller, action.arguments, change)
         kept = True
     finally:
-        if budget is not None and isinstance(budget.account, TrialAccount):
-            budget.account.settle(kept=kept)
+        trials.settle(kept=kept)
     if judged.then is not None:
         judged.then()
     return judged, effect

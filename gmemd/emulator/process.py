@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from gmemd.authority.gate import Gate
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
-from gmemd.daemon import Daemon, Listening, Options
+from gmemd.daemon import Daemon, Options
 from gmemd.emulator.commandline import CommandLine
 from gmemd.emulator.commands import human, memory, runstate, system
 from gmemd.emulator.domain import Domain
@@ -19,6 +19,7 @@ from gmemd.emulator.tree import mount
 from gmemd.errors import QmpError
 from gmemd.objects.fds import NamedFds
 from gmemd.persist.manager import Manager
+from gmemd.server.doors import Listening
 
 
 class Emulator:

@@ -82,6 +82,12 @@ class Paths:
         finally:
             os.close(fd)
 
+    @contextlib.contextmanager
+    def creating(self, path: str) -> Iterator[str]:
+        """Where to create a socket that is to be at a path, meanwhile."""
+        with self._directory(path) as (directory, name):
+            yield name if directory is None else f"/proc/self/fd/{directory}/{name}"
+
     def _relative(self, path: str) -> str:
         return os.path.relpath(path, self.root)
 

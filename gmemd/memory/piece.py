@@ -28,7 +28,7 @@ class Piece:
 
     @property
     def name(self) -> str:
-        """Its id or, if it is in the room of a tenant, that and the tenant's uid: unique in the registry."""
+        """Its id or, if it is in a room, that and the room: unique in the registry."""
         return self.id
 
     @property

@@ -19,6 +19,7 @@ from gmemd.backends.memfd import MemfdBackend
 from gmemd.backends.ram import RamBackend
 from gmemd.backends.shm import ShmBackend
 from gmemd.errors import QmpError
+from gmemd.objects.names import is_uid
 from gmemd.qmp.ghashtable import GHashSet
 
 
@@ -49,8 +50,8 @@ _is_identifier = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*").fullmatch
 class Objects:
     """The live objects by id, and the order in which QOM lists them."""
 
-    def __init__(self, tenant: int | None = None) -> None:
-        """`tenant`: the uid of the only one who creates something here; None: anybody."""
+    def __init__(self, tenant: str | None = None) -> None:
+        """`tenant`: in whose room it is; None: in the house."""
         self.tenant = tenant
         self._live: dict[str, HostMemoryBackend] = {}
         self.contexts: dict[str, ThreadContext] = {}
@@ -58,6 +59,7 @@ class Objects:
         # in the order of everything that comes after it.
         self._slots = GHashSet()
         self._slots.add(_MONITOR)
+        self.closed = False  # of a room that was removed: nothing is created any more
         self.version = 0  # changes with the set of live objects
         self.sums = {qom_type: [0, 0] for qom_type in BACKENDS}  # number and bytes of the live objects of a type
         self._adding: set[str] = set()  # ids that are taken without a live object
@@ -125,7 +127,9 @@ class Objects:
 
     def check_owner(self, uid: int) -> None:
         """Refuse that somebody else creates something in the room of a tenant, who would pay for it."""
-        if self.tenant not in (None, uid):
+        if self.closed:
+            raise QmpError(f"room '{self.tenant}' was removed")
+        if self.tenant is not None and is_uid(self.tenant) and self.tenant != str(uid):
             raise QmpError(f"only user {self.tenant} creates objects in its room")
 
     def take(self, backend: HostMemoryBackend) -> None:
@@ -192,6 +196,10 @@ class Objects:
     def is_taken(self, object_id: str) -> bool:
         """Whether something has the id, or is about to."""
         return object_id in self._live or object_id in self._adding
+
+    def taken(self) -> list[str]:
+        """All ids that are taken, those of objects first."""
+        return [*self._live, *sorted(self._adding)]
 
     def bar(self, object_id: str, why: str) -> None:
         """Block an id that belongs to what is left of an object; `why` is the refusal."""

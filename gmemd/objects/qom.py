@@ -154,7 +154,7 @@ class _ObjectsNode(Node):
         self._objects = objects
         self._schema = schema
         self.others: dict[str, Node] = {}
-        self.rooms: dict[int, Objects] = {}
+        self.rooms: dict[str, Objects] = {}
 
     @property
     def width(self) -> int:  # type: ignore[override]
@@ -187,7 +187,7 @@ class Tree:
     def __init__(self, schema: Schema, objects: Objects) -> None:
         below = _ObjectsNode(objects, schema)
         self.others = below.others
-        self.rooms = below.rooms  # the objects of tenants, by uid, that are listed as well
+        self.rooms = below.rooms  # the objects in rooms, which are listed as well
         self._objects = objects
         self._schema = schema
         self._top: dict[str, Node] = {"objects": below}

@@ -84,9 +84,9 @@ class ClientAudit(NamedTuple):
     changing: Container[str]
     who: dict[str, Any]
 
-    def use(self, role: str, rule: str) -> None:
-        """Say from now on by which rights."""
-        self.who.update(role=role, rule=rule)
+    def use(self, by: dict[str, str]) -> None:
+        """Say from now on by which rights: role, rule, and for a client of a made room that and its namespace."""
+        self.who.update(by)
 
     def answered(self, command: str, arguments: dict[str, Any], *, request_id: bytes = b"",
                  error: QmpError | None = None) -> None:

@@ -20,6 +20,7 @@ from gmemd.errors import QmpError
 
 BACKLOG = 512
 MODE = 0o660
+EVERYBODY = 0o666
 _LOCK_SUFFIX = ".gmemd-lock"
 
 Identity = tuple[int, int]  # device and inode of a socket file
@@ -43,10 +44,10 @@ def path_of(text: str) -> str:
     return text if found is None else found[0]
 
 
-def bind_unix(path: str, *, backlog: int = BACKLOG) -> socket.socket:
+def bind_unix(path: str, mode: int = MODE, *, backlog: int = BACKLOG) -> socket.socket:
     """A listening socket at `path`, which the caller owns; QmpError if something is in the way or serves it."""
     try:
-        listener = listen_unix(path, MODE, backlog)
+        listener = listen_unix(path, mode, backlog)
     except (OSError, ValueError) as exc:
         raise QmpError(f"Failed to bind socket to {path}: {getattr(exc, 'strerror', None) or exc}") from exc
     listener.setblocking(False)
@@ -73,6 +74,9 @@ def listen_unix(path: str, mode: int, backlog: int, group: str = "") -> socket.s
 
 def bind(listener: socket.socket, path: str, mode: int) -> None:
     """Bind a socket to a path; at no moment can anybody connect whom `mode` does not allow. OSError, ValueError."""
+    if mode == EVERYBODY:  # the umask is the process's, and this may be one of its threads
+        listener.bind(path)
+        return
     umask = os.umask(0o777 & ~mode)
     try:
         listener.bind(path)

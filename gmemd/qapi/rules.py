@@ -38,7 +38,7 @@ _FLAGS = {  # name: the one value it may have
     **dict.fromkeys(("gen", "success-response"), False),
     **dict.fromkeys(("boxed", "allow-oob", "allow-preconfig", "coroutine", "reads-only"), True),
 }
-_ROLES = ("observer", "tenant", "operator", "admin")  # of authority.policy, the least that may use a command
+_ROLES = ("observer", "member", "tenant", "operator", "admin")  # of authority.policy, the least that may use a command
 _EXTENSION_KEYS = ("default", "accepts-bool", "qom")
 
 _NAME = re.compile(r"(?:__[a-z0-9.-]+_)?(?:x-)?([a-z][a-z0-9_-]*)", re.IGNORECASE)

@@ -6,12 +6,14 @@ import socket
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from gmemd.authority.gate import Gate
+from gmemd.authority.gate import Gate, of_a_member
+from gmemd.authority.ledger import NOTHING
 from gmemd.authority.peer import Peer
 from gmemd.authority.rights import ALL, OBSERVER, Rights
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError
+from gmemd.objects.rooms import MadeRoom
 from gmemd.observe.counters import clock
 from gmemd.observe.log import log
 
@@ -27,6 +29,7 @@ class Admission:
     def __init__(self, gate: Gate | None, gmemd: Gmemd) -> None:
         """`gate`: None if everybody who can connect may do everything."""
         self._gate = gate
+        self._gmemd = gmemd
         self._refusals = _Refusals(gmemd)
 
     @property
@@ -43,6 +46,47 @@ class Admission:
         except QmpError as exc:
             self._refusals.tell(Peer.connected(client), exc.desc)
             raise QmpError("this client is not let in") from exc  # why is not told to everybody
+
+    def rights_in(self, made: MadeRoom) -> Rights:
+        """What the clients of a made room may; QmpError if the policy gives them nothing."""
+        if self._gate is None:
+            return of_a_member(made.id, self._gmemd.schema)
+        return self._gate.rights_in(made.id, made.namespace)
+
+    def admit_in(self, room: Gmemd, client: socket.socket) -> tuple[Peer, Rights]:
+        """Who a client of a made room's socket is and what it may; QmpError if it is not let in. Borrows the socket.
+
+        Whoever can connect is a member: the directory of the socket is the fence, and users of containers have no
+        numbers here.
+        """
+        peer = Peer.connected(client)
+        try:
+            assert room.made is not None
+            if room.objects.closed:
+                raise QmpError(f"room '{room.made.id}' was removed")
+            return peer, self.rights_in(room.made)
+        except QmpError as exc:
+            self._refusals.tell(peer, exc.desc)
+            raise QmpError("this client is not let in") from exc
+
+    def place(self, room: Gmemd) -> None:
+        """Have what is in a made room count for its namespace, under a policy."""
+        assert room.made is not None
+        assert room.account is not None
+        if room.ledger is None:
+            return
+        try:
+            rights = self.rights_in(room.made)
+            account, limits = rights.account, rights.limits
+        except QmpError:
+            account, limits = f"namespace:{room.made.namespace}", NOTHING
+        room.account.belong(room.ledger.budget(account, limits).account)
+
+    def _again(self, monitor: Monitor) -> Rights:
+        """The rights that a client has by the policy that has just been loaded."""
+        assert self._gate is not None
+        made = monitor.room.made
+        return self._gate.again(monitor.peer) if made is None else self.rights_in(made)
 
     def admit_http(self, client: socket.socket | None) -> Rights:
         """What a client of HTTP may, None: by TCP; QmpError if it is not let in."""
@@ -68,9 +112,12 @@ class Admission:
             log.error("policy not reloaded", desc=exc.desc)
             return
         log.info("policy", words=gate.words)
+        for room in self._gmemd.rooms.values():
+            if room.made is not None:
+                self.place(room)
         for monitor in list(monitors):
             try:
-                rights = gate.again(monitor.peer)
+                rights = self._again(monitor)
             except QmpError as exc:
                 self._refusals.tell(monitor.peer, exc.desc)
                 monitor.close()

@@ -22,13 +22,16 @@ class Ledger:
         self._audit = None if gmemd.audit is None else gmemd.audit.client(uid, pid)
         self.close = self._log.close
 
-    def use(self, rights: Rights) -> None:
-        """Say by which rights, where there is a policy."""
+    def use(self, rights: Rights, room: Gmemd) -> None:
+        """Say by which rights, where there is a policy, and in which made room."""
         if rights.all:
             return
-        log.info("rights", **self._who, role=rights.role.word, rule=rights.rule)
+        by = {"role": rights.role.word, "rule": rights.rule}
+        if room.made is not None:
+            by |= {"room": room.made.id, "namespace": room.made.namespace}
+        log.info("rights", **self._who, **by)
         if self._audit is not None:
-            self._audit.use(rights.role.word, rights.rule)
+            self._audit.use(by)
 
     def answered(self, request: Request, error: QmpError | None = None) -> None:
         """Record a command that is about to be answered."""

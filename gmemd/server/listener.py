@@ -18,11 +18,12 @@ class Listener:
     """Accepts clients of one listening socket, which it owns."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, *,
-                 accepted: Callable[[socket.socket], None], remove: bool) -> None:
+                 accepted: Callable[[socket.socket], None], remove: bool, path: str = "") -> None:
+        """`remove`: the file at the end; `path`: of that, if the socket was bound by another."""
         self._loop = loop
         self._sock = sock
         self._accepted = accepted
-        self.path: str = sock.getsockname()
+        self.path: str = path or sock.getsockname()
         self._file = os.path.abspath(self.path) if remove else ""  # the process may leave its directory
         self._own = identity(self._file)
         sock.setblocking(False)

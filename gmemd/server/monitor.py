@@ -113,13 +113,11 @@ class Monitor:
         """Have these rights from now on."""
         self.rights = rights
         self.room = self._gmemd.room_of(rights.room)
-        self.budget = None
+        self.budget = self.room.budget_of(rights.account or f"uid:{self.uid}", rights.limits, self._user)
         if self._gmemd.ledger is not None:
-            self.budget = self._gmemd.ledger.budget(rights.account or f"uid:{self.uid}", rights.limits)
-            self.budget.account.sources |= {self._user, self.room.snapshots}
             self._user.limit(rights.limits)
         self.usable = self._dispatcher.usable(rights)
-        self._ledger.use(rights)
+        self._ledger.use(rights, self.room)
 
     # -- input -----------------------------------------------------------------------------------
 

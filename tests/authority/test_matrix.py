@@ -31,13 +31,19 @@ from tests.commands.test_indistinguishable import of_the_host, value
 SCHEMA = Schema.load(lab=True)
 OWN, OTHER = 1000, 1001
 SIZE = 1 << 20
-ROLES = ("observer", "tenant", "operator", "admin")
-# The users of the rules below: the tenant has objects of its own, those of the others are the house's.
-UIDS = {"observer": 2001, "tenant": OWN, "operator": 2003, "admin": os.geteuid()}
+ROLES = ("observer", "member", "tenant", "operator", "admin")
+CELL = "cell"  # the room of the member
+# The users of the rules: the tenant and the member have objects of their own, those of the others are the house's.
+UIDS = {"observer": 2001, "member": 2002, "tenant": OWN, "operator": 2003, "admin": os.geteuid()}
 OBJECTS = ("own", "foreign", "absent")
 # What a role may beyond the one before it; everything else is for tenants, or if it only reads, for observers.
 ADMINS = {"quit", "x-memdev-inject", "x-memdev-inject-clear", "x-query-memdev-injections"}
-OPERATORS = {"memdev-claim"}
+OPERATORS = {"memdev-claim", "memdev-room-add", "memdev-room-del", "query-memdev-rooms"}
+# What tenants may beyond members: to make and remove objects, and to have gmemd do something to other processes.
+TENANTS = {"add-fd", "memdev-adopt", "memdev-clear-runner", "memdev-clone", "memdev-delete", "memdev-freeze",
+           "memdev-handover", "memdev-handover-end", "memdev-import", "memdev-move", "memdev-move-resolve",
+           "memdev-persist", "memdev-restore", "memdev-set-runner", "memdev-snapshot-import", "object-add",
+           "object-del", "qom-set", "remove-fd", "yank"}
 
 
 class Row(NamedTuple):
@@ -58,7 +64,7 @@ def renamed(given: Any, name: str) -> Any:
 
 def name_of(role: str, kind: str) -> str:
     if kind == "foreign":
-        return "theirs" if role == "tenant" else f"theirs@{OTHER}"
+        return "theirs" if role in ("member", "tenant") else f"theirs@{OTHER}"
     return "mine" if kind == "own" else "nobodys"
 
 
@@ -74,17 +80,22 @@ def rows() -> Iterator[Row]:
 ROWS = list(rows())
 
 
+def _match(role: str, uid: int) -> str:
+    return "namespace = 'team'" if role == "member" else f"uid = {uid}"
+
+
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     path = tmp_path_factory.mktemp("policy") / "policy.toml"
     path.write_text("version = 1\n" + "".join(
-        f'[[rule]]\nname = "{role}"\nmatch = {{ uid = {uid} }}\nrole = "{role}"\n' for role, uid in UIDS.items()))
+        f'[[rule]]\nname = "{role}"\nmatch = {{ {_match(role, uid)} }}\nrole = "{role}"\n'
+        for role, uid in UIDS.items()))
     path.chmod(0o600)
     return read_policy(str(path), SCHEMA)
 
 
 class Host(Machine):
-    """A host on which the house, a tenant and another one have an object each."""
+    """A host on which the house, a tenant, another one and a made room have an object each."""
 
     def __init__(self, policy: Policy, folder: Path) -> None:
         super().__init__(schema=SCHEMA, modules=(*MODULES, lab), lab=Lab(), snapshots=str(folder))
@@ -92,11 +103,15 @@ class Host(Machine):
         for uid, name in ((None, "mine"), (OWN, "mine"), (OTHER, "theirs")):
             self.become(uid)
             self.run("object-add", qom_type="memory-backend-memfd", id=name, size=SIZE)
+        self.become(None)
+        self.run("memdev-room-add", id=CELL, namespace="team")
+        self.run("object-add", qom_type="memory-backend-memfd", id=f"mine@{CELL}", size=SIZE)
 
     def play(self, role: str) -> None:
         """Be who has a role."""
         uid = UIDS[role]
-        self.rights = self._policy.rights_of(Peer(os.getpid(), uid, uid, ruid=uid))
+        self.rights = (self._policy.rights_in(CELL, "team") if role == "member" else
+                       self._policy.rights_of(Peer(os.getpid(), uid, uid, ruid=uid)))
         self.uid = uid
         self.room = self.gmemd.room_of(self.rights.room)
         self.usable = self.dispatcher.usable(self.rights)
@@ -122,7 +137,8 @@ def test_every_command_has_its_role() -> None:
     entries = SCHEMA.document["x-commands"]
     assert [name for name, entry in entries.items() if "role" not in entry] == []
     expected = {name: "admin" if name in ADMINS else "operator" if name in OPERATORS else
-                "observer" if name in SCHEMA.reading else "tenant" for name in entries}
+                "observer" if name in SCHEMA.reading else "tenant" if name in TENANTS else "member"
+                for name in entries}
     assert {name: entry["role"] for name, entry in entries.items()} == expected
 
 
@@ -147,7 +163,7 @@ def test_the_matrix(policy: Policy, tmp_path: Path) -> None:
     found = 0
     for (role, command, kind), answers in seen.items():
         absent = seen[role, command, "absent"]
-        if role == "tenant" and kind == "foreign":
+        if role in ("member", "tenant") and kind == "foreign":
             assert named(answers, "theirs") == named(absent, "nobodys"), command
         elif kind != "absent" and misses(absent, "nobodys"):
             assert not misses(answers, name_of(role, kind)), (role, command, kind)

@@ -58,7 +58,7 @@ def rights(policy: Policy, **peer: object) -> Rights:
 def test_a_rule_is_what_it_says(tmp_path: Path) -> None:
     found = rights(policy_of(tmp_path / "p", TEXT), unit="virtqemud.service")
     assert (found.role, found.rule, found.types, found.paths, found.room, found.account) == (
-        Role.TENANT, "virtqemud", {"memory-backend-memfd"}, ("/var/lib/gmemd/x",), 1, "rule:virtqemud")
+        Role.TENANT, "virtqemud", {"memory-backend-memfd"}, ("/var/lib/gmemd/x",), "1", "rule:virtqemud")
     assert found.limits == {"bytes": 64 << 30, "objects": 64, "hugepages-2M": 3 << 29}
     assert found.may("memdev-claim")
     assert found.may("memdev-get-snapshot")
@@ -67,8 +67,8 @@ def test_a_rule_is_what_it_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("right", "wrong", "said"), [
     ('role  = "t', 'rle = "t', "7: rule 'virtqemud': unknown key 'rle' (did you mean 'role'?)"),
-    ('"tenant"', '"tennant"', "7: rule 'virtqemud': 'tennant' is not one of none, observer, tenant, operator, admin"
-                              " (did you mean 'tenant'?)"),
+    ('"tenant"', '"tennant"', "7: rule 'virtqemud': 'tennant' is not one of none, observer, member, tenant, operator,"
+                              " admin (did you mean 'tenant'?)"),
     ('"memdev-adopt"', '"memdev-adpt"', "9: rule 'virtqemud': unknown command 'memdev-adpt' (did you mean"
                                         " 'memdev-adopt'?)"),
     ('"memory-backend-memfd"', '"memory-backend-memfds"', "13: rule 'virtqemud': unknown object type"

@@ -21,10 +21,11 @@ from gmemd.kernel.program import worker_program
 from gmemd.objects.fds import NamedFds
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Schema
+from tests.doors import Doors
 from tests.patience import wait_for
 
 
-class Machine:
+class Machine(Doors):
     """Runs commands as one client; fds in `sent` are what came by SCM_RIGHTS."""
 
     def __init__(self, kernel: str | Kernel = "simulated", *, modules: Sequence[ModuleType] = MODULES,
@@ -48,9 +49,10 @@ class Machine:
     def become(self, tenant: int | None) -> None:
         """Be a tenant from now on, or one who sees all."""
         role = Role.ADMIN if tenant is None else Role.TENANT
-        self.rights = Rights(role, room=tenant)
+        room = None if tenant is None else str(tenant)
+        self.rights = Rights(role, room=room)
         self.uid = os.getuid() if tenant is None else tenant
-        self.room = self.gmemd.room_of(tenant)
+        self.room = self.gmemd.room_of(room)
         self.usable = self.dispatcher.usable(self.rights)
 
     def emit(self, name: str, data: dict[str, Any]) -> None:

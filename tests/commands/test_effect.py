@@ -26,7 +26,8 @@ def effect(machine: Machine, command: str, arguments: dict[str, Any]) -> dict[st
 def state(machine: Machine) -> Any:
     """Everything that a client can see, and the order in which the next objects would be listed."""
     objects = machine.gmemd.objects
-    return (machine.run("query-memdev"), machine.run("query-jobs"), machine.run("qom-list", path="/objects"),
+    return (machine.run("query-memdev"), machine.run("query-jobs"), machine.run("query-memdev-rooms"),
+            machine.run("qom-list", path="/objects"),
             objects.version, list(objects._slots), sorted(objects._adding), machine.events,
             len(os.listdir("/proc/self/fd")))
 
@@ -130,6 +131,8 @@ EVERY: dict[str, dict[str, Any]] = {
     "memdev-snapshot-import": {"name": "two", "file": "given"},
     "memdev-snapshot-verify": {"name": "one"},
     "memdev-get-snapshot": {"name": "one"},
+    "memdev-room-add": {"id": "new", "socket": "/no/such/directory"},
+    "memdev-room-del": {"id": "r0"},
     "memdev-set-runner": {"id": "m0"},
     "memdev-verify": {"id": "m0", "job-id": "new"},
     "memdev-transaction": {"actions": [{"type": "object-del", "data": {"id": "m0"}},
@@ -150,6 +153,7 @@ def test_no_command_acts(machine: Machine, command: str, tmp_path: Path) -> None
     """Each changing command is tried up to where it would act, or refused as it would be; nothing changes."""
     machine.execute("object-add", MEMFD)
     machine.execute("object-add", GUEST)
+    machine.run("memdev-room-add", id="r0")
     machine.gmemd.snapshots.path = str(tmp_path)
     if "snapshot" in command or command == "memdev-restore":
         machine.execute("memdev-snapshot", {"id": "m0", "name": "one"})

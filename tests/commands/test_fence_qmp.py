@@ -191,11 +191,11 @@ async def test_a_crash_leaves_a_note(world: World) -> None:
 async def test_a_tenant_stops_its_own_guest_only(world: World) -> None:
     """A guest that another user runs on its memory goes on."""
     room = copy(world.gmemd)
-    room.sees_all, room.tenant = False, os.getuid() + 1
+    room.sees_all, room.tenant = False, str(os.getuid() + 1)
     asked = {"via": "qmp", "qmp": world.path}
     with pytest.raises(QmpError, match=f"^process {world.vmm.pid}, which is another user's, holds the memory of 'm'$"):
         await choose(room, world, world.gmemd.objects.find("m"), asked).hold()
     assert world.guest.runs()
-    room.tenant = os.getuid()
+    room.tenant = str(os.getuid())
     async with held(choose(room, world, world.gmemd.objects.find("m"), asked)):
         assert not world.guest.runs()

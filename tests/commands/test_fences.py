@@ -319,11 +319,11 @@ async def test_a_tenant_stops_its_own_processes_only(live: LiveMachine) -> None:
         room = copy(live.gmemd)
         room.sees_all = False
         for via in ("freeze", "auto"):
-            room.tenant = os.getuid() + 1
+            room.tenant = str(os.getuid() + 1)
             fence = choose(room, live, live.gmemd.objects.find("m"), {"via": via})
             with pytest.raises(QmpError, match=f"^process {process.pid}, which is another user's, holds the memory"):
                 await fence.hold()
             assert state(process.pid) in "RS"
-            room.tenant = os.getuid()
+            room.tenant = str(os.getuid())
             async with held(choose(room, live, live.gmemd.objects.find("m"), {"via": via})):
                 assert state(process.pid) == "T"

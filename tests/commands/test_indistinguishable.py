@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from gmemd.changes.change import WithFds, completed
+from gmemd.commands.returning import adopt_restored
 from gmemd.errors import QmpError
 from gmemd.objects.fds import NamedFds
 from gmemd.persist.record import Record
@@ -130,7 +131,7 @@ class Host(LiveMachine):
         restored.objects = [(Record(f"x@{owners[6]}", "moved", {}, "memfd", SIZE, extra={"move": move}), -1)]
         restored.lost = [Record(f"x@{owners[7]}", "memory-backend-memfd", {}, "memfd", SIZE)]
         restored.unclaimed = [("x", memfd())]
-        self.gmemd.adopt_restored(restored)
+        adopt_restored(self.gmemd, restored)
         while self.tasks:
             await asyncio.wait(list(self.tasks))
 

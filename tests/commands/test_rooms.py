@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from gmemd.changes.change import WithFds
+from gmemd.commands.returning import adopt_restored
 from gmemd.objects.names import at_home, outside
 from gmemd.objects.records import record_of
 from gmemd.persist.record import Record
@@ -48,11 +49,11 @@ def test_names() -> None:
     """A name outside, and back; an id of QEMU's has no @."""
     for name in ("x", "a-b.c_d", "x[private]"):
         assert at_home(name) == (name, None)
-    assert outside("x", ALICE) == "x@1000"
-    assert outside(["x", "y"], ALICE) == ["x@1000", "y@1000"]
-    assert at_home("x@1000") == ("x", ALICE)
-    assert at_home("x@1000[private]") == ("x[private]", ALICE)
-    for name in ("@1000", "x@", "x@y", "x@1@1000"):
+    assert outside("x", str(ALICE)) == "x@1000"
+    assert outside(["x", "y"], str(ALICE)) == ["x@1000", "y@1000"]
+    assert at_home("x@1000") == ("x", str(ALICE))
+    assert at_home("x@1000[private]") == ("x[private]", str(ALICE))
+    for name in ("@1000", "x@", "x@-y", "x@y_", "x@1@1000"):
         assert at_home(name) == (name, None)
 
 
@@ -88,7 +89,7 @@ async def test_who_sees_all_calls_it_by_its_tenant(host: LiveMachine) -> None:
     assert {row["name"] for row in await listed(host, "qom-list", path="/objects")} == {"type", *every}
     assert await host.do("qom-get", path="/objects/x@1001", property="size") == 3 * SIZE
     assert await host.do("qom-set", path="/objects/x@1001", property="dump", value=False) == {}
-    assert host.gmemd.rooms[BOB].objects.find("x").get("dump") is False
+    assert host.gmemd.rooms[str(BOB)].objects.find("x").get("dump") is False
     effect = await host.do("query-command-effect", command="object-del", arguments={"id": "x@1001"})
     assert effect["effect"].startswith("would delete 'x'")
     await host.do("object-del", id="x@1001")
@@ -143,7 +144,7 @@ async def test_events_go_to_the_room_and_to_those_who_see_all(host: LiveMachine)
     await host.ended("j@1000")
     assert await host.do("job-dismiss", id="j@1000") == {}
     host.events.clear()
-    host.gmemd.room_of(BOB).shutdown("host-signal")
+    host.gmemd.room_of(str(BOB)).shutdown("host-signal")
     assert sorted(name for name, _ in host.events) == ["1000: SHUTDOWN", "1001: SHUTDOWN", "SHUTDOWN"]
 
 
@@ -201,7 +202,7 @@ def test_records_come_back_into_their_rooms(machine: Machine) -> None:
                         (Record("gone@1001", "moved", {}, "memfd", SIZE, extra={"move": _moved()}), -1)]
     restored.lost = [Record("l@1001", *_rest(record)), Record("l", *_rest(record))]
     other = Machine(schema=Schema.load())
-    other.gmemd.adopt_restored(restored)
+    adopt_restored(other.gmemd, restored)
     other.become(ALICE)
     assert (other.run("query-memdev-status")[0]["id"], other.run("query-memdev-lost")) == ("x", [])
     other.become(BOB)

@@ -54,12 +54,17 @@ PAIRED: dict[str, Action] = {
     "release": ("memdev-release", {"id": "o"}),
     "hand over": ("memdev-handover", {"ids": ["o"], "old": {"pid": os.getpid(), "qmp": "/a"},
                                       "new": {"pid": 1, "qmp": "/b"}}),
+    "make a room": ("memdev-room-add", {"id": "r", "limits": {"objects": 1}}),
+    "add into that room": _add("n@r"),
+    "add into a room": _add("n@e"),
+    "remove that room": ("memdev-room-del", {"id": "e"}),
     "end the handover": ("memdev-handover-end", {"id": "o", "result": "new"}),
 }
 
 
 FURNITURE: list[Action] = [_add("o"), _add("t"), ("object-add", {"qom-type": "thread-context", "id": "c"}),
-                           ("memdev-freeze", {"id": "t"}), ("memdev-get-fd", {"id": "o", "lease": "keep"})]
+                           ("memdev-freeze", {"id": "t"}), ("memdev-room-add", {"id": "e"}),
+                           ("memdev-get-fd", {"id": "o", "lease": "keep"})]
 SCHEMA = Path(__file__).parents[2] / "gmemd" / "schema"
 _SCHEMA = Schema.load()
 
@@ -71,8 +76,8 @@ def transact(machine: Machine, *actions: Action, **arguments: Any) -> Any:
 
 @pytest.fixture
 def scene(machine: Machine) -> Machine:
-    """The objects 'o' and 't', a template, and the thread context 'c'."""
-    for action in FURNITURE[:4]:
+    """The objects 'o' and 't', a template, the thread context 'c', and the room 'e'."""
+    for action in FURNITURE[:5]:
         machine.execute(*action)
     return machine
 
@@ -83,7 +88,8 @@ def _seen(machine: Machine) -> Any:
     backends = [(one.id, dict(one.properties), one.claims, one.generation, one.runner and one.runner.pid, one.template,
                  one.handover and one.handover.ids, one.lease and one.lease.pid, one.fd >= 0) for one in objects]
     return (sorted(backends), sorted(objects._adding), sorted(objects._barred), sorted(objects._slots), objects.sums,
-            {name: context.cpus for name, context in objects.contexts.items()})
+            {name: context.cpus for name, context in objects.contexts.items()},
+            {name: [one.id for one in room.objects] for name, room in machine.gmemd.rooms.items()})
 
 
 def test_every_kind_of_action_is_paired() -> None:
@@ -274,7 +280,7 @@ def test_those_who_see_all_change_what_is_in_rooms(scene: Machine) -> None:
     transact(scene, *actions, dry_run=True)
     with pytest.raises(QmpError, match=r"^actions\[4\] \(object-del\): object 'x@1000' not found$"):
         transact(scene, *actions, ("object-del", {"id": "x@1000"}))
-    house, room = scene.gmemd.objects, scene.gmemd.rooms[1000].objects
+    house, room = scene.gmemd.objects, scene.gmemd.rooms["1000"].objects
     assert (room.find("o").properties["merge"], room.is_taken("p"), house.is_taken("p")) == (True, True, False)
     transact(scene, *actions)
     assert (room.find("o").properties["merge"], house.find("o").properties["merge"]) == (False, True)

@@ -29,6 +29,7 @@ from gmemd.changes.change import WithFds, completed
 from gmemd.commands.charging import charge_again
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
+from gmemd.commands.returning import adopt_restored
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.program import worker_program
@@ -116,9 +117,8 @@ class Quotas(RuleBasedStateMachine):
         self.in_sets: list[tuple[int, int, int]] = []  # set, fd, uid
         self.gmemd = Gmemd(schema=_schema(), kernel=choose_kernel("simulated"), version={}, host=self, custody=custody,
                            ledger=Ledger())
-        self.gmemd.adopt_restored(self.world.restored)
-        assert self.gmemd.ledger is not None
-        charge_again(self.gmemd.ledger, self.gmemd.kernel, self.gmemd.objects.in_creation_order())
+        adopt_restored(self.gmemd, self.world.restored)
+        charge_again(self.gmemd)
         self.dispatcher = Dispatcher(self.gmemd)
         usable = self.dispatcher.usable(ALL)
         self.clients = {uid: Client(uid, self.gmemd, usable) for uid in ACCOUNTS}

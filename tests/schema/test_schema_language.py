@@ -286,5 +286,5 @@ def test_extensions_need_their_pragma(tmp_path: Path) -> None:
         compile_text(tmp_path, look)
     look = "{ 'pragma': { 'gmemd-extensions': true } } { 'command': 'look', 'role': 'tenant' }"
     assert compile_text(tmp_path, look).commands["look"].role == "tenant"
-    with pytest.raises(QapiError, match="'role' must be one of: observer, tenant, operator, admin"):
+    with pytest.raises(QapiError, match="'role' must be one of: observer, member, tenant, operator, admin"):
         compile_text(tmp_path, look.replace("tenant", "king"))

@@ -16,6 +16,7 @@ from gmemd.qmp.session import Event
 from gmemd.schema.validate import Schema
 from gmemd.server.monitor import Monitor
 from gmemd.server.users import User, Users
+from tests.doors import Doors
 
 SECONDS = 30.0
 
@@ -81,7 +82,7 @@ class Client:
             return False
 
 
-class Hub:
+class Hub(Doors):
     """A gmemd and its clients. `query-name` ends when `go` is set."""
 
     def __init__(self) -> None:
