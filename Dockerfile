@@ -1,9 +1,13 @@
 # gmemd in a container: the keeper is pid 1 and holds the memory, so the daemon under it may die.
-# BASE has Python 3.11 or newer with venv and pip (22.3 or newer), and a shell.
+# BASE has Python 3.11 or newer with its headers, venv and pip (22.3 or newer), and a shell.
 ARG BASE=python:3.12-slim
 
 FROM ${BASE} AS build
-COPY pyproject.toml README.md /src/
+# 1: the hot path is compiled; empty: gmemd is pure Python, which needs neither the headers nor a C compiler.
+ARG GMEMD_COMPILE=1
+RUN [ -z "$GMEMD_COMPILE" ] || command -v cc >/dev/null \
+ || { apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev; }
+COPY pyproject.toml setup.py README.md /src/
 COPY gmemd /src/gmemd
 # What else the image is for: EXTRAS=kubernetes adds gmemd-dra.
 ARG EXTRAS=

@@ -63,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
         " group of its socket may do everything")
     add("--check-policy", action="store_true", help="say whether that file is right, and exit")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="lowest level to log")
-    add("--version", action="store_true", help="print the version and exit")
+    add("--version", action="store_true", help="print the version, and whether gmemd is compiled, and exit")
     return parser
 
 
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     if options.version:
-        print(f"gmemd {__version__}")
+        print(f"gmemd {__version__} ({built()})")
         return 0
 
     if options.check_policy:
@@ -150,6 +150,13 @@ def _run(options: argparse.Namespace) -> int:
         policy=options.policy and os.path.abspath(options.policy),
     )).run())
     return 0
+
+
+def built() -> str:
+    """Which build of gmemd this is (setup.py)."""
+    from gmemd.qmp import lexer
+
+    return "pure Python" if str(lexer.__file__).endswith(".py") else "compiled"
 
 
 def _check_policy(options: argparse.Namespace) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.cli.gmemd import keeper_arguments, main, parse_qmp, runtime_directory
+from gmemd import __version__
+from gmemd.cli.gmemd import built, keeper_arguments, main, parse_qmp, runtime_directory
 from gmemd.errors import QmpError
 from gmemd.posix.sockets import bind_unix
 
@@ -73,7 +74,7 @@ def test_object_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--object", "memory-backend-memfd,help"]) == 0
     assert "guest-memfd=<OnOffAuto>" in capsys.readouterr().out
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("gmemd ")
+    assert capsys.readouterr().out == f"gmemd {__version__} ({built()})\n"
 
 
 def test_stale_sockets_are_replaced_live_ones_kept(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# base-image.sh IMAGE   (root, Debian family, podman)
+# base-image.sh IMAGE [PACKAGE...]   (root, Debian family, podman)
 # Makes a base image with Python out of this machine's own installed packages, without any network: their files, and
 # those of all they depend on, and pip. The user data base is the pristine one.
 set -euo pipefail
@@ -7,7 +7,7 @@ image=$1
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 packages=(base-files base-passwd ca-certificates coreutils dash debianutils libc-bin openssl python3 python3-venv
-    sed tar util-linux)
+    sed tar util-linux "${@:2}")
 
 apt-cache depends --recurse --installed --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
     --no-enhances "${packages[@]}" | sed -n 's/^\([a-z0-9][^:]*\).*/\1/p' | sort -u >"$work/names"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ ROOT = Path(__file__).parents[2]
 _IMAGE = "localhost/gmemd:test"
 _BASE = "localhost/gmemd-base:test"
 SITE = tuple(path for path in map(Path, ("/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt")) if path.exists())
+_COMPILE = os.environ.get("GMEMD_COMPILE", "")  # script/compiled sets it; the base then has what that needs
 # How to build here: on what, and with the site's settings, where there are any: how to reach the package index.
-BUILD = (("--pull=never", "--isolation=chroot", "--network=host", f"--build-arg=BASE={_BASE}"),
+BUILD = (("--pull=never", "--isolation=chroot", "--network=host", f"--build-arg=BASE={_BASE}",
+          f"--build-arg=GMEMD_COMPILE={_COMPILE}"),
          tuple(f"--secret=id={path.name},src={path}" for path in SITE))
 
 
@@ -34,7 +37,8 @@ def podman() -> Iterator[Podman]:
 def base_image(podman: Podman) -> str:
     """The name of the base, made of this machine's packages if it is not there yet."""
     if podman.command("podman", "image", "exists", _BASE, status=None).returncode != 0:
-        podman.command(ROOT / "tests" / "containers" / "base-image.sh", _BASE)
+        more = ("gcc", "python3-dev") if _COMPILE else ()
+        podman.command(ROOT / "tests" / "containers" / "base-image.sh", _BASE, *more)
     return _BASE
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gmemd import __version__
 from gmemd.client.client import Client
 from tests.containers.conftest import Image
 from tests.containers.podman import Podman
@@ -101,7 +102,7 @@ def test_the_image(podman: Podman, image: Image, record_property: Callable[[str,
     assert list(described["Config"]["Volumes"]) == ["/run/gmemd"]
     assert described["Healthcheck"]["Test"][0] == "CMD"
     version = podman("run", "--rm", *LOCKED_UP, "--entrypoint=gmemd", image.name, "--version")
-    assert version.startswith("gmemd ")
+    assert version == f"gmemd {__version__} ({'compiled' if os.environ.get('GMEMD_COMPILE') == '1' else 'pure Python'})"
     pip = podman.command("podman", "run", "--rm", *LOCKED_UP, "--entrypoint=pip", image.name, status=None)
     assert pip.returncode != 0
 

@@ -36,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that a package is made of, and the package, `*.whl`, among them."""
     source = tmp_path_factory.mktemp("source")
     shutil.copytree(ROOT / "gmemd", source / "gmemd", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "README.md"):
         shutil.copy(ROOT / name, source)
     output([*PIP, "wheel", "-qq", "--no-deps", "--no-build-isolation", "--wheel-dir", str(source), str(source)])
     return source

@@ -66,7 +66,7 @@ systemctl --root "$tree" --quiet enable gmemd.socket
 _CLONE = """
 mkdir -p "$tree{source}"
 cd "$tree{tree}"
-cp -r pyproject.toml README.md gmemd systemd docs "$tree{source}"
+cp -r pyproject.toml setup.py README.md gmemd systemd docs "$tree{source}"
 """
 
 _RUN = """#!/bin/sh
