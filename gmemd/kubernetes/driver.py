@@ -56,16 +56,14 @@ class Driver:
                   "note": json.dumps(claim.note(), separators=(",", ":"))}
         try:
             client.execute("memdev-room-add", wanted)
-            there = False
         except QmpError:
             room = find_room(client, claim.uid)
             if room is None:
                 raise
-            there = self._same(client, claim, room)
-            if not there:
+            if not self._same(client, claim, room):
                 client.execute("memdev-room-add", wanted)
         for portion in claim.portions:
-            if not (there and exists(client, f"{portion.id}@{claim.uid}")):
+            if not exists(client, f"{portion.id}@{claim.uid}"):
                 command, arguments = creation(portion, claim.uid, bind=self._bind)
                 client.execute(command, arguments)
             if {"restore", "clone"} & portion.parameters.keys():

@@ -80,4 +80,8 @@ def exists(client: Client, name: str) -> bool:
 
 def find_room(client: Client, uid: str) -> dict[str, Any] | None:
     """The room of a claim, if it has been made."""
-    return next((room for room in client.execute("query-memdev-rooms") if room["id"] == uid), None)
+    try:
+        found: dict[str, Any] = client.execute("query-memdev-rooms", {"id": uid})[0]
+    except QmpError:
+        return None  # the only thing that is wrong with such a question
+    return found

@@ -116,6 +116,8 @@ class ApiServer:
         return f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
     async def _stop(self) -> None:
+        for task in self._watches:
+            task.cancel()
         await self._runner.cleanup()
         await self._session.close()
 

@@ -1,0 +1,309 @@
+"""Claims on a node: what the kubelet gets, what a container finds, and that nothing is left.
+
+The node of most tests is one, with one driver; each test has a claim of its own and leaves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gmemd.client.client import Client
+from gmemd.errors import QmpError
+from tests.kubernetes.apiserver import ApiServer
+from tests.kubernetes.kubelet import Kubelet, Refused
+from tests.kubernetes.node import DRIVER, NODE, PAGES, Claim, Node
+from tests.patience import wait_for
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def shared(server: ApiServer) -> Iterator[Node]:
+    with Node(server) as node:
+        node.start()
+        node.wait_published()
+        yield node
+
+
+@pytest.fixture
+def node(shared: Node) -> Iterator[Node]:
+    """The node, on which nothing is left in the end."""
+    yield shared
+    assert shared.leftovers() == []
+    assert shared.kubelet.prepared() == {}
+
+
+def touch(client: Client, name: str, data: bytes) -> bytes:
+    """What is at the beginning of an object now; then write there."""
+    _, [fd] = client.execute_fds("memdev-get-fd", {"id": name})
+    try:
+        with mmap.mmap(fd, len(data)) as view:
+            before = view[:]
+            view[:] = data
+    finally:
+        os.close(fd)
+    return before
+
+
+def mounted(node: Node, claim: Claim, request: str) -> dict[str, Path]:
+    """What a container with that request gets: the host's paths by those inside. Its environment is checked."""
+    [device] = [one for one in node.specification(claim)["devices"] if one["name"] == f"{claim[2]}_{request}"]
+    edits = device["containerEdits"]
+    assert edits["env"] == [f"GMEMD_SOCKET=/run/gmemd/claims/{claim[2]}/qmp.sock"]
+    assert all("ro" in mount["options"] for mount in edits["mounts"])
+    return {mount["containerPath"]: Path(mount["hostPath"]) for mount in edits["mounts"]}
+
+
+def test_prepared_and_released(node: Node) -> None:
+    """A claim of two requests: two objects at one socket, each once however often it is prepared."""
+    claim = node.claim("c1", {"request": "ram", "consumedCapacity": {"memory": "4Mi"}}, {"request": "spare"})
+    for _ in range(2):
+        devices = node.kubelet.prepare(claim)[claim[2]]
+        assert devices == [{"requests": [request], "pool": NODE, "device": PAGES,
+                            "cdi": [f"gmemd.example/claim={claim[2]}_{request}"]} for request in ("ram", "spare")]
+        assert node.objects() == {f"ram@{claim[2]}": 4 * MIB, f"spare@{claim[2]}": 2 * MIB}
+        assert node.rooms()[claim[2]]["namespace"] == "team-a"
+    with node.inside(claim) as client:
+        assert {one["id"] for one in client.execute("query-memdev")} == {"ram", "spare"}
+        assert touch(client, "ram", b"written") == bytes(7)
+        with pytest.raises(QmpError):
+            client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "more", "size": MIB})
+    for _ in range(2):
+        node.kubelet.unprepare(claim)
+        assert node.leftovers() == []
+    assert node.conditions(claim) == []
+
+
+def test_what_a_container_finds(node: Node) -> None:
+    """The socket's directory, and the device metadata of its request only, in both versions, newest first."""
+    claim = node.claim("c2", {"request": "ram/small"}, {"request": "other"})
+    node.kubelet.prepare(claim)
+    mounts = mounted(node, claim, "ram")
+    inside = f"/run/gmemd/claims/{claim[2]}"
+    told = f"/var/run/kubernetes.io/dra-device-attributes/resourceclaims/c2/ram/{DRIVER}-metadata.json"
+    assert mounts.keys() == {inside, told}
+    assert (mounts[inside] / "qmp.sock").is_socket()
+    decoder = json.JSONDecoder()
+    text = mounts[told].read_text()
+    newest, end = decoder.raw_decode(text)
+    older, _ = decoder.raw_decode(text[end:].lstrip())
+    assert (newest["apiVersion"], older["apiVersion"]) == (
+        "metadata.resource.k8s.io/v1beta1", "metadata.resource.k8s.io/v1alpha1")
+    assert newest == {
+        "kind": "DeviceMetadata", "apiVersion": newest["apiVersion"],
+        "metadata": {"name": "c2", "namespace": "team-a", "uid": claim[2], "generation": 1},
+        "requests": [{"name": "ram/small", "devices": [{"driver": DRIVER, "pool": NODE, "name": PAGES, "attributes": {
+            "socket": {"string": f"{inside}/qmp.sock"}, "id": {"string": "ram.small"}, "size": {"int": 2 * MIB},
+            "pageSize": {"string": "4Ki"}, "type": {"string": "memfd"},
+            "resource.kubernetes.io/numaNode": {"int": 0}}}]}]}
+    node.kubelet.unprepare(claim)
+
+
+def test_a_claim_of_a_template(node: Node) -> None:
+    """Its metadata is where the pod's own name for the claim says."""
+    claim = node.claim("pod-memory-x2b", annotations={"resource.kubernetes.io/pod-claim-name": "memory"})
+    node.kubelet.prepare(claim)
+    told = f"/var/run/kubernetes.io/dra-device-attributes/resourceclaimtemplates/memory/ram/{DRIVER}-metadata.json"
+    assert json.loads(mounted(node, claim, "ram")[told].read_text().partition("\n}\n")[0] + "}")[
+        "podClaimName"] == "memory"
+    node.kubelet.unprepare(claim)
+
+
+def test_another_claim_sees_nothing(node: Node) -> None:
+    """Two claims, the same request: neither finds the other's object, by any name."""
+    first, second = node.claim("c3"), node.claim("c4", namespace="team-b")
+    node.kubelet.prepare(first, second)
+    with node.inside(first) as one, node.inside(second) as other:
+        touch(one, "ram", b"secret!")
+        assert touch(other, "ram", b"another") == bytes(7)
+        for name in (f"ram@{first[2]}", f"ram@{second[2]}"):
+            with pytest.raises(QmpError, match="not found"):
+                other.execute("memdev-get-fd", {"id": name})
+    node.kubelet.unprepare(first)
+    with node.inside(second) as other:
+        assert touch(other, "ram", b"another") == b"another"
+    node.kubelet.unprepare(second)
+
+
+def test_kept_until_the_claim_is_deleted(node: Node) -> None:
+    """A later pod gets the same bytes; when the claim is gone, so is the memory."""
+    claim = node.claim("c5", parameters={"onRelease": "keep"})
+    node.kubelet.prepare(claim)
+    with node.inside(claim) as client:
+        touch(client, "ram", b"written")
+    node.kubelet.unprepare(claim)
+    assert list(node.objects()) == [f"ram@{claim[2]}"]
+    assert list(node.cdi.iterdir()) == []
+    node.kubelet.prepare(claim)
+    with node.inside(claim) as client:
+        assert touch(client, "ram", b"written") == b"written"
+    node.kubelet.unprepare(claim)
+    node.api.remove("resourceclaims", "c5", "team-a")
+    node.stop(node.drivers[-1])
+    node.start()
+    wait_for(lambda: node.leftovers() == [])
+
+
+def test_a_kept_claim_that_is_allocated_again(node: Node) -> None:
+    """With another size it is refused, and says how to get on; the memory stays."""
+    claim = node.claim("c6", parameters={"onRelease": "keep"})
+    node.kubelet.prepare(claim)
+    node.kubelet.unprepare(claim)
+    body = node.api.find("resourceclaims", "c6", "team-a")
+    assert body is not None
+    body["status"]["allocation"]["devices"]["results"][0]["consumedCapacity"] = {"memory": "8Mi"}
+    node.api.put("resourceclaims", body)
+    with pytest.raises(Refused, match="keeps memory of an earlier allocation"):
+        node.kubelet.prepare(claim)
+    assert node.objects() == {f"ram@{claim[2]}": 2 * MIB}
+    node.api.remove("resourceclaims", "c6", "team-a")
+    node.stop(node.drivers[-1])
+    node.start()
+    wait_for(lambda: node.leftovers() == [])
+
+
+def test_never_deleted_while_mapped(node: Node) -> None:
+    """The kubelet is told by whom, and asks again."""
+    claim = node.claim("c7")
+    node.kubelet.prepare(claim)
+    with node.inside(claim) as client:
+        _, [fd] = client.execute_fds("memdev-get-fd", {"id": "ram"})
+    view = mmap.mmap(fd, MIB)
+    os.close(fd)
+    with pytest.raises(Refused, match=rf"'ram@{claim[2]}' is still mapped by process {os.getpid()} \("):
+        node.kubelet.unprepare(claim)
+    assert list(node.objects()) == [f"ram@{claim[2]}"]
+    view.close()
+    node.kubelet.unprepare(claim)
+
+
+@pytest.mark.parametrize(("parameters", "words"), [
+    ({"size": "1Gi"}, "the claim's parameters: Parameter 'size' is unexpected"),
+    ({"type": "ram"}, "the claim's parameters: Parameter 'type' does not accept value 'ram'"),
+    ({"prealloc": "yes"}, "the claim's parameters: Invalid parameter type for 'prealloc', expected: boolean"),
+    ({"clone": {}}, "the claim's parameters: Parameter 'template' is missing"),
+    ({"hugePages": "2Mi"}, f"the claim asks for pages of 2Mi, and device '{PAGES}' has pages of 4Ki"),
+    ({"restore": "x", "clone": {"template": "y"}}, "'restore' and 'clone' exclude each other"),
+    ({"restore": "nothing"}, "snapshot 'team-a.nothing' not found"),
+])
+def test_refused(node: Node, parameters: dict[str, Any], words: str) -> None:
+    """In the kubelet's answer and in the claim's status; once it is right, the status says so, too."""
+    claim = node.claim("c8", parameters=parameters)
+    with pytest.raises(Refused) as refused:
+        node.kubelet.prepare(claim)
+    assert str(refused.value) == words
+    assert node.conditions(claim) == [(PAGES, "False", words)]
+    body = node.api.find("resourceclaims", "c8", "team-a")
+    assert body is not None
+    body["status"]["allocation"]["devices"]["config"] = []
+    node.api.put("resourceclaims", body)
+    node.kubelet.prepare(claim)
+    assert node.conditions(claim) == [(PAGES, "True", "the memory is there")]
+    node.kubelet.unprepare(claim)
+
+
+def test_the_class_first_then_the_claim(node: Node) -> None:
+    """A claim's parameters replace those of its class, member by member."""
+    claim = node.claim("c9", parameters={"type": "guest-memfd"}, of_class={"type": "memfd", "prealloc": True})
+    node.kubelet.prepare(claim)
+    with node.inside(claim) as client:
+        assert client.execute("qom-get", {"path": "/objects/ram", "property": "type"}) == "memory-backend-guest-memfd"
+        assert client.execute("qom-get", {"path": "/objects/ram", "property": "prealloc"}) is True
+    node.kubelet.unprepare(claim)
+
+
+def test_what_is_not_for_us(node: Node) -> None:
+    """Another driver's results are not ours; a claim that was replaced, is not allocated, or is unknown, is refused."""
+    claim = node.claim("c10", {"request": "ram"}, {"request": "gpu", "driver": "gpu.example.com", "pool": "p"},
+                       {"request": "far", "pool": "node2"})
+    assert [one["requests"] for one in node.kubelet.prepare(claim)[claim[2]]] == [["ram"]]
+    node.kubelet.unprepare(claim)
+    with pytest.raises(Refused, match="there is no claim 'team-a/c10' with the uid other"):
+        node.kubelet.prepare(("team-a", "c10", "other"))
+    node.kubelet.unprepare(("team-a", "c10", "other"))
+    body = node.api.find("resourceclaims", "c10", "team-a")
+    assert body is not None
+    node.api.put("resourceclaims", {**body, "status": {}})
+    with pytest.raises(Refused, match="claim 'team-a/c10' is not allocated"):
+        node.kubelet.prepare(claim)
+    with pytest.raises(Refused, match=r"'\.\./x' is not the uid of a claim"):
+        node.kubelet.unprepare(("team-a", "c10", "../x"))
+
+
+def test_snapshot_on_release(node: Node) -> None:
+    """Saved under the claim's name, then deleted; a claim of that namespace can begin with it."""
+    for data in (b"written", b"changed"):
+        claim = node.claim("c11", parameters={"onRelease": "snapshot"})
+        node.kubelet.prepare(claim)
+        with node.inside(claim) as client:
+            touch(client, "ram", data)
+        node.kubelet.unprepare(claim)
+        assert node.leftovers() == []
+    claim = node.claim("c12", parameters={"restore": "c11.ram"})
+    node.kubelet.prepare(claim)
+    with node.inside(claim) as client:
+        assert touch(client, "ram", b"changed") == b"changed"
+    node.kubelet.unprepare(claim)
+    small = node.claim("c13", {"request": "ram", "consumedCapacity": {"memory": "1Mi"}},
+                       parameters={"restore": "c11.ram"})
+    with pytest.raises(Refused, match=r"the memory of 'team-a\.c11\.ram' has 2097152 bytes, and the claim has 1048576"):
+        node.kubelet.prepare(small)
+    node.kubelet.unprepare(small)
+    foreign = node.claim("c14", parameters={"restore": "c11.ram"}, namespace="team-b")
+    with pytest.raises(Refused, match=r"'team-b\.c11\.ram' not found"):
+        node.kubelet.prepare(foreign)
+    node.kubelet.unprepare(foreign)
+
+
+def test_an_older_kubelet(node: Node) -> None:
+    """One that speaks v1beta1 only gets the same."""
+    older = Kubelet(node.directory, ("v1beta1",))
+    assert older.register() == [DRIVER]
+    claim = node.claim("c15")
+    assert [one["requests"] for one in older.prepare(claim)[claim[2]]] == [["ram"]]
+    older.unprepare(claim)
+
+
+def test_gmemd_is_restarted(node: Node) -> None:
+    """The claim's socket is there again with the same memory; the driver needs no new attempt."""
+    claim = node.claim("c16")
+    node.kubelet.prepare(claim)
+    with node.inside(claim) as client:
+        touch(client, "ram", b"written")
+    node.gmemd.crash()
+    with node.inside(claim) as client:
+        assert touch(client, "ram", b"written") == b"written"
+    node.kubelet.unprepare(claim)
+
+
+def test_rolling_update(api: ApiServer) -> None:
+    """The new pod's driver is there before the old one ends; what one has prepared the other releases."""
+    with Node(api) as node:
+        old, new = "00000000-0000-0000-0000-00000000000a", "00000000-0000-0000-0000-00000000000b"
+        first = node.start("--pod-uid", old)
+        claim = node.claim()
+        node.kubelet.prepare(claim)
+        with node.inside(claim) as client:
+            touch(client, "ram", b"written")
+            second = node.launch("--pod-uid", new)
+            node.kubelet.register(2)
+            assert node.stop(first) == 0
+            assert [path.name for path in (node.directory / "plugins_registry").iterdir()] == [
+                f"{DRIVER}-{new}-reg.sock"]
+            node.kubelet.endpoints.clear()
+            node.kubelet.register()
+            node.kubelet.prepare(claim)
+            assert touch(client, "ram", b"written") == b"written"
+        second.kill()
+        second.wait()
+        node.start("--pod-uid", old)  # which removes the dead one's sockets
+        assert len(list((node.directory / "plugins_registry").iterdir())) == 1
+        node.kubelet.unprepare(claim)
+        assert node.leftovers() == []
