@@ -79,7 +79,7 @@ def _check_shareable(template: HostMemoryBackend) -> None:
 # -- copying -----------------------------------------------------------------------------------------
 
 def _begin_copy(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    source = gmemd.objects.find(arguments["template"])
+    source = _source(gmemd, arguments["template"])
     if source.visibility is not None and source.visibility.total(PRIVATE):
         raise QmpError(f"a part of object '{source.id}' is private: make it shared first")
     fence = choose(gmemd, caller, source, arguments.get("fence"))
@@ -103,6 +103,12 @@ def _begin_copy(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
         return await _copy(gmemd, source, backend, fence, job, change, with_state=arguments["device-state"])
 
     return begin(gmemd, arguments, "clone", source.memory_size, work, change, {})
+
+
+def _source(gmemd: Gmemd, name: str) -> HostMemoryBackend:
+    """The object to copy; those in the house may copy one of theirs into a room."""
+    of_house = gmemd.house.objects.get(name) if gmemd.sees_all else None
+    return gmemd.objects.get(name) or of_house or gmemd.objects.find(name)
 
 
 def _like(gmemd: Gmemd, source: HostMemoryBackend, object_id: str) -> dict[str, Any]:

@@ -54,6 +54,8 @@ def in_its_room(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[Gmemd, dict[st
     if len(tenants) != 1:
         return gmemd, arguments
     room = gmemd.room_of(tenants.pop()).from_outside()
+    if room.made is not None:
+        room.snapshots = gmemd.snapshots  # it has no directory of its own for what those in the house save of it
     own = {member: [at_home(name)[0] for name in value] if isinstance(value, list) else at_home(value)[0]
            for member, value in arguments.items() if member in _NAMES}
     return room, arguments | own

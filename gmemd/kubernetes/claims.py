@@ -114,7 +114,7 @@ def creation(portion: Portion, room: str, *, bind: bool) -> tuple[str, dict[str,
     if "restore" in parameters:
         return "memdev-restore", {"id": name, "name": parameters["restore"]}
     if "clone" in parameters:
-        return "memdev-clone", {"id": name, **parameters["clone"]}
+        return "memdev-clone", {"id": name, "template": parameters["clone"], "copy": True}
     arguments = {"qom-type": f"memory-backend-{parameters['type']}", "id": name, "size": portion.size}
     if portion.device.huge:
         arguments |= {"hugetlb": True, "hugetlbsize": portion.device.page_size}

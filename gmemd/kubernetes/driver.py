@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,27 @@ class Driver:
                 raise
             if not self._same(client, claim, room):
                 client.execute("memdev-room-add", wanted)
-        for portion in claim.portions:
-            if not exists(client, f"{portion.id}@{claim.uid}"):
-                command, arguments = creation(portion, claim.uid, bind=self._bind)
-                client.execute(command, arguments)
-            if {"restore", "clone"} & portion.parameters.keys():
-                _check_fits(client, portion, f"{portion.id}@{claim.uid}")
+        made: list[str] = []
+        try:
+            for portion in claim.portions:
+                self._create(client, claim, portion, made)
+        except QmpError:  # a refusal leaves nothing
+            for name in made:
+                with suppress(QmpError):
+                    client.execute("object-del", {"id": name})
+            with suppress(QmpError):
+                client.execute("memdev-room-del", {"id": claim.uid})
+            raise
+
+    def _create(self, client: Client, claim: Claim, portion: Portion, made: list[str]) -> None:
+        """Create a portion's object if there is none; `made`: add its name then."""
+        name = f"{portion.id}@{claim.uid}"
+        if not exists(client, name):
+            command, arguments = creation(portion, claim.uid, bind=self._bind)
+            client.execute(command, arguments)
+            made.append(name)
+        if {"restore", "clone"} & portion.parameters.keys():
+            _check_fits(client, portion, name)
 
     def _same(self, client: Client, claim: Claim, room: dict[str, Any]) -> bool:
         """Whether a room is for this allocation; if it was for an earlier one of the claim, it is vacated."""
@@ -127,7 +143,7 @@ def _check_fits(client: Client, portion: Portion, name: str) -> None:
     if there["size"] <= portion.size and pages == (portion.device.page_size if portion.device.huge else 0):
         return
     client.execute("object-del", {"id": name})
-    source = portion.parameters.get("restore") or portion.parameters["clone"]["template"]
+    source = portion.parameters.get("restore") or portion.parameters["clone"]
     raise QmpError(f"the memory of '{source}' has {there['size']} bytes{' of huge pages' if pages else ''}, and the "
                    f"claim has {portion.size} bytes of device '{portion.device.name}'")
 

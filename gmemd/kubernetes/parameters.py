@@ -45,12 +45,7 @@ def check(given: Any) -> None:
 
 
 def _of_namespace(given: dict[str, Any], namespace: str) -> dict[str, Any]:
-    own = dict(given)
-    if "restore" in own:
-        own["restore"] = f"{namespace}.{own['restore']}"
-    if "clone" in own:
-        own["clone"] = {**own["clone"], "template": f"{namespace}.{own['clone']['template']}"}
-    return own
+    return {**given, **{name: f"{namespace}.{given[name]}" for name in ("restore", "clone") if name in given}}
 
 
 def _words(error: Any) -> str:

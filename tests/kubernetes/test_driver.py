@@ -188,9 +188,8 @@ def test_never_deleted_while_mapped(node: Node) -> None:
     ({"size": "1Gi"}, "the claim's parameters: Parameter 'size' is unexpected"),
     ({"type": "ram"}, "the claim's parameters: Parameter 'type' does not accept value 'ram'"),
     ({"prealloc": "yes"}, "the claim's parameters: Invalid parameter type for 'prealloc', expected: boolean"),
-    ({"clone": {}}, "the claim's parameters: Parameter 'template' is missing"),
     ({"hugePages": "2Mi"}, f"the claim asks for pages of 2Mi, and device '{PAGES}' has pages of 4Ki"),
-    ({"restore": "x", "clone": {"template": "y"}}, "'restore' and 'clone' exclude each other"),
+    ({"restore": "x", "clone": "y"}, "'restore' and 'clone' exclude each other"),
     ({"restore": "nothing"}, "snapshot 'team-a.nothing' not found"),
 ])
 def test_refused(node: Node, parameters: dict[str, Any], words: str) -> None:
@@ -200,6 +199,7 @@ def test_refused(node: Node, parameters: dict[str, Any], words: str) -> None:
         node.kubelet.prepare(claim)
     assert str(refused.value) == words
     assert node.conditions(claim) == [(PAGES, "False", words)]
+    assert node.leftovers() == []
     body = node.api.find("resourceclaims", "c8", "team-a")
     assert body is not None
     body["status"]["allocation"]["devices"]["config"] = []
@@ -260,6 +260,28 @@ def test_snapshot_on_release(node: Node) -> None:
     with pytest.raises(Refused, match=r"'team-b\.c11\.ram' not found"):
         node.kubelet.prepare(foreign)
     node.kubelet.unprepare(foreign)
+
+
+def test_clone(node: Node) -> None:
+    """A class names any object of the house, a claim those of its namespace."""
+    with node.gmemd.client() as client:
+        for name in ("base", "team-a.own"):
+            client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": name, "size": 2 * MIB})
+            touch(client, name, name.encode())
+        client.execute("memdev-freeze", {"id": "base"})
+    for given, data in (({"of_class": {"clone": "base"}}, b"base"), ({"parameters": {"clone": "own"}}, b"team-a.own")):
+        claim = node.claim("c17", **given)
+        node.kubelet.prepare(claim)
+        with node.inside(claim) as client:
+            assert touch(client, "ram", b"changed---") == data.ljust(10, b"\0")
+        node.kubelet.unprepare(claim)
+    foreign = node.claim("c18", parameters={"clone": "base"})
+    with pytest.raises(Refused, match=r"'team-a\.base@.*' not found"):
+        node.kubelet.prepare(foreign)
+    node.kubelet.unprepare(foreign)
+    with node.gmemd.client() as client:
+        for name in ("base", "team-a.own"):
+            client.execute("object-del", {"id": name})
 
 
 def test_an_older_kubelet(node: Node) -> None:
