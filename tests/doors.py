@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 from gmemd.authority.gate import of_a_member
@@ -28,7 +29,9 @@ class Doors:
 
     def close_room(self, room: Gmemd) -> None:
         if room.tenant in getattr(self, "listeners", {}):
-            self.listeners.pop(room.tenant).close()
+            listener = self.listeners.pop(room.tenant)
+            os.unlink(listener.getsockname())
+            listener.close()
 
     def clear_room(self, room: Gmemd) -> None: ...
 

@@ -194,10 +194,10 @@ class Change:
         """Keep a record without memory, in the place of the object's if that is kept."""
         custody = self._settler.custody
         if custody.keeps:
-            custody.check_writable()
             if backend.record is None:
-                self._note(partial(custody.add, record))
+                self.enter(record)
             else:
+                custody.check_writable()
                 self._note(partial(custody.update, record))
                 self.let_go(backend.record.fd_name)
                 self._record(backend, None)

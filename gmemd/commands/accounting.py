@@ -14,11 +14,13 @@ from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import SHORT, in_turns
 from gmemd.commands.measure import kind_of, measured
+from gmemd.commands.templates import home_of_template
 from gmemd.errors import os_errors
 from gmemd.kernel.affinity import online_nodes
 from gmemd.kernel.hugepages import HugePool
 from gmemd.kernel.kernel import Kernel
 from gmemd.memory.usage import Entry, Ledger, Usage, total
+from gmemd.objects.names import IN_THE_HOUSE
 
 PROC = "/proc"
 
@@ -46,7 +48,8 @@ async def _account(gmemd: Gmemd, listed: list[HostMemoryBackend], wanted: int) -
     """The answer, listing the requested number of objects."""
     rows: dict[HostMemoryBackend, _Row] = {}
     there = gmemd.by_age()
-    cloned = {(one.home, one.template) for one in there if one.template}
+    cloned = {(home_of_template(gmemd, one), one.template.removeprefix(IN_THE_HOUSE)) for one in there
+              if one.template}
     async for found in measured(gmemd, there, Ledger(gmemd.kernel).enter):
         rows.update({backend: _row(backend, entry, cloned) for backend, entry in found})
     with os_errors("cannot read the machine's memory"):

@@ -15,7 +15,7 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.holders import holders_now, look_for_holders
 from gmemd.commands.lease import check_free
 from gmemd.commands.measure import measured
-from gmemd.commands.templates import is_template, named
+from gmemd.commands.templates import home_of_template, is_template, named
 from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.uapi import F_SEAL_SEAL, F_SEAL_WRITE, SEALS_OF_SIZE
@@ -102,7 +102,7 @@ def _groups(gmemd: Gmemd) -> list[_Group]:
             continue
         with os_errors(f"cannot examine '{backend.id}'"):
             status = os.fstat(backend.fd)
-        group = found.setdefault((backend.home, status.st_dev, status.st_ino),
+        group = found.setdefault((home_of_template(gmemd, backend), status.st_dev, status.st_ino),
                                  _Group(gmemd.of(backend).named(backend.template or backend.id), backend, []))
         if backend.template:
             group.clones.append(backend)

@@ -20,10 +20,12 @@ from gmemd.commands.lines import state_file
 from gmemd.commands.measure import item_of, occupied_by, with_resident
 from gmemd.commands.memdev import added, make
 from gmemd.commands.stopping import Qmp
+from gmemd.commands.templates import find_template
 from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.kernel import Kernel
 from gmemd.memory.ranges import PRIVATE
 from gmemd.memory.usage import Item, occupied
+from gmemd.objects.names import IN_THE_HOUSE
 
 _COPY = "only 'copy' can clone it"
 
@@ -39,7 +41,7 @@ def memdev_clone(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
 
 def _share(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:
     """Create a clone that has the pages of a template."""
-    template = gmemd.objects.find(arguments["template"])
+    template = find_template(gmemd, arguments["template"])
     template.check_idle()
     _check_shareable(template)
     complete = gmemd.schema.check_object({"qom-type": "memory-backend-memfd", "id": arguments["id"], "share": False,
@@ -47,7 +49,7 @@ def _share(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Chan
     caller.rights.check_type(complete["qom-type"])
     backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "", dry_run=change.dry_run)
     change.undo(partial(gmemd.objects.cancel, backend))
-    backend.memory_size, backend.template = template.memory_size, template.template or template.id
+    backend.memory_size, backend.template = template.memory_size, _template_of(gmemd, template)
     charge(gmemd, backend, change, fd=template.fd)
     change.reserve()
     change.judged(f"create '{backend.id}' with the memory of '{template.id}', which takes none",
@@ -58,10 +60,16 @@ def _share(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Chan
     return added(gmemd, backend, change)
 
 
+def _template_of(gmemd: Gmemd, template: HostMemoryBackend) -> str:
+    """What a clone here says of its template."""
+    elsewhere = IN_THE_HOUSE if template.home is not None and template.home.tenant != gmemd.tenant else ""
+    return elsewhere + (template.template or template.id)
+
+
 def _pretend(gmemd: Gmemd, template: HostMemoryBackend, backend: HostMemoryBackend) -> None:
     """Make a clone visible in a trial; its descriptor is the template's, and is not closed."""
     backend.fd, backend.memory_size = template.fd, template.memory_size
-    backend.template = template.template or template.id
+    backend.template = _template_of(gmemd, template)
     gmemd.objects.restore([backend])
 
 
@@ -79,7 +87,7 @@ def _check_shareable(template: HostMemoryBackend) -> None:
 # -- copying -----------------------------------------------------------------------------------------
 
 def _begin_copy(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    source = _source(gmemd, arguments["template"])
+    source = find_template(gmemd, arguments["template"])
     if source.visibility is not None and source.visibility.total(PRIVATE):
         raise QmpError(f"a part of object '{source.id}' is private: make it shared first")
     fence = choose(gmemd, caller, source, arguments.get("fence"))
@@ -103,12 +111,6 @@ def _begin_copy(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
         return await _copy(gmemd, source, backend, fence, job, change, with_state=arguments["device-state"])
 
     return begin(gmemd, arguments, "clone", source.memory_size, work, change, {})
-
-
-def _source(gmemd: Gmemd, name: str) -> HostMemoryBackend:
-    """The object to copy; those in the house may copy one of theirs into a room."""
-    of_house = gmemd.house.objects.get(name) if gmemd.sees_all else None
-    return gmemd.objects.get(name) or of_house or gmemd.objects.find(name)
 
 
 def _like(gmemd: Gmemd, source: HostMemoryBackend, object_id: str) -> dict[str, Any]:

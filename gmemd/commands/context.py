@@ -15,7 +15,6 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from copy import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gmemd.authority.ledger import Account, Budget
 from gmemd.changes.jobs import Jobs
 from gmemd.changes.settling import Settler
 from gmemd.changes.threads import close_beside
@@ -24,7 +23,7 @@ from gmemd.commands.shelf import Shelves
 from gmemd.errors import close_fd
 from gmemd.objects.container import Objects
 from gmemd.objects.fds import FdSets, NamedFds
-from gmemd.objects.names import at_home, outside
+from gmemd.objects.names import IN_THE_HOUSE, at_home, outside
 from gmemd.objects.qom import Tree
 from gmemd.objects.rooms import MadeRoom
 from gmemd.observe.counters import Counters
@@ -37,7 +36,7 @@ from gmemd.schema.validate import Command, Schema
 if TYPE_CHECKING:
     import socket
 
-    from gmemd.authority.ledger import Ledger, Source
+    from gmemd.authority.ledger import Account, Budget, Ledger
     from gmemd.authority.rights import Rights
     from gmemd.backends.base import HostMemoryBackend
     from gmemd.kernel.kernel import Kernel
@@ -177,27 +176,8 @@ class Gmemd:
             room = copy(self)
             room.tenant, room.sees_all, room.rooms, room.unclaimed = tenant, False, {}, []
             room._furnish(f"{self.snapshots.path}/@{tenant}" if self.snapshots.path else "")
-            self.add_room(room)
+            self.rooms[tenant], self.tree.rooms[tenant] = room, room.objects
         return self.rooms[tenant]
-
-    def make_room(self, made: MadeRoom) -> Gmemd:
-        """Make a room."""
-        room = self.room_of(made.id)
-        room.made, room.account = made, Account(f"room:{made.id}", made.limits)
-        room.snapshots = Shelves("")  # others may not find its snapshots where gmemd has its own
-        return room
-
-    def add_room(self, room: Gmemd) -> None:
-        """Show a room again that was removed."""
-        assert room.tenant is not None
-        self.rooms[room.tenant], room.objects.closed = room, False
-        self.tree.rooms[room.tenant] = room.objects
-
-    def remove_room(self, room: Gmemd) -> None:
-        """No longer show a room, which is empty."""
-        assert room.tenant is not None
-        room.objects.closed = True
-        del self.rooms[room.tenant], self.tree.rooms[room.tenant]
 
     def seen_rooms(self) -> list[Gmemd]:
         """Itself and, in the house, the rooms, with the names of the house."""
@@ -207,6 +187,8 @@ class Gmemd:
         """A room as those in the house see it."""
         room = copy(self)
         room.sees_all = True
+        if room.made is not None:
+            room.snapshots = room.house.snapshots
         return room
 
     def seen(self) -> list[HostMemoryBackend]:
@@ -223,18 +205,6 @@ class Gmemd:
         every = [room.objects.sums for room in (self, *self.rooms.values())]
         return {kind: (sum([sums[kind][0] for sums in every]), sum([sums[kind][1] for sums in every]))
                 for kind in self.objects.sums}
-
-    def budget_of(self, account: str, limits: Mapping[str, int], user: Source) -> Budget | None:
-        """What a client here may have, whose rights name this account; `user`: the connections of its user."""
-        if self.account is not None:
-            budget = Budget(self.account, self.account.limits)
-        elif self.ledger is not None:
-            budget = self.ledger.budget(account, limits)
-        else:
-            return None
-        *_, top = budget.levels
-        top.account.sources |= {user, self.snapshots}
-        return budget
 
     def look_up(self, name: str) -> HostMemoryBackend | None:
         """The one that is called that here."""
@@ -257,6 +227,8 @@ class Gmemd:
 
     def named(self, own: str) -> str:
         """The same for the id of anything that is here."""
+        if own.startswith(IN_THE_HOUSE):
+            return own.removeprefix(IN_THE_HOUSE)
         return own if self.tenant is None or not self.sees_all else outside(own, self.tenant)
 
     def emit(self, name: str, data: dict[str, Any]) -> None:

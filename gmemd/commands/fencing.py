@@ -123,6 +123,9 @@ class Fence:
         found = await self.holders()
         if not self.gmemd.sees_all:
             for holder in found:
+                if self.gmemd.made is not None:
+                    raise QmpError(f"process {holder.pid} holds the memory of '{self.backend.id}', and for a client of"
+                                   " a made room nobody is stopped")
                 if str(holder.uid) != self.gmemd.tenant:
                     raise QmpError(f"process {holder.pid}, which is another user's, holds the memory of "
                                    f"'{self.backend.id}'")

@@ -5,10 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from gmemd.authority.ledger import Account
 from gmemd.changes.change import Change
 from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed
+from gmemd.commands.shelf import Shelves
 from gmemd.errors import QmpError
 from gmemd.kernel.beneath import Paths
 from gmemd.objects.rooms import MadeRoom, check_name
@@ -33,7 +35,7 @@ def memdev_room_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], cha
     if gmemd.custody.keeps:
         gmemd.custody.check_writable()
     connected = f", whose clients connect to '{made.socket}'" if made.socket else ""
-    change.judged(f"make the room '{made.id}'{connected}", whole=not connected, then=partial(gmemd.make_room, made))
+    change.judged(f"make the room '{made.id}'{connected}", whole=not connected, then=partial(make_room, gmemd, made))
     gmemd.rooms_coming.add(made.id)
     change.undo(partial(gmemd.rooms_coming.discard, made.id))
     return _bind(gmemd, caller, made, change) if made.socket else _make(gmemd, caller, made, None, change)
@@ -73,8 +75,8 @@ async def _bind(gmemd: Gmemd, caller: Caller, made: MadeRoom, change: Change) ->
 
 def _make(gmemd: Gmemd, caller: Caller, made: MadeRoom, listener: socket.socket | None,
           change: Change) -> dict[str, Any]:
-    room = gmemd.make_room(made)
-    change.undo(partial(gmemd.remove_room, room))
+    room = make_room(gmemd, made)
+    change.undo(partial(remove_room, gmemd, room))
     gmemd.rooms_coming.discard(made.id)
     gmemd.host.open_room(room, listener)
     change.undo(partial(gmemd.host.close_room, room))
@@ -83,6 +85,28 @@ def _make(gmemd: Gmemd, caller: Caller, made: MadeRoom, listener: socket.socket 
         made.record = made.recorded((caller.uid, caller.pid))
         change.enter(made.record)
     return {}
+
+
+def make_room(gmemd: Gmemd, made: MadeRoom) -> Gmemd:
+    """Make a room, with nobody in it."""
+    room = gmemd.room_of(made.id)
+    room.made, room.account = made, Account(f"room:{made.id}", made.limits)
+    room.snapshots = Shelves("")  # gmemd's own directory is for those in the house
+    return room
+
+
+def add_room(gmemd: Gmemd, room: Gmemd) -> None:
+    """Put back a room that was removed."""
+    assert room.tenant is not None
+    gmemd.rooms[room.tenant], gmemd.tree.rooms[room.tenant] = room, room.objects
+    room.objects.closed = False
+
+
+def remove_room(gmemd: Gmemd, room: Gmemd) -> None:
+    """Remove an empty room from the others."""
+    assert room.tenant is not None
+    room.objects.closed = True
+    del gmemd.rooms[room.tenant], gmemd.tree.rooms[room.tenant]
 
 
 def listener_of(made: MadeRoom) -> socket.socket:
@@ -116,11 +140,11 @@ def memdev_room_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], cha
     if why:
         raise QmpError(f"room '{made.id}' {why}")
     change.judged(f"remove the room '{made.id}', and disconnect {gmemd.host.clients_in(room)} clients",
-                  then=partial(gmemd.remove_room, room))
+                  then=partial(remove_room, gmemd, room))
     if made.record is not None and gmemd.custody.keeps:
         change.drop(made.record)
-    gmemd.remove_room(room)
-    change.undo(partial(gmemd.add_room, room))
+    remove_room(gmemd, room)
+    change.undo(partial(add_room, gmemd, room))
     change.done(partial(_end, gmemd, room))
     return {}
 

@@ -91,6 +91,8 @@ def _hand_out(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> WithF
 
 def _lease(backend: HostMemoryBackend, caller: Caller, arguments: dict[str, Any]) -> Lease:
     policy, delete_after = arguments["lease"], arguments["delete-after"]
+    if policy == "delete":
+        caller.rights.check_command("object-del")
     if delete_after and policy != "delete":
         raise QmpError("parameter 'delete-after' needs 'lease' to be 'delete'")
     with os_errors(f"cannot lease '{backend.id}'"):

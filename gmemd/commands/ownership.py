@@ -159,8 +159,8 @@ def _describe(gmemd: Gmemd, name: str, fd: int) -> dict[str, Any]:
 
 
 def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    name = arguments["name"]
-    found = next((entry for entry in gmemd.unclaimed if entry[0] == name), None)
+    name, unclaimed = arguments["name"], _unclaimed(gmemd)
+    found = next((entry for entry in unclaimed if entry[0] == name), None)
     if found is None:
         raise QmpError(f"no unclaimed memory is named '{name}'")
     if "id" not in arguments:
@@ -168,8 +168,8 @@ def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
     judged = _judge(gmemd, found[1], {**arguments, "require-seals": False, "frozen": True})
     backend = _adopted(gmemd, caller, found[1], arguments["id"], judged, change)
     change.judged()
-    gmemd.unclaimed.remove(found)
-    change.undo(lambda: gmemd.unclaimed.extend((name, fd) for fd in _taken_back(backend)))
+    unclaimed.remove(found)
+    change.undo(lambda: unclaimed.extend((name, fd) for fd in _taken_back(backend)))
     change.keep_stored(backend, name)
     gmemd.objects.commit(backend)
     change.undo(partial(gmemd.objects.uncommit, backend))
@@ -178,13 +178,19 @@ def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
 
 def _give_up(gmemd: Gmemd, name: str, change: Change) -> dict[str, Any]:
     """Release all unclaimed memory with a name."""
+    unclaimed = _unclaimed(gmemd)
     change.judged()
-    gone = [entry for entry in gmemd.unclaimed if entry[0] == name]
-    gmemd.unclaimed[:] = [entry for entry in gmemd.unclaimed if entry[0] != name]
-    change.undo(lambda: gmemd.unclaimed.extend(gone))
+    gone = [entry for entry in unclaimed if entry[0] == name]
+    unclaimed[:] = [entry for entry in unclaimed if entry[0] != name]
+    change.undo(lambda: unclaimed.extend(gone))
     change.done(lambda: close_beside(fd for _, fd in gone))
     change.let_go(name)
     return {}
+
+
+def _unclaimed(gmemd: Gmemd) -> list[tuple[str, int]]:
+    """What may be claimed, also by those in the house into a room."""
+    return gmemd.house.unclaimed if gmemd.sees_all else gmemd.unclaimed
 
 
 def query_memdev_lost(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:

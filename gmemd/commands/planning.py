@@ -27,6 +27,8 @@ def trial_of(gmemd: Gmemd, trials: Trials) -> Gmemd:
     other.tree = gmemd.tree.over(other.objects)
     other.lost, other.gone = dict(gmemd.lost), dict(gmemd.gone)
     other.rooms = {tenant: trial_of(room, trials) for tenant, room in gmemd.rooms.items()}
+    for room in other.rooms.values():
+        room.house = other
     other.account = None if gmemd.account is None else trials.of(gmemd.account)
     other.tree.rooms |= {tenant: room.objects for tenant, room in other.rooms.items()}
     return other

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from gmemd.commands.context import Gmemd
+from gmemd.commands.housing import make_room
 from gmemd.commands.tombstones import bury
 from gmemd.objects.conversion import reconcile
 from gmemd.objects.names import at_home
@@ -19,7 +20,7 @@ _WITHOUT_MEMORY = (TOMBSTONE, ROOM)
 def adopt_restored(gmemd: Gmemd, restored: Restored) -> None:
     """Take it over."""
     for record in _of_type(restored, ROOM):
-        gmemd.make_room(MadeRoom.of(record))
+        make_room(gmemd, MadeRoom.of(record))
     for record in _of_type(restored, TOMBSTONE):
         bury(gmemd.room_of(at_home(record.id)[1]), record)
     backends, asides = objects_of(

@@ -1,4 +1,4 @@
-"""Commands of those in the house on what is in a tenant's room, which they call ID@UID: carried out in that room."""
+"""Commands of those in the house on what is in a room, which they call ID@ROOM: carried out in that room."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from gmemd.commands.context import Caller, Function, Gmemd
 from gmemd.errors import QmpError
-from gmemd.objects.names import at_home
+from gmemd.objects.names import IN_THE_HOUSE, at_home
 
 _NAMES: Final = ("id", "ids", "template", "after", "object", "job-id")  # members that name what a room can have
 
@@ -54,10 +54,10 @@ def in_its_room(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[Gmemd, dict[st
     if len(tenants) != 1:
         return gmemd, arguments
     room = gmemd.room_of(tenants.pop()).from_outside()
-    if room.made is not None:
-        room.snapshots = gmemd.snapshots  # it has no directory of its own for what those in the house save of it
     own = {member: [at_home(name)[0] for name in value] if isinstance(value, list) else at_home(value)[0]
            for member, value in arguments.items() if member in _NAMES}
+    if "template" in arguments and at_home(arguments["template"])[1] is None:  # what is cloned into the room
+        own["template"] = IN_THE_HOUSE + arguments["template"]
     return room, arguments | own
 
 

@@ -11,6 +11,7 @@ from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd
 from gmemd.commands.holders import holders_now
 from gmemd.errors import QmpError, os_errors
+from gmemd.objects.names import IN_THE_HOUSE
 from gmemd.processes.holders import Holder
 
 _FEW = 5  # named in a refusal
@@ -18,10 +19,25 @@ _FEW = 5  # named in a refusal
 
 def clones_of(gmemd: Gmemd, backend: HostMemoryBackend) -> list[HostMemoryBackend]:
     """The clones that have the same memory as this template or clone, without itself, by age."""
+    own = backend.template or backend.id
     named = [one for one in gmemd.objects.in_creation_order()
-             if one.template and one is not backend and one.template == (backend.template or backend.id)]
+             if one.template and one is not backend and one.template == own]
+    named += [one for room in gmemd.rooms.values() for one in room.objects.in_creation_order()
+              if one.template == IN_THE_HOUSE + own]
     with os_errors(f"cannot examine '{backend.id}'"):
         return [one for one in named if os.path.sameopenfile(one.fd, backend.fd)]
+
+
+def find_template(gmemd: Gmemd, name: str) -> HostMemoryBackend:
+    """The object that is to be cloned here; QmpError if there is none."""
+    if gmemd.tenant is not None and gmemd.sees_all and name.startswith(IN_THE_HOUSE):
+        return gmemd.house.objects.find(name.removeprefix(IN_THE_HOUSE))
+    return gmemd.objects.find(name)
+
+
+def home_of_template(gmemd: Gmemd, clone: HostMemoryBackend) -> object:
+    """Where the template of a clone is, or was."""
+    return gmemd.house.objects if clone.template.startswith(IN_THE_HOUSE) else clone.home
 
 
 def is_template(backend: HostMemoryBackend) -> bool:
@@ -33,8 +49,8 @@ def check_no_clones(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
     """Refuse to delete a template that has clones."""
     clones = clones_of(gmemd, backend)
     if clones:
-        raise QmpError(f"object '{backend.id}' is the template of {listed([repr(one.id) for one in clones])}: "
-                       "delete them first, or use 'force'")
+        raise QmpError(f"object '{backend.id}' is the template of "
+                       f"{listed([repr(gmemd.called(one)) for one in clones])}: delete them first, or use 'force'")
 
 
 async def check_unused(backend: HostMemoryBackend) -> None:

@@ -6,7 +6,9 @@ A tenant's room is called by its uid, in digits; a made room has a name that is 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
+
+IN_THE_HOUSE: Final = "/"  # before the id of a template in the house that has a clone in a room
 
 _IN_A_ROOM = re.compile(r"([^@]+)@([A-Za-z0-9][A-Za-z0-9-]{0,62})(\[private\])?")
 

@@ -25,6 +25,7 @@ from gmemd.authority.peer import Peer
 from gmemd.authority.rights import ALL, Rights
 from gmemd.changes.change import Change, WithFds
 from gmemd.changes.pace import Pace
+from gmemd.commands.charging import budget_of
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
@@ -113,7 +114,7 @@ class Monitor:
         """Have these rights from now on."""
         self.rights = rights
         self.room = self._gmemd.room_of(rights.room)
-        self.budget = self.room.budget_of(rights.account or f"uid:{self.uid}", rights.limits, self._user)
+        self.budget = budget_of(self.room, rights.account or f"uid:{self.uid}", rights.limits, self._user)
         if self._gmemd.ledger is not None:
             self._user.limit(rights.limits)
         self.usable = self._dispatcher.usable(rights)

@@ -1,4 +1,5 @@
-"""What others have is to a tenant what does not exist: the same bytes in answer to every command of the schema.
+"""What others have is to a tenant, and to a member of a made room, what does not exist: the same bytes in answer to
+every command of the schema.
 
 Each command is sent by a tenant of its own, who has nothing, and names `x` wherever it can name something: on a host on
 which others have an `x` of every kind, and on one on which there is nothing.
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from gmemd.authority.gate import of_a_member
 from gmemd.changes.change import WithFds, completed
 from gmemd.commands.returning import adopt_restored
 from gmemd.errors import QmpError
@@ -78,9 +80,22 @@ class Host(LiveMachine):
         os.chdir(folder)
         super().__init__(snapshots=str(folder / "snapshots"))
 
-    async def answer(self, uid: int, case: Case) -> tuple[bytes, int, list[Any]]:
+    async def enter(self, number: int, *, made: bool) -> str:
+        """Be the tenant with this uid, or the client of a made room of its own; the name of the room."""
+        if not made:
+            self.become(number)
+            return str(number)
+        self.become(None)
+        room = f"r-{number}"
+        if room not in self.gmemd.rooms:
+            await self.do("memdev-room-add", id=room, namespace="team")
+        self.rights, self.room = of_a_member(room, SCHEMA), self.gmemd.rooms[room]
+        self.usable = self.dispatcher.usable(self.rights)
+        return room
+
+    async def answer(self, number: int, case: Case, *, made: bool) -> tuple[bytes, int, list[Any]]:
         """The bytes of the reply, how many descriptors came with it, and the events until then."""
-        self.become(uid)
+        room = await self.enter(number, made=made)
         self.named_fds = NamedFds()
         self.named_fds.receive("x", memfd())
         self.sent = [memfd()]
@@ -97,7 +112,7 @@ class Host(LiveMachine):
             reply = self.session.failure(request, exc)
         for fd in (*self.sent, *self.named_fds.take_all()):
             os.close(fd)
-        mine = [event for event in self.events if event[0].startswith(f"{uid}: ")]
+        mine = [event for event in self.events if event[0].startswith(f"{room}: ")]
         while self.tasks:  # of a job, before the next command
             await asyncio.wait(list(self.tasks))
         return reply, fds, mine
@@ -132,6 +147,10 @@ class Host(LiveMachine):
         restored.lost = [Record(f"x@{owners[7]}", "memory-backend-memfd", {}, "memfd", SIZE)]
         restored.unclaimed = [("x", memfd())]
         adopt_restored(self.gmemd, restored)
+        self.become(None)
+        await self.do("memdev-room-add", id="x", namespace="team", note="x", limits={"objects": 2})
+        await self.do("object-add", **{**MEMFD, "id": "x@x"})
+        await self.do("memdev-snapshot", id="x@x", name="x")
         while self.tasks:
             await asyncio.wait(list(self.tasks))
 
@@ -156,8 +175,9 @@ def memfd() -> int:
     return fd
 
 
-async def answers(folder: Path, *, filled: bool, long: bool = False, own: bool = False) -> list[tuple[Case, Any]]:
-    """What the tenants are answered, in their order; `own`: each has a memfd `x`."""
+async def answers(folder: Path, *, filled: bool, long: bool = False, own: bool = False,
+                  made: bool = False) -> list[tuple[Case, Any]]:
+    """What the tenants are answered, in their order; `own`: each has a memfd `x`; `made`: they are members instead."""
     host = Host(folder)
     try:
         if filled:
@@ -167,19 +187,20 @@ async def answers(folder: Path, *, filled: bool, long: bool = False, own: bool =
             if own:
                 host.become(uid)
                 await host.do("object-add", **MEMFD)
-            found.append((case, await host.answer(uid, case)))
+            found.append((case, await host.answer(uid, case, made=made)))
         return found
     finally:
         host.become(None)
         await host.close()
 
 
+@pytest.mark.parametrize("made", [False, True], ids=["tenant", "member"])
 @pytest.mark.asyncio
-async def test_what_others_have_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_others_have_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, made: bool) -> None:
     """Every command is answered on a full host as on an empty one."""
     monkeypatch.chdir(tmp_path)
-    empty = await answers(tmp_path / "host", filled=False)
-    full = await answers(tmp_path / "host", filled=True)
+    empty = await answers(tmp_path / "host", filled=False, made=made)
+    full = await answers(tmp_path / "host", filled=True, made=made)
     for (case, expected), (_, actual) in zip(empty, full, strict=True):
         assert actual == expected, case
     assert {case[0] for case, _ in full} == SCHEMA.commands.keys()
