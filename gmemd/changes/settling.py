@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
@@ -14,7 +15,7 @@ from gmemd.kernel.kernel import Kernel
 from gmemd.observe.log import log
 from gmemd.persist.batch import Operation
 from gmemd.persist.nobody import AnyCustody
-from gmemd.persist.waits import Flush, NotKept, Wait, wait_for
+from gmemd.persist.waits import Flush, NotKept, Wait
 
 
 class Unsettled(Protocol):
@@ -35,7 +36,7 @@ class Unsettled(Protocol):
 
 Waiting = list[tuple[Sequence[Unsettled], Callable[[], None]]]
 
-_SOON: Final = 0.001  # seconds; an idle manager needs a twentieth of it, and waiting on the loop takes longer
+_SOON: Final = 1  # millisecond; an idle manager needs a twentieth of it, and waiting on the loop takes longer
 _RETRY_SECONDS: Final = 30.0
 
 
@@ -49,6 +50,7 @@ class Settler:
         self._told = flushed
         self._unsettled: Waiting = []
         self._flushing = False
+        self._poll, self._polled = select.poll(), -1  # of that fd
 
     def check_live(self, backend: HostMemoryBackend) -> None:
         """Raise QmpError for an object that no longer exists: its creation could not be made durable."""
@@ -102,7 +104,7 @@ class Settler:
         """Advance a flush to the next longer wait, or to its end."""
         try:
             wait = advance()
-            while _comes_soon(wait):
+            while self._comes_soon(wait):
                 wait = flush.send(True)
         except StopIteration:
             self._flushed(waiting, None)
@@ -124,6 +126,21 @@ class Settler:
             timer.cancel()
             self._drive(flush, partial(flush.throw, exc), waiting)
 
+    def _comes_soon(self, wait: Wait) -> bool:
+        """Wait a moment here for a barrier; False: it has not passed, or the flush waits for something else.
+
+        Waiting for room for more messages is left to the loop: a large batch does so often.
+        """
+        if wait.what != "readable":
+            return False
+        if wait.fd != self._polled:  # mostly it is the same one
+            self._poll, self._polled = select.poll(), wait.fd
+            self._poll.register(wait.fd, select.POLLIN)
+        try:
+            return len(self._poll.poll(_SOON)) > 0
+        except OSError:
+            return False
+
     def _flushed(self, waiting: Waiting, error: NotKept | None) -> None:
         """Finish the changes of a flush, undo those that did not happen, release the replies, go on."""
         if error is not None:  # what was noted meanwhile is undone with it
@@ -142,17 +159,6 @@ class Settler:
             asyncio.get_running_loop().call_soon(self._flush)  # others get their turn between two flushes
         else:
             self._flushing = False
-
-
-def _comes_soon(wait: Wait) -> bool:
-    """Wait a moment here for a barrier; False: it has not passed, or the flush waits for something else.
-
-    Waiting for room for more messages is left to the loop: a large batch does so often.
-    """
-    try:
-        return wait.what == "readable" and wait_for(wait, _SOON)
-    except OSError:
-        return False
 
 
 def _undo(error: NotKept, changes: list[Unsettled]) -> None:

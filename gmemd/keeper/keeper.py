@@ -90,11 +90,13 @@ class Keeper:
 
     def _turn(self, poll: select.poll, woken: int) -> None:
         """Wait for the next thing to do, and do it."""
-        events = poll.poll(self._patience())
+        events = poll.poll(self._patience() if self._due else None)
         self.receive()  # before reaping: the last messages of a dead daemon count
-        if any(fd == woken for fd, _ in events):
-            self._signals(os.read(woken, 4096))
-        self._deadlines()
+        for fd, _ in events:
+            if fd == woken:
+                self._signals(os.read(woken, 4096))
+        if self._due:
+            self._deadlines()
 
     def close(self) -> None:
         """Remove the sockets and free the memory."""
@@ -191,10 +193,8 @@ class Keeper:
             os.kill(self.pid, number)
 
     # -- time ------------------------------------------------------------------------------------------------
-    def _patience(self) -> float | None:
+    def _patience(self) -> float:
         """Milliseconds until something is due, at most an hour: poll(2) accepts no more."""
-        if not self._due:
-            return None
         return min(max(0.0, min(self._due.values()) - monotonic()), 3600.0) * 1000 + 1
 
     def _deadlines(self) -> None:
@@ -227,22 +227,30 @@ class Keeper:
         if data == b"BARRIER=1":
             kept.answer_once(fds)
             return False
-        fields = fields_of(data.split(b"\n"))
+        lines = data.split(b"\n")
+        asks = lines[-1] == b"ANSWER=1"
+        if asks:
+            lines.pop()
         if not whole:
             kept.lost = True
+        elif len(lines) == 2 and lines[1].startswith(b"FDNAMES="):
+            names = [valid_name(name) for name in lines[1][8:].split(b":")]
+            if lines[0] == b"FDSTORE=1":
+                kept.store(names, fds)
+            elif lines[0] == b"FDSTOREREMOVE=1":
+                kept.drop(names)
         else:
-            self._act(fields, fds)
-        if b"ANSWER" not in fields:
-            return False
-        kept.answer()
-        return True
+            self._act(fields_of(lines), fds)
+        if asks:
+            kept.answer()
+        return asks
 
     def _act(self, fields: dict[bytes, bytes], fds: array[int]) -> None:
+        names = [valid_name(fields.get(b"FDNAME", b"stored"))]
         if fields.get(b"FDSTORE") == b"1":
-            self.kept.store(_names(fields), fds)
+            self.kept.store(names * len(fds), fds)
         elif fields.get(b"FDSTOREREMOVE") == b"1":
-            for name in _names(fields):
-                self.kept.drop(name)
+            self.kept.drop(names)
         elif fields.get(b"ANSWERS") == b"1":
             self.kept.answer_at(fds)
         if fields.get(b"READY") == b"1":
@@ -266,13 +274,6 @@ def run_keeper(argv: list[str]) -> int:
     finally:
         keeper.close()
         wait_logged()
-
-
-def _names(fields: dict[bytes, bytes]) -> list[str]:
-    """The names in a message."""
-    several = fields.get(b"FDNAMES")
-    return [valid_name(name) for name in several.split(b":")] if several else \
-        [valid_name(fields.get(b"FDNAME", b"stored"))]
 
 
 def _said(status: int) -> str:

@@ -12,6 +12,7 @@ import os
 import stat
 from array import array
 
+from gmemd.errors import close_fd
 from gmemd.keeper.launch import log
 
 NAME_MAX = 255
@@ -35,12 +36,10 @@ class KeptFds:
         return len(self._entries)
 
     def store(self, names: list[str], fds: array[int]) -> None:
-        """Take these fds out of `fds`; what is not kept is reported, and makes the next barrier report failure.
+        """Take these fds, each of which has its name, out of `fds`.
 
-        names: one for each fd, or one for all of them.
+        What is not kept is reported, and makes the next barrier report failure.
         """
-        if len(names) == 1:
-            names *= len(fds)
         if len(names) != len(fds):
             self.lost = True
             log(f"{len(fds)} fds with {len(names)} names are not kept")
@@ -76,14 +75,16 @@ class KeptFds:
 
     def answer(self) -> None:
         """The same as answer_once there; with another byte if something is not held."""
-        with contextlib.suppress(OSError):  # nobody waits any more
+        try:  # noqa: SIM105  # the usual way to say this costs as much as the rest
             os.write(self._answers, b"0" if self.lost else b"1")
+        except OSError:  # nobody waits any more
+            pass
         self.lost = False
 
     def forget_answers(self) -> None:
         """Nobody waits for an answer any more."""
         if self._answers >= 0:
-            os.close(self._answers)
+            close_fd(self._answers)
             self._answers = -1
 
     def take(self, name: str, fd: int) -> bool:
@@ -106,22 +107,21 @@ class KeptFds:
         self._by_name.setdefault(name, []).append(fd)
         return True
 
-    def drop(self, name: str) -> None:
-        """Close all fds of a name."""
-        for fd in self._by_name.pop(name, ()):
-            _, file = self._entries.pop(fd)
-            others = self._by_file[file]
-            others.remove(fd)
-            if not others:
-                del self._by_file[file]
-            with contextlib.suppress(OSError):  # of its file system; the fd is closed all the same
-                os.close(fd)
+    def drop(self, names: list[str]) -> None:
+        """Close all fds of these names."""
+        for name in names:
+            for fd in self._by_name.pop(name, ()):
+                _, file = self._entries.pop(fd)
+                others = self._by_file[file]
+                others.remove(fd)
+                if not others:
+                    del self._by_file[file]
+                close_fd(fd)
 
     def close(self) -> None:
         """Close them all."""
         self.forget_answers()
-        for name in list(self._by_name):
-            self.drop(name)
+        self.drop(list(self._by_name))
 
     def newest_first(self) -> list[tuple[str, int]]:
         """(name, fd) as they are passed to a new daemon."""

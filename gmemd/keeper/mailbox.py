@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import struct
 from array import array
 from collections.abc import Callable
 
+from gmemd.errors import close_fd
 from gmemd.keeper.launch import log
 from gmemd.posix.sockets import Identity, bind, identity, remove_own, taking
 
@@ -72,8 +72,7 @@ class Mailbox:
                     return True
             finally:
                 for fd in fds:
-                    with contextlib.suppress(OSError):  # of its file system
-                        os.close(fd)
+                    close_fd(fd)
         return True
 
     def close(self) -> None:

@@ -39,7 +39,7 @@ class Carrier:
         self._sender = sender
         self._wanted = wanted
         self._boot = boot
-        self._asked: Entries | None = None
+        self.asked: Entries | None = None  # the next flush is to store a copy
         self._number = 0  # of the newest copy
         self._fd = -1  # its fd, which is ours
         self._old: list[str] = []
@@ -51,15 +51,10 @@ class Carrier:
         """A number that stays the same while nothing changes; 0: the copy is up to date, or not wanted."""
         return 0 if not self._wanted or self._registry.changes == self._changes else self._registry.changes + 1
 
-    @property
-    def asked(self) -> bool:
-        """Whether the next flush is to store a copy."""
-        return self._asked is not None
-
     def ask(self, entries: Entries) -> None:
         """Have the next flush store a new copy, if one is due."""
         if self.due:
-            self._asked = entries
+            self.asked = entries
 
     @property
     def stored(self) -> bool:
@@ -84,7 +79,7 @@ class Carrier:
 
     def renew(self, batch: Batch) -> Flush:
         """Store a new copy if asked, with a batch, and owe the removal of the older ones. OSError or NotWritten."""
-        entries, self._asked = self._asked, None
+        entries, self.asked = self.asked, None
         if entries is None:
             return
         changes, name = self._registry.changes, f"{PREFIX}{self._number + 1}"

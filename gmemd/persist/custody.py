@@ -96,11 +96,12 @@ class Custody:
     @property
     def dirty(self) -> bool:
         """Is there anything for flush to do?"""
-        return bool(self._pending) or self._due or self._again is not None or self.copies.asked
+        return len(self._pending) > 0 or self._due or self._again is not None or self.copies.asked is not None
 
     def reserve(self) -> None:
         """Reserve room for one object until add(), which uses it up. QmpError: no room."""
-        self.check_writable()
+        if self._registry.read_only:
+            self.check_writable()
         self._store.reserve()
 
     def release(self) -> None:
@@ -199,7 +200,7 @@ class Custody:
         try:
             if again is not None:
                 yield from again()
-            if self.copies.asked:
+            if self.copies.asked is not None:
                 yield from self.copies.renew(batch)
             yield from self._delivery.carry_out(batch)
             self.trouble = ""

@@ -45,17 +45,14 @@ class Delivery:
     def carry_out(self, batch: Batch) -> Flush:
         """Make a batch durable; OSError or NotWritten when that fails: then take_back() it. Always end() it."""
         if batch.unsent and self._store.leaving and self._must_wait(batch):
-            self._write(batch, batch.early, [])
-            yield from self._send_removals(batch, ask=False)
-            if batch.removes and self._must_wait(batch):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield from self._make_room(batch)
         removals_follow = bool(self.owed) or bool(batch.removes)
         ask = batch.grouped or not removals_follow
         if batch.unsent:
             yield from self._send_adds(batch, ask=ask)
         if ask and batch.sent and batch.barrier < 0:
             batch.barrier = yield from self._send(self._notifier.barrier)
-        if batch.grouped:
+        if batch.grouped and batch.barrier >= 0:
             yield from self._pass(batch)
         self._write(batch, batch.removes, batch.records)
         batch.committed = True
@@ -63,10 +60,19 @@ class Delivery:
             yield from self._send_removals(batch, ask=True)
             if batch.barrier < 0:
                 batch.barrier = yield from self._send(self._notifier.barrier)
-        yield from self._pass(batch)
-        for name in batch.removals:
-            self.owed.discard(name)
-            self._store.forget(name)
+        if batch.barrier >= 0:
+            yield from self._pass(batch)
+        if batch.removals:
+            self.owed = self.owed.difference(batch.removals)  # a new set: an old one stays as large as it was once
+            for name in batch.removals:
+                self._store.forget(name)
+
+    def _make_room(self, batch: Batch) -> Flush:
+        """Remove first what may be."""
+        self._write(batch, batch.early, [])
+        yield from self._send_removals(batch, ask=False)
+        if batch.removes and self._must_wait(batch):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _must_wait(self, batch: Batch) -> bool:
         """Must leaving names be gone before the adds are sent?"""
@@ -74,12 +80,11 @@ class Delivery:
             [op.record.fd_name for op in batch.unsent], gone=batch.removals)
 
     def _pass(self, batch: Batch) -> Flush:
-        """Wait for the barrier, if there is one."""
-        if batch.barrier >= 0:
-            if not (yield Wait("readable", batch.barrier, self._timeout)):
-                raise TimeoutError
-            barrier, batch.barrier = batch.barrier, -1
-            self._notifier.passed(barrier)
+        """Wait for the barrier."""
+        if not (yield Wait("readable", batch.barrier, self._timeout)):
+            raise TimeoutError
+        barrier, batch.barrier = batch.barrier, -1
+        self._notifier.passed(barrier)
 
     def send_again(self, entries: Callable[[], Iterable[tuple[str, int]]], *, wholly: bool) -> Flush:
         """Send again everything to be held; the manager ignores what it already has."""
@@ -162,13 +167,14 @@ class Delivery:
             last_seq = self._registry.state.last_seq
             self._registry.apply(
                 put=_rows(records),
-                delete=self.owed_rows.union([record.id for record in removes]),
-                removing=self.owed.union(names),
+                delete={*self.owed_rows, *[record.id for record in removes]},
+                removing={*self.owed, *names},
                 last_seq=max(last_seq, batch.last_seq) if records else last_seq,
             )
             self.owed_rows.clear()
-        batch.written(removes)
-        self.owe(names)
+        if removes:
+            batch.written(removes)
+            self.owe(names)
 
     def _send_adds(self, batch: Batch, *, ask: bool) -> Flush:
         """Send all adds; ask: the last message shall be the barrier, if it can be."""

@@ -72,12 +72,13 @@ class Registry:
 
         The rows of adds themselves show last_seq; the state is written when something is removed.
         """
-        self._stay_in_place()
+        if not self._in_place():
+            self._stay_in_place()
         if self._db is None or self.read_only:
             raise NotWritten(self.read_only or "it is closed")
         db, old = self._db, self.state
         version, generation, _, commits, starts, was_removing = old
-        if delete or not removing <= set(was_removing):
+        if delete or (removing and not removing <= set(was_removing)):
             state = State(version, generation, last_seq, commits + 1, starts, tuple(sorted(removing)))
         else:
             state = State(version, generation, last_seq, commits, starts, was_removing)
@@ -148,7 +149,7 @@ class Registry:
 
     def _stay_in_place(self) -> None:
         """Restore the file where somebody has removed it: the next daemon looks for it there."""
-        if self._in_place() or self._db is None or self.read_only:
+        if self._db is None or self.read_only:
             return
         if os.path.exists(self.path):
             raise NotWritten("it was replaced by another file")
