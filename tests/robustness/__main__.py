@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from gmemd.errors import QmpError
 from tests.commands.test_indistinguishable import answers
-from tests.robustness import damage, hostile, jumps, quotas, stored
+from tests.robustness import damage, hostile, jumps, quotas, replies, stored
 from tests.robustness.fences import strike
 from tests.robustness.ladder import climb, restart_time
 from tests.robustness.moves import Pair, every_message
@@ -58,6 +58,20 @@ def all_kills() -> int:
 
 def all_errors() -> int:
     return _sweep("an error at every system call", errors)
+
+
+def all_replies() -> int:
+    """Three thousand kills while replies leave; how much was wrong."""
+    begun = time.monotonic()
+    print("== killed while its replies leave ==", flush=True)
+    with World() as world:
+        try:
+            done = replies.run(world, 3000)
+        except (Wrong, OSError) as exc:
+            print(f"    WRONG: {str(exc)[:1000]}")
+            return 1
+    print(f"{', '.join(f'{count} {name}' for name, count in done.items())}, {time.monotonic() - begun:.0f} s\n")
+    return 0
 
 
 def all_damage() -> int:
@@ -265,7 +279,8 @@ def all_quotas() -> int:
     return 0
 
 
-PARTS: dict[str, Part] = {"pairs": all_pairs, "kills": all_kills, "errors": all_errors, "moves": all_moves,
+PARTS: dict[str, Part] = {"pairs": all_pairs, "kills": all_kills, "errors": all_errors, "replies": all_replies,
+                          "moves": all_moves,
                           "damage": all_damage, "ladder": whole_ladder, "restart": restart, "waits": longest_waits,
                           "snapshots": all_snapshots, "stored": all_stored, "model": whole_model,
                           "snapshot-damage": snapshot_damage, "fences": all_fences, "answers": all_answers,
