@@ -37,6 +37,7 @@ class Lexer:
         self.text: str | None = ""  # the same as str, if it is ASCII without \u escapes
         self.at = 0  # index in `data` of the next byte to be read
         self.trial_from = 0  # index from which on the fast path is to be tried
+        self.single_to = 0  # index up to which it is tried for a single message only
         self.token = b""  # the bytes of the last token
         self.waiting: list[bytes] = []  # chunks not yet begun
         self.feed = self.waiting.append  # stores a chunk
@@ -65,7 +66,7 @@ class Lexer:
         self.line_start -= used
         self._start -= used
         self._cut -= used
-        self._counted = self.at = self.trial_from = 0
+        self._counted = self.at = self.trial_from = self.single_to = 0
         self.data = data = waiting.pop() if len(waiting) == 1 else b"".join(waiting)
         waiting.clear()
         self.text = None
@@ -81,7 +82,7 @@ class Lexer:
         self._count_lines(used)
         self.line_start -= used
         self.data = b""
-        self._counted = self.at = self.trial_from = 0
+        self._counted = self.at = self.trial_from = self.single_to = 0
 
     @property
     def at_rest(self) -> bool:

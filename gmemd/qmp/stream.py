@@ -1,8 +1,8 @@
 """Bytes to JSON values, message by message (reference qmp.md sections 2 and 3, dialect 11.1).
 
 Accept fast, explain slowly: a message that begins in a chunk of plain text is tried with the C scanner of
-the json module, set up to refuse whatever QEMU might see differently. What it does not accept, whether wrong, unusual
-or incomplete, goes unchanged to the exact Parser.
+the json module, set up to refuse whatever QEMU might see differently; several messages of a line each are one trial.
+What it does not accept, whether wrong, unusual or incomplete, goes unchanged to the exact Parser.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Stream:
         self._parser = Parser(self._lexer)
         self._is_at_rest = True  # nothing read so far affects the next byte
         self._held = 0  # weight of the incomplete message
+        self._ahead: list[dict[str, Any]] = []  # messages that were read with the one before, the last one first
 
     def next(self) -> Any:  # noqa: C901  # every call would cost each message
         """Return the next message's value, a QmpError that says why it has none, or NEED_DATA.
@@ -44,6 +45,8 @@ class Stream:
         other number a float.
         """
         value: Any
+        if self._ahead:
+            return self._ahead.pop()
         if self._is_at_rest:
             lexer = self._lexer
             if lexer.at == len(lexer.data):
@@ -84,6 +87,14 @@ class Stream:
         text = lexer.text
         if text is None or start < lexer.trial_from:
             return None
+        if start >= lexer.single_to:
+            end = text.rfind("\n", start, start + _TOGETHER) + 1
+            ahead = _scan_lines(text[start:end])
+            if ahead:
+                lexer.at = end
+                self._ahead = ahead
+                return ahead.pop()
+            lexer.single_to = end
         value: dict[str, Any]
         try:
             value, end = _scan_quickly(text, start)
@@ -106,6 +117,8 @@ _SURELY_LEGAL: Final = 2 * NESTING_LIMIT  # characters of a message too short to
 # The scanner's errors count the lines of the chunk before them, which for each of many messages would be
 # quadratic. So after a refusal the scanner is not tried for this fraction of that distance.
 _BACK_OFF: Final = 64
+
+_TOGETHER: Final = 2048  # characters of messages that are tried together: others wait some 30 us for that
 
 
 class _Refusal(ValueError):
@@ -164,6 +177,31 @@ def _scan_line(line: bytes) -> dict[str, Any] | None:
         return None
     members = len(value) + len(arguments) if type(arguments) is dict else len(value)
     return value if text.count(":") == members else None
+
+
+def _scan_lines(text: str) -> list[dict[str, Any]]:
+    """The objects of several lines, the last one first, if the C scanner accepts each line as one; else none.
+
+    They are read as a list with a comma after each line. The line feeds stay, so no string goes on in the next line.
+    Each line begins with a brace, and there is no other list, so no object does either. So if there are as many objects
+    as lines, each line is one.
+    """
+    lines = text.count("\n")
+    if lines < 2 or text.count("\n{") != lines - 1 or "[" in text or "\\" in text or text.count("{") > NESTING_LIMIT:
+        return []
+    values: list[dict[str, Any]]
+    try:
+        listed = "[" + text[:-1].replace("\n", ",\n") + "]"
+        values, end = _scan_quickly(listed, 0)
+    except (ValueError, StopIteration, RecursionError):
+        return []
+    if end < len(listed) or len(values) != lines:
+        return []
+    members = 0
+    for value in values:
+        arguments = value.get("arguments")
+        members += len(value) + len(arguments) if type(arguments) is dict else len(value)
+    return values[::-1] if text.count(":") == members else []
 
 
 def _is_within_limits(text: str, start: int, end: int) -> bool:

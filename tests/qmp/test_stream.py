@@ -372,3 +372,30 @@ def test_many_messages_with_and_without_reason_for_the_slow_path() -> None:
     got = read(block * 500)
     assert [value for value in got if isinstance(value, dict)] == [VALUE, VALUE, {"a": 1.5}] * 500
     assert [f"!{3 * n}:1: JSON parse error, invalid keyword 'foo'" for n in range(1, 501)] == got[3::4]
+
+
+LINES = [
+    *(b'{"a":1}', b'{"a":{}}', b'{"a":{"b":"c"}}\r', b'{"arguments":{"b":1}}', b'{"a": "}"}', b'{"a":"]"}', QUERY),
+    *(b'{"a":"b', b'{b"}', b'{b":1}', b'{"a":{', b'{"a":', b'{"a":1,', b'{"b":1}}', b'{"a":[1', b'{"b":2}]}'),
+    *(b'{"a":[{}', b"{},{}", b"{},5", b"{},5]", b"{} {}", b"{}{}", b"{},", b"{}", b",{}", b"1", b"]", b"", b"\r"),
+    *(b"{" * 1025, b'{"a":1,"a":2}', b'{"a":18446744073709551616}', b'{"a":"\\n"}', b'{"a":"\xc3\xa9"}', b"{'a':1}"),
+    *(b'{"a":1.0}', b'{"a":NaN}', b'{"a":"\x01"}', b"{}\x0b"),
+]
+
+
+@given(st.lists(st.sampled_from(LINES), min_size=2, max_size=12), st.booleans())
+@example([b'{"a":"b', b'{b"}', b"{},{}"], True)
+@example([b'{"a":[1', b'{"b":2}]}', b"{},{}"], True)
+@example([b'{"a":1,"a":2}', QUERY], True)
+@examples
+def test_lines_are_read_together_as_one_by_one(lines: list[bytes], ended: bool) -> None:
+    """However what belongs together is spread over lines."""
+    each_way(b"\n".join(lines) + b"\n" * ended)
+
+
+def test_more_lines_than_are_read_together() -> None:
+    """A line that no longer fits among them, and one that is not complete, come when it is their turn."""
+    lines = [json.dumps({"execute": "x" * (number % 97), "id": number}).encode() for number in range(500)]
+    data = b"\n".join(lines) + b'\n{"execute":"la'
+    assert read(data, b'st"}\n') == [*map(json.loads, lines), {"execute": "last"}]
+    assert read(*cut(data, range(0, len(data), 1000)), b'st"}\n') == read(data, b'st"}\n')
