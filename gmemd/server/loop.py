@@ -113,14 +113,17 @@ class Selector(BaseSelector):
             if timeout is not None and timeout < 0:
                 timeout = 0
             for fd, events in self._epoll.poll(timeout, len(keys) or 1):
-                if events == select.EPOLLIN and fd in readers:
+                happened = EVENT_READ if events == select.EPOLLIN else _happened(events)
+                if happened & EVENT_READ and fd in readers:
+                    happened ^= EVENT_READ
                     try:
                         readers[fd]()
                     except Exception as exc:
                         self._failed(exc)
-                elif fd in keys:  # otherwise another process holds what was closed here
+                if happened and fd in keys:  # otherwise another process holds what was closed here
                     key = keys[fd]
-                    ready.append((key, EVENT_READ if events == select.EPOLLIN else _happened(events) & key.events))
+                    if happened & key.events:
+                        ready.append((key, happened & key.events))
             if ready:
                 break
             timeout = self._idle_for()

@@ -274,6 +274,24 @@ def test_a_removed_reader_is_not_called(loop: Loop, pair: tuple[socket.socket, s
     assert len(called) == 1
 
 
+def test_the_end_comes_in_the_order_of_events(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+    """Who has hung up is gone before whoever comes next is let in."""
+    seen: list[str] = []
+
+    def read(name: str, sock: socket.socket) -> None:
+        seen.append(name)
+        loop.remove_reader(sock.fileno())
+
+    first, other_end = socket.socketpair()
+    with first:
+        loop.add_reader(pair[0].fileno(), partial(read, "next", pair[0]))
+        loop.add_reader(first.fileno(), partial(read, "first", first))
+        other_end.close()
+        pair[1].send(b"x")
+        run_once(loop)
+    assert seen == ["first", "next"]
+
+
 def test_an_error_of_a_reader_is_told(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
     """To the loop's handler of exceptions, and the loop goes on."""
     told: list[BaseException] = []
