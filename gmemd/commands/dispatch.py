@@ -49,6 +49,7 @@ from gmemd.commands.rooms import reaching_rooms
 from gmemd.commands.transaction import carry_out
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.objects.fds import NamedFds
+from gmemd.qmp.rows import Pieces
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Command
 
@@ -132,7 +133,9 @@ class Dispatcher:
         command, function = self._commands[name]
         assert command.reads_only
         result = function(self.gmemd, AtStart(self.gmemd, OBSERVER), command.check(arguments))
-        return await result if isinstance(result, CoroutineType) else result
+        if isinstance(result, CoroutineType):
+            result = await result
+        return b"".join(result) if type(result) is Pieces else result
 
     async def at_start(self, name: str, arguments: dict[str, Any]) -> None:
         """Run a command of the command line, before there are clients; QmpError when it is refused."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from gmemd.changes.pace import Pace
 from gmemd.qmp.encode import encode
+from gmemd.qmp.rows import PIECE, Pieces
 
 SHORT: Final = 100  # rows that are generated at once
 
@@ -25,18 +26,27 @@ def listed(rows: Iterable[Any], count: int, **around: Any) -> Any:
     return {name: made if value is ... else value for name, value in around.items()} if around else made
 
 
-async def in_turns(rows: Iterable[Any], pace: Pace, **around: Any) -> bytes:
-    """The same, encoded, for any number of rows, which may also be `bytes` that are JSON already."""
-    made, separator = bytearray(b"["), b""
+async def in_turns(rows: Iterable[Any], pace: Pace, **around: Any) -> Pieces:
+    """The same, encoded, for any number of rows, which may also be `bytes`: one or more that are JSON already, with
+    ", " in between."""
+    before, behind = _around(around) if around else (b"", b"")
+    pieces, made, separator = Pieces(), bytearray(before + b"["), b""
     for row in rows:
         made += separator
         made += row if type(row) is bytes else encode(row)
         separator = b", "
+        if len(made) >= PIECE:
+            pieces.append(made)
+            made = bytearray()
         await pace.keep()
-    text = bytes(made + b"]")
-    if not around:
-        return text
-    name = next(name for name, value in around.items() if value is ...)
-    label = encode(name)
-    before, _, behind = encode({**around, name: []}).partition(b"%b: []" % label)
-    return b"%b%b: %b%b" % (before, label, text, behind)
+    made += b"]" + behind
+    pieces.append(made)
+    return pieces
+
+
+def _around(members: dict[str, Any]) -> tuple[bytes, bytes]:
+    """What is before and behind the rows, where they are the member given as ..."""
+    name = next(name for name, value in members.items() if value is ...)
+    label = encode(name) + b": "
+    before, _, behind = encode({**members, name: []}).partition(label + b"[]")
+    return before + label, behind

@@ -1,9 +1,10 @@
 """Measuring objects off the event loop, for commands, sums and the web alike.
 
-A worker thread measures a batch at a time, on duplicates of the objects' descriptors. A failure concerns only its
-object, which is then unknown; an object that is deleted before its batch has been measured is left out. Without a
-descriptor for a duplicate, or without a thread, objects are measured on the event loop, with turns for others in
-between, and what would take long there is unknown.
+A worker thread measures a batch at a time, on duplicates of the objects' descriptors. Starting one takes as long as
+measuring a hundred objects with nothing in them, so those are measured on the event loop, with turns for others in
+between. A failure concerns only its object, which is then unknown; an object that is deleted before its batch has been
+measured is left out. Without a descriptor for a duplicate, or without a thread, all objects are measured on the event
+loop, and what would take long there is unknown.
 
 Measuring costs a system call for each part of an object with the same visibility, and time in the kernel in proportion
 to what is resident. So frequent users share a Measurer.
@@ -22,6 +23,7 @@ from typing import Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.pace import Pace
 from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError, close_fd
@@ -30,6 +32,8 @@ from gmemd.memory.usage import Item, Ledger, Usage, measure, occupied, total
 
 AT_ONCE: Final = 256 << 20  # bytes of objects that may be measured on the event loop: a few ms if they are in memory
 _RANGES_AT_ONCE: Final = 500  # ranges, each of which takes a system call
+LITTLE: Final = 1 << 20  # allocated bytes of an object that is measured on the event loop in any case
+_A_FEW: Final = 8  # of these, which take less than a turn of the loop
 BATCH: Final = 100  # objects that one thread measures
 TURN: Final = 200e-6  # seconds that a gentle thread works: while it computes, the event loop waits for the interpreter
 PAUSE: Final = 500e-6  # seconds that it then sleeps
@@ -40,20 +44,49 @@ T = TypeVar("T")
 
 
 async def measured(gmemd: Gmemd, backends: Iterable[HostMemoryBackend], measure: Callable[[Item], T], *,
-                   batch: int = BATCH, gently: bool = False) -> AsyncIterator[list[tuple[HostMemoryBackend, T]]]:
-    """Measure objects in their order; yields those of each batch with the results of `measure`, which runs in a thread.
+                   batch: int = BATCH, gently: bool = False,
+                   empty: tuple[T, ...] = ()) -> AsyncIterator[list[tuple[HostMemoryBackend, T]]]:
+    """Measure objects in their order; yields those of each batch with the results of `measure`, which runs in a thread
+    where it may take long.
 
-    gently: with pauses, for work that nobody waits for.
+    gently: with pauses, for work that nobody waits for. empty: (the result) for an object without memory, if known.
     """
-    left = deque(backends)
+    left, pace = deque(backends), Pace()
     while left:
-        found, items = _duplicated(left, batch)
-        if not items and left:  # no descriptor is left
-            found = [left.popleft()]
-        results = await _in_thread(measure, items, gently=gently) if items else None
-        if results is None:
-            results = await _here(found, measure)
-        yield [pair for pair in zip(found, results, strict=True) if is_there(pair[0])]
+        pairs = await _little(left, batch, measure, empty, pace)
+        if not pairs:
+            found, items = _duplicated(left, batch)
+            if not items and left:  # no descriptor is left
+                found = [left.popleft()]
+            results = await _in_thread(measure, items, gently=gently) if items else None
+            if results is None:
+                results = await _here(found, measure)
+            pairs = list(zip(found, results, strict=True))
+        yield [pair for pair in pairs if is_there(pair[0])]
+
+
+async def _little(left: deque[HostMemoryBackend], most: int, measure: Callable[[Item], T], empty: tuple[T, ...],
+                  pace: Pace) -> list[tuple[HostMemoryBackend, T]]:
+    """Take the next objects off as long as there is so little in them that measuring takes less than starting a thread,
+    and measure them here, in turns."""
+    found: list[tuple[HostMemoryBackend, T]] = []
+    while left and len(found) < most:
+        backend = left[0]
+        allocated = _allocated(backend.fd) if backend.kind == "memfd" else None
+        if allocated is None or allocated > LITTLE:
+            break
+        found.append((left.popleft(), measure(item_of(backend)) if allocated or not empty else empty[0]))
+        if not len(found) % _A_FEW:
+            await pace.keep()
+    return found
+
+
+def _allocated(fd: int) -> int | None:
+    """The bytes that a memfd has, in memory or swapped, as the kernel has counted them; None if it cannot tell."""
+    try:
+        return os.fstat(fd).st_blocks * 512
+    except OSError:
+        return None
 
 
 class Sweep(NamedTuple):

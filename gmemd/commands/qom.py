@@ -10,6 +10,7 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import SHORT, in_turns, listed
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.objects.qom import INTERFACES, Node, Tree
+from gmemd.qmp.rows import Pieces
 
 _FEW = 5  # paths of qom-list-get that are answered at once
 
@@ -28,9 +29,9 @@ def qom_list_get(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any
     return _get_in_turns(gmemd.tree, paths)
 
 
-async def _get_in_turns(tree: Tree, paths: list[str]) -> bytes:
+async def _get_in_turns(tree: Tree, paths: list[str]) -> Pieces:
     pace = Pace()
-    return await in_turns([await in_turns(_values(tree.resolve(path, listing=True)), pace, properties=...)
+    return await in_turns([b"".join(await in_turns(_values(tree.resolve(path, listing=True)), pace, properties=...))
                            for path in paths], pace)
 
 

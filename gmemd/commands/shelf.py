@@ -98,7 +98,7 @@ class Shelves:
             self._counted = self.known
             self._counts = Counter(entry.manifest["object"]["id"] for entry in self.known.values()
                                    if "device-state" in entry.manifest)
-        return self._counts[object_id]
+        return self._counts.get(object_id, 0)
 
     def holds(self, what: str) -> int:
         """For the account of those whose own directory it is: what its snapshots take."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
@@ -15,11 +15,13 @@ from gmemd.kernel.uapi import F_SEAL_EXEC, F_SEAL_WRITE
 from gmemd.memory.usage import occupied
 from gmemd.objects.survival import fates
 from gmemd.qmp.encode import encode
+from gmemd.qmp.rows import Form
 
 if TYPE_CHECKING:
     from gmemd.commands.outlook import Outlook
 
-_BATCH = 25  # objects that are measured and described at a time
+_EMPTY: Final[tuple[int | None, ...]] = (0,)  # bytes in memory of what has none
+_BATCH: Final = 100  # objects that are measured and described at a time
 
 
 def query_memdev(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
@@ -51,21 +53,55 @@ def _status(gmemd: Gmemd, arguments: dict[str, Any]) -> Any:
     return [describe_status(gmemd, backend, occupied(gmemd.kernel, item_of(backend))) for backend in backends]
 
 
-async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend], wanted: str | None) -> bytes:
+async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend], wanted: str | None) -> Any:
     """The same without holding up others; objects deleted meanwhile are left out."""
-    rows: list[bytes] = []
-    survival: dict[tuple[str, bool, bool, bool], bytes] = {}  # the same for most objects, and most of the output
-    async for found in measured(gmemd, backends, partial(occupied, gmemd.kernel), batch=_BATCH):
-        for backend, resident in found:
-            key = (_survival_kind(gmemd, backend), backend.record is not None, bool(backend.template),
-                   _freezes(gmemd, backend))
-            if key not in survival:
-                survival[key] = b'"survival": ' + encode(describe_survival(gmemd, backend))
-            row = encode({**_describe(gmemd, backend, resident), "survival": []})
-            rows.append(row.replace(b'"survival": []', survival[key]))  # in a string its quotes are escaped
-    if wanted is not None and not rows:
+    rows = _Rows(gmemd)
+    texts: list[bytes] = []
+    async for found in measured(gmemd, backends, partial(occupied, gmemd.kernel), batch=_BATCH, empty=_EMPTY):
+        texts.append(b", ".join([rows.write(backend, resident) for backend, resident in found]))
+    if wanted is not None and not any(texts):
         raise QmpError(f"object '{wanted}' not found")
-    return b"[%b]" % b", ".join(rows)
+    return await in_turns(filter(None, texts), Pace())
+
+
+class _Rows:
+    """Writes MemdevStatus: most objects differ from others only in figures, and survive the same."""
+
+    def __init__(self, gmemd: Gmemd) -> None:
+        self._gmemd = gmemd
+        self._survival: dict[Any, bytes] = {}  # most of the output
+        self._forms: dict[Any, Form] = {}
+
+    def write(self, backend: HostMemoryBackend, resident: int | None) -> bytes:
+        """The row of an object, of which so many bytes are in memory (None: unknown), as JSON."""
+        gmemd = self._gmemd
+        survives = (_survival_kind(gmemd, backend), backend.record is None, _freezes(gmemd, backend))
+        if resident is None or not _is_plain(gmemd, backend):
+            return self._write_special(backend, resident, (*survives, bool(backend.template)))
+        kind = (backend.qom_type, backend.kind, survives)
+        form = self._forms.get(kind)
+        if form is None:
+            form = self._forms[kind] = Form({**describe_status(gmemd, backend, resident), **_VARYING})
+        return form.write(encode(gmemd.called(backend)), backend.memory_size, backend.offset, backend.owner[0],
+                          backend.owner[1], backend.age, backend.handed_out, backend.generation, resident)
+
+    def _write_special(self, backend: HostMemoryBackend, resident: int | None, survives: Any) -> bytes:
+        """The same for an object with members that others do not have."""
+        if survives not in self._survival:
+            self._survival[survives] = b'"survival": ' + encode(describe_survival(self._gmemd, backend))
+        row = encode({**_describe(self._gmemd, backend, resident), "survival": []})
+        return row.replace(b'"survival": []', self._survival[survives])  # in a string its quotes are escaped
+
+
+# The members that differ between plain objects, in the order of MemdevStatus.
+_VARYING: Final = {"id": bytes, "size": int, "offset": int, "owner": {"uid": int, "pid": int}, "age": int,
+                   "handed-out": int, "generation": int, "resident": int}
+
+
+def _is_plain(gmemd: Gmemd, backend: HostMemoryBackend) -> bool:
+    """Whether MemdevStatus has no members for it that others do not have."""
+    return not (backend.template or backend.runner is not None or backend.frozen
+                or gmemd.of(backend).snapshots.checkpoints(backend.id))
 
 
 def describe_memory(gmemd: Gmemd, backend: HostMemoryBackend) -> dict[str, Any]:

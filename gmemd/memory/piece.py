@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from gmemd.errors import QmpError, os_errors
+from gmemd.errors import QmpError
 from gmemd.kernel.syscalls import seals
 from gmemd.kernel.uapi import F_SEAL_WRITE
 
@@ -36,8 +36,7 @@ class Piece:
         """Whether it is sealed against writing. The descriptor itself tells, also after a restart."""
         if self.kind != "memfd" or self.fd < 0:  # the latter: of a trial
             return False
-        with os_errors(f"cannot examine '{self.id}'"):
-            return bool((seals(self.fd) or 0) & F_SEAL_WRITE)
+        return bool((seals(self.fd) or 0) & F_SEAL_WRITE)  # of a memfd they are always there to be read
 
     def check_writable(self) -> None:
         """Refuse what would write to frozen memory."""

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.qmp.encode import Indented, encode, encode_pretty, indented, member_order
+from gmemd.qmp.rows import Pieces
 from gmemd.qmp.stream import NEED_DATA, LongMessage, Stream
 
 NO_ID: Final = object()
@@ -181,6 +182,12 @@ class Session:
         if request.id is NO_ID:
             return b'{"return": %b}\r\n' % body
         return b'{"return": %b, "id": %b}\r\n' % (body, encode(request.id))
+
+    def success_in_pieces(self, request: Request, value: Pieces) -> Pieces:
+        """The same for a value in pieces, on one line; it is the caller's no more."""
+        value[0][:0] = b'{"return": '
+        value[-1] += b"}\r\n" if request.id is NO_ID else b', "id": %b}\r\n' % encode(request.id)
+        return value
 
     def failure(self, request: Request, error: QmpError) -> bytes:
         """The error reply to `request`."""

@@ -33,6 +33,7 @@ from gmemd.objects.fds import NamedFds
 from gmemd.observe.counters import clock
 from gmemd.observe.log import log
 from gmemd.qmp.encode import Indented, indented
+from gmemd.qmp.rows import Pieces
 from gmemd.qmp.session import Postponed, Request, Session
 from gmemd.server.inbox import Inbox
 from gmemd.server.ledger import Ledger
@@ -266,7 +267,7 @@ class Monitor:
         elif kind is Change:
             outgoing.changes.append((len(outgoing.lines), request, result))
             outgoing.lines.append(success(request, result.value))
-        elif kind is CoroutineType or kind is WithFds:
+        elif kind is CoroutineType or kind is WithFds or kind is Pieces:
             if outgoing.changes:  # it must not overtake them
                 self._deferred, self._busy = (request, result), True
                 outgoing.settle(self._gmemd.settle, self._answered, self._continue)
@@ -274,6 +275,10 @@ class Monitor:
                 outgoing.flush()
                 self._answered(request)
                 outgoing.send(success(request, result.value), result.fds)
+            elif kind is Pieces:
+                outgoing.flush()
+                self._answered(request)
+                outgoing.send_all(self.session.success_in_pieces(request, result))
             else:
                 self._start(request, result)
         elif type(result) is Postponed:
@@ -298,8 +303,8 @@ class Monitor:
             try:
                 async with self._user.long:
                     result = await work
-                if self.session.pretty and type(result) is bytes:
-                    result = await _indent(result)
+                if self.session.pretty and type(result) in (bytes, Pieces):
+                    result = await _indent(b"".join(result) if type(result) is Pieces else result)
             except Exception as exc:
                 result = exc
             if not gone_before and self._hung_up():

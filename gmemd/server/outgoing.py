@@ -13,20 +13,20 @@ import errno
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from gmemd.changes.change import Change
 from gmemd.changes.threads import close_beside, close_copies
 from gmemd.errors import QmpError
 from gmemd.observe.counters import Counters
 from gmemd.posix.sockets import unread
+from gmemd.qmp.rows import PIECE
 from gmemd.qmp.session import Event, Request, Session
 from gmemd.server.users import HIGH_WATER, User
 
 CUT_BYTES = 8 << 20
 FD_WEIGHT = 16 << 10  # so at most 64 descriptors are queued for a client
 STALL_SECONDS = 60.0
-PIECE = 64 << 10  # bytes up to which small messages are put together
 _TURN_WEIGHT = 1 << 20  # that is sent at a time
 _UNSEEN = 16  # descriptors that are in flight before anybody looks whether they were received
 _RETRY_SECONDS = 0.05  # seconds after which descriptors are passed again when too many were in flight
@@ -97,7 +97,7 @@ class Outgoing:
             lines.clear()
             self.send(data)
 
-    def send(self, data: bytes, fds: list[int] | None = None) -> None:
+    def send(self, data: bytes | bytearray, fds: list[int] | None = None) -> None:
         """Send or queue `data`; `fds` belong to the message and are closed after it."""
         if self._lost:
             close_beside(fds or ())
@@ -124,6 +124,11 @@ class Outgoing:
             self._loop.add_writer(self._fd, self._writable)
         self._watch_stall()
 
+    def send_all(self, pieces: Iterable[bytearray]) -> None:
+        """Send or queue them; they are given away."""
+        for piece in pieces:
+            self.send(piece)
+
     def _pass(self, data: bytes | bytearray, fds: list[int]) -> int:
         if self.in_flight >= _UNSEEN:
             self.recount()
@@ -142,7 +147,7 @@ class Outgoing:
             self._user.in_flight.take(-self.in_flight)
             self.in_flight = 0
 
-    def _keep(self, data: bytes | memoryview, fds: list[int] | None) -> None:
+    def _keep(self, data: bytes | bytearray | memoryview, fds: list[int] | None) -> None:
         """Append to the queue, in few pieces, because each has its cost, that need not be moved as they grow."""
         weight = len(data) + FD_WEIGHT * len(fds or ())
         self.weight += weight
@@ -152,7 +157,7 @@ class Outgoing:
         elif self._waiting and not self._waiting[-1][1] and len(self._waiting[-1][0]) < PIECE:
             self._waiting[-1][0].extend(data)
         else:
-            self._waiting.append((bytearray(data), []))
+            self._waiting.append((data if type(data) is bytearray else bytearray(data), []))
 
     def _writable(self) -> None:
         retrying, self._retry = self._retry is not None, None

@@ -13,6 +13,7 @@ import pytest_asyncio
 from gmemd.changes.change import Change, WithFds
 from gmemd.errors import QmpError
 from gmemd.kernel.kernel import Kernel
+from gmemd.qmp.rows import Pieces
 from gmemd.qmp.session import Request
 from tests.commands.conftest import Machine
 from tests.patience import PATIENCE
@@ -47,7 +48,7 @@ class LiveMachine(Machine):
         if asyncio.iscoroutine(result):
             result = await result
         assert not isinstance(result, Change)
-        return result
+        return b"".join(result) if isinstance(result, Pieces) else result
 
     async def refused(self, command: str, /, **arguments: Any) -> str:
         """The sentence with which a command is refused."""

@@ -248,7 +248,7 @@ async def test_a_strip_shows_the_part(live: LiveMachine, tmp_path: Path) -> None
 async def test_what_is_deleted_meanwhile_is_left_out(live: LiveMachine, number: int) -> None:
     """The same answer from the list of all, the accounting and a sweep."""
     async def gone_during(ask: Callable[[], Any]) -> Any:
-        await add(live, "gone", size=BIG)
+        await add(live, "gone", qom_type="memory-backend-guest-memfd", size=BIG)  # in a thread even if it is empty
         loop = asyncio.get_running_loop()
         kernel = live.gmemd.kernel
 
@@ -312,7 +312,7 @@ def descriptors_left(count: int) -> Iterator[None]:
 async def test_without_descriptors_for_duplicates(live: LiveMachine, left: int) -> None:
     """Fewer are measured at a time; without any, small ones are measured, large ones unknown: no command fails."""
     await add(live, *(f"m{index}" for index in range(60)), prealloc=True)
-    await add(live, "big", size=BIG)
+    await add(live, "big", qom_type="memory-backend-guest-memfd", size=BIG)
     await add(live, "g", qom_type="memory-backend-guest-memfd", prealloc=True)
     await live.do("memdev-convert", id="g", offset=0, size=PAGE, to="private", preserve=True)
     with descriptors_left(left):

@@ -13,8 +13,9 @@ import pytest
 import pytest_asyncio
 
 from gmemd.qmp.encode import encode_pretty
+from gmemd.qmp.rows import PIECE
 from gmemd.qmp.session import Session
-from gmemd.server.outgoing import FD_WEIGHT, HIGH_WATER, PIECE, Outgoing
+from gmemd.server.outgoing import FD_WEIGHT, HIGH_WATER, Outgoing
 from gmemd.server.room import LARGE, LONGEST_SECONDS, SILENT_SECONDS, Room
 from tests.lingering import Lingering
 from tests.server.clients import Client, Hub
@@ -382,12 +383,30 @@ async def test_what_is_wrong_with_a_long_request_is_said(hub: Hub) -> None:
         assert (await client.message())["error"]["desc"] == said
 
 
-async def test_long_answers_are_indented_beside_others(hub: Hub) -> None:
-    """With pretty=on, too, others have their turn; the bytes are those of a short answer."""
-    for number in range(200):
+def create(hub: Hub, count: int) -> None:
+    """Objects without memory."""
+    for number in range(count):
         hub.gmemd.objects.commit(hub.gmemd.objects.begin(
             hub.gmemd.schema.check_object({"qom-type": "memory-backend-ram", "id": f"o{number}", "size": 4096}),
             (0, 0), lambda name: None))
+
+
+async def test_an_answer_in_pieces_is_one_line(hub: Hub) -> None:
+    """What comes in several pieces is followed by what was asked for later, whoever reads slowly."""
+    create(hub, 4 * PIECE // len('{"name": "o1234", "type": "child<memory-backend-ram>"}, '))
+    client = await hub.client()
+    for number in range(3):
+        await client.send_bytes(b'{"execute": "qom-list", "arguments": {"path": "/objects"}, "id": "%d"}'
+                                b'{"execute": "query-fdsets"}' % number)
+    for number in range(3):
+        answer = await client.message()
+        assert (answer["id"], len(answer["return"])) == (str(number), 1 + len(hub.gmemd.objects))
+        assert await client.message() == {"return": []}
+
+
+async def test_long_answers_are_indented_beside_others(hub: Hub) -> None:
+    """With pretty=on, too, others have their turn; the bytes are those of a short answer."""
+    create(hub, 200)
     plain, pretty = await hub.client(), Client(hub, pretty=True)
     hub.clients.append(pretty)
     rows = await plain.do("qom-list", path="/objects")
