@@ -8,21 +8,25 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.commands.charging import grow
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.commands.listing import listed
+from gmemd.commands.listing import SHORT, listed
 from gmemd.commands.measure import with_resident
 from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.kernel import PageInUse
 from gmemd.kernel.rules import check_inside
 from gmemd.memory.ranges import PRIVATE, SHARED, RangeMap
 from gmemd.objects.conversion import convert, fill, forget, set_aside
+from gmemd.qmp.rows import Form
 
+_STATES: Final = {PRIVATE: "private", SHARED: "shared"}
+_SOME: Final = 50  # ranges that are written at a time
 _AT_ONCE = 8 << 20  # bytes that may be copied or freed on the event loop
 
 
@@ -138,19 +142,33 @@ def _tell(gmemd: Gmemd, arguments: dict[str, Any], converted: int) -> None:
 
 def query_memdev_ranges(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
     backend = gmemd.objects.find(arguments["id"])
-    members, rows = describe_ranges(gmemd, backend, arguments["offset"], arguments.get("size"))
-    return listed(rows, len(visibility_of(backend)), **members, ranges=...)
+    members, ranges = describe_ranges(gmemd, backend, arguments["offset"], arguments.get("size"))
+    count = len(visibility_of(backend))
+    rows = map(range_row, ranges) if count <= SHORT else _texts(ranges)
+    return listed(rows, count, **members, ranges=...)
 
 
 def describe_ranges(gmemd: Gmemd, backend: HostMemoryBackend, offset: int,
-                    size: int | None = None) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
-    """The members of MemdevRanges, and the MemdevRange of each range in a part of an object."""
+                    size: int | None = None) -> tuple[dict[str, Any], Iterator[tuple[int, int, bool]]]:
+    """The members of MemdevRanges, and each range (offset, size, state) in a part of an object."""
     visibility = visibility_of(backend).copy()
     offset = min(offset, visibility.size)
     left = visibility.size - offset
-    return {"simulated": _simulated(gmemd), "private": visibility.total(PRIVATE)}, (
-        {"offset": start, "size": length, "visibility": "private" if state is PRIVATE else "shared"}
-        for start, length, state in visibility.ranges(offset, left if size is None else min(size, left)))
+    return ({"simulated": _simulated(gmemd), "private": visibility.total(PRIVATE)},
+            visibility.ranges(offset, left if size is None else min(size, left)))
+
+
+def range_row(found: tuple[int, int, bool]) -> dict[str, Any]:
+    """The MemdevRange of a range."""
+    offset, size, state = found
+    return {"offset": offset, "size": size, "visibility": _STATES[state]}
+
+
+def _texts(ranges: Iterator[tuple[int, int, bool]]) -> Iterator[bytes]:
+    """The same as JSON, some at a time."""
+    forms = {state: Form({"offset": int, "size": int, "visibility": word}).write for state, word in _STATES.items()}
+    while some := [forms[state](offset, size) for offset, size, state in islice(ranges, _SOME)]:
+        yield b", ".join(some)
 
 
 def memdev_discard(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:

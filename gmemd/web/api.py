@@ -7,7 +7,7 @@ from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
-from gmemd.commands.conversion import describe_ranges
+from gmemd.commands.conversion import describe_ranges, range_row
 from gmemd.commands.holders import describe_holder
 from gmemd.commands.measure import is_there
 from gmemd.commands.snapshots import describe
@@ -64,11 +64,11 @@ async def one_object(state: State, given: dict[str, Any]) -> Any:
 
 async def ranges(state: State, given: dict[str, Any]) -> Any:
     try:
-        members, rows = describe_ranges(state.gmemd, _find(state, given["id"]), given["offset"])
+        members, those = describe_ranges(state.gmemd, _find(state, given["id"]), given["offset"])
     except QmpError as exc:
         raise QmpError(exc.desc, DEVICE_NOT_FOUND) from exc
     limit = given["limit"]
-    found = list(islice(rows, limit + 1))
+    found = [range_row(one) for one in islice(those, limit + 1)]
     answer = {**members, "ranges": found[:limit]}
     return {**answer, "next-offset": found[limit]["offset"]} if len(found) > limit else answer
 
