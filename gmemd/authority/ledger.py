@@ -52,6 +52,8 @@ class Account:
 
     def __init__(self, name: str, limits: Amounts = NO_LIMITS) -> None:
         self.name = name  # "uid:UID", "rule:NAME", "room:ROOM" or "namespace:NAME"
+        uid = name.removeprefix("uid:")
+        self.uid = int(uid) if uid.isdecimal() else -1  # whose it is; -1: not one user's
         self.limits = limits  # of the latest client: two rules may give one user different ones
         self.sources: WeakSet[Source] = WeakSet()
         self.objects: dict[Charge, Any] = {}  # what is charged here, and the object
@@ -64,8 +66,9 @@ class Account:
 
     def add(self, amounts: Amounts) -> None:
         """Charge, whatever the limits are."""
+        charged = self._charged
         for what, amount in amounts.items():
-            self._charged[what] = self._charged.get(what, 0) + amount
+            charged[what] = charged.get(what, 0) + amount
         if self.above is not None:
             self.above.add(amounts)
 
@@ -76,10 +79,11 @@ class Account:
             self.above.subtract(amounts)
 
     def _take(self, amounts: Amounts) -> None:
+        charged = self._charged
         for what, amount in amounts.items():
-            left = self._charged[what] - amount
+            left = charged[what] - amount
             assert left >= 0, f"{self.name} would have {left} of {what}"
-            self._charged[what] = left
+            charged[what] = left
 
     def note(self, charge: Charge, backend: Any) -> None:
         """An object is charged here."""
@@ -128,11 +132,17 @@ class Budget(NamedTuple):
 
     def check(self, amounts: Amounts) -> None:
         """Raise QmpError if that much more would be above a limit."""
-        for account, limits in self.levels:
-            for what, amount in amounts.items():
-                limit = limits.get(what)
-                if limit is not None and amount:
-                    refuse_above(what, limit, account.used(what), amount)
+        account, limits = self
+        while True:
+            if limits:
+                for what, amount in amounts.items():
+                    limit = limits.get(what)
+                    if limit is not None and amount:
+                        refuse_above(what, limit, account.used(what), amount)
+            above = account.above
+            if above is None:
+                return
+            account, limits = above, above.limits
 
     def reserve(self, amounts: Amounts) -> None:
         """Charge it, or raise QmpError."""
@@ -146,9 +156,11 @@ class Budget(NamedTuple):
         if like is not None:
             shared, new = like.memory, besides
         else:
-            shared, new = Memory(self.account, memory), total(memory, besides)
-        self.check({**_ONE, **new})
-        return Charge(shared, backend, besides)
+            shared, new = Memory(self.account, memory), total(memory, besides) if besides else memory
+        counted = {**_ONE, **new}
+        if self.limits or self.account.above is not None:
+            self.check(counted)
+        return Charge(shared, backend, besides, counted)
 
 
 def total(first: Amounts, second: Amounts, sign: int = 1) -> dict[str, int]:
@@ -171,30 +183,35 @@ class Memory:
         self.amounts = amounts
         self._objects = 0
 
-    def join(self) -> None:
-        """One more object has it."""
+    def join(self) -> bool:
+        """One more object has it; whether it is the first one, and so to be charged the memory."""
         self._objects += 1
-        if self._objects == 1:
-            self.account.add(self.amounts)
+        return self._objects == 1
 
-    def leave(self) -> None:
-        """One object less has it."""
+    def leave(self) -> bool:
+        """One object less has it; whether it was the last one."""
         self._objects -= 1
-        if not self._objects:
-            self.account.subtract(self.amounts)
+        return not self._objects
 
 
 class Charge:
     """What one object is charged: its memory, which others may have too, and `besides` what is its own."""
 
-    def __init__(self, memory: Memory, backend: Any, besides: Amounts) -> None:
+    def __init__(self, memory: Memory, backend: Any, besides: Amounts, counted: Amounts | None = None) -> None:
+        """counted: what all of it is, if that is known."""
         self.account = memory.account
         self.memory = memory
         self._besides = besides
+        first = memory.join()
         self.account.note(self, backend)
-        self.account.add(_ONE)
-        self.account.add(besides)
-        memory.join()
+        self.account.add(counted or self._counts(with_memory=first))
+
+    def _counts(self, *, with_memory: bool) -> Amounts:
+        """What it counts, itself among it, with its memory or without."""
+        own = {**_ONE, **self._besides} if self._besides else _ONE
+        if not with_memory:
+            return own
+        return total(own, self.memory.amounts) if self._besides else {**_ONE, **self.memory.amounts}
 
     @property
     def amounts(self) -> dict[str, int]:
@@ -209,9 +226,7 @@ class Charge:
     def release(self) -> None:
         """The object is gone, or will not exist."""
         self.account.forget(self)
-        self.account.subtract(_ONE)
-        self.account.subtract(self._besides)
-        self.memory.leave()
+        self.account.subtract(self._counts(with_memory=self.memory.leave()))
 
 
 class Trial(Account):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from gmemd.authority.ledger import Account, Amounts, Budget, Charge, Memory, Source, refuse_above, total
+from gmemd.authority.ledger import NO_LIMITS, Account, Amounts, Budget, Charge, Memory, Source, refuse_above, total
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.commands.context import Gmemd
@@ -26,13 +26,12 @@ def charge(gmemd: Gmemd, backend: HostMemoryBackend, change: Change, *, aside: b
 
     aside: private bytes are to be set aside for it. fd: it has this memory, which others may have already.
     """
-    budget = _budget(gmemd, change)
+    budget = change.budget if gmemd.account is None else _budget(gmemd, change)
     if budget is not None:
-        name = budget.account.name
-        backend.account = "" if name == f"uid:{backend.owner[0]}" or gmemd.account is not None else name
-        backend.charge = budget.charge(backend, _memory_of(gmemd.kernel, backend),
-                                       _besides(gmemd.kernel, backend, aside=aside),
-                                       _charged(budget.account, fd) if fd >= 0 else None)
+        account, kernel = budget.account, gmemd.kernel
+        backend.account = "" if account.uid == backend.owner[0] or gmemd.account is not None else account.name
+        backend.charge = budget.charge(backend, _memory_of(kernel, backend), _besides(kernel, backend, aside=aside),
+                                       _charged(account, fd) if fd >= 0 else None)
         change.undo(partial(release, backend))
 
 
@@ -94,16 +93,16 @@ def _more(kernel: Kernel, backend: HostMemoryBackend, held: Charge, *, aside: bo
 def _memory_of(kernel: Kernel, backend: HostMemoryBackend) -> dict[str, int]:
     """What the memory of an object counts: what it has, or before that what it will have."""
     huge = _huge_page(backend)
-    size = backend.memory_size or backend.round_up(huge or kernel.page_size)
     if not huge:
-        return {"bytes": size}
+        return {"bytes": backend.memory_size or backend.round_up(kernel.page_size)}
+    size = backend.memory_size or backend.round_up(huge)
     unit, shift = next((unit, shift) for unit, shift in _UNITS if huge >> shift)
     return {"bytes": size, f"hugepages-{huge >> shift}{unit}": size}
 
 
-def _besides(kernel: Kernel, backend: HostMemoryBackend, *, aside: bool = False) -> dict[str, int]:
+def _besides(kernel: Kernel, backend: HostMemoryBackend, *, aside: bool = False) -> Amounts:
     """The same of the private bytes that are set aside for it, or are to be."""
-    return {"bytes": _memory_of(kernel, backend)["bytes"]} if aside or backend.aside is not None else {}
+    return {"bytes": _memory_of(kernel, backend)["bytes"]} if aside or backend.aside is not None else NO_LIMITS
 
 
 def _huge_page(backend: HostMemoryBackend) -> int:

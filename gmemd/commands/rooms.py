@@ -50,7 +50,7 @@ def in_its_room(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[Gmemd, dict[st
     """The room of what the arguments of a command name, and the arguments as they are said there."""
     if not gmemd.rooms:
         return gmemd, arguments
-    tenants = {tenant for name in _named(arguments) if (tenant := at_home(name)[1]) in gmemd.rooms}
+    tenants = {tenant for name in _named(arguments) if "@" in name and (tenant := at_home(name)[1]) in gmemd.rooms}
     if len(tenants) != 1:
         return gmemd, arguments
     room = gmemd.room_of(tenants.pop()).from_outside()
@@ -64,5 +64,6 @@ def in_its_room(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[Gmemd, dict[st
 def _named(arguments: dict[str, Any]) -> Iterator[str]:
     """Everything that is named."""
     for member in _NAMES:
-        value = arguments.get(member, [])
-        yield from value if isinstance(value, list) else [value]
+        if member in arguments:
+            value = arguments[member]
+            yield from value if isinstance(value, list) else (value,)

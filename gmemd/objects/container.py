@@ -53,6 +53,7 @@ class Objects:
     def __init__(self, tenant: str | None = None) -> None:
         """`tenant`: in whose room it is; None: in the house."""
         self.tenant = tenant
+        self._uid = int(tenant) if tenant is not None and is_uid(tenant) else None  # who alone creates objects here
         self._live: dict[str, HostMemoryBackend] = {}
         self.contexts: dict[str, ThreadContext] = {}
         # The container's hash table of property names; QEMU 11.1 puts its own monitor in first, which shows
@@ -129,7 +130,7 @@ class Objects:
         """Refuse that somebody else creates something in the room of a tenant, who would pay for it."""
         if self.closed:
             raise QmpError(f"room '{self.tenant}' was removed")
-        if self.tenant is not None and is_uid(self.tenant) and self.tenant != str(uid):
+        if self._uid is not None and self._uid != uid:
             raise QmpError(f"only user {self.tenant} creates objects in its room")
 
     def take(self, backend: HostMemoryBackend) -> None:
