@@ -21,7 +21,8 @@ class ProtocolError(ConnectionError):
 class Messages:
     """Cuts a byte stream into JSON objects, and gives each the fds that came with it.
 
-    QMP servers end a message with a line feed, and most messages are one line: that is tried first.
+    QMP servers end a message with a line feed, and most messages are one line: that is tried first, and a server that
+    has done so once, as with its greeting, is trusted to do so again.
     Otherwise (pretty-printed, or no line feed) brackets outside of strings are counted; the count is kept, so that no
     byte is looked at twice.
     """
@@ -31,6 +32,7 @@ class Messages:
         self._dropped = 0  # bytes of the stream before the buffer
         self._fds: deque[tuple[int, list[int]]] = deque()  # (end of the read in the stream, its fds)
         self._by_line = True
+        self._ends_lines = False  # the server has ended a message with a line feed
         self._reset()
 
     def feed(self, data: bytes, fds: list[int]) -> None:
@@ -45,7 +47,9 @@ class Messages:
         line_end = self._line_end() if self._by_line else None
         if line_end is not None:
             with contextlib.suppress(ValueError, RecursionError):
-                return json.loads(self._buffer[:line_end]), self._take(line_end)
+                message = json.loads(self._buffer[:line_end])
+                self._ends_lines = True
+                return message, self._take(line_end)
             self._by_line, self._looked = False, 0  # more than a line, or more than one message on it
         if self._by_line or (end := self._end()) is None:
             return None
@@ -88,7 +92,7 @@ class Messages:
         if line := self._buffer.find(b"\n", self._looked) + 1:
             return line
         self._looked = len(self._buffer)
-        if self._buffer.endswith(b"}"):
+        if self._buffer.endswith(b"}") and not self._ends_lines:
             self._by_line, self._looked = False, 0
         return None
 

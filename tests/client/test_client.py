@@ -329,12 +329,18 @@ MESSAGES = st.lists(st.dictionaries(st.text(), VALUES, max_size=3), max_size=4)
     indent=st.sampled_from([None, 4]),
     end=st.sampled_from([b"\r\n", b"\n", b"", b" \n\n "]),
     size=st.integers(1, 50),
+    greets=st.booleans(),
 )
 def test_cut_does_not_depend_on_layout_or_pieces(
-    messages: list[dict[str, Any]], indent: int | None, end: bytes, size: int
+    messages: list[dict[str, Any]], indent: int | None, end: bytes, size: int, greets: bool
 ) -> None:
-    """One line, several lines, no line feed, any pieces: the same messages come out."""
+    """One line, several lines, no line feed, any pieces: the same messages come out.
+
+    Whoever greets with a line feed ends all messages with one.
+    """
     text = b"".join(json.dumps(message, indent=indent).encode() + end for message in messages)
+    if greets and end:
+        messages, text = [{"QMP": {}}, *messages], b'{"QMP": {}}\r\n' + text
     stream, found = Messages(), []
     for start in range(0, len(text), size):
         stream.feed(text[start : start + size], [])

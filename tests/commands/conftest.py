@@ -19,6 +19,7 @@ from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.program import worker_program
 from gmemd.objects.fds import NamedFds
+from gmemd.qmp.rows import Pieces
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Schema
 from tests.doors import Doors
@@ -86,7 +87,7 @@ class Machine(Doors):
         result = self.begin(command, arguments)
         if asyncio.iscoroutine(result):
             result = asyncio.run(_wait(result))
-        return result
+        return b"".join(result) if isinstance(result, Pieces) else result
 
     def refusal(self, command: str, /, **arguments: Any) -> tuple[str, str]:
         """The class and sentence with which a command is refused."""
