@@ -28,6 +28,11 @@ def convert(object_id: str, to: str, offset: int = 0, size: int = SIZE) -> Reque
     return "memdev-convert", {"id": object_id, "offset": offset, "size": size, "to": to, "preserve": True}
 
 
+def room(name: str) -> Request:
+    """A room, with a socket in the place for files."""
+    return "memdev-room-add", {"id": name, "socket": f"{{files}}/{name}"}
+
+
 def together(*actions: Request) -> Request:
     """One transaction of several requests."""
     return "memdev-transaction", {"actions": [{"type": name, "data": data} for name, data in actions]}
@@ -105,6 +110,12 @@ SCENARIOS = [
         change("x", "merge", False), add("memfd", "n"), change("n", "dump", False), delete("y"),
         ("memdev-set-runner", {"id": "n"}), delete("z"), add("ram", "o"), delete("o"))],
              [add("memfd", "x"), add("ram", "y"), add("shm", "z")]),
+    Scenario("memdev-room-add", [room("r")]),
+    Scenario("memdev-room-del", [("memdev-room-del", {"id": "r"})], [room("r")]),
+    Scenario("transaction of a room and what is in it", [together(
+        room("r"), add("memfd", "x@r"), add("guest-memfd", "y@r"))]),
+    Scenario("transaction that empties and removes a room", [together(
+        delete("x@r"), ("memdev-room-del", {"id": "r"}))], [room("r"), add("memfd", "x@r")]),
     Scenario("transaction, preallocating", [together(
         delete("x"), change("y", "merge", False), add("memfd", "x", prealloc=True), change("x", "dump", False))],
              [add("memfd", "x"), add("shm", "y")]),

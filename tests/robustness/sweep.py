@@ -176,8 +176,16 @@ class Sweep:
     # -- before ----------------------------------------------------------------------------------------------
 
     def _filled(self, requests: list[Request]) -> list[Request]:
-        return [(name, {key: value.format(files=self.world.files) if key == "mem-path" else value
-                        for key, value in arguments.items()}) for name, arguments in requests]
+        return [(name, self._in_place(arguments)) for name, arguments in requests]
+
+    def _in_place(self, given: Any) -> Any:
+        """Arguments with the place for files in every path."""
+        if isinstance(given, list):
+            return [self._in_place(one) for one in given]
+        if not isinstance(given, dict):
+            return given
+        return {key: value.format(files=self.world.files) if key in ("mem-path", "socket") else self._in_place(value)
+                for key, value in given.items()}
 
     def _do(self, requests: list[Request]) -> None:
         for name, arguments in self._filled(requests):
@@ -196,14 +204,16 @@ class Sweep:
     def _prepare(self) -> State:
         """Make what the scenario needs; the state then."""
         self._do(self._scenario.before)
-        for _, arguments in self._scenario.before:
-            write_pattern(self.client, arguments["id"])
+        for name, arguments in self._scenario.before:
+            if name == "object-add":
+                write_pattern(self.client, arguments["id"])
         self._shared = look(self.client) if self._scenario.shares else State()
         self._do(self._scenario.then)
         state = look(self.client)
         _soon(self._judge_copies)
         self._files = os.listdir(self.world.files)
         self._held = len(self.world.memory()[1]) - self._standing_fds if self._scenario.before else 0
+        self._held += sum(name == "memdev-room-add" for name, _ in self._scenario.before)
         return state
 
     def _clear(self) -> None:
@@ -211,6 +221,8 @@ class Sweep:
         for entry in self.client.execute("query-memdev"):
             if not entry["id"].startswith("stays"):
                 self._do([("memdev-delete", {"id": entry["id"], "force": True})])  # a template, too
+        for entry in self.client.execute("query-memdev-rooms"):
+            self._do([("memdev-room-del", {"id": entry["id"]})])
         for entry in self.client.execute("query-fdsets"):
             self.client.execute("remove-fd", {"fdset-id": entry["fdset-id"]})
         if self._scenario.passes_fd and not self._link.closed:  # the name is the client's own

@@ -28,6 +28,10 @@ SAMPLE = {
     "memdev-clone": 3,
     "memdev-clone, copied": 599,
     "object-del of a template": 399,
+    "memdev-room-add": 11,
+    "memdev-room-del": 5,
+    "transaction of a room and what is in it": 13,
+    "transaction that empties and removes a room": 7,
     "transaction of all kinds": 7,
     "transaction, preallocating": 41,
 }

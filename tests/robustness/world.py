@@ -94,7 +94,7 @@ class Link:
 class State:
     """All that a client can see of a daemon."""
 
-    objects: dict[str, dict[str, Any]] = field(default_factory=dict)  # query-memdev by id
+    objects: dict[str, dict[str, Any]] = field(default_factory=dict)  # query-memdev by id, and rooms, too
     contents: dict[str, int] = field(default_factory=dict)  # CRC-32 by id
     inodes: dict[str, int] = field(default_factory=dict)  # by id
     ranges: dict[str, Any] = field(default_factory=dict)  # query-memdev-ranges by id
@@ -237,6 +237,13 @@ def checksum(client: Client, object_id: str, ranges: list[dict[str, Any]]) -> tu
         os.close(fd)
 
 
+def _open(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of query-memdev-rooms, with what a client of the room sees, instead of how many there are."""
+    with Client(row["socket"], timeout=PATIENCE) as member:
+        ids = sorted(entry["id"] for entry in member.execute("query-memdev"))
+    return {**row, "clients": 0, "ids": ids}
+
+
 def look(client: Client) -> State:
     """All that can be seen."""
     objects = {entry["id"]: entry for entry in client.execute("query-memdev")}
@@ -245,9 +252,10 @@ def look(client: Client) -> State:
               for object_id, kind in kinds.items() if kind == "guest-memfd"}
     sums = {object_id: checksum(client, object_id, ranges[object_id]["ranges"] if object_id in ranges else [])
             for object_id in objects}
+    rooms = {row["id"]: _open(row) for row in client.execute("query-memdev-rooms")}
     return State(
-        objects,
-        {object_id: crc for object_id, (crc, _) in sums.items()},
+        objects | rooms,
+        dict.fromkeys(rooms, 0) | {object_id: crc for object_id, (crc, _) in sums.items()},
         {object_id: inode for object_id, (_, inode) in sums.items()},
         ranges,
         client.execute("query-fdsets"),
