@@ -57,16 +57,16 @@ class Account:
         self.limits = limits  # of the latest client: two rules may give one user different ones
         self.sources: WeakSet[Source] = WeakSet()
         self.objects: dict[Charge, Any] = {}  # what is charged here, and the object
-        self._charged: dict[str, int] = {}
+        self.charged: dict[str, int] = {}  # and reserved
 
     def used(self, what: str) -> int:
         """How much it has of something, with what is reserved."""
-        used = self._charged.get(what, 0)
+        used = self.charged.get(what, 0)
         return used + sum([source.holds(what) for source in self.sources]) if what in _ASKED else used
 
     def add(self, amounts: Amounts) -> None:
         """Charge, whatever the limits are."""
-        charged = self._charged
+        charged = self.charged
         for what, amount in amounts.items():
             charged[what] = charged.get(what, 0) + amount
         if self.above is not None:
@@ -79,7 +79,7 @@ class Account:
             self.above.subtract(amounts)
 
     def _take(self, amounts: Amounts) -> None:
-        charged = self._charged
+        charged = self.charged
         for what, amount in amounts.items():
             left = charged[what] - amount
             assert left >= 0, f"{self.name} would have {left} of {what}"
@@ -101,18 +101,18 @@ class Account:
         """Have all of it count in another account, and no longer in the one before."""
         if above is not self.above:
             if self.above is not None:
-                self.above.subtract(self._charged)
+                self.above.subtract(self.charged)
                 for charge in self.objects:
                     self.above.forget(charge)
             self.above = above
             if above is not None:
-                above.add(self._charged)
+                above.add(self.charged)
                 for charge, backend in self.objects.items():
                     above.note(charge, backend)
 
     def describe(self) -> dict[str, int]:
         """How much it has of each thing that can be limited; of huge pages, if it has or may have any."""
-        others = sorted({what for what, charged in self._charged.items() if charged} | {*self.limits})
+        others = sorted({what for what, charged in self.charged.items() if charged} | {*self.limits})
         return {what: self.used(what) for what in dict.fromkeys((*COUNTED, *others)) if what != "resident"}
 
 
@@ -138,7 +138,9 @@ class Budget(NamedTuple):
                 for what, amount in amounts.items():
                     limit = limits.get(what)
                     if limit is not None and amount:
-                        refuse_above(what, limit, account.used(what), amount)
+                        used = account.used(what) if what in _ASKED else account.charged.get(what, 0)
+                        if used + amount > limit:
+                            refuse_above(what, limit, used, amount)
             above = account.above
             if above is None:
                 return
@@ -181,17 +183,7 @@ class Memory:
     def __init__(self, account: Account, amounts: Amounts) -> None:
         self.account = account
         self.amounts = amounts
-        self._objects = 0
-
-    def join(self) -> bool:
-        """One more object has it; whether it is the first one, and so to be charged the memory."""
-        self._objects += 1
-        return self._objects == 1
-
-    def leave(self) -> bool:
-        """One object less has it; whether it was the last one."""
-        self._objects -= 1
-        return not self._objects
+        self.objects = 0  # that have it: the first is charged, too, and the last gives it back
 
 
 class Charge:
@@ -202,16 +194,15 @@ class Charge:
         self.account = memory.account
         self.memory = memory
         self._besides = besides
-        first = memory.join()
         self.account.note(self, backend)
-        self.account.add(counted or self._counts(with_memory=first))
+        self.account.add(counted or self._alone())
+        memory.objects += 1
 
-    def _counts(self, *, with_memory: bool) -> Amounts:
-        """What it counts, itself among it, with its memory or without."""
-        own = {**_ONE, **self._besides} if self._besides else _ONE
-        if not with_memory:
-            return own
-        return total(own, self.memory.amounts) if self._besides else {**_ONE, **self.memory.amounts}
+    def _alone(self) -> Amounts:
+        """What it counts, itself among it, that no other object does."""
+        if self.memory.objects:
+            return {**_ONE, **self._besides}
+        return {**_ONE, **(total(self.memory.amounts, self._besides) if self._besides else self.memory.amounts)}
 
     @property
     def amounts(self) -> dict[str, int]:
@@ -226,7 +217,8 @@ class Charge:
     def release(self) -> None:
         """The object is gone, or will not exist."""
         self.account.forget(self)
-        self.account.subtract(self._counts(with_memory=self.memory.leave()))
+        self.memory.objects -= 1
+        self.account.subtract(self._alone())
 
 
 class Trial(Account):
@@ -235,7 +227,7 @@ class Trial(Account):
 
     def __init__(self, real: Account) -> None:
         super().__init__(real.name, real.limits)
-        self.sources, self._charged = real.sources, dict(real._charged)
+        self.sources, self.charged = real.sources, dict(real.charged)
         self._given_back: list[Amounts] = []
         memories: dict[Memory, Memory] = {}
         for charge, backend in real.objects.items():

@@ -30,8 +30,10 @@ def charge(gmemd: Gmemd, backend: HostMemoryBackend, change: Change, *, aside: b
     if budget is not None:
         account, kernel = budget.account, gmemd.kernel
         backend.account = "" if account.uid == backend.owner[0] or gmemd.account is not None else account.name
-        backend.charge = budget.charge(backend, _memory_of(kernel, backend), _besides(kernel, backend, aside=aside),
-                                       _charged(account, fd) if fd >= 0 else None)
+        backend.charge = budget.charge(
+            backend, _memory_of(kernel, backend),
+            _besides(kernel, backend, aside=aside) if aside or backend.aside is not None else NO_LIMITS,
+            _charged(account, fd) if fd >= 0 else None)
         change.undo(partial(release, backend))
 
 
@@ -92,7 +94,7 @@ def _more(kernel: Kernel, backend: HostMemoryBackend, held: Charge, *, aside: bo
 
 def _memory_of(kernel: Kernel, backend: HostMemoryBackend) -> dict[str, int]:
     """What the memory of an object counts: what it has, or before that what it will have."""
-    huge = _huge_page(backend)
+    huge = _huge_page(backend) if backend.huge_page or backend.properties.get("hugetlb") else 0
     if not huge:
         return {"bytes": backend.memory_size or backend.round_up(kernel.page_size)}
     size = backend.memory_size or backend.round_up(huge)
@@ -100,9 +102,9 @@ def _memory_of(kernel: Kernel, backend: HostMemoryBackend) -> dict[str, int]:
     return {"bytes": size, f"hugepages-{huge >> shift}{unit}": size}
 
 
-def _besides(kernel: Kernel, backend: HostMemoryBackend, *, aside: bool = False) -> Amounts:
+def _besides(kernel: Kernel, backend: HostMemoryBackend, *, aside: bool = False) -> dict[str, int]:
     """The same of the private bytes that are set aside for it, or are to be."""
-    return {"bytes": _memory_of(kernel, backend)["bytes"]} if aside or backend.aside is not None else NO_LIMITS
+    return {"bytes": _memory_of(kernel, backend)["bytes"]} if aside or backend.aside is not None else {}
 
 
 def _huge_page(backend: HostMemoryBackend) -> int:

@@ -31,7 +31,9 @@ _LOOK_SECONDS = 0.2  # between two checks whether the client waiting for a file 
 
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    paths = None if caller.rights.all else _paths(caller.rights, arguments)
+    rights = caller.rights
+    limited = not rights.all and (rights.types is not None or "mem-path" in arguments)
+    paths = _paths(rights, arguments) if limited else None
     if arguments["qom-type"] == ThreadContext.qom_type:
         return _add_context(gmemd, caller, arguments, change)
     backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, dry_run=change.dry_run)

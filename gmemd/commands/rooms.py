@@ -48,9 +48,9 @@ def said_outside(room: Gmemd, arguments: dict[str, Any]) -> Iterator[None]:
 
 def in_its_room(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[Gmemd, dict[str, Any]]:
     """The room of what the arguments of a command name, and the arguments as they are said there."""
-    if not gmemd.rooms:
+    if not gmemd.rooms or not _names_outside(arguments):
         return gmemd, arguments
-    tenants = {tenant for name in _named(arguments) if "@" in name and (tenant := at_home(name)[1]) in gmemd.rooms}
+    tenants = {tenant for name in _named(arguments) if (tenant := at_home(name)[1]) in gmemd.rooms}
     if len(tenants) != 1:
         return gmemd, arguments
     room = gmemd.room_of(tenants.pop()).from_outside()
@@ -61,9 +61,17 @@ def in_its_room(gmemd: Gmemd, arguments: dict[str, Any]) -> tuple[Gmemd, dict[st
     return room, arguments | own
 
 
+def _names_outside(arguments: dict[str, Any]) -> bool:
+    """Whether anything named may be in a room: a quick look."""
+    for member in _NAMES:
+        value = arguments.get(member, "")
+        if "@" in value if type(value) is str else any("@" in one for one in value):
+            return True
+    return False
+
+
 def _named(arguments: dict[str, Any]) -> Iterator[str]:
     """Everything that is named."""
     for member in _NAMES:
-        if member in arguments:
-            value = arguments[member]
-            yield from value if isinstance(value, list) else (value,)
+        value = arguments.get(member, [])
+        yield from value if isinstance(value, list) else [value]
