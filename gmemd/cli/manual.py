@@ -13,12 +13,15 @@ from pathlib import Path
 
 from gmemd.cli import gmemctl, gmemd
 from gmemd.cli.parser import make_parser, options_of, usage_of, verbs_of
+from gmemd.kubernetes import main as dra
 
 DOCS = Path(__file__).parents[2] / "docs"
 MAN = DOCS / "man"
 _GMEMCTL_FILES = (("GMEMD_SOCKET", "the server's socket, where --socket is not given"),)
 _GMEMD_FILES = (("/run/gmemd/qmp.sock", "the socket, as root"),
                 ("$XDG_RUNTIME_DIR/gmemd/qmp.sock", "the socket, otherwise"))
+_DRA_FILES = (("/var/lib/kubelet/plugins_registry", "where the kubelet finds the driver"),
+              ("/run/gmemd/claims/UID/qmp.sock", "the socket of a claim"))
 
 
 def pages() -> dict[Path, str]:
@@ -26,6 +29,7 @@ def pages() -> dict[Path, str]:
     parser = make_parser(gmemctl.VERBS)
     return {MAN / "gmemctl.1": _page(parser, 1, "control gmemd, or any QMP server", _GMEMCTL_FILES),
             MAN / "gmemd.8": _page(gmemd.make_parser(), 8, "own guest memory and speak QMP", _GMEMD_FILES),
+            MAN / "gmemd-dra.8": _page(dra.make_parser(), 8, "let Kubernetes allocate guest memory", _DRA_FILES),
             DOCS / "gmemctl.md": _with_verbs((DOCS / "gmemctl.md").read_text(), parser)}
 
 

@@ -21,19 +21,20 @@ _NEEDS: Final = "gmemd-dra needs grpcio, protobuf and aiohttp: pip install 'gmem
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gmemd-dra", allow_abbrev=False,
-                                     description="Let Kubernetes allocate guest memory of this node's gmemd (DRA).")
+                                     description="Let Kubernetes allocate guest memory of this node's gmemd (DRA).",
+                                     epilog="docs/kubernetes.md says how claims, classes and nodes are set up.")
     add = parser.add_argument
     add("--node-name", required=True, metavar="NAME", help="the name of this node in the cluster")
     add("--qmp", default="unix:/run/gmemd/qmp.sock", metavar="unix:PATH", help="where gmemd listens (default:"
-        " %(default)s); its policy has to let this user operate")
-    add("--driver-name", default="memory.gmemd.example", metavar="NAME", help="default: %(default)s")
+        " unix:/run/gmemd/qmp.sock); its policy has to let this user operate")
+    add("--driver-name", default="memory.gmemd.example", metavar="NAME", help="default: memory.gmemd.example")
     add("--kubelet", type=Path, default=Path("/var/lib/kubelet"), metavar="DIR",
-        help="the kubelet's directory (default: %(default)s)")
+        help="the kubelet's directory (default: /var/lib/kubelet)")
     add("--cdi", type=Path, default=Path("/var/run/cdi"), metavar="DIR",
-        help="where container runtimes look for CDI specifications (default: %(default)s)")
+        help="where container runtimes look for CDI specifications (default: /var/run/cdi)")
     add("--claims", type=Path, default=Path("/run/gmemd/claims"), metavar="DIR",
         help="where each claim has a directory with its socket; gmemd sees it under the same path (default:"
-        " %(default)s)")
+        " /run/gmemd/claims)")
     add("--memory", type=_amount, default=0, metavar="SIZE",
         help="what to offer of ordinary pages on each NUMA node, as 64Gi (default: only huge pages are offered)")
     add("--piece", type=_amount, default=0, metavar="SIZE", help="the size of a device where the cluster does not share"

@@ -52,6 +52,11 @@ class Node:
             driver.wait()
         self._unwind.close()
 
+    def put_into(self, **words: str) -> None:
+        """Fill in what stands in braces in the address of gmemd and in the program."""
+        self._qmp = self._qmp.format(**words)
+        self._program = tuple(word.format(**words) for word in self._program)
+
     # -- the driver
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:

@@ -279,13 +279,28 @@ def all_quotas() -> int:
     return 0
 
 
+def all_claims() -> int:
+    """Kills of driver, gmemd and kubelet at every step of what is done for a claim; how much was wrong."""
+    from tests.kubernetes.apiserver import ApiServer
+    from tests.kubernetes.sweep import sweep
+
+    begun = time.monotonic()
+    print("== killed while a claim is prepared or released ==", flush=True)
+    with ApiServer() as api:
+        tally = sweep(api, strict=False)
+    for words in tally.wrong:
+        print(f"    WRONG: {words[:1000]}")
+    print(f"{sum(tally.points.values())} points: {tally.points}, {time.monotonic() - begun:.0f} s\n")
+    return len(tally.wrong)
+
+
 PARTS: dict[str, Part] = {"pairs": all_pairs, "kills": all_kills, "errors": all_errors, "replies": all_replies,
                           "moves": all_moves,
                           "damage": all_damage, "ladder": whole_ladder, "restart": restart, "waits": longest_waits,
                           "snapshots": all_snapshots, "stored": all_stored, "model": whole_model,
                           "snapshot-damage": snapshot_damage, "fences": all_fences, "answers": all_answers,
                           "hostile": hostile_clients, "clock": whole_day,
-                          "quotas": all_quotas}
+                          "quotas": all_quotas, "claims": all_claims}
 
 
 def main(names: list[str]) -> int:
