@@ -28,7 +28,7 @@ from gmemd.changes.threads import close_beside, in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError, close_fd
 from gmemd.kernel.kernel import Kernel
-from gmemd.memory.usage import Item, Ledger, Usage, measure, occupied, total
+from gmemd.memory.usage import Entry, Item, Ledger, Usage, measure, occupied, total
 
 AT_ONCE: Final = 256 << 20  # bytes of objects that may be measured on the event loop: a few ms if they are in memory
 _RANGES_AT_ONCE: Final = 500  # ranges, each of which takes a system call
@@ -133,7 +133,7 @@ class Measurer:
     async def _measure_all(self) -> None:
         began, usage, enter = monotonic(), Usage(), Ledger(self._gmemd.kernel).enter
         try:
-            async for found in measured(self._gmemd, self._gmemd.by_age(), enter, gently=True):
+            async for found in measured(self._gmemd, self._gmemd.by_age(), enter, gently=True, empty=_NOTHING):
                 self._keep([(backend, entry.usage) for backend, entry in found])
                 usage = total([usage, *(entry.share for _, entry in found)])
             now = monotonic()
@@ -153,6 +153,7 @@ class Measurer:
 
 
 _NEVER: Final = (float("-inf"), Usage(unknown=1))
+_NOTHING: Final = (Entry(Usage(), Usage(), 0),)
 
 
 def are_quick(backends: Collection[HostMemoryBackend]) -> bool:
