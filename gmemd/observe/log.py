@@ -5,7 +5,7 @@ itself renders on a terminal only, because importing it takes 20 to 80 ms and up
 begins with its priority (sd-daemon(3)).
 
 Warnings and errors are written at once; other lines are buffered for up to FLUSH_SECONDS, once there is a loop to call
-back later. The line of a typical command is assembled from prepared bytes, and gets a new timestamp once a millisecond.
+back later. The line of a command is assembled from prepared bytes, and gets a new timestamp once a millisecond.
 Commands of one client beyond CLIENT_LINES a second are summed up in one line.
 
 A slow reader of standard error holds up nobody: a thread writes, and what it cannot keep up with is counted
@@ -19,6 +19,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
 from gmemd.errors import QmpError
@@ -53,7 +54,7 @@ class Log:
         self._threshold = LEVELS.index(level)
         self._render: Render = render or _to_json
         self._priorities: Mapping[str, str] = _PRIORITIES if journal else {}
-        # How the line of a typical command begins; None: it is rendered like any other.
+        # How the line of a command begins; None: it is rendered like any other.
         self.head = None if render else self._priorities.get("info", "").encode() + b'{"command": "'
 
     def debug(self, event: str, **members: Any) -> None:
@@ -151,13 +152,18 @@ class ClientLog:
             request_id = b'"(long)"'
         log = self._log
         head = log.head
-        if error is None and head is not None:
-            stamp = log.stamp if ended < log.stamp_ends else log.new_stamp(ended)
-            log.append(b'%b%b", "id": %b, %b, "us": %d, "result": "ok", "event": "command", "level": "info",'
-                             b' "timestamp": "%b"}\n' % (head, command.encode(), request_id or b"null",
-                                                         self._who_json, (ended - began) * 1e6, stamp))
-        else:
+        if head is None:
             self._explain(command, request_id, ended - began, error)
+            return
+        stamp = log.stamp if ended < log.stamp_ends else log.new_stamp(ended)
+        if error is None:
+            result = b"ok"
+        else:
+            command = _quoted(command)
+            result = f'{error.error_class}", "desc": "{_quoted(error.desc)}'.encode()
+        log.append(b'%b%b", "id": %b, %b, "us": %d, "result": "%b", "event": "command", "level": "info",'
+                   b' "timestamp": "%b"}\n' % (head, command.encode(), request_id or b"null", self._who_json,
+                                              (ended - began) * 1e6, result, stamp))
 
     def close(self) -> None:
         """Report what was left out."""
@@ -175,6 +181,11 @@ class ClientLog:
         result = {"result": "ok"} if error is None else {"result": error.error_class, "desc": error.desc[:TEXT_MAX]}
         self._log.info("command", command=command[:TEXT_MAX], id=json.loads(request_id or b"null"), **self._who,
                        us=int(seconds * 1e6), **result)
+
+
+def _quoted(text: str) -> str:
+    """A client's text, cut, as it is between the quotation marks of JSON."""
+    return encode_basestring_ascii(text[:TEXT_MAX])[1:-1]
 
 
 def _timestamp() -> str:

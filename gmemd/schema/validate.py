@@ -150,8 +150,8 @@ _SCALARS: Final = frozenset(("str", "bool", "size", "uint64", "uint32", "uint16"
 class Command:
     """A command of the schema."""
 
-    __slots__ = ("_cases", "_schema", "_shape", "_tag", "_takes_all", "allow_oob", "arguments", "features", "name",
-                 "reads_only", "role")
+    __slots__ = ("_cases", "_needs_nothing", "_schema", "_shape", "_tag", "_takes_all", "allow_oob", "arguments",
+                 "features", "name", "reads_only", "role")
 
     def __init__(self, schema: Schema, name: str, entry: dict[str, Any]) -> None:
         self.name = name
@@ -165,6 +165,7 @@ class Command:
         self._tag: str | None = definition.get("x-tag")
         self._takes_all: bool = definition.get("additionalProperties", False)  # and checks it itself ('gen': false)
         self._shape: Shape | None = None
+        self._needs_nothing = False  # without arguments it is complete, as far as is known
         self._cases: dict[str, Shape] = {}  # by the tag
 
     @property
@@ -182,6 +183,8 @@ class Command:
 
         The given dict is not changed. Absent members without a default stay absent.
         """
+        if not arguments and self._needs_nothing:
+            return {}
         if self._takes_all:
             return dict(arguments)
         shape = self._shape
@@ -195,6 +198,7 @@ class Command:
         """The shape to check against: the only one, or the one that the tag selects; None: no such case."""
         if self._tag is None:
             self._shape = shape = self._schema.shapes.shape(self.arguments)
+            self._needs_nothing = not (shape.required or shape.defaults)
             return shape
         case = arguments.get(self._tag)
         if type(case) is not str:

@@ -74,6 +74,18 @@ def test_a_refused_command_says_why(log: Log, written: Written) -> None:
         ('no"such', "CommandNotFound", "what?", None)
 
 
+@pytest.mark.parametrize("text", ['", "level": "error', "a\nb\0\x7f", "\\", "é€😀", "\ud800", "x" * 1000, ""])
+def test_what_a_client_says_stays_within_its_member(log: Log, written: Written, text: str) -> None:
+    """Whatever its command is called and the refusal repeats; the same whether the line is made fast or slowly."""
+    lines = []
+    for head in (log.head, None):
+        log.head = head
+        ClientLog(log, WHO).answered(text, 1.0, 1.5, b"7", QmpError(f"{text} again", "CommandNotFound"))
+        lines.append(without_time(json.loads(written.pop())))
+    assert lines == 2 * [{"command": text[:200], "id": 7, **WHO, "us": 500000, "result": "CommandNotFound",
+                          "desc": f"{text} again"[:200], "event": "command", "level": "info"}]
+
+
 def test_a_long_id_is_not_repeated(log: Log, written: Written) -> None:
     ClientLog(log, WHO).answered("query-version", 5.0, 5.1, request_id=b'"%b"' % (b"x" * 100_000))
     assert written.lines()[0]["id"] == "(long)"
