@@ -63,6 +63,8 @@ class Driver:
                 raise
             if not self._same(client, claim, room):
                 client.execute("memdev-room-add", wanted)
+        if not (directory / SOCKET).is_socket():
+            raise QmpError(f"the socket in '{directory}' was removed: gmemd creates it again when it is restarted")
         made: list[str] = []
         try:
             for portion in claim.portions:

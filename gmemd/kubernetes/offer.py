@@ -49,11 +49,16 @@ class Device:
                            "hugePages": {"bool": self.huge}, **traits},
             "capacity": {CAPACITY: capacity}}
         if self.shared:
-            step = max(self.page_size, min(SMALLEST, self.size))
             found["allowMultipleAllocations"] = True
-            capacity["requestPolicy"] = {"default": write(step), "validRange": {"min": write(step),
-                                                                                "step": write(step)}}
+            capacity["requestPolicy"] = self._request_policy()
         return found
+
+    def _request_policy(self) -> dict[str, Any]:
+        """What a claim may take of it; a range has to fit its least amount and a step (CapacityRequestPolicyRange)."""
+        step = max(self.page_size, min(SMALLEST, self.size))
+        if self.size < 2 * step:
+            return {"default": write(step), "validValues": [write(step)]}
+        return {"default": write(step), "validRange": {"min": write(step), "step": write(step)}}
 
 
 def devices(ordinary: int, *, shared: bool, piece: int = 0, system: Path = Path("/sys")) -> list[Device]:

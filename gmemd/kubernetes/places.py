@@ -62,14 +62,21 @@ class Places:
         path = self._claims / uid
         with os_errors(f"cannot use '{path}'"):
             fd = self._lock(path)
-            os.chown(fd, *self._owner)
-            os.fchmod(fd, 0o755)
+            self._hand_over(fd)
         try:
             yield path
         finally:
             with suppress(OSError):
                 path.rmdir()
             os.close(fd)
+
+    def _hand_over(self, fd: int) -> None:
+        """Let gmemd listen in a directory and containers enter it; the mode first, while it is still ours."""
+        status = os.fstat(fd)
+        if status.st_mode & 0o777 != 0o755:
+            os.fchmod(fd, 0o755)
+        if (status.st_uid, status.st_gid) != self._owner:
+            os.chown(fd, *self._owner)
 
     def _lock(self, path: Path) -> int:
         """A descriptor of the directory at that path, locked; what was removed meanwhile is not it."""

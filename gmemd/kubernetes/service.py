@@ -69,9 +69,14 @@ class Service:
 
     async def _release_if_gone(self, uid: str, note: dict[str, Any]) -> None:
         """A claim cannot go while a pod has it, so nothing of the kubelet's comes after."""
-        if await self._find_claim(note["namespace"], note["claim"], uid) is None:
+        if await self._find_claim(note["namespace"], note["claim"], uid) is not None:
+            return
+        what = f"claim '{note['namespace']}/{note['claim']}' ({uid}), which is gone"
+        try:
             await self._off_the_loop(lambda: self._driver.release(uid, deleted=True))
-            self._say(f"released claim '{note['namespace']}/{note['claim']}' ({uid}), which is gone")
+            self._say(f"released {what}")
+        except QmpError as exc:
+            self._say(f"cannot release {what}: {exc.desc}")
 
     async def _find_claim(self, namespace: str, name: str, uid: str) -> dict[str, Any] | None:
         """The ResourceClaim, if it still is the one with this uid."""

@@ -23,6 +23,7 @@ import aiohttp
 import kubernetes_validate
 from aiohttp import web
 
+from gmemd.kubernetes.quantity import parse
 from tests.kubernetes.etcd import Etcd
 from tests.patience import PATIENCE
 
@@ -280,6 +281,9 @@ def _check_slice(spec: Body, former: Body | None) -> None:
         or any(len(device.get("attributes", {})) + len(device.get("capacity", {})) > 32 for device in devices)
         or any("requestPolicy" in one and not device.get("allowMultipleAllocations")
                for device in devices for one in device.get("capacity", {}).values())
+        or any(parse(policy["validRange"]["min"]) + parse(policy["validRange"]["step"]) > parse(one["value"])
+               for device in devices for one in device.get("capacity", {}).values()
+               if "validRange" in (policy := one.get("requestPolicy", {})))
         or any(len(str(value)) > 64 or len(attribute) != 1 for device in devices
                for attribute in device.get("attributes", {}).values() for value in attribute.values())
         or (former is not None and any(spec.get(name) != former.get(name) for name in ("driver", "nodeName"))))

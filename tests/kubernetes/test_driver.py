@@ -276,7 +276,7 @@ def test_clone(node: Node) -> None:
             assert touch(client, "ram", b"changed---") == data.ljust(10, b"\0")
         node.kubelet.unprepare(claim)
     foreign = node.claim("c18", parameters={"clone": "base"})
-    with pytest.raises(Refused, match=r"'team-a\.base@.*' not found"):
+    with pytest.raises(Refused, match=r"object 'team-a\.base' not found"):
         node.kubelet.prepare(foreign)
     node.kubelet.unprepare(foreign)
     with node.gmemd.client() as client:
@@ -302,6 +302,19 @@ def test_gmemd_is_restarted(node: Node) -> None:
     node.gmemd.crash()
     with node.inside(claim) as client:
         assert touch(client, "ram", b"written") == b"written"
+    node.kubelet.unprepare(claim)
+
+
+def test_the_socket_is_removed(node: Node) -> None:
+    """It is said, and a restarted gmemd has it again."""
+    claim = node.claim("c19")
+    node.kubelet.prepare(claim)
+    (node.claims / claim[2] / "qmp.sock").unlink()
+    with pytest.raises(Refused, match=r"the socket in .* was removed"):
+        node.kubelet.prepare(claim)
+    node.gmemd.crash()
+    node.kubelet.prepare(claim)
+    node.inside(claim).close()
     node.kubelet.unprepare(claim)
 
 

@@ -58,6 +58,12 @@ def test_what_a_shared_device_says() -> None:
     assert one.published({})["capacity"] == {"memory": {"value": "1Gi"}}
 
 
+def test_a_device_of_one_page(tmp_path: Path) -> None:
+    """No range fits into it: there is one amount to take."""
+    [one] = devices(0, shared=True, system=machine(tmp_path, {0: {1 << 20: 1}}))
+    assert one.published({})["capacity"]["memory"]["requestPolicy"] == {"default": "1Gi", "validValues": ["1Gi"]}
+
+
 def test_published_and_put_right(api: ApiServer) -> None:
     """Others' slices are left alone; a deleted, changed or stale one of ours is put right, with a new generation."""
     foreign = {"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {"name": "foreign"},

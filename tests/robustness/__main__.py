@@ -287,9 +287,7 @@ def all_claims() -> int:
     begun = time.monotonic()
     print("== killed while a claim is prepared or released ==", flush=True)
     with ApiServer() as api:
-        tally = sweep(api, strict=False)
-    for words in tally.wrong:
-        print(f"    WRONG: {words[:1000]}")
+        tally = sweep(api, strict=False, say=partial(print, flush=True))
     print(f"{sum(tally.points.values())} points: {tally.points}, {time.monotonic() - begun:.0f} s\n")
     return len(tally.wrong)
 
