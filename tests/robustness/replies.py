@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final
 
 from gmemd.client.running import state
-from tests.patience import wait_for
+from tests.patience import PATIENCE, wait_for
 from tests.robustness.scenarios import SIZE
 from tests.robustness.world import Link, Request, World, Wrong
 
@@ -70,17 +70,24 @@ class Burst:
 
 
 def objects(world: World) -> dict[str, State]:
-    """The inode of each object; what the keeper holds, what the daemon has and what it lists must be the same."""
+    """The inode of each object; what the keeper holds, what the daemon has and what it lists must be the same.
+
+    Not at once: what was never answered leaves the keeper with the first flush of a new daemon.
+    """
     with world.client() as client:
         listed = sorted(entry["id"] for entry in client.execute("query-memdev"))
         left = client.execute("query-memdev-lost") + client.execute("query-memdev-unclaimed")
-        kept, opened = world.memory()
-    if left:
-        raise Wrong(f"lost or unclaimed: {left}")
-    found = dict(reversed(entry.removesuffix(" (deleted)").split(" /memfd:")) for entry in kept)
-    if kept != opened or sorted(found) != listed or len(found) != len(kept):
-        raise Wrong(f"the keeper holds {kept}, the daemon {opened}, and lists {listed}")
-    return found
+        if left:
+            raise Wrong(f"lost or unclaimed: {left}")
+        end = time.monotonic() + PATIENCE
+        while True:
+            kept, opened = world.memory()
+            found = dict(reversed(entry.removesuffix(" (deleted)").split(" /memfd:")) for entry in opened)
+            if kept == opened and sorted(found) == listed:
+                return found
+            if time.monotonic() > end or sorted(found) != listed:
+                raise Wrong(f"the daemon lists {listed}, has {opened}, and the keeper holds {kept}")
+            time.sleep(0.005)
 
 
 def plan(rng: random.Random, ids: list[str], before: dict[str, State]) -> list[Request]:
