@@ -64,7 +64,7 @@ class Pending:
 
     def take(self) -> Batch:
         """All noted operations; nothing is pending afterwards."""
-        batch = Batch(list(self._operations.values()))
+        batch = Batch([*self._operations.values()])
         self._operations = {}
         self._fresh = {}
         return batch
@@ -74,26 +74,31 @@ class Batch:
     """Decides what is written and, after a failure, what does not stand; knows neither files nor sockets."""
 
     def __init__(self, operations: list[Operation]) -> None:
-        self.operations = operations
-        self.adds: list[Operation] = []
-        self.removes: list[Record] = []  # not committed yet
-        self.grouped = False  # some stand only together: all are done before the commit that cannot be undone after it
+        adds: list[Operation] = []
+        removes: list[Record] = []
         early: list[Record] = []
         records: dict[str, Record] = {}
+        grouped = False
         for operation in operations:
-            self.grouped |= operation.grouped
-            if operation.kind == "remove":
-                self.removes.append(operation.record)
+            record, kind = operation.record, operation.kind
+            if operation.grouped:
+                grouped = True
+            if kind == "remove":
+                removes.append(record)
                 if not operation.grouped:
-                    early.append(operation.record)
-                records.pop(operation.record.id, None)
+                    early.append(record)
+                records.pop(record.id, None)
             else:
-                if operation.kind == "add":
-                    self.adds.append(operation)
-                records[operation.record.id] = operation.record
-        self.records = list(records.values())  # the last version of each object; to be written after the deletions
-        self.last_seq = self.adds[-1].record.seq if self.adds else 0  # ascending
-        self.unsent = [operation for operation in reversed(self.adds) if operation.fd >= 0]
+                if kind == "add":
+                    adds.append(operation)
+                records[record.id] = record
+        self.operations = operations
+        self.adds = adds
+        self.removes = removes  # not committed yet
+        self.grouped = grouped  # some stand only together: all are done before the commit that cannot be undone after it
+        self.records = [*records.values()]  # the last version of each object; to be written after the deletions
+        self.last_seq = adds[-1].record.seq if adds else 0  # ascending
+        self.unsent = [operation for operation in reversed(adds) if operation.fd >= 0] if adds else []
         self.sent: list[str] = []  # names whose FDSTORE was sent
         self.early = early  # the removes that may be committed before the adds
         self.writing = False  # the transaction last tried was that of everything

@@ -161,20 +161,20 @@ class Delivery:
 
     def _write(self, batch: Batch, removes: list[Record], records: list[Record]) -> None:
         """One transaction; from now on the removes stand, and their fds are owed."""
-        names = [record.fd_name for record in removes if record.fd_name]
-        if removes or records or self.owed_rows:
-            batch.writing, batch.trying = bool(records), removes
+        delete, removing = self.owed_rows, self.owed
+        if removes:
+            delete = delete.union([record.id for record in removes])
+            removing = removing.union([record.fd_name for record in removes if record.fd_name])
+        if delete or records:
+            batch.writing, batch.trying = len(records) > 0, removes
             last_seq = self._registry.state.last_seq
-            self._registry.apply(
-                put=_rows(records),
-                delete={*self.owed_rows, *[record.id for record in removes]},
-                removing={*self.owed, *names},
-                last_seq=max(last_seq, batch.last_seq) if records else last_seq,
-            )
-            self.owed_rows.clear()
+            self._registry.apply(put=_rows(records), delete=delete, removing=removing,
+                                 last_seq=max(last_seq, batch.last_seq) if records else last_seq)
+            if self.owed_rows:
+                self.owed_rows.clear()
         if removes:
             batch.written(removes)
-            self.owe(names)
+            self.owe(removing.difference(self.owed))
 
     def _send_adds(self, batch: Batch, *, ask: bool) -> Flush:
         """Send all adds; ask: the last message shall be the barrier, if it can be."""

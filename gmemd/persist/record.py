@@ -19,6 +19,7 @@ COLUMNS = (
     "fd_name, file, checksum"
 )  # of table objects; origin is the boot
 
+_FORMATS = tuple("%s\x1f" * count for count in range(16))  # of a row without its checksum, for that
 _BOOT = 32  # characters of a boot's id; earlier gmemds wrote something shorter in its place
 
 
@@ -116,4 +117,4 @@ def state_of(row: Row | None) -> State:
 
 
 def _checksum(row: Row) -> int:
-    return crc32(("%s\x1f" * len(row) % row).encode())
+    return crc32((_FORMATS[len(row)] % row).encode())

@@ -76,18 +76,17 @@ class Registry:
             self._stay_in_place()
         if self._db is None or self.read_only:
             raise NotWritten(self.read_only or "it is closed")
-        db, old = self._db, self.state
-        version, generation, _, commits, starts, was_removing = old
-        if delete or (removing and not removing <= set(was_removing)):
-            state = State(version, generation, last_seq, commits + 1, starts, tuple(sorted(removing)))
-        else:
-            state = State(version, generation, last_seq, commits, starts, was_removing)
+        db = self._db
+        version, generation, _, commits, starts, was_removing = self.state
+        removes = bool(delete) or (bool(removing) and not removing <= set(was_removing))
+        state = State(version, generation, last_seq, commits + removes, starts,
+                      tuple(sorted(removing)) if removes else was_removing)
         self._tried = (state, put)
         try:
-            if state.commits == old.commits and len(put) == 1:
+            if len(put) == 1 and not removes:
                 db.execute(_PUT, put[0])  # a statement alone is a transaction, too
             else:
-                _write(db, put, delete, None if state.commits == old.commits else state_row(state))
+                _write(db, put, delete, state_row(state) if removes else None)
         except (sqlite3.Error, MemoryError) as exc:
             roll_back(db)
             raise NotWritten(reason(exc)) from exc
