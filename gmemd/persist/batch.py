@@ -95,7 +95,7 @@ class Batch:
         self.operations = operations
         self.adds = adds
         self.removes = removes  # not committed yet
-        self.grouped = grouped  # some stand only together: all are done before the commit that cannot be undone after it
+        self.grouped = grouped  # some stand only together: all are done before the commit, which cannot be undone then
         self.records = [*records.values()]  # the last version of each object; to be written after the deletions
         self.last_seq = adds[-1].record.seq if adds else 0  # ascending
         self.unsent = [operation for operation in reversed(adds) if operation.fd >= 0] if adds else []
