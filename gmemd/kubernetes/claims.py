@@ -114,7 +114,9 @@ def creation(portion: Portion, room: str, *, bind: bool) -> tuple[str, dict[str,
     if "restore" in parameters:
         return "memdev-restore", {"id": name, "name": parameters["restore"]}
     if "clone" in parameters:
-        return "memdev-clone", {"id": name, "template": parameters["clone"], "copy": True}
+        return "memdev-clone", {"id": name, "template": parameters["clone"]}
+    if "copy" in parameters:
+        return "memdev-clone", {"id": name, "template": parameters["copy"], "copy": True}
     arguments = {"qom-type": f"memory-backend-{parameters['type']}", "id": name, "size": portion.size}
     if portion.device.huge:
         arguments |= {"hugetlb": True, "hugetlbsize": portion.device.page_size}

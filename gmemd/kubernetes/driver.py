@@ -17,6 +17,7 @@ from gmemd.client.client import Client
 from gmemd.errors import QmpError
 from gmemd.kubernetes.claims import Claim, Portion, creation
 from gmemd.kubernetes.house import House, exists, find_room
+from gmemd.kubernetes.parameters import ORIGINS
 from gmemd.kubernetes.places import SOCKET, Places
 
 
@@ -84,7 +85,7 @@ class Driver:
             command, arguments = creation(portion, claim.uid, bind=self._bind)
             client.execute(command, arguments)
             made.append(name)
-        if {"restore", "clone"} & portion.parameters.keys():
+        if set(ORIGINS) & portion.parameters.keys():
             _check_fits(client, portion, name)
 
     def _same(self, client: Client, claim: Claim, room: dict[str, Any]) -> bool:
@@ -109,7 +110,8 @@ class Driver:
         present = [one for one in note["portions"] if exists(client, f"{one['id']}@{uid}")]
         leaving = [one for one in present if deleted or one["onRelease"] != "keep"]
         for portion in leaving:
-            _check_unmapped(client, f"{portion['id']}@{uid}")
+            if "clone" not in portion:  # whose pages are its template's, and stay
+                _check_unmapped(client, f"{portion['id']}@{uid}")
         self._places.forget(uid)
         for portion in leaving:
             if portion["onRelease"] == "snapshot":
@@ -145,7 +147,7 @@ def _check_fits(client: Client, portion: Portion, name: str) -> None:
     if there["size"] <= portion.size and pages == (portion.device.page_size if portion.device.huge else 0):
         return
     client.execute("object-del", {"id": name})
-    source = portion.parameters.get("restore") or portion.parameters["clone"]
+    source = next(portion.parameters[name] for name in ORIGINS if name in portion.parameters)
     raise QmpError(f"the memory of '{source}' has {there['size']} bytes{' of huge pages' if pages else ''}, and the "
                    f"claim has {portion.size} bytes of device '{portion.device.name}'")
 

@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 
 from gmemd.errors import QmpError
 
+ORIGINS: Final = ("restore", "clone", "copy")  # what the memory comes from, if it is not new
 _DEFAULTS: Final = {"type": "memfd", "onRelease": "delete"}
 _ENVELOPE: Final = ("apiVersion", "kind")
 
@@ -32,8 +33,9 @@ def merged(configs: list[dict[str, Any]], driver: str, request: str, namespace: 
             given: Any = opaque.get("parameters")
             check(given)
             found |= given if config.get("source") == "FromClass" else _of_namespace(given, namespace)
-    if "restore" in found and "clone" in found:
-        raise QmpError("'restore' and 'clone' exclude each other")
+    origins = [name for name in ORIGINS if name in found]
+    if len(origins) > 1:
+        raise QmpError(f"'{origins[0]}' and '{origins[1]}' exclude each other")
     return {name: value for name, value in found.items() if name not in _ENVELOPE}
 
 
@@ -45,7 +47,7 @@ def check(given: Any) -> None:
 
 
 def _of_namespace(given: dict[str, Any], namespace: str) -> dict[str, Any]:
-    return {**given, **{name: f"{namespace}.{given[name]}" for name in ("restore", "clone") if name in given}}
+    return {**given, **{name: f"{namespace}.{given[name]}" for name in ORIGINS if name in given}}
 
 
 def _words(error: Any) -> str:
