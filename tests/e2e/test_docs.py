@@ -10,9 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
-import yaml
 
 from gmemd.client.client import Client
 from tests.daemon import Daemon
@@ -30,6 +28,7 @@ MARKED = {
     "clone": {"README.md"},  # test_fresh_clone.py here and in tests/containers run script/run; script/test runs this
     "podman": {"README.md", "docs/containers.md"},  # tests/containers/test_docs.py
     "libvirt": {"docs/libvirt.md"},  # test_libvirt.py
+    "cluster": {"docs/kubernetes.md"},  # tests/kubernetes/test_manifests.py renders what they apply
     "host": {"docs/systemd.md", "docs/policy.md"},  # tests/systemd, in other machines: they change this one
     "minutes": {"docs/robustness.md", "docs/kernel.md"},  # nobody: they take long, or other kernels; of the first,
                                                           # tests/robustness runs samples
@@ -189,50 +188,6 @@ def test_the_adopted_memory_outlives_its_qemu(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         wait_for(lambda: client.execute("query-memdev-holders", {"id": "vm3"}) == [])
         assert client.execute("query-memdev-status")[0]["resident"] > 0
-
-
-def _manifests() -> list[dict[str, Any]]:
-    text = (ROOT / "docs/kubernetes.md").read_text()
-    return [yaml.safe_load(found) for found in re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
-
-
-@pytest.mark.parametrize("version", ["1.30", "1.36"])
-def test_kubernetes_would_take_the_manifests(version: str) -> None:
-    """Each is what the API's own schema says, with no field that it does not know."""
-    assert [manifest["kind"] for manifest in _manifests()] == ["DaemonSet", "Pod"]
-    for manifest in _manifests():
-        kubernetes_validate.validate(manifest, version, strict=True)
-
-
-def test_the_manifests_refer_to_what_there_is() -> None:
-    """Selectors, volumes and users are those of the manifests and the image; what runs is gmemctl or a shell."""
-    daemon_set, pod = _manifests()
-    template = daemon_set["spec"]["template"]
-    assert daemon_set["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
-    for spec in (template["spec"], pod["spec"]):
-        volumes = {volume["name"] for volume in spec["volumes"]}
-        containers = [*spec.get("initContainers", []), *spec["containers"]]
-        assert len({container["name"] for container in containers}) == len(containers)
-        for container in containers:
-            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
-            assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/run/gmemd"}  # the image's VOLUME
-    assert template["spec"]["volumes"][0]["hostPath"]["path"] == pod["spec"]["volumes"][0]["hostPath"]["path"]
-    image = (ROOT / "Dockerfile").read_text()
-    assert "VOLUME /run/gmemd\n" in image
-    assert f"gmemd:x:{pod['spec']['securityContext']['supplementalGroups'][0]}:" in image
-    assert "chown 10001:10001" in template["spec"]["initContainers"][0]["command"][-1]
-    assert "USER 10001:10001\n" in image
-
-
-def test_the_manifests_commands_work(tmp_path: Path) -> None:
-    """The probe succeeds on a gmemd, and fails without one; the client's command runs."""
-    daemon_set, pod = _manifests()
-    probe = daemon_set["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["exec"]["command"]
-    with Daemon(kernel="simulated") as daemon:
-        environment = user_environment(tmp_path, daemon)
-        for command in (probe, pod["spec"]["containers"][0]["command"]):
-            assert subprocess.run(command, env=environment, timeout=PATIENCE, check=False).returncode == 0
-    assert subprocess.run(probe, env=environment, timeout=PATIENCE, check=False).returncode == 3
 
 
 def test_links_lead_somewhere() -> None:

@@ -12,8 +12,13 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from gmemd.client.running import RunningGmemd
+from gmemd.kubernetes.house import House
+from gmemd.kubernetes.main import make_parser
+from gmemd.kubernetes.node import Node
+from gmemd.kubernetes.parameters import check
 from tests.kubernetes.rendering import CHART, Manifest, by_name, helm, kustomize, needs_renderers, refusal
-from tests.programs import ROOT
+from tests.programs import ROOT, gmemctl, output
 
 pytestmark = needs_renderers
 
@@ -126,3 +131,83 @@ def test_the_classes_differ() -> None:
     specs = [manifest["spec"] for manifest in helm(PLAIN) if manifest["kind"] == "DeviceClass"]
     assert len(specs) == 4
     assert all(one != other for one, other in itertools.combinations(specs, 2))
+
+
+# -- the page and the examples
+
+PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
+KUBEVIRT = ROOT / "examples" / "kubevirt"
+
+
+def _on_the_page() -> list[Manifest]:
+    blocks = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    found = [yaml.safe_load(block) for block in blocks]
+    return [one for one in found if isinstance(one, dict) and "kind" in one]
+
+
+def _examples() -> list[Manifest]:
+    found = [one for path in sorted(KUBEVIRT.glob("*.yaml")) for one in yaml.safe_load_all(path.read_text())]
+    return [one for one in found if one["apiVersion"] != "kubevirt.io/v1"]  # has a schema of its own
+
+
+def test_kubernetes_would_take_the_page_and_the_examples() -> None:
+    """Each object is what the API's own schema says, with no field that it does not know."""
+    assert [one["kind"] for one in _on_the_page()] == ["ResourceClaimTemplate", "Pod", "Pod"]
+    assert [one["kind"] for one in _examples()] == [
+        "MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding", "ResourceClaimTemplate"]
+    for one in (*_on_the_page(), *_examples()):
+        kubernetes_validate.validate(one, "1.36", strict=True)
+
+
+def test_parameters_on_the_page_are_those_that_there_are() -> None:
+    """In the example, in the table, and in the class."""
+    known = json.loads((ROOT / "gmemd/kubernetes/parameters.json").read_text())["properties"].keys()
+    told = set(re.findall(r"^\| `(\w+)` \|", PAGE.partition("| parameter | is |")[2].partition("\n\n")[0], re.M))
+    assert told == known - {"apiVersion", "kind"}
+    configs = [config for one in (*_on_the_page(), *kustomize("base"))
+               for spec in [one.get("spec", {})] for config in spec.get("config", ())
+               or spec.get("spec", {}).get("devices", {}).get("config", ())]
+    assert len(configs) == 2
+    for config in configs:
+        check(config["opaque"]["parameters"])
+
+
+def test_classes_on_the_page_are_those_that_there_are() -> None:
+    """Also the one of the example's VM."""
+    classes = {one["metadata"]["name"] for one in kustomize("base") if one["kind"] == "DeviceClass"}
+    requests = [request for one in (*_on_the_page(), *_examples()) if one["kind"] == "ResourceClaimTemplate"
+                for request in one["spec"]["spec"]["devices"]["requests"]]
+    assert {request["exactly"]["deviceClassName"] for request in requests} < classes
+    assert all(f"`{name}`" in PAGE for name in classes)
+
+
+def test_attributes_that_classes_ask_for_are_published() -> None:
+    """And the page names all that there are."""
+    with RunningGmemd() as gmemd:
+        house = House(gmemd.socket)
+        [device] = Node(house, 1 << 30, 0).offer(True)
+        house.close()
+    asked = set(re.findall(r"'\]\.(\w+)", json.dumps([one for one in kustomize("base")
+                                                      if one["kind"] == "DeviceClass"])))
+    assert asked == {"pageSize", "guestMemfd"}
+    assert asked < device["attributes"].keys()
+    assert all(f"`{name}`" in PAGE for name in device["attributes"])
+
+
+def test_commands_of_the_manifests_work() -> None:
+    """The probe succeeds on a gmemd, and fails without one; the client's command runs."""
+    [gmemd] = [one for one in kustomize("pod") if one["metadata"]["name"] == "gmemd" and one["kind"] == "DaemonSet"]
+    probe = gmemd["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["exec"]["command"]
+    client = _on_the_page()[-1]["spec"]["containers"][0]["command"]
+    with RunningGmemd() as server:
+        for command in (probe, client):
+            output(gmemctl("--socket", server.socket, *command[1:]))
+    output(gmemctl("--socket", server.socket, *probe[1:]), status=3)
+
+
+def test_options_of_the_manifests_exist() -> None:
+    """gmemd-dra takes what both kinds of manifests pass."""
+    for manifest in (*kustomize("base"), *helm(OTHER)):
+        if manifest["kind"] == "DaemonSet" and manifest["metadata"]["name"] == "gmemd-dra":
+            [container] = manifest["spec"]["template"]["spec"]["containers"]
+            make_parser().parse_args(container["args"])
