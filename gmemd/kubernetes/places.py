@@ -22,7 +22,8 @@ from gmemd.kubernetes.claims import Claim, Portion
 from gmemd.kubernetes.quantity import write
 
 KIND: Final = "gmemd.example/claim"
-INSIDE: Final = "/run/gmemd/claims"  # where containers find the directories of their claims
+# where containers find the directories of their claims; /run/gmemd of our own image is closed to other users
+INSIDE: Final = "/run/gmemd-claims"
 SOCKET: Final = "qmp.sock"
 _CDI_VERSION: Final = "0.5.0"  # the first in which a device's name may begin with a digit, as uids do
 _METADATA: Final = "/var/run/kubernetes.io/dra-device-attributes"

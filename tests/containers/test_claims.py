@@ -69,7 +69,7 @@ def test_containers_of_a_claim_share_its_memory(podman: Podman, image: Image, no
     assert run(podman, image, claim, "python", "/client.py", "read", "ram") == "guest memory"
 
     assert run(podman, image, other, "python", "/client.py", "read", "ram") == ""
-    listed = run(podman, image, other, "sh", "-c", "ls /run/gmemd/claims; gmemctl ls -o name; gmemctl ls $0 2>&1; true",
+    listed = run(podman, image, other, "sh", "-c", "ls /run/gmemd-claims; gmemctl ls -o name; gmemctl ls $0 2>&1; true",
                  f"ram@{claim[2]}")
     assert listed.splitlines()[:2] == [other[2], "ram"]
     assert "not found" in listed

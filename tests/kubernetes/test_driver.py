@@ -56,7 +56,7 @@ def mounted(node: Node, claim: Claim, request: str) -> dict[str, Path]:
     """What a container with that request gets: the host's paths by those inside. Its environment is checked."""
     [device] = [one for one in node.specification(claim)["devices"] if one["name"] == f"{claim[2]}_{request}"]
     edits = device["containerEdits"]
-    assert edits["env"] == [f"GMEMD_SOCKET=/run/gmemd/claims/{claim[2]}/qmp.sock"]
+    assert edits["env"] == [f"GMEMD_SOCKET=/run/gmemd-claims/{claim[2]}/qmp.sock"]
     assert all("ro" in mount["options"] for mount in edits["mounts"])
     return {mount["containerPath"]: Path(mount["hostPath"]) for mount in edits["mounts"]}
 
@@ -86,7 +86,7 @@ def test_what_a_container_finds(node: Node) -> None:
     claim = node.claim("c2", {"request": "ram/small"}, {"request": "other"})
     node.kubelet.prepare(claim)
     mounts = mounted(node, claim, "ram")
-    inside = f"/run/gmemd/claims/{claim[2]}"
+    inside = f"/run/gmemd-claims/{claim[2]}"
     told = f"/var/run/kubernetes.io/dra-device-attributes/resourceclaims/c2/ram/{DRIVER}-metadata.json"
     assert mounts.keys() == {inside, told}
     assert (mounts[inside] / "qmp.sock").is_socket()
