@@ -15,6 +15,7 @@ import signal
 import socket
 import time
 import warnings
+from _thread import get_ident
 from collections.abc import Coroutine, Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
@@ -23,19 +24,13 @@ from gmemd import __version__
 from gmemd.authority.gate import Gate
 from gmemd.authority.ledger import Ledger
 from gmemd.authority.rights import Rights
-from gmemd.changes.threads import close_copies, in_thread
+from gmemd.changes.threads import close_copies
 from gmemd.commands.charging import charge_again
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
-from gmemd.commands.fences import recover
-from gmemd.commands.handovers import watch_handovers
-from gmemd.commands.housing import open_again
-from gmemd.commands.lease import watch_leases
 from gmemd.commands.returning import adopt_restored
-from gmemd.commands.runners import watch_runners
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
-from gmemd.kernel.program import worker_program
 from gmemd.kernel.syscalls import share_one_heap
 from gmemd.objects.rooms import MadeRoom
 from gmemd.observe.log import log, wait_written
@@ -83,6 +78,7 @@ class Options(NamedTuple):
     audit: str = ""  # a file, "-" for standard error; "": none
     snapshots: str = ""  # the directory for them; "": clients have to pass one
     policy: str = ""  # a file; "": none
+    warm: bool = True  # load ahead what clients may need
 
 
 def package_version() -> str:
@@ -163,7 +159,7 @@ class Daemon:
         self._program = program or Plain(options)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
-        self._loading: list[asyncio.Future[None]] = []  # done when the thread that loads ahead is done
+        self._dispatcher: Dispatcher | None = None
         self._http: HttpServer | None = None
         self._stopped: asyncio.Event
         self._manager = manager or Manager(os.environ)
@@ -173,7 +169,6 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
         directories = HeldDirectories()
-        worker_program()
         share_one_heap()
         self._loop.set_exception_handler(_log_exception)
         gmemd = self._gmemd = self._make_gmemd()
@@ -182,7 +177,7 @@ class Daemon:
         log.call_later = self._loop.call_later
         try:
             sockets = self._restore()
-            dispatcher = Dispatcher(gmemd, self._program.modules)
+            dispatcher = self._dispatcher = Dispatcher(gmemd, self._program.modules)
             self._doors.serve(dispatcher)
             await self._start_http(dispatcher)
             await self._program.build(dispatcher)
@@ -190,10 +185,7 @@ class Daemon:
             for listening in self._program.sockets(sockets):
                 self._doors.open(listening)
             for room in (gmemd, *gmemd.rooms.values()):
-                watch_leases(room)
-                watch_runners(room)
-                watch_handovers(room)
-                recover(room)
+                _resume(room)
                 self.spawn(room.snapshots.load())
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")
@@ -209,7 +201,8 @@ class Daemon:
             self._manager.serve(self._loop, gmemd.describe)
             gmemd.outlook.start()
             self._program.ready()
-            self.spawn(self._load_ahead(directories))
+            gmemd.schema.loads_nothing = get_ident()
+            self.spawn(self._load_ahead(dispatcher, directories))
             gmemd.settler.catch_up()
             await self._stopped.wait()
         finally:
@@ -220,14 +213,17 @@ class Daemon:
         if self._admission.by_policy:
             self.spawn(self._admission.reload(self._doors.monitors))
 
-    async def _load_ahead(self, directories: HeldDirectories) -> None:
-        """Load what clients may need, in a thread; a client that needs it sooner waits."""
+    async def _load_ahead(self, dispatcher: Dispatcher, directories: HeldDirectories) -> None:
+        """Have loaded what clients may need, or with --warm off what one has needed; who needs it sooner waits."""
         try:
             with directories:
-                await asyncio.sleep(_GREETINGS)
-                self._loading.append(
-                    asyncio.ensure_future(in_thread(self._gmemd.schema.prepare, lambda: self._closing)))
-                await asyncio.shield(self._loading[0])
+                if self._options.warm:
+                    await asyncio.sleep(_GREETINGS)
+                    with contextlib.suppress(QmpError):  # there is no thread: it is tried again when it is needed
+                        await dispatcher.load()
+                else:
+                    gc.enable()
+                await dispatcher.loaded.wait()
             log.debug("loaded ahead")
         except Exception as exc:
             log.error("internal error", exc_info=exc)
@@ -268,6 +264,8 @@ class Daemon:
     async def _open_rooms(self) -> None:
         """Let clients into the made rooms that came back."""
         for room in [room for room in self._gmemd.rooms.values() if room.made is not None]:
+            from gmemd.commands.housing import open_again
+
             await open_again(room)
 
     async def _start_http(self, dispatcher: Dispatcher) -> None:
@@ -341,10 +339,19 @@ class Daemon:
         if self._gmemd.audit is not None:
             self._gmemd.audit.close()
         # A thread inside a library when the interpreter ends would abort the process.
-        await asyncio.gather(*self._loading, return_exceptions=True)
+        if self._dispatcher is not None and self._dispatcher.loading is not None:
+            await asyncio.wait([self._dispatcher.loading])
         self._gmemd.close()
         log.call_later = None
         wait_written()
+
+
+def _resume(room: Gmemd) -> None:
+    """Watch and finish what a predecessor has left in a room."""
+    if any(one.lease or one.runner or one.handover or one.fence is not None for one in room.objects):
+        from gmemd.commands.rest import resume
+
+        resume(room)
 
 
 def _log_exception(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -20,6 +20,10 @@ class QmpError(Exception):
         self.error_class = error_class
 
 
+class NotLoaded(Exception):
+    """What is asked for needs something to be loaded first, off the event loop; nothing has happened yet."""
+
+
 class os_errors:  # noqa: N801  # reads as the function that contextlib would make of it, at a third of the cost
     """Turn an OSError of the enclosed system call into QmpError "DOING: STRERROR"."""
 

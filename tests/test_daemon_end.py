@@ -7,7 +7,6 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,15 +24,14 @@ from tests.persist.manager import StandIn
 class Loading(Schema):
     """A schema that is being loaded until that is not wanted any more."""
 
-    def prepare(self, unwanted: Callable[[], bool] = lambda: False) -> None:
+    def prepare(self) -> None:
         self.began.set()
-        end = time.monotonic() + PATIENCE
-        while not unwanted() and time.monotonic() < end:
-            time.sleep(0.001)
+        self.ending.wait(PATIENCE)
         time.sleep(0.05)  # what cannot be interrupted
         self.ended = True
 
     began: threading.Event
+    ending: threading.Event
     ended = False
 
 
@@ -41,7 +39,7 @@ async def test_end_waits_for_what_is_loaded(tmp_path: Path) -> None:
     """A thread that loads ahead has ended when the daemon has: inside a library it would abort the process."""
     schema = Loading.load()
     assert isinstance(schema, Loading)
-    schema.began = threading.Event()
+    schema.began, schema.ending = threading.Event(), threading.Event()
 
     options = Options(qmp=(QmpSocket(str(tmp_path / "q")),), kernel="simulated", persist="off")
     program = Plain(options)
@@ -52,6 +50,7 @@ async def test_end_waits_for_what_is_loaded(tmp_path: Path) -> None:
         while not schema.began.is_set():
             await asyncio.sleep(0.001)
         signal.raise_signal(signal.SIGTERM)
+        schema.ending.set()
         await running
     assert schema.ended
 

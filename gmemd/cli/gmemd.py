@@ -62,6 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="who may do what, and how much (TOML, read again on SIGHUP); without it root, gmemd's own user and the"
         " group of its socket may do everything")
     add("--check-policy", action="store_true", help="say whether that file is right, and exit")
+    add("--warm", choices=("on", "off"), default="on",
+        help="load what refusals and rare commands need right after the start, not at its first use: 12 MiB")
     add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="lowest level to log")
     add("--version", action="store_true", help="print the version, and whether gmemd is compiled, and exit")
     return parser
@@ -147,7 +149,7 @@ def _run(options: argparse.Namespace) -> int:
         uuid=None if options.uuid is None else _uuid(options.uuid), unstable_input=_unstable_input(options.compat),
         lab=options.lab, http=_http(options.http), audit=options.audit,
         snapshots=os.path.abspath(options.snapshots or default_snapshots(os.environ, os.getuid())),
-        policy=options.policy and os.path.abspath(options.policy),
+        policy=options.policy and os.path.abspath(options.policy), warm=options.warm == "on",
     )).run())
     return 0
 

@@ -1,4 +1,4 @@
-"""How a worker process is started: with a program that is read when the daemon starts.
+"""How a worker process is started: with a program that is read soon after the daemon's start.
 
 The package on disk may be replaced or removed while the daemon runs, and another version need not be compatible. So the
 worker gets the code of its modules on its standard input, before what it is told there, and the libraries for
@@ -11,8 +11,8 @@ import marshal
 import os
 import sys
 from functools import cache
-from importlib.machinery import PathFinder
-from importlib.util import find_spec
+from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any, Final, NamedTuple
 
 # The worker's modules, one a line; one that the work does not need is not loaded.
@@ -127,7 +127,7 @@ def worker_program() -> Program:
     code = {name: _code(name) for name in _MODULES}
     paths = {"_xxhash": _library("xxhash", "_xxhash")}
     code["xxhash"] = "from _xxhash import *"
-    if sys.version_info < (3, 14) and find_spec("backports") and find_spec("backports.zstd"):
+    if sys.version_info < (3, 14) and _spec("backports") and _spec("backports.zstd"):
         paths["_zstd"] = _library("backports.zstd", "_zstd")
         code |= {"backports": "", "backports.zstd": "from _zstd import *"}
     libraries = {name: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for name, path in paths.items()}
@@ -154,15 +154,26 @@ def is_own(pid: int) -> bool:
 
 def _code(name: str) -> Any:
     """A module's code: compiled if it lies so on the disk, else its text, and the worker compiles what it needs."""
-    spec: Any = find_spec(name)
+    spec: Any = _spec(name)
     if spec.cached and os.path.exists(spec.cached) and hasattr(spec.loader, "get_code"):
         return spec.loader.get_code(name)
     return spec.loader.get_data(spec.origin).decode()
 
 
+def _spec(name: str) -> ModuleSpec | None:
+    """Where the import system finds a module now, whether it is loaded or not: server/ahead.py may say where."""
+    parent = name.rpartition(".")[0]
+    path = import_module(parent).__path__ if parent else None
+    for finder in sys.meta_path:
+        spec = finder.find_spec(name, path, None)
+        if spec is not None:
+            return spec
+    return None
+
+
 def _library(name: str, extension: str) -> str:
     """The path of a package's extension module."""
-    package = find_spec(name)
+    package = _spec(name)
     found = PathFinder.find_spec(extension, package.submodule_search_locations if package else None)
     if found is None or found.origin is None:
         raise ImportError(f"{name} has no extension module")

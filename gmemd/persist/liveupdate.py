@@ -6,9 +6,7 @@ node is hidden from a service with PrivateDevices=yes, so what /sys shows counts
 
 from __future__ import annotations
 
-import gzip
 import os
-import platform
 import zlib
 from collections.abc import Iterable
 from typing import Final, Literal
@@ -59,11 +57,11 @@ def holes(fds: Iterable[int | str]) -> int:
 
 def _config(root: str) -> str | None:
     """The kernel's configuration; None: it cannot be read."""
-    release = platform.release()
+    release = os.uname().release
     try:
-        with gzip.open(f"{root}/proc/config.gz", "rt") as packed:
-            return packed.read()
-    except (OSError, EOFError, ValueError, zlib.error):
+        with open(f"{root}/proc/config.gz", "rb") as packed:
+            return zlib.decompress(packed.read(), wbits=16 + zlib.MAX_WBITS).decode()
+    except (OSError, ValueError, zlib.error):
         pass
     for path in (f"/boot/config-{release}", f"/lib/modules/{release}/config"):
         try:

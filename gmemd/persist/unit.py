@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 from typing import Final
 
 from gmemd.persist.keeping import UNLIMITED, Unit
@@ -24,10 +23,12 @@ _FORGETS_NOTHING: Final = 262  # the version of systemd from which a service wit
 def own_unit(text: str | None = None) -> str:
     """The service that this process belongs to, by its control groups (proc_pid_cgroup(5)); "": unknown."""
     try:
-        lines = (Path("/proc/self/cgroup").read_text() if text is None else text).splitlines()
+        if text is None:
+            with open("/proc/self/cgroup") as file:
+                text = file.read()
     except OSError:
         return ""
-    groups = dict(line.split(":", 2)[1:] for line in lines if line.count(":") >= 2)
+    groups = dict(line.split(":", 2)[1:] for line in text.splitlines() if line.count(":") >= 2)
     path = groups.get("name=systemd", groups.get("", ""))
     services = [part for part in path.split("/") if part.endswith(".service")]
     return services[-1] if services else ""

@@ -6,7 +6,6 @@ They serve across restarts of the daemon. Memory that a live update carries into
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Final
 
 _STEP: Final = 2.0  # seconds by which the wall clock must have been set for a moment to be converted again
@@ -15,7 +14,8 @@ _STEP: Final = 2.0  # seconds by which the wall clock must have been set for a m
 def boot_id() -> str:
     """What tells this boot from all others; "": unknown."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", "")
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip().replace("-", "")
     except OSError:
         return ""
 

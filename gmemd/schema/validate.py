@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from _thread import get_ident
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from gmemd.errors import COMMAND_NOT_FOUND, QmpError
+from gmemd.errors import COMMAND_NOT_FOUND, NotLoaded, QmpError
 from gmemd.schema.accept import Shape, Shapes
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Schema:
         self._properties: dict[str, Mapping[str, Property]] = {}
         self._object_add = self.commands[OBJECT_ADD]
         self._judge: Judge | None = None
+        self._prepared = False
+        self.loads_nothing: int | None = None  # the thread of an event loop that serves
 
     @classmethod
     def load(cls, document: str = "qom.json", *, unstable_input: str = "accept", lab: bool = False) -> Schema:
@@ -105,18 +108,24 @@ class Schema:
         answer: list[dict[str, Any]] = self.document["x-introspection"]
         return [entity for entity in answer if entity["meta-type"] != "command" or entity["name"] in self.commands]
 
-    def prepare(self, unwanted: Callable[[], bool] = lambda: False) -> None:
-        """Load and build all that the first refusal would load or build; takes some 150 ms, in any thread.
+    def prepare(self) -> None:
+        """Load and build all that the first refusal would load or build; takes some 150 ms, in any thread."""
+        from gmemd.schema.explain import Judge
 
-        Nothing is done when it is `unwanted`.
-        """
-        if not unwanted():
-            self.judge.prepare()
+        judge = Judge(self.shapes)
+        judge.prepare()
+        self._judge, self._prepared = judge, True
+
+    def check_prepared(self) -> None:
+        """Raise NotLoaded in the thread that may not load anything, until `prepare` has done so."""
+        if not self._prepared and get_ident() == self.loads_nothing:
+            raise NotLoaded
 
     @property
     def judge(self) -> Judge:
-        """The slow path; the first use imports `jsonschema`, unless `prepare` has done so."""
+        """The slow path; the first use imports `jsonschema`, unless `prepare` has done so, or raises NotLoaded."""
         if self._judge is None:
+            self.check_prepared()
             from gmemd.schema.explain import Judge
 
             self._judge = Judge(self.shapes)

@@ -7,7 +7,7 @@ import json
 import os
 
 from gmemd.backends.base import BASE_ORDER
-from gmemd.commands.dispatch import MODULES, find_function
+from gmemd.commands import dispatch, rest
 from gmemd.objects.container import BACKENDS, ThreadContext
 from gmemd.schema.validate import Schema
 from tests.commands.conftest import Machine
@@ -15,14 +15,16 @@ from tests.commands.conftest import Machine
 
 def test_every_schema_command_has_its_function() -> None:
     """Those that change something are given a change; no function looks like a command and is none."""
-    commands = Schema.load().commands
-    taken = {name: list(inspect.signature(find_function(name)).parameters) for name in commands
+    commands, modules = Schema.load().commands, (*dispatch.MODULES, *rest.MODULES)
+    own = [(name, found) for module in modules for name, found in vars(module).items()
+           if inspect.isfunction(found) and found.__module__ == module.__name__]
+    taken = {name: [list(inspect.signature(found).parameters) for own_name, found in own
+                    if own_name == name.replace("-", "_")] for name in commands
              if name not in ("query-command-effect", "memdev-transaction")}
-    assert taken == {name: ["gmemd", "caller", "arguments", *([] if commands[name].reads_only else ["change"])]
+    assert taken == {name: [["gmemd", "caller", "arguments", *([] if commands[name].reads_only else ["change"])]]
                      for name in taken}
-    alike = {name for module in MODULES for name, found in vars(module).items() if inspect.isfunction(found)
-             and found.__module__ == module.__name__ and [*inspect.signature(found).parameters][:3] == [
-                 "gmemd", "caller", "arguments"] and not name.startswith("_")}
+    alike = {name for name, found in own if not name.startswith("_")
+             and [*inspect.signature(found).parameters][:3] == ["gmemd", "caller", "arguments"]}
     assert alike == {name.replace("-", "_") for name in taken}
 
 

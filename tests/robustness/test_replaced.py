@@ -49,6 +49,8 @@ sys.exit(main())
 SERVERS = {
     "gmemd": ("gmemd.cli.gmemd", ["--persist", "off", "--qmp", "unix:{dir}/q", "--kernel", "simulated", "--lab",
                                   "--http", "unix:{dir}/h", "--audit", "{dir}/audit"]),
+    "cold": ("gmemd.cli.gmemd", ["--persist", "off", "--qmp", "unix:{dir}/q", "--kernel", "simulated",
+                                 "--warm", "off"]),
     "keeper": ("gmemd.cli.gmemd", ["--keeper", "--qmp", "unix:{dir}/q", "--kernel", "simulated"]),
     "emulator": ("gmemd.emulator.main", ["-machine", "pc", "-m", "128M,slots=4,maxmem=1G",
                                          "-qmp", "unix:{dir}/q,server=on,wait=off"]),
@@ -60,6 +62,7 @@ class Running(NamedTuple):
 
     process: subprocess.Popen[bytes]
     directory: Path
+    name: str
 
     def log(self) -> str:
         return (self.directory / "log").read_text(errors="replace")
@@ -93,7 +96,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
         process = subprocess.Popen([interpreter, "-S", "-P", "-c", program,
                                     *(word.replace("{dir}", str(tmp_path)) for word in arguments)],
                                    stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    yield Running(process, tmp_path)
+    yield Running(process, tmp_path, request.param)
     if process.poll() is None:
         process.terminate()
         process.wait(PATIENCE)
@@ -120,6 +123,9 @@ def test_replaced_at_once(server: Running) -> None:
 def test_nothing_is_loaded_at_a_first_use(server: Running) -> None:
     """Once all is loaded, no command and no request imports anything, or opens a file of a package, which is gone."""
     with Client(server.directory / "q", wait=PATIENCE, timeout=PATIENCE, oob=True) as client:
+        if server.name == "cold":
+            assert "/rpds" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+            outcome(client, "object-del", {})
         wait_loaded(server)
         server.replace_packages()
         shutil.rmtree(server.directory / "old")

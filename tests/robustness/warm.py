@@ -23,6 +23,7 @@ import gmemd.persist.custody
 import gmemd.persist.registry
 import gmemd.schema.help
 import gmemd.schema.keyval
+from gmemd.commands.dispatch import Dispatcher
 from gmemd.keeper.keeper import run_keeper
 from gmemd.schema.validate import Schema
 from gmemd.server.ahead import HeldDirectories
@@ -60,10 +61,11 @@ def _add_column(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE objects ADD COLUMN tomorrow TEXT NOT NULL DEFAULT 'sunny'")
 
 
-async def _loaded(self: gmemd.daemon.Daemon, directories: HeldDirectories) -> None:
+async def _loaded(self: gmemd.daemon.Daemon, dispatcher: Dispatcher, directories: HeldDirectories) -> None:
     """Everything is loaded already."""
     with directories:
         gc.enable()
+    self._gmemd.schema.loads_nothing = None
 
 
 def main() -> int:
