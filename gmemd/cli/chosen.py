@@ -90,10 +90,14 @@ def show_all(connection: Connection, options: Namespace, found: dict[str, Any], 
             connection.show(value, command)
 
 
-def statuses(connection: Connection, options: Namespace) -> tuple[int, list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the exit status, the status of each selected object (by default all), and the lost ones among them."""
+def statuses(connection: Connection, options: Namespace, *, survival: bool = True
+             ) -> tuple[int, list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the exit status, the status of each selected object (by default all), and the lost ones among them.
+
+    `survival`: what they survive is wanted; it is most of the answer.
+    """
     if not options.id:
-        found, lost = connection.execute("query-memdev-status"), connection.lost_objects()
+        found, lost = connection.statuses(survival=survival), connection.lost_objects()
         return DONE, sorted(found, key=lambda one: str(one["id"])), lost
     lost = [one for one in connection.lost_objects() if one["id"] not in options.id]  # refused by its name
     gone = [one["id"] for one in lost]

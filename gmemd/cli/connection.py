@@ -117,8 +117,7 @@ class Connection:
         if kind == "jobs":
             return [job["id"] for job in self.client.execute("query-jobs")]
         if kind == "owners":
-            return sorted({render.user(one["owner"]["uid"]) for one in self.client.execute("query-memdev-status")
-                           if "owner" in one})
+            return sorted({render.user(one["owner"]["uid"]) for one in self.statuses() if "owner" in one})
         if kind == "types":
             found = self.client.execute("qom-list-types", {"implements": "memory-backend"})
             return sorted(short_type(entry["name"]) for entry in found)
@@ -134,6 +133,17 @@ class Connection:
         listed = self.client.execute("qom-list", {"path": "/objects"})
         return sorted((entry["type"].startswith("child<memory-backend-"), entry["name"]) for entry in listed
                       if entry["type"].startswith("child<"))
+
+    def statuses(self, *, survival: bool = False) -> list[dict[str, Any]]:
+        """Return the status of each object; `survival`, which is most of it, also from a server that cannot leave it
+        out."""
+        if not survival:
+            try:
+                return list(self.execute("query-memdev-status", {"survival": False}))
+            except QmpError as error:
+                if "'survival'" not in error.desc:
+                    raise
+        return list(self.execute("query-memdev-status"))
 
     def lost_objects(self) -> list[dict[str, Any]]:
         """Return the objects whose memory did not come back with the daemon; none if the server cannot say."""

@@ -50,7 +50,7 @@ def plan(connection: Connection, wanted: Wanted, *, prune: bool) -> list[Step]:
     found = connection.execute("qom-list-get", {"paths": [f"/objects/{name}" for name in here]}) if here else []
     states = {name: {entry["name"]: entry["value"] for entry in one["properties"] if "value" in entry}
               for name, one in zip(here, found, strict=True)}
-    statuses = connection.execute("query-memdev-status") if prune or wanted.clones else []
+    statuses = connection.statuses() if prune or wanted.clones else []
     steps = [step for one in wanted.objects
              for step in (_changes(one, types[one["id"]], states[one["id"]]) if one["id"] in states else [_new(one)])]
     steps += [step for one in wanted.clones for step in _clone(one, types, statuses)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from itertools import islice
 from types import CoroutineType
 from typing import Any, Final
@@ -33,8 +33,13 @@ Work = Callable[[Job | None, Change], Coroutine[Any, Any, Any]]
 
 
 def query_jobs(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
+    return listed(described(gmemd), sum(len(room.jobs) for room in gmemd.seen_rooms()))
+
+
+def described(gmemd: Gmemd) -> Iterator[dict[str, Any]]:
+    """The JobInfo of each job that is seen here."""
     jobs = [(room, job) for room in gmemd.seen_rooms() for job in room.jobs]
-    return listed(({**job.describe(), "id": room.named(job.id)} for room, job in jobs), len(jobs))
+    return ({**job.describe(), "id": room.named(job.id)} for room, job in jobs)
 
 
 def job_cancel(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> dict[str, Any]:

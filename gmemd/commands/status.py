@@ -14,6 +14,7 @@ from gmemd.errors import QmpError
 from gmemd.kernel.uapi import F_SEAL_EXEC, F_SEAL_WRITE
 from gmemd.memory.usage import occupied
 from gmemd.objects.survival import fates
+from gmemd.posix import boottime
 from gmemd.qmp.encode import encode
 from gmemd.qmp.rows import Form
 
@@ -33,7 +34,7 @@ def query_memdev(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any
 
 
 def query_memdev_status(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any:
-    if gmemd.outlook.must_look():
+    if arguments["survival"] and gmemd.outlook.must_look():
         return _status_after_a_look(gmemd, gmemd.outlook, arguments)
     return _status(gmemd, arguments)
 
@@ -49,44 +50,54 @@ def _status(gmemd: Gmemd, arguments: dict[str, Any]) -> Any:
     wanted = arguments.get("id")
     backends = gmemd.seen() if wanted is None else [gmemd.objects.find(wanted)]
     if len(backends) > _BATCH or not are_quick(backends):
-        return _status_in_thread(gmemd, backends, wanted)
-    return [describe_status(gmemd, backend, occupied(gmemd.kernel, item_of(backend))) for backend in backends]
+        return _status_in_turns(gmemd, backends, arguments)
+    describe = describe_status if arguments["survival"] else _describe
+    return [describe(gmemd, backend, occupied(gmemd.kernel, item_of(backend))) for backend in backends]
 
 
-async def _status_in_thread(gmemd: Gmemd, backends: list[HostMemoryBackend], wanted: str | None) -> Any:
+async def _status_in_turns(gmemd: Gmemd, backends: list[HostMemoryBackend], arguments: dict[str, Any]) -> Any:
     """The same without holding up others; objects deleted meanwhile are left out."""
-    rows = _Rows(gmemd)
+    rows = _Rows(gmemd, survival=arguments["survival"])
     texts: list[bytes] = []
     async for found in measured(gmemd, backends, partial(occupied, gmemd.kernel), batch=_BATCH, empty=_EMPTY):
+        rows.now = boottime.now()
         texts.append(b", ".join([rows.write(backend, resident) for backend, resident in found]))
-    if wanted is not None and not any(texts):
-        raise QmpError(f"object '{wanted}' not found")
+    if "id" in arguments and not any(texts):
+        raise QmpError(f"object '{arguments['id']}' not found")
     return await in_turns(filter(None, texts), Pace())
 
 
 class _Rows:
     """Writes MemdevStatus: most objects differ from others only in figures, and survive the same."""
 
-    def __init__(self, gmemd: Gmemd) -> None:
+    def __init__(self, gmemd: Gmemd, *, survival: bool) -> None:
+        """`survival`: also write what they survive."""
+        self.now = 0.0  # seconds since boot
         self._gmemd = gmemd
+        self._describe = describe_status if survival else _describe
+        self._says_survival = survival
         self._survival: dict[Any, bytes] = {}  # most of the output
         self._forms: dict[Any, Form] = {}
 
     def write(self, backend: HostMemoryBackend, resident: int | None) -> bytes:
         """The row of an object, of which so many bytes are in memory (None: unknown), as JSON."""
         gmemd = self._gmemd
-        survives = (_survival_kind(gmemd, backend), backend.record is None, _freezes(gmemd, backend))
+        survives = (_survival_kind(gmemd, backend), backend.record is None, _freezes(gmemd, backend)) \
+            if self._says_survival else None
         if resident is None or not _is_plain(gmemd, backend):
-            return self._write_special(backend, resident, (*survives, bool(backend.template)))
+            return self._write_special(backend, resident, (survives, bool(backend.template)))
         kind = (backend.qom_type, backend.kind, survives)
         form = self._forms.get(kind)
         if form is None:
-            form = self._forms[kind] = Form({**describe_status(gmemd, backend, resident), **_VARYING})
-        return form.write(encode(gmemd.called(backend)), backend.memory_size, backend.offset, backend.owner[0],
-                          backend.owner[1], backend.age, backend.handed_out, backend.generation, resident)
+            form = self._forms[kind] = Form({**self._describe(gmemd, backend, resident), **_VARYING})
+        uid, pid = backend.owner
+        return form.write(encode(gmemd.called(backend)), backend.memory_size, backend.offset, uid, pid,
+                          int(self.now - backend.made), backend.handed_out, backend.generation, resident)
 
     def _write_special(self, backend: HostMemoryBackend, resident: int | None, survives: Any) -> bytes:
         """The same for an object with members that others do not have."""
+        if not self._says_survival:
+            return encode(_describe(self._gmemd, backend, resident))
         if survives not in self._survival:
             self._survival[survives] = b'"survival": ' + encode(describe_survival(self._gmemd, backend))
         row = encode({**_describe(self._gmemd, backend, resident), "survival": []})

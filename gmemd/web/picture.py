@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
+from gmemd.commands.jobs import described
 from gmemd.commands.measure import measured
 from gmemd.memory.cells import Cell, measure_cells
 from gmemd.posix.boottime import on_the_wall
@@ -19,6 +20,7 @@ from gmemd.web.quotas import quotas
 from gmemd.web.state import State
 
 EVENTS: Final = 12
+JOBS: Final = 50  # of which there may be thousands
 FRESH: Final = 0.9  # seconds that a measurement of what is shown is valid
 _CACHED: Final = 1000  # rows
 
@@ -52,7 +54,7 @@ class Painter:
         rows = await self._paint_rows(shown, patience)
         number, size = map(sum, zip(*gmemd.sums().values(), strict=True))
         host = await state.host.read()
-        jobs = await state.dispatcher.query("query-jobs", {}) if "query-jobs" in gmemd.schema.commands else []
+        jobs = list(islice(described(gmemd), JOBS)) if "query-jobs" in gmemd.schema.commands else []
         return Picture({
             "summary": sections.summary(gmemd, number, size, sweep, state.why_not_ready()),
             "warnings": sections.warnings(gmemd),

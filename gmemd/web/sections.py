@@ -193,7 +193,7 @@ def jobs(found: list[dict[str, Any]]) -> str:
     if not found:
         return '<p class="none">No jobs.</p>'
     rows = []
-    for job in found[:50]:
+    for job in found:
         current, total = job["current-progress"], job["total-progress"]
         name = escape(job["id"])
         error = f'<small class="bad">{escape(job["error"])}</small>' if "error" in job else ""

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 
 from gmemd.cli.gmemctl import main
 from gmemd.client.client import Client
-from gmemd.client.running import children
+from gmemd.client.running import children, state
 from tests.patience import PATIENCE
 
 
@@ -33,9 +34,12 @@ def sock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with Client(path, wait=PATIENCE, timeout=PATIENCE) as client:
         for name in ("b", "a"):
             client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": name, "size": 1 << 20})
-        for pid in (keeper.pid, *children(keeper.pid)):
+        daemons = children(keeper.pid)
+        for pid in (keeper.pid, *daemons):
             os.kill(pid, signal.SIGKILL)
         keeper.wait(PATIENCE)
+        while any(state(pid) not in "ZX" for pid in daemons):  # until then the socket is in use
+            time.sleep(0.01)
     keeper = start(path)
     with Client(path, wait=PATIENCE, timeout=PATIENCE) as client:
         client.execute("object-add", {"qom-type": "memory-backend-memfd", "id": "c", "size": 4096})

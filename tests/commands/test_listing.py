@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -11,7 +13,9 @@ import pytest_asyncio
 
 from gmemd.changes.pace import TURN, Pace
 from gmemd.commands.listing import SHORT, in_turns, listed
+from gmemd.commands.measure import LITTLE
 from gmemd.errors import QmpError
+from gmemd.kernel.uapi import F_ADD_SEALS, F_SEAL_WRITE
 from gmemd.memory.ranges import PRIVATE
 from gmemd.qmp.encode import encode
 from gmemd.qmp.rows import Pieces
@@ -87,6 +91,26 @@ async def test_many_objects(live: LiveMachine) -> None:
     long, text = await answer(live, "query-memdev")
     assert long
     assert text.count(b'"id"') == MANY
+
+
+@pytest.mark.parametrize("survival", [True, False])
+async def test_the_status_of_many(live: LiveMachine, survival: bool) -> None:
+    """Whatever is special about one, and however it is measured: as the same one by one, members in the same order."""
+    for name, kind, size, populated in (("m", "memfd", 4096, True), ("b", "memfd", 2 * LITTLE, True),
+                                        ("f", "memfd", 4096, False), ("g", "guest-memfd", 8192, True)):
+        await live.do("object-add", qom_type=f"memory-backend-{kind}", id=name, size=size, prealloc=populated)
+    fcntl.fcntl(live.gmemd.objects.find("f").fd, F_ADD_SEALS, F_SEAL_WRITE)
+    long, text = await answer(live, "query-memdev-status", survival=survival)
+    assert long
+    rows = {row["id"]: row for row in json.loads(text)}
+    for backend in live.gmemd.objects:
+        [one] = json.loads(encode(await live.do("query-memdev-status", id=backend.id, survival=survival)))
+        row = rows.pop(backend.id)
+        assert one["age"] - row["age"] in (0, 1)
+        assert list({**row, "age": 0}.items()) == list({**one, "age": 0}.items())
+        assert ("survival" in row) == survival
+        assert row["resident"] == (row["size"] if backend.properties["prealloc"] else 0)
+    assert rows == {}
 
 
 async def test_an_object_that_is_not_there(live: LiveMachine) -> None:

@@ -349,3 +349,21 @@ def test_snapshots_are_listed_counted_and_shown(site: Site) -> None:
         client.execute("memdev-snapshot-delete", {"name": name})
     client.execute("object-del", {"id": "saved"})
     client.close()
+
+
+async def test_the_page_with_more_jobs_than_it_shows() -> None:
+    """The newest of them, however many there are."""
+    from gmemd.web.page import render_page
+    from gmemd.web.picture import JOBS, Painter
+    from gmemd.web.state import State
+    from tests.commands.conftest import Machine
+
+    machine = Machine()
+    state = State(machine.dispatcher, lambda: 0)
+    for number in range(3 * JOBS):
+        machine.gmemd.jobs.create(f"job{number}", "memdev-digest", 1)
+    page = await render_page(state, Painter(state), {"q": "", "sort": "created", "page": 1})
+    assert page.count("<progress ") == JOBS
+    assert f"job{3 * JOBS - 1}<" in page
+    state.close()
+    machine.gmemd.close()

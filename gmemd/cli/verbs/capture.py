@@ -136,7 +136,7 @@ def adopt(connection: Connection, options: Namespace) -> int:
 
 def _check_new(connection: Connection, pid: int, memory: Memfd) -> None:
     """QmpError if the memory is an object already; only what the process is known to hold is looked at."""
-    for status in connection.execute("query-memdev-status"):
+    for status in connection.statuses():
         if status["size"] != memory.size or all(
                 holder["pid"] != pid for holder in connection.execute("query-memdev-holders", {"id": status["id"]})):
             continue

@@ -111,7 +111,7 @@ def ranges(connection: Connection, options: Namespace) -> int:
 def top(connection: Connection, options: Namespace) -> int:
     count = options.count
     while count is None or count > 0:
-        found = sorted(connection.execute("query-memdev-status"),
+        found = sorted(connection.statuses(survival=not connection.for_people),
                        key=lambda status: (-status.get("resident", -1), str(status["id"])))
         if connection.for_people:
             _print_top(found, options.lines)

@@ -42,7 +42,7 @@ def ls(connection: Connection, options: Namespace) -> int:
         connection.show([{"id": name} for name in (reversed(names) if options.reverse else names)])
         note_lost(connection.lost_objects())
         return DONE
-    status, found, lost = statuses(connection, options)
+    status, found, lost = statuses(connection, options, survival=connection.output != "table")
     meant = [one for one in [*found, *lost] if _is_meant(one, options)]
     meant.sort(key=lambda one: (_SORT[options.sort](one), one["id"]), reverse=options.reverse)
     if not connection.for_people:
