@@ -81,6 +81,7 @@ class HostMemoryBackend(Piece):
     account = ""  # the name of that account; "": it is the owner's own
     huge_page = 0  # bytes of a page of a file on hugetlbfs
     handed_out = 0
+    blank = False  # nobody has written to it or sealed it: its descriptor stayed here, no change has claimed it
     foreign = False  # other processes may have had it before this one
     lease: Lease | None = None
     generation = 0  # how often a guest began to run on it
@@ -223,8 +224,10 @@ class HostMemoryBackend(Piece):
 
     def check_idle(self) -> None:
         """Refuse while a change has claimed it or its guest is on its way, and what is not owned here."""
-        self.check_here()
-        self._check_unclaimed()
+        if self.move is not None:
+            self.check_here()
+        if self.claims or self.handover is not None:
+            self._check_unclaimed()
 
     def _check_unclaimed(self) -> None:
         if self.busy:
@@ -241,6 +244,7 @@ class HostMemoryBackend(Piece):
             self._check_unclaimed()
         self.claims += (doing,)
         self.shared = shared
+        self.blank = False
 
     def unclaim(self, doing: str) -> list[int]:
         """End a claim; the descriptors to close if the object was deleted meanwhile."""

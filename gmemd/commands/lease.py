@@ -80,6 +80,7 @@ def _hand_out(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> WithF
     with os_errors(f"cannot hand out '{backend.id}'"):
         fds = [gmemd.kernel.duplicate(backend.fd, readonly=backend.frozen)]
     backend.handed_out += 1
+    backend.blank = False
 
     def take_back() -> None:
         close_copies(fds)

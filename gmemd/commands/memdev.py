@@ -19,7 +19,7 @@ from gmemd.commands.properties import populate
 from gmemd.commands.runners import check_runner
 from gmemd.commands.templates import check_no_clones, check_unused, is_template
 from gmemd.commands.tombstones import forget_tombstone
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, close_fd
 from gmemd.kernel.beneath import Paths
 from gmemd.objects.container import ThreadContext
 
@@ -51,6 +51,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
     make(gmemd, backend)
     change.keep(backend)
     gmemd.objects.commit(backend)
+    backend.blank = True
     return {}
 
 
@@ -168,28 +169,36 @@ def delete(gmemd: Gmemd, object_id: str, change: Change, *, force: bool = False)
     When the change has ended, its memory is free, unless another process has it.
     force: even if it is a template in use.
     """
+    backend = gmemd.objects.get(object_id)
+    if backend is None:
+        _delete_other(gmemd, object_id, change)
+        return {}
+    backend.check_idle()
+    if not force:
+        check_runner(backend, but="deleting it with memdev-delete needs 'force'")
+        if is_template(backend):
+            check_no_clones(gmemd, backend)
+            change.claim(backend, "it is being deleted")
+            return _delete_template(gmemd, backend, change)
+    _delete(gmemd, backend, change)
+    return {}
+
+
+def _delete_other(gmemd: Gmemd, object_id: str, change: Change) -> None:
+    """Delete what has an id and is not memory; QmpError if nothing has it."""
+    objects = gmemd.objects
     if object_id in gmemd.lost:
         _forget(gmemd, object_id, change)
     elif object_id in gmemd.gone:
         forget_tombstone(gmemd, object_id, change)
-    elif object_id in gmemd.objects.contexts:
+    elif object_id in objects.contexts:
         if change.dry_run:
-            change.judged(f"delete the thread context '{object_id}'",
-                          then=partial(gmemd.objects.remove_context, object_id))
-        context = gmemd.objects.contexts[object_id]
-        users = gmemd.objects.remove_context(object_id)
-        change.undo(partial(gmemd.objects.restore_context, context, users))
+            change.judged(f"delete the thread context '{object_id}'", then=partial(objects.remove_context, object_id))
+        context = objects.contexts[object_id]
+        users = objects.remove_context(object_id)
+        change.undo(partial(objects.restore_context, context, users))
     else:
-        backend = gmemd.objects.find(object_id)
-        backend.check_idle()
-        if not force:
-            check_runner(backend, but="deleting it with memdev-delete needs 'force'")
-        if is_template(backend) and not force:
-            check_no_clones(gmemd, backend)
-            change.claim(backend, "it is being deleted")
-            return _delete_template(gmemd, backend, change)
-        _delete(gmemd, backend, change)
-    return {}
+        objects.find(object_id)
 
 
 async def _delete_template(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> dict[str, Any]:
@@ -224,8 +233,12 @@ def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | 
         release(backend)
     if backend.on_file:
         return close_beside(fds, first=lambda: backend.discard(gmemd.kernel, fd))
-    if backend.kind == "memfd" and len(fds) == 1 and closed_at_once(fd):
-        return None
+    if backend.kind == "memfd" and fds == [fd]:
+        if backend.blank:
+            close_fd(fd)
+            return None
+        if closed_at_once(fd):
+            return None
     return close_beside(fds)
 
 

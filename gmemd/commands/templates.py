@@ -42,7 +42,7 @@ def home_of_template(gmemd: Gmemd, clone: HostMemoryBackend) -> object:
 
 def is_template(backend: HostMemoryBackend) -> bool:
     """Whether clones may have its memory, and are not clones of another."""
-    return backend.frozen and not backend.template
+    return not backend.blank and not backend.template and backend.frozen
 
 
 def check_no_clones(gmemd: Gmemd, backend: HostMemoryBackend) -> None:

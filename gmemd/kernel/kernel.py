@@ -85,13 +85,7 @@ class Kernel(ABC):
     seals = staticmethod(syscalls.seals)
     file_page_size = staticmethod(backing.page_size)
     populate = staticmethod(populate.populate)
-
-    def memfd_create(self, name: str, flags: int) -> int:
-        """Create a memfd as memfd_create(2) does and return its fd, which the caller owns; CLOEXEC is always set.
-
-        EINVAL: unknown flags. ENODEV: no such huge page size.
-        """
-        return standin.memfd_create(name, flags)
+    memfd_create = staticmethod(standin.memfd_create)
 
     def truncate(self, fd: int, size: int) -> None:
         """Set the size in bytes; EINVAL from 2^63 on, for negative sizes, and for unaligned ones on huge pages."""

@@ -29,7 +29,10 @@ _carried: dict[tuple[int, int], int] = {}  # the creation flags of stand-ins tha
 
 
 def memfd_create(name: str, flags: int) -> int:
-    """memfd_create(2), close-on-exec, without F_SEAL_EXEC wherever the kernel permits that."""
+    """memfd_create(2), close-on-exec, without F_SEAL_EXEC wherever the kernel permits that; the caller owns the fd.
+
+    EINVAL: unknown flags. ENODEV: no such huge page size.
+    """
     flags |= uapi.MFD_CLOEXEC
     try:
         return os.memfd_create(name, flags | uapi.MFD_EXEC)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import mmap
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gmemd.commands.templates import is_template
 from gmemd.errors import QmpError
 from tests.commands.conftest import Machine
 
@@ -168,6 +170,33 @@ def test_a_handed_out_fd_is_the_objects_memory(machine: Machine) -> None:
     finally:
         os.close(fd)
     assert machine.refusal("memdev-get-fd", id="m0") == ("GenericError", "object 'm0' not found")
+
+
+@pytest.mark.parametrize(("command", "arguments"), [
+    ("memdev-get-fd", {}), ("memdev-populate", {}), ("memdev-freeze", {}),
+    ("qom-set", {"property": "prealloc", "value": True})])
+def test_memory_is_blank_until_somebody_may_have_written(machine: Machine, command: str,
+                                                         arguments: dict[str, Any]) -> None:
+    """What no command has touched is closed at once, without examining it; with anything else that may take long."""
+    add(machine)
+    backend = machine.gmemd.objects.find("m0")
+    assert backend.blank
+    named = {"path": "/objects/m0"} if command == "qom-set" else {"id": "m0"}
+    result = machine.run(command, **named, **arguments)
+    for fd in getattr(result, "fds", ()):
+        os.close(fd)
+    assert not backend.blank
+    machine.run("object-del", id="m0")
+
+
+def test_a_holder_makes_a_template(machine: Machine) -> None:
+    """Who has been given the descriptor may have sealed it, so the descriptor is asked."""
+    add(machine)
+    (fd,) = machine.run("memdev-get-fd", id="m0").fds
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    os.close(fd)
+    assert is_template(machine.gmemd.objects.find("m0"))
+    machine.run("object-del", id="m0")
 
 
 def test_status_tells_the_owner_and_the_hand_outs(machine: Machine) -> None:
