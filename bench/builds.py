@@ -6,6 +6,7 @@ import compileall
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -70,10 +71,23 @@ def _version(python: str) -> str:
                                    text=True).strip()
 
 
-def compiled(tree: Path) -> Path:
+def with_bytecode(tree: Path) -> Path:
     """A tree whose gmemd has its bytecode, as an installed one has."""
     compileall.compile_dir(tree / "gmemd", quiet=2)
     return tree
+
+
+def compiled(directory: str) -> Path:
+    """A copy of this tree in `directory` whose hot path is compiled (setup.py); SystemExit if that fails."""
+    tree = Path(directory) / "compiled"
+    shutil.copytree(ROOT / "gmemd", tree / "gmemd", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tree)
+    done = subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=tree, text=True,
+                          capture_output=True, env={**os.environ, "GMEMD_COMPILE": "1"})
+    if done.returncode:
+        sys.exit(f"bench/run: {done.stderr.strip()}")
+    return with_bytecode(tree)
 
 
 def checked_out(commit: str, directory: str) -> Path:
@@ -87,7 +101,7 @@ def checked_out(commit: str, directory: str) -> Path:
     missing = _missing(tree)
     if missing:
         sys.exit(f"bench/run: gmemd of {commit} needs: {sys.executable} -m pip install {' '.join(missing)}")
-    return compiled(tree)
+    return with_bytecode(tree)
 
 
 def _missing(tree: Path) -> list[str]:

@@ -129,6 +129,7 @@ def idle_memory() -> Measure:
             client = Client(server.socket)
             client.ask("query-version")
             client.close()
+            server.wait_idle()
             return Sample(server.rss() / 2**20)
 
     return measure

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from measure import Sample
-from rows import BASE, Row, Target
+from rows import BASE, GAINS, Row, Target
 
 Results = Mapping[str, Mapping[str, "list[Sample] | str"]]  # row, subject: its samples, or why there are none
 
@@ -57,18 +57,19 @@ processes, and caches that are cold after that: a step in place takes one and a 
 
 
 def markdown(rows: Iterable[Row], results: Results, steps: Mapping[str, Mapping[str, float]], *,
-             seconds: float, reps: int, pythons: Sequence[str], against: str = "") -> str:
+             seconds: float, reps: int, pythons: Sequence[str], against: str = "", compiled: bool = False) -> str:
     """The whole report; `pythons`: which one runs gmemd, and how others compare; `against`: another commit."""
     rows = list(rows)
     lines = [_HEAD.format(minutes=seconds / 60)]
-    lines += [f"- {name}: {words}" for name, words in _circumstances(reps, pythons)]
+    lines += [f"- {name}: {words}" for name, words in _circumstances(reps, pythons, compiled=compiled)]
     lines.append(_TARGETS_HEAD)
     for row in rows:
         lines += _comparison(row, results[row.name])
     if against:
         lines.append(_AGAINST_HEAD.format(commit=against, base=BASE))
         for row in rows:
-            lines += _progress(row, results[row.name], judged=against.startswith(BASE) or BASE.startswith(against))
+            wanted = GAINS[row.name][compiled] if against.startswith(BASE) and row.name in GAINS else 0
+            lines += _progress(row, results[row.name], wanted)
     lines.append(_FIGURES_HEAD)
     for row in rows:
         lines += _figures(row, results[row.name])
@@ -78,13 +79,15 @@ def markdown(rows: Iterable[Row], results: Results, steps: Mapping[str, Mapping[
     return "\n".join(lines) + "\n"
 
 
-def _circumstances(reps: int, pythons: Sequence[str]) -> list[tuple[str, str]]:
+def _circumstances(reps: int, pythons: Sequence[str], *, compiled: bool) -> list[tuple[str, str]]:
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), platform.machine())
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     commit = _output("git", "-C", str(_ROOT), "rev-parse", "HEAD")
     if _output("git", "-C", str(_ROOT), "status", "--porcelain", "--", "gmemd"):
         commit += " with changes"
+    if compiled:
+        commit += ", compiled"
     return [
         ("date", time.strftime("%Y-%m-%d")),
         ("gmemd", commit),
@@ -148,8 +151,8 @@ def _wanted(row: Row, target: Target) -> str:
     return f"≤ {1 / target.factor:g}×"
 
 
-def _progress(row: Row, samples: Mapping[str, list[Sample] | str], *, judged: bool) -> list[str]:
-    """The subjects that have a twin of another commit; with `judged` the first one is held to the row's gain."""
+def _progress(row: Row, samples: Mapping[str, list[Sample] | str], wanted: float) -> list[str]:
+    """The subjects that have a twin of another commit; the first is to be `wanted` times as good (0: no matter)."""
     lines = []
     for label, ours in samples.items():
         theirs = samples.get(label.replace("gmemd", "before"), [])
@@ -159,8 +162,7 @@ def _progress(row: Row, samples: Mapping[str, list[Sample] | str], *, judged: bo
         if isinstance(ours, str) or isinstance(theirs, str):
             cells += ["", "", "", "", "", ours if isinstance(ours, str) else str(theirs)]
         else:
-            gain = row.gain if judged and label == next(iter(row.subjects)) else 0
-            cells += _gains(row, ours, theirs, gain)
+            cells += _gains(row, ours, theirs, wanted if label == next(iter(row.subjects)) else 0)
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

@@ -35,6 +35,7 @@ COMMANDS = {
 }
 GMEMD_OPTIONS = {
     "gmemd": "--persist off",
+    "gmemd-cold": "--persist off --warm off",
     "gmemd-durable": "--persist on --keeper",
     "gmemd-guest": "--persist off --snapshots {directory}/snapshots",
     "gmemd-http": "--persist off --http unix:{directory}/http",
@@ -77,7 +78,11 @@ def compile_programs() -> None:
 def set_gmemd(name: str, tree: Path, command: str = "") -> None:
     """Measure the gmemd of a tree, or a command, as gmemd of that name, with all variants of options."""
     command = command or f"{_PYTHON[0]} -m gmemd"
+    usage = subprocess.run([*shlex.split(command), "--help"], capture_output=True, text=True,
+                           env={**os.environ, "PYTHONPATH": str(tree)}).stdout
     for variant, options in GMEMD_OPTIONS.items():
+        if "--warm" not in usage:  # an older one, which loads nothing ahead
+            options = options.replace("--warm off", "")
         variant = variant.replace("gmemd", name, 1)
         COMMANDS[variant] = f"{command} --qmp unix:{{socket}} --state-dir {{directory}} --log-level info {options}"
         _TREES[variant] = tree
