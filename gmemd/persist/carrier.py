@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from gmemd.errors import close_fd
@@ -24,7 +24,7 @@ class Sender(Protocol):
         """Send one, once the manager's queue has room."""
         ...
 
-    def owe(self, names: Iterable[str]) -> None:
+    def owe(self, names: Collection[str]) -> None:
         """Have these leave the store with the next batch."""
         ...
 

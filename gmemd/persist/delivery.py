@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable
 from typing import Any, Literal
 
 from gmemd.persist.batch import Batch, Operation
@@ -64,8 +64,7 @@ class Delivery:
             yield from self._pass(batch)
         if batch.removals:
             self.owed = self.owed.difference(batch.removals)  # a new set: an old one stays as large as it was once
-            for name in batch.removals:
-                self._store.forget(name)
+            self._store.forget(batch.removals)
 
     def _make_room(self, batch: Batch) -> Flush:
         """Remove first what may be."""
@@ -144,12 +143,10 @@ class Delivery:
             self._notifier.abandon(batch.barrier)
             batch.barrier = -1
 
-    def owe(self, names: Iterable[str]) -> None:
+    def owe(self, names: Collection[str]) -> None:
         """Have these leave the store with the next batch."""
-        for name in names:
-            self.owed.add(name)
-            if name in self._store:
-                self._store.leaving.add(name)
+        self.owed.update(names)
+        self._store.leave(names)
 
     def release(self, operations: Iterable[Operation]) -> None:
         """Release the room reserved for adds that were not sent."""
@@ -163,41 +160,44 @@ class Delivery:
         """One transaction; from now on the removes stand, and their fds are owed."""
         delete, removing = self.owed_rows, self.owed
         if removes:
-            delete = delete.union([record.id for record in removes])
-            removing = removing.union([record.fd_name for record in removes if record.fd_name])
+            delete = {*delete, *[record.id for record in removes]}
+            names = [record.fd_name for record in removes if record.fd_name]
+            removing = {*removing, *names}
         if delete or records:
             batch.writing, batch.trying = len(records) > 0, removes
             last_seq = self._registry.state.last_seq
-            self._registry.apply(put=_rows(records), delete=delete, removing=removing,
+            self._registry.apply(put=_rows(records) if records else (), delete=delete, removing=removing,
                                  last_seq=max(last_seq, batch.last_seq) if records else last_seq)
             if self.owed_rows:
                 self.owed_rows.clear()
         if removes:
             batch.written(removes)
-            self.owe(removing.difference(self.owed))
+            self.owe(names)
 
     def _send_adds(self, batch: Batch, *, ask: bool) -> Flush:
         """Send all adds; ask: the last message shall be the barrier, if it can be."""
         unsent, several = batch.unsent, self._notifier.several
         while unsent:
-            operations = [unsent.pop() for _ in range(min(len(unsent), several))]
-            names = [operation.record.fd_name for operation in operations]
-            for name in names:
-                self._store.release()
-                self._store.account(name)
-            batch.sent += names
+            operations, names, fds = unsent[-several:], [], []
+            del unsent[-several:]
+            for operation in reversed(operations):
+                name = operation.record.fd_name
+                self._store.account_reserved(name)
+                batch.sent.append(name)
+                names.append(name)
+                fds.append(operation.fd)
             try:
-                fds = [operation.fd for operation in operations]
                 batch.barrier = yield from self._send(self._notifier.store, names, fds, ask and not unsent)
             finally:
                 for operation in operations:
-                    operation.close()
+                    if operation.close_own is not None:
+                        operation.close()
 
     def _send_removals(self, batch: Batch, *, ask: bool) -> Flush:
         """The same for everything that is owed."""
-        names = sorted(self.owed.difference(batch.removals))
+        names = sorted(self.owed.difference(batch.removals) if batch.removals else self.owed)
         while names:
-            step = self._notifier.fitting(names)
+            step = self._notifier.fitting(names) if len(names) > 1 else 1
             some, names = names[:step], names[step:]
             batch.barrier = yield from self._send(self._notifier.remove, some, ask and not names)
             batch.removals += some

@@ -85,13 +85,23 @@ class FdStore:
         self._count += 1
         self._bytes += len(name) + 1
 
-    def forget(self, name: str) -> None:
-        """Stop counting all entries of this name."""
-        number = self._held.pop(name, 0)
-        self._count -= number
-        self._bytes -= number * (len(name) + 1)
-        self.leaving.discard(name)
-        self.drop_file(name)
+    def account_reserved(self, name: str) -> None:
+        """Count one entry that was reserved."""
+        self._reserved -= 1
+        self.account(name)
+
+    def leave(self, names: Iterable[str]) -> None:
+        """These of what it may hold are being removed."""
+        self.leaving.update([name for name in names if name in self._held])
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Stop counting all entries of these names."""
+        for name in names:
+            number = self._held.pop(name, 0)
+            self._count -= number
+            self._bytes -= number * (len(name) + 1)
+            self.leaving.discard(name)
+            self.drop_file(name)
 
     def add_file(self, name: str, file: File) -> None:
         """Note which file a name is, or will be, for."""

@@ -68,12 +68,7 @@ class Notifier:
         anybody may have taken meanwhile. Other OSErrors are raised.
         """
         if self._feed_due:
-            self._feed_due = False
-            try:
-                self.notify("WATCHDOG=1")
-            except BlockingIOError:
-                self._feed_due = True
-                raise
+            self._feed()
         try:
             self._send(text, fds)
         except OSError as exc:
@@ -82,6 +77,14 @@ class Notifier:
             old, self._socket = self._socket, self._connect()
             old.close()
             self._send(text, fds)
+
+    def _feed(self) -> None:
+        self._feed_due = False
+        try:
+            self.notify("WATCHDOG=1")
+        except BlockingIOError:
+            self._feed_due = True
+            raise
 
     def store(self, names: Sequence[str], fds: Sequence[int], ask: bool = False) -> int:
         """Ask the manager to keep a duplicate of each fd under its name, and where it can to be a barrier, too.

@@ -29,7 +29,7 @@ class TestRoom:
         store.reserve()
         store.release()
         assert store.crowded(["b"])
-        store.forget("a")
+        store.forget(["a"])
         assert not store.crowded(["b"])
         assert len(store) == 0
 
@@ -50,8 +50,8 @@ class TestRoom:
         store.account("a")
         store.account("a")
         store.account("b")
-        store.forget("a")
-        store.forget("a")
+        store.forget(["a"])
+        store.forget(["a"])
         assert (len(store), "a" in store, "b" in store) == (1, False, True)
 
 
