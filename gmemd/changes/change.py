@@ -313,8 +313,9 @@ class Change:
     def finish(self) -> Ending:
         """Everything is durable: take the final steps; it is no longer undone."""
         steps, self._done, self._undo = self._done, (), ()
-        self._give_back()
-        return in_order(steps)
+        if self._reserved:
+            self._give_back()
+        return in_order(steps) if steps else None
 
     def revert(self) -> Ending:
         """Undo everything, the last step first."""

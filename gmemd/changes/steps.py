@@ -15,9 +15,9 @@ def after(endings: Iterable[Ending], then: Callable[[], None]) -> None:
     """Call back when the last of these has ended; at once if there is none."""
     waiting = [ending for ending in endings if ending is not None]
     if waiting:
-        asyncio.gather(*waiting).add_done_callback(lambda _: in_order([then]))
+        asyncio.gather(*waiting).add_done_callback(lambda _: in_order((then,)))
     else:
-        in_order([then])
+        in_order((then,))
 
 
 def in_order(steps: Sequence[Step]) -> Ending:

@@ -148,13 +148,14 @@ class Custody:
 
         grouped: it stands with others, or not at all.
         """
-        self.check_writable()
+        if self._registry.read_only:
+            self.check_writable()
         operation = Operation("remove", record, grouped=grouped)
         cancelled = self._pending.note(operation)
         if cancelled is not None:
             self._delivery.release([cancelled])
-        elif record.fd_name in self._store:
-            self._store.leaving.add(record.fd_name)
+        elif record.fd_name:
+            self._store.leave((record.fd_name,))
         return operation
 
     def update(self, record: Record) -> Operation:
