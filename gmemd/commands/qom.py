@@ -10,8 +10,10 @@ from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import SHORT, in_turns, listed
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
 from gmemd.objects.qom import INTERFACES, Node, Tree
+from gmemd.qmp.encode import encode
 from gmemd.qmp.rows import Pieces
 
+_PLAIN = frozenset({bool, int, str})
 _FEW = 5  # paths of qom-list-get that are answered at once
 
 
@@ -30,9 +32,27 @@ def qom_list_get(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) -> Any
 
 
 async def _get_in_turns(tree: Tree, paths: list[str]) -> Pieces:
-    pace = Pace()
-    return await in_turns([b"".join(await in_turns(_values(tree.resolve(path, listing=True)), pace, properties=...))
-                           for path in paths], pace)
+    pace, texts = Pace(), []
+    known: dict[tuple[str, str, Any], bytes] = {}
+    for path in paths:
+        node = tree.resolve(path, listing=True)
+        if node.width > SHORT:
+            texts.append(b"".join(await in_turns(_values(node), pace, properties=...)))
+        else:
+            texts.append(b'{"properties": [%b]}' % b", ".join([_row(row, known) for row in _values(node)]))
+            await pace.keep()
+    return await in_turns(texts, pace)
+
+
+def _row(row: dict[str, Any], known: dict[tuple[str, str, Any], bytes]) -> bytes:
+    """The row as JSON; most properties have the same value in many objects, and `known` are those that were written."""
+    value, kind = row.get("value"), row["type"]
+    if type(value) not in _PLAIN or kind.startswith("child<"):
+        return encode(row)
+    key = row["name"], kind, value
+    if key not in known:
+        known[key] = encode(row)
+    return known[key]
 
 
 def _values(node: Node) -> Iterator[dict[str, Any]]:
