@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import venv
@@ -14,12 +15,14 @@ import pytest
 from tests.programs import ROOT, output
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+COMPILE = os.environ.get("GMEMD_COMPILE") == "1"  # as in script/compiled
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 
 # What another project has not: gmemd itself, as it stands in this tree, and what only its own tests need.
 OUR_OWN = ("gmemd", "__editable__", "__pycache__", "a1_coverage", "coverage", "hypothesis", "_hypothesis",
            "pytest_asyncio", "schemathesis")
+COMPILED = re.findall(r'^    "(gmemd/.*\.py)",$', (ROOT / "setup.py").read_text(), re.MULTILINE)
 FOREIGN = """
 def test_it(gmemd):
     with gmemd.client() as qmp:
@@ -35,7 +38,7 @@ def test_in_this_process():  # where pytest reads gmemd's modules in its own way
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that a package is made of, and the package, `*.whl`, among them."""
     source = tmp_path_factory.mktemp("source")
-    shutil.copytree(ROOT / "gmemd", source / "gmemd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "gmemd", source / "gmemd", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for name in ("pyproject.toml", "setup.py", "README.md"):
         shutil.copy(ROOT / name, source)
     output([*PIP, "wheel", "-qq", "--no-deps", "--no-build-isolation", "--wheel-dir", str(source), str(source)])
@@ -43,7 +46,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel(source: Path) -> None:
-    """The wheel holds the code with its type marker and schema, both commands, and no tests."""
+    """The wheel holds the code with its type marker and schema, both commands, and no tests.
+
+    It is pure, or for this Python, with an extension module beside each compiled one and what these share.
+    """
     [wheel] = source.glob("gmemd-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -51,7 +57,12 @@ def test_wheel(source: Path) -> None:
         assert "gmemd = gmemd.cli.gmemd:main" in archive.read(commands).decode()
         assert "gmemctl = gmemd.cli.gmemctl:main" in archive.read(commands).decode()
     installed = {name for name in names if ".dist-info/" not in name}
-    assert installed == {str(path.relative_to(source)) for path in (source / "gmemd").rglob("*") if path.is_file()}
+    extensions = {name for name in installed if name.endswith(".so")}
+    assert installed - extensions == {
+        str(path.relative_to(source)) for path in (source / "gmemd").rglob("*") if path.is_file()}
+    assert {name.partition(".")[0] for name in extensions} == (
+        {"gmemd__mypyc", *(path.removesuffix(".py") for path in COMPILED)} if COMPILE else set())
+    assert wheel.name.endswith("-none-any.whl") is not COMPILE
 
 
 @pytest.fixture(scope="module")
