@@ -16,6 +16,9 @@ MYPY = "mypy>=2.4"
 
 # What requests and replies pass through.
 COMPILED = (
+    "gmemd/commands/dispatch.py",
+    "gmemd/observe/counters.py",
+    "gmemd/observe/log.py",
     "gmemd/qmp/encode.py",
     "gmemd/qmp/ghashtable.py",
     "gmemd/qmp/lexer.py",
@@ -23,6 +26,12 @@ COMPILED = (
     "gmemd/qmp/session.py",
     "gmemd/qmp/stream.py",
     "gmemd/qmp/strings.py",
+    "gmemd/schema/accept.py",
+    "gmemd/schema/validate.py",
+    "gmemd/server/inbox.py",
+    "gmemd/server/ledger.py",
+    "gmemd/server/monitor.py",
+    "gmemd/server/outgoing.py",
 )
 
 

@@ -17,8 +17,7 @@ import asyncio
 import os
 import select
 import socket
-from collections.abc import Callable
-from types import CoroutineType
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gmemd.authority.peer import Peer
@@ -267,7 +266,7 @@ class Monitor:
         elif kind is Change:
             outgoing.changes.append((len(outgoing.lines), request, result))
             outgoing.lines.append(success(request, result.value))
-        elif kind is CoroutineType or kind is WithFds or kind is Pieces:
+        elif kind is WithFds or kind is Pieces or isinstance(result, Coroutine):
             if outgoing.changes:  # it must not overtake them
                 self._deferred, self._busy = (request, result), True
                 outgoing.settle(self._gmemd.settle, self._answered, self._continue)
@@ -295,7 +294,7 @@ class Monitor:
             outgoing.lines.append(success(request, result))
             self._answered(request)
 
-    def _start(self, request: Request, work: CoroutineType[Any, Any, Any]) -> None:
+    def _start(self, request: Request, work: Coroutine[Any, Any, Any]) -> None:
         """Run a long command; the monitor is busy until it is done."""
         self._busy, gone_before = True, self._hung_up()
 

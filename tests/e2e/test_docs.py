@@ -30,8 +30,8 @@ MARKED = {
     "libvirt": {"docs/libvirt.md"},  # test_libvirt.py
     "cluster": {"docs/kubernetes.md"},  # tests/kubernetes/test_manifests.py renders what they apply
     "host": {"docs/systemd.md", "docs/policy.md"},  # tests/systemd, in other machines: they change this one
-    "minutes": {"docs/robustness.md", "docs/kernel.md"},  # nobody: they take long, or other kernels; of the first,
-                                                          # tests/robustness runs samples
+    "minutes": {"docs/robustness.md", "docs/kernel.md", "docs/building.md"},  # nobody: they take long, or other
+                                       # kernels; of the first, tests/robustness runs samples, of the last script/test
     "qemu": {"docs/qemu.md", "docs/gmemctl.md"},  # below
     "two": {"docs/moving.md"},  # two hosts; test_moving.py runs the same on one
     "replace": {"docs/qemu.md"},  # test_qemu_boots.py
