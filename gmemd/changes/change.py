@@ -17,25 +17,20 @@ before is durable, and may settle what it has done so far before it goes on.
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from functools import partial
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.changes.notes import Notes
 from gmemd.changes.settling import Settler
 from gmemd.changes.steps import Ending, Step, after, in_order
 from gmemd.changes.threads import close_beside, close_copies
-from gmemd.errors import QmpError, os_errors
-from gmemd.memory.piece import Piece
-from gmemd.objects.records import record_of, updated
+from gmemd.errors import QmpError
 
 if TYPE_CHECKING:
     from gmemd.authority.ledger import Amounts, Budget
-    from gmemd.persist.batch import Operation
-    from gmemd.persist.fdstore import Again
-    from gmemd.persist.record import Record
 
 _UNTOLD: Final = "be run: its arguments fit"
 
@@ -59,25 +54,17 @@ class Judged(Exception):
         self.then = then  # makes a trial's objects look as if it had acted
 
 
-class Change:
+class Change(Notes):
     """One change. As a command's result: its `value` is acknowledged once it is durable (`settled`)."""
 
     # Defaults of what few changes need are on the class.
-    pending = False  # something is to be done when it is concluded
     _claimed: tuple[tuple[HostMemoryBackend, str], ...] = ()
-    _undo: tuple[Step, ...] = ()
     _done: tuple[Step, ...] = ()
-    _notes: tuple[Callable[[], Operation], ...] = ()  # operations for custody
-    _reserved = 0  # reserved places in custody
-    operations: Sequence[Operation] = ()  # operations that custody has
     value: Any = None
     error: QmpError | None = None  # why it could not be made durable, and was undone
     ending: Ending = None  # what the last step still waits for
     dry_run = False  # it only finds out what it would do
     budget: Budget | None = None  # what the client may have; None: it is not limited
-
-    def __init__(self, settler: Settler) -> None:
-        self._settler = settler
 
     # -- deciding --------------------------------------------------------------------------------
 
@@ -110,14 +97,6 @@ class Change:
             close_beside(backend.unclaim(doing))
         self._claimed = tuple(claim for claim in self._claimed if claim[0] is not backend)
 
-    def reserve(self) -> None:
-        """Reserve room in custody for one more piece until `keep`; QmpError if there is none."""
-        custody = self._settler.custody
-        if custody.keeps:
-            custody.reserve()
-            self._reserved += 1
-            self.pending = True
-
     def check_quota(self, amounts: Amounts) -> None:
         """Raise QmpError if that much more would be above a limit of the client's."""
         if self.budget is not None:
@@ -135,98 +114,10 @@ class Change:
 
     # -- acting ----------------------------------------------------------------------------------
 
-    def undo(self, step: Step) -> None:
-        """Register how to undo what comes next, or was just done."""
-        self._undo += (step,)
-
     def done(self, step: Step) -> None:
         """Register what to do once everything is durable."""
         self._done += (step,)
         self.pending = True
-
-    def keep(self, piece: Piece, *, again: Again | None = None) -> None:
-        """Give a piece to custody, using up a reservation; `again` as for Custody.add."""
-        custody = self._settler.custody
-        if custody.keeps:
-            self._record(piece, record_of(piece, self._settler.kernel))
-            self._note(partial(self._add, piece, again))
-
-    def keep_stored(self, piece: Piece, name: str) -> None:
-        """The same for a piece that the service manager already has under this name."""
-        custody = self._settler.custody
-        if custody.keeps:
-            record = record_of(piece, self._settler.kernel)
-            with os_errors(f"cannot examine '{name}'"):
-                status = os.fstat(piece.fd)
-            record.fd_name, record.st_size = name, status.st_size
-            record.st_dev, record.st_ino = status.st_dev, status.st_ino
-            self._record(piece, record)
-            self._note(partial(custody.add, record))
-
-    def rewrite(self, backend: HostMemoryBackend) -> None:
-        """Update the record of an object, if it is kept, with its properties, visibility and lease."""
-        custody = self._settler.custody
-        if custody.keeps and backend.record is not None:
-            self._record(backend, updated(backend))
-            self._note(partial(custody.update, backend.record))
-
-    def forget(self, piece: Piece) -> None:
-        """Remove a piece, if it is kept, from custody."""
-        if piece.record is not None:
-            self.drop(piece.record)
-            self._record(piece, None)
-
-    def drop(self, record: Record) -> None:
-        """Remove what a record describes, whether it came back or not, from custody."""
-        custody = self._settler.custody
-        assert custody.keeps
-        custody.check_writable()  # before it is taken from where it stands among the others
-        self._note(partial(custody.remove, record))
-
-    def enter(self, record: Record) -> None:
-        """Keep a record without memory."""
-        custody = self._settler.custody
-        assert custody.keeps
-        custody.check_writable()
-        self._note(partial(custody.add, record))
-
-    def bury(self, backend: HostMemoryBackend, record: Record) -> None:
-        """Keep a record without memory, in the place of the object's if that is kept."""
-        custody = self._settler.custody
-        if custody.keeps:
-            if backend.record is None:
-                self.enter(record)
-            else:
-                custody.check_writable()
-                self._note(partial(custody.update, record))
-                self.let_go(backend.record.fd_name)
-                self._record(backend, None)
-
-    def let_go(self, name: str) -> None:
-        """Remove a descriptor without a record from the service manager's store, by its name there."""
-        custody = self._settler.custody
-        if custody.keeps:
-            self._note(partial(custody.give_up, name))
-
-    def _note(self, note: Callable[[], Operation]) -> None:
-        self._notes += (note,)
-        self.pending = True
-
-    def _record(self, piece: Piece, record: Record | None) -> None:
-        before, piece.record = piece.record, record
-
-        def undo() -> None:
-            piece.record = before
-
-        self.undo(undo)
-
-    def _add(self, piece: Piece, again: Again | None) -> Operation:
-        custody = self._settler.custody
-        assert custody.keeps
-        assert piece.record is not None
-        operation = custody.add(piece.record, piece.fd, again=again, status=piece.status)
-        self._reserved -= 1
-        return operation
 
     # -- ending ----------------------------------------------------------------------------------
 
@@ -328,24 +219,6 @@ class Change:
         claimed, self._claimed = self._claimed, ()
         for backend, doing in claimed:
             close_beside(backend.unclaim(doing))
-
-    def _give_back(self) -> None:
-        while self._reserved:
-            self._settler.custody.release()
-            self._reserved -= 1
-
-    def _give(self) -> None:
-        """Give custody all operations, or none."""
-        notes, self._notes = self._notes, ()
-        noted: list[Operation] = []
-        try:
-            for note in notes:
-                noted.append(note())
-        except BaseException:
-            for operation in reversed(noted):
-                self._settler.custody.withdraw(operation)
-            raise
-        self.operations = noted
 
 
 def changing(settler: Settler, function: Callable[..., Any], kind: type[Change] = Change) -> Callable[..., Any]:
