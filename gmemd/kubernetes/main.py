@@ -7,6 +7,8 @@ import asyncio
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
         " devices out (default: one device for all the memory of a NUMA node and page size)")
     add("--pod-uid", default="", metavar="UID", help="the uid of this pod: it gets sockets of its own, so that a new"
         " pod is there before the old one ends (a kubelet of 1.33 or later)")
+    add("--metrics", type=int, metavar="PORT", help="answer /metrics there: gmemd's own, and claims by namespace")
+    add("--http", default="unix:/run/gmemd/http.sock", metavar="unix:PATH", help="where gmemd answers HTTP, for"
+        " --metrics (default: %(default)s)")
     add("--api", metavar="URL", help="the API server (default: that of the cluster which this pod is in)")
     add("--token", type=Path, metavar="FILE", help="a bearer token for --api")
     add("--ca", type=Path, metavar="FILE", help="the certificate authority of --api")
@@ -87,12 +92,22 @@ async def _run(options: argparse.Namespace) -> None:
         kubelet = Kubelet(options.kubelet.absolute(), options.driver_name, options.pod_uid, service.prepare,
                           service.unprepare, _say)
         slices = Slices(api, options.driver_name, options.node_name, node.offer, _say)
-        await kubelet.start()
-        try:
+        async with AsyncExitStack() as stack:
+            if options.metrics is not None:
+                await _measure(options, driver, stack)
+            await kubelet.start()
+            stack.push_async_callback(kubelet.stop)
             await _until_told(slices.run(), service.look_after())
-        finally:
-            await kubelet.stop()
     house.close()
+
+
+async def _measure(options: argparse.Namespace, driver: Any, stack: AsyncExitStack) -> None:
+    """Answer Prometheus until the stack ends."""
+    from gmemd.kubernetes.metrics import Metrics
+
+    metrics = Metrics(options.metrics, path_of(options.http), partial(asyncio.to_thread, driver.rooms))
+    await metrics.start()
+    stack.push_async_callback(metrics.stop)
 
 
 async def _until_told(*works: Any) -> None:

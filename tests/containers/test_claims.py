@@ -24,6 +24,7 @@ RAM = {"qom-type": "memory-backend-memfd", "id": "pc.ram", "share": True, "huget
        "x-use-canonical-path-for-ramblock-id": False, "size": SIZE}
 # starts the emulator as libvirt would, and writes into its guest's memory through its own monitor
 VMM = """
+unset GMEMD_SOCKET  # libvirt passes on no such thing
 /qemu-kvm -machine pc,memory-backend=pc.ram -m 2 -object "$1" -qmp unix:/tmp/vm,server=on,wait=off -daemonize
 python - "$2" <<END
 import os, mmap, sys

@@ -27,16 +27,20 @@ Claim = tuple[str, str, str]  # namespace, name, uid
 
 
 class Node:
-    """Everything of one node, in a directory; used within `with`. `arguments` go onto the driver's command line."""
+    """Everything of one node, in a directory; used within `with`.
 
-    def __init__(self, api: ApiServer, *arguments: str, qmp: str = "", program: tuple[str, ...] = ()) -> None:
+    `arguments` go onto the driver's command line, `daemon` onto gmemd's.
+    """
+
+    def __init__(self, api: ApiServer, *arguments: str, qmp: str = "", program: tuple[str, ...] = (),
+                 daemon: tuple[str, ...] = ()) -> None:
         self.api = api
         self._arguments = arguments
         self._qmp = qmp
         self._program = program or (sys.executable, "-m", "gmemd.kubernetes.main")
         self._unwind = ExitStack()
         self.directory = Path(self._unwind.enter_context(tempfile.TemporaryDirectory(prefix="gd-")))
-        self.gmemd = self._unwind.enter_context(RunningGmemd(keep=True))
+        self.gmemd = self._unwind.enter_context(RunningGmemd(*daemon, keep=True))
         self.kubelet = Kubelet(self.directory)
         (self.directory / "token").write_text(TOKEN)
         self.drivers: list[subprocess.Popen[bytes]] = []

@@ -26,7 +26,7 @@ import json, sys
 import helm_python as helm
 chart = helm.Chart.load(sys.argv[1])
 try:
-    print(json.dumps(chart.render(json.loads(sys.argv[2]), name="gmemd", namespace="gmemd")))
+    print(json.dumps([chart.render(values, name="gmemd", namespace="gmemd") for values in json.loads(sys.argv[2])]))
 except helm.HelmError as error:
     sys.exit(str(error))
 """
@@ -38,32 +38,43 @@ needs_renderers = pytest.mark.skipif(
 Manifest = dict[str, Any]
 
 
-def kustomize(name: str) -> list[Manifest]:
-    """Give what `kubectl apply -k deploy/kustomize/NAME` would send."""
+@cache
+def _kustomize(name: str) -> str:
     done = subprocess.run([KUBECTL, "kustomize", KUSTOMIZE / name], capture_output=True, text=True, timeout=PATIENCE,
                           check=False)
     assert done.returncode == 0, done.stderr
-    return [manifest for manifest in yaml.safe_load_all(done.stdout) if manifest]
+    return done.stdout
+
+
+def kustomize(name: str) -> list[Manifest]:
+    """Give what `kubectl apply -k deploy/kustomize/NAME` would send."""
+    return [manifest for manifest in yaml.safe_load_all(_kustomize(name)) if manifest]
 
 
 def helm(values: dict[str, Any]) -> list[Manifest]:
     """Give what `helm install gmemd deploy/helm/gmemd -n gmemd` with these values would send."""
-    done = _helm(json.dumps(values))
+    [found] = helm_each([values])
+    return found
+
+
+def helm_each(many: list[dict[str, Any]]) -> list[list[Manifest]]:
+    """Give the same for each of several values."""
+    done = _helm(json.dumps(many))
     assert done.returncode == 0, done.stderr
-    return [manifest for name, text in json.loads(done.stdout).items() if name.endswith(".yaml")
-            for manifest in yaml.safe_load_all(text) if manifest]
+    return [[manifest for name, text in rendered.items() if name.endswith(".yaml")
+             for manifest in yaml.safe_load_all(text) if manifest] for rendered in json.loads(done.stdout)]
 
 
 def refusal(values: dict[str, Any]) -> str:
     """Give what Helm says against these values."""
-    done = _helm(json.dumps(values))
+    done = _helm(json.dumps([values]))
     assert done.returncode == 1, done.stdout
     return done.stderr
 
 
 @cache
-def _helm(values: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", _RENDER, str(CHART), values], capture_output=True, text=True,
+def _helm(many: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", _RENDER, str(CHART), many], capture_output=True, text=True,
                           timeout=PATIENCE, check=False)
 
 

@@ -17,7 +17,7 @@ from gmemd.kubernetes.house import House
 from gmemd.kubernetes.main import make_parser
 from gmemd.kubernetes.node import Node
 from gmemd.kubernetes.parameters import check
-from tests.kubernetes.rendering import CHART, Manifest, by_name, helm, kustomize, needs_renderers, refusal
+from tests.kubernetes.rendering import CHART, Manifest, by_name, helm, helm_each, kustomize, needs_renderers, refusal
 from tests.programs import ROOT, gmemctl, output
 
 pytestmark = needs_renderers
@@ -28,7 +28,8 @@ OTHER: dict[str, Any] = {
     **IN_POD, "driverName": "ram.example.org", "memory": "64Gi", "kubeletDirectory": "/data/kubelet",
     "cdiDirectory": "/etc/cdi", "gmemd": {"pod": True, "directory": "/run/other", "args": ["--snapshots", "/s"]},
     "image": {"repository": "example.org/gmemd", "tag": "1", "pullPolicy": "Always"},
-    "imagePullSecrets": [{"name": "pull"}], "nodeSelector": {"memory": "yes"}}
+    "imagePullSecrets": [{"name": "pull"}], "nodeSelector": {"memory": "yes"}, "monitoring": {"enabled": True}}
+MONITORED: dict[str, Any] = {**PLAIN, "monitoring": {"enabled": True, "labels": {"release": "prometheus"}}}
 NOT_CHECKED = {"PodMonitor", "PrometheusRule"}  # of the Prometheus operator
 
 
@@ -58,14 +59,13 @@ def test_kubernetes_would_take_them(version: str, values: dict[str, Any]) -> Non
 
 def test_each_value_has_an_effect() -> None:
     """Nothing in values.yaml is read by nobody: every one that is changed changes what is rendered."""
-    before = helm(IN_POD)
-    for name, value in OTHER.items():
-        if name not in ("image", "gmemd"):
-            assert helm({**IN_POD, name: value}) != before, name
-    for name, value in {"directory": "/run/other", "args": ["--x"], "resources": {"limits": {"memory": "1Gi"}}}.items():
-        assert helm({**IN_POD, "gmemd": {"pod": True, name: value}}) != before, name
-    assert {kind for kind, _ in by_name(helm({**PLAIN, "deviceClasses": False, "admissionPolicy": False}))} == {
-        "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"}
+    changed = [(name, {**IN_POD, name: value}) for name, value in OTHER.items() if name not in ("image", "gmemd")]
+    changed += [(name, {**IN_POD, "gmemd": {"pod": True, name: value}}) for name, value in {
+        "directory": "/run/other", "args": ["--x"], "resources": {"limits": {"memory": "1Gi"}}}.items()]
+    less = {**PLAIN, "deviceClasses": False, "admissionPolicy": False}
+    before, least, *after = helm_each([IN_POD, less, *(values for _, values in changed)])
+    assert [name for (name, _), rendered in zip(changed, after, strict=True) if rendered == before] == []
+    assert {kind for kind, _ in by_name(least)} == {"ServiceAccount", "ClusterRole", "ClusterRoleBinding", "DaemonSet"}
 
 
 def test_the_schema_knows_the_values() -> None:

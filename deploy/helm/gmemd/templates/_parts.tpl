@@ -33,4 +33,10 @@ tolerations: {{ toJson .Values.tolerations }}
 {{- with .Values.memory }}
 - --memory={{ . }}
 {{- end }}
+{{- if .Values.monitoring.enabled }}
+- --metrics=9465
+{{- if ne .Values.gmemd.directory "/run/gmemd" }}
+- --http=unix:{{ .Values.gmemd.directory }}/http.sock
+{{- end }}
+{{- end }}
 {{- end }}
