@@ -82,8 +82,8 @@ _VERBS: Final = {
     "stream-ask": "gmemd.snapshots.receiving",
 }
 
-# What runs first. The {size} bytes that follow are a dict of the modules' code or text by name; {libraries} has the
-# descriptors of open extension modules by name.
+# What runs first. The {size} bytes that follow are a dict of the modules' marshalled code or text by name;
+# {libraries} has the descriptors of open extension modules by name.
 _BEGIN = """
 import marshal
 import sys
@@ -105,7 +105,7 @@ class Sources:
         return None
 
     def exec_module(self, module):
-        exec(self.code[module.__name__], module.__dict__)
+        exec(marshal.loads(self.code[module.__name__]), module.__dict__)
 
 sys.meta_path.insert(0, Sources())
 verb = import_module({verbs}[sys.argv[1]]).VERBS[sys.argv[1]]
@@ -124,12 +124,12 @@ class Program(NamedTuple):
 @cache
 def worker_program() -> Program:
     """The worker's program, without its arguments; read by the first call and kept from then on."""
-    code = {name: _code(name) for name in _MODULES}
+    code = {name: marshal.dumps(_code(name)) for name in _MODULES}  # each by itself: nobody waits for all of them
     paths = {"_xxhash": _library("xxhash", "_xxhash")}
-    code["xxhash"] = "from _xxhash import *"
+    code["xxhash"] = marshal.dumps("from _xxhash import *")
     if sys.version_info < (3, 14) and _spec("backports") and _spec("backports.zstd"):
         paths["_zstd"] = _library("backports.zstd", "_zstd")
-        code |= {"backports": "", "backports.zstd": "from _zstd import *"}
+        code |= {"backports": marshal.dumps(""), "backports.zstd": marshal.dumps("from _zstd import *")}
     libraries = {name: os.open(path, os.O_RDONLY | os.O_CLOEXEC) for name, path in paths.items()}
     modules = marshal.dumps(code)
     text = _BEGIN.format(libraries=libraries, size=len(modules), verbs=_VERBS).encode()

@@ -17,6 +17,7 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 import pytest
 
 from gmemd.server.loop import Loop, Selector, run
+from tests.programs import ROOT
 
 BOTH = EVENT_READ | EVENT_WRITE
 
@@ -329,3 +330,34 @@ def run_once(loop: Loop) -> None:
     """One look at the descriptors, and the callbacks of what is found."""
     loop.call_soon(loop.stop)
     loop.run_forever()
+
+
+def test_asyncio_without_what_it_rarely_needs() -> None:
+    """A loop with signals and tasks loads none of it; what goes wrong is told by the real modules."""
+    code = """
+import os, signal, sys
+from gmemd.server.loop import asyncio, run
+rare = {"ssl", "inspect", "logging"}
+
+async def main():
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await stopped.wait()
+    await asyncio.gather(asyncio.sleep(0), asyncio.create_task(asyncio.sleep(0)))
+    print(sorted(rare & set(sys.modules)))
+    loop.call_exception_handler({"message": "something is wrong"})
+    async def callback(): pass
+    try:
+        loop.add_signal_handler(signal.SIGUSR1, callback)
+    except TypeError as exc:
+        print(exc)
+    print(sorted({"logging"} & set(sys.modules)))
+
+run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT,
+                          env={**os.environ, "COVERAGE_PROCESS_CONFIG": ""})
+    assert done.stdout.splitlines() == ["[]", "coroutines cannot be used with add_signal_handler()", "['logging']"]
+    assert "something is wrong" in done.stderr
