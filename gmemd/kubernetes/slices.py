@@ -51,6 +51,7 @@ class Slices:
                 failures = 0
                 while True:
                     await self._follow()
+                    await asyncio.sleep(_PAUSES[0])  # should the server end every watch at once
             except QmpError as exc:
                 if getattr(exc, "code", None) not in (CONFLICT, GONE):
                     self._say(f"the node's ResourceSlices: {exc.desc}")

@@ -225,8 +225,11 @@ class ApiServer:
     # -- etcd
 
     async def _ask(self, method: str, **request: Any) -> Any:
-        async with self._session.post(f"{self._etcd.url}/v3/{method}", json=request) as answer:
-            return await answer.json(content_type=None)
+        while True:
+            async with self._session.post(f"{self._etcd.url}/v3/{method}", json=request) as answer:
+                if answer.status == 200:
+                    return await answer.json(content_type=None)
+            await asyncio.sleep(0.1)  # a machine with too much to do
 
     async def _range(self, prefix: str) -> tuple[list[tuple[Body, int]], int]:
         answer = await self._ask("kv/range", key=_code(prefix), range_end=_code(_end(prefix)))

@@ -52,8 +52,9 @@ class Node:
 
     def __exit__(self, *_: object) -> None:
         for driver in self.drivers:
-            driver.kill()
-            driver.wait()
+            driver.terminate()
+        for driver in self.drivers:
+            driver.wait(PATIENCE)
         self._unwind.close()
 
     def put_into(self, **words: str) -> None:

@@ -12,7 +12,7 @@ import mmap
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -246,12 +246,13 @@ class Tally:
     wrong: list[str] = field(default_factory=list)
 
 
-def sweep(api: ApiServer, *, step: int = 1, strict: bool = True, say: Callable[[str], object] = print) -> Tally:
-    """Strike all acts at every `step`-th point. `strict`: raise what is wrong, else note it and go on."""
+def sweep(api: ApiServer, acts: Sequence[Act] = ACTS, *, step: int = 1, strict: bool = True,
+          say: Callable[[str], object] = print) -> Tally:
+    """Strike acts at every `step`-th point. `strict`: raise what is wrong, else note it and go on."""
     tally = Tally()
     place = Sweep(api)
     try:
-        for act in ACTS:
+        for act in acts:
             for number, point in enumerate(place.points(act)):
                 if number % step != step // 2:
                     continue
