@@ -107,13 +107,16 @@ class Connection:
         return make_parser(self.verbs)
 
     def names(self, kind: str) -> list[str]:
-        """Return the names of a kind: verbs, commands, events, types, owners, jobs, snapshots, ids (memory first)."""
+        """Return the names of a kind: verbs, commands, events, types, owners, rooms, jobs, snapshots and ids (memory
+        first)."""
         if kind == "verbs":
             return first_words(self.verbs)
         if kind in ("commands", "events"):
             return self.introspection.names(kind.removesuffix("s"))
         if kind == "snapshots":
             return [one["name"] for one in self.client.execute("query-memdev-snapshots")]
+        if kind == "rooms":
+            return [one["id"] for one in self.client.execute("query-memdev-rooms")]
         if kind == "jobs":
             return [job["id"] for job in self.client.execute("query-jobs")]
         if kind == "owners":

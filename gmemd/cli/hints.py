@@ -230,7 +230,7 @@ HINTS: tuple[Hint, ...] = (
     (r"^Parameter '(.*)' does not accept value '(.*)'$", _bad_value),
     (r"^Invalid parameter type for '(.*)', expected: (\w+)$", _bad_type),
     (r"^Parameter '(.*)' expects uint(\d+)(?:_t)?$", _bad_integer),
-    (r"^Parameter 'id' expects an identifier$", _AN_ID),
+    (r"^Parameter 'id' expects an identifier$", f"{_AN_ID}; or ID@ROOM, if 'gmemctl room ls' lists that room"),
     (r"^Invalid job ID ", _AN_ID),
     (r"^object '(.*)' is lost\b", _lost),
     (r"^(?:object|Device) '(.*)' not found$", _object_not_found),

@@ -124,14 +124,12 @@ async def open_again(room: Gmemd) -> None:
     """Let clients into a room that came back; what prevents it is noted."""
     made = room.made
     assert made is not None
-    listener = None
-    if made.socket:
-        try:
-            listener = await in_thread(listener_of, made)
-        except QmpError as exc:
-            made.trouble = exc.desc
-            log.error("room not open", room=made.id, desc=exc.desc)
-    room.host.open_room(room, listener)
+    try:
+        room.host.open_room(room, await in_thread(listener_of, made) if made.socket else None)
+    except QmpError as exc:
+        made.trouble = exc.desc
+        log.error("room not open", room=made.id, desc=exc.desc)
+        room.host.open_room(room, None)
 
 
 def memdev_room_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:

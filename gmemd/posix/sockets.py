@@ -47,25 +47,30 @@ def path_of(text: str) -> str:
 def bind_unix(path: str, mode: int = MODE, *, backlog: int = BACKLOG) -> socket.socket:
     """A listening socket at `path`, which the caller owns; QmpError if something is in the way or serves it."""
     try:
-        listener = listen_unix(path, mode, backlog)
+        return listen_unix(path, mode, backlog)
     except (OSError, ValueError) as exc:
         raise QmpError(f"Failed to bind socket to {path}: {getattr(exc, 'strerror', None) or exc}") from exc
-    listener.setblocking(False)
-    return listener
 
 
 def listen_unix(path: str, mode: int, backlog: int, group: str = "") -> socket.socket:
-    """The same with a mode, and for a group, by name or number. OSError, ValueError; LookupError: no such group."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    """The same, non-blocking, with a mode, and for a group, by name or number.
+
+    OSError, ValueError; LookupError: no such group. Nothing is left at the path then.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         with taking(path):
             bind(listener, path, mode)
-            if group:
-                import grp  # rarely needed
+            try:
+                if group:
+                    import grp  # rarely needed
 
-                os.chown(path, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid)
-            os.chmod(path, mode)
-            listener.listen(backlog)
+                    os.chown(path, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid)
+                os.chmod(path, mode)
+                listener.listen(backlog)
+            except BaseException:
+                os.unlink(path)  # nobody else's: nobody else takes the path meanwhile
+                raise
     except BaseException:
         listener.close()
         raise

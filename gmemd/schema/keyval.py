@@ -24,23 +24,24 @@ _OFF: Final = ("off", "no", "false", "n")
 Warn = Callable[[str], None]
 
 
-def parse_object(spec: str, schema: Schema | None = None, *, warn: Warn | None = None) -> dict[str, Any]:
+def parse_object(spec: str, schema: Schema | None = None, *, warn: Warn | None = None,
+                 rooms: bool = False) -> dict[str, Any]:
     """The properties that an --object gives; QmpError in QEMU's words.
 
     JSON is returned as it is, for Schema.check_object to check; key=value is checked here. `warn` gets a line for each
-    key without a value.
+    key without a value. rooms: its id may be ID@ROOM.
     """
     if spec.startswith("{"):
         return _parse_json(spec)
-    if has_bad_id(split(spec)):
+    if has_bad_id(split(spec), rooms=rooms):
         raise QmpError("Parameter 'id' expects an identifier")
     return _Visit(split(spec, warn), schema or Schema.load()).properties()
 
 
-def has_bad_id(pairs: list[tuple[str, str]]) -> bool:
+def has_bad_id(pairs: list[tuple[str, str]], *, rooms: bool = False) -> bool:
     """Whether the first id, the one that counts, is malformed; QEMU checks that before anything else."""
     first = next((value for key, value in pairs if key == "id"), None)
-    return first is not None and not _IDENTIFIER.fullmatch(first)
+    return first is not None and not _IDENTIFIER.fullmatch(first.partition("@")[0] if rooms else first)
 
 
 def split(spec: str, warn: Warn | None = None, *, implied: str = "qom-type") -> list[tuple[str, str]]:

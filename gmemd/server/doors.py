@@ -16,6 +16,7 @@ from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
 from gmemd.objects.fds import NamedFds
 from gmemd.observe.log import log
+from gmemd.posix.sockets import identity, remove_own
 from gmemd.qmp.session import refusal
 from gmemd.server.admission import Admission
 from gmemd.server.listener import Listener
@@ -69,9 +70,14 @@ class Doors:
             for monitor in self.monitors:
                 monitor.usable = self._dispatcher.usable(monitor.rights)
         if sock is not None:
+            try:
+                self._rooms[made.id] = self._listener(
+                    Listening(sock, remove=True), partial(self._admission.admit_in, room), made.socket)
+            except OSError as exc:
+                remove_own(made.socket, identity(made.socket))
+                sock.close()
+                raise QmpError(f"cannot listen at '{made.socket}': {exc.strerror}") from exc
             made.trouble = ""
-            self._rooms[made.id] = self._listener(
-                Listening(sock, remove=True), partial(self._admission.admit_in, room), made.socket)
 
     def close_room(self, room: Gmemd) -> None:
         """As `Host.close_room`."""

@@ -38,6 +38,8 @@ def client(shared: Daemon) -> Iterator[Client]:
         yield client
         for memdev in client.execute("query-memdev"):
             client.execute("object-del", {"id": memdev["id"]})
+        for room in client.execute("query-memdev-rooms"):
+            client.execute("memdev-room-del", {"id": room["id"]})
         found = client.execute("query-memdev-snapshots")
         for snapshot in sorted(found, key=lambda one: bool(one.get("children"))):
             client.execute("memdev-snapshot-delete", {"name": snapshot["name"]})

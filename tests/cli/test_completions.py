@@ -76,7 +76,7 @@ def test_bash_completes(shared: Daemon, client: Client, tmp_path: Path, words: t
 
 
 FREE = {"SPEC", "-- COMMAND", "JSON", "key=value", "N", "SECONDS", "SIZE", "PATH", "PID", "NAME", "NEW-ID", "NEW-NAME",
-        "BLOCK", "FILE", "K", "MS", "URI"}
+        "BLOCK", "FILE", "K", "MS", "URI", "NEW-ROOM", "TEXT"}
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -76,6 +76,8 @@ def test_examples_work(verb: str, gmemctl: Gmemctl, shared: Daemon, tmp_path: Pa
         gmemctl("create", f"memory-backend-memfd,size=2M,id={spec}")
     if verb.startswith("snapshot"):
         gmemctl("snapshot", "save", "ram0", "clean")
+    if verb == "room rm":
+        gmemctl("room", "add", "room1")
     if verb == "clone":
         gmemctl("create", "memory-backend-memfd,size=2M,id=template")
         gmemctl("freeze", "template")

@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 # Blocks of these pages run, one after another, on a gmemd without objects (gmemctl.md: tests/cli).
 PAGES = ("README.md", "docs/qemu.md", "docs/templates.md", "docs/audit.md", "docs/metrics.md", "docs/libvirt.md",
-         "docs/quotas.md")
+         "docs/quotas.md", "docs/rooms.md")
 # What the other blocks need, and who runs them: a marked block must be on one of these pages.
 MARKED = {
     "clone": {"README.md"},  # test_fresh_clone.py here and in tests/containers run script/run; script/test runs this

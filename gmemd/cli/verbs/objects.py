@@ -157,7 +157,7 @@ def create(connection: Connection, options: Namespace) -> int:
             print_arguments(connection, "object-add", {} if kind == "help" else {"qom-type": kind})
             continue
         connection.asked = ("object-add", {"qom-type": kind})
-        if effect := connection.change("object-add", parse_object(spec, warn=note)):
+        if effect := connection.change("object-add", parse_object(spec, warn=note, rooms=True)):
             effects.append(effect)
     if effects:
         connection.show(effects if len(effects) > 1 else effects[0])
