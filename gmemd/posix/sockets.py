@@ -47,17 +47,17 @@ def path_of(text: str) -> str:
 def bind_unix(path: str, mode: int = MODE, *, backlog: int = BACKLOG) -> socket.socket:
     """A listening socket at `path`, which the caller owns; QmpError if something is in the way or serves it."""
     try:
-        return listen_unix(path, mode, backlog)
+        return listen_unix(path, mode, backlog, flags=socket.SOCK_NONBLOCK)
     except (OSError, ValueError) as exc:
         raise QmpError(f"Failed to bind socket to {path}: {getattr(exc, 'strerror', None) or exc}") from exc
 
 
-def listen_unix(path: str, mode: int, backlog: int, group: str = "") -> socket.socket:
-    """The same, non-blocking, with a mode, and for a group, by name or number.
+def listen_unix(path: str, mode: int, backlog: int, group: str = "", *, flags: int = 0) -> socket.socket:
+    """The same, blocking unless `flags` say otherwise, with a mode, and for a group, by name or number.
 
     OSError, ValueError; LookupError: no such group. Nothing is left at the path then.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | flags)
     try:
         with taking(path):
             bind(listener, path, mode)
