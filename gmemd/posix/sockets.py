@@ -57,21 +57,19 @@ def listen_unix(path: str, mode: int, backlog: int, group: str = "", *, flags: i
 
     OSError, ValueError; LookupError: no such group. Nothing is left at the path then.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | flags)
+    listener, own = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | flags), None
     try:
         with taking(path):
             bind(listener, path, mode)
-            try:
-                if group:
-                    import grp  # rarely needed
+            own = identity(path)
+            if group:
+                import grp  # rarely needed
 
-                    os.chown(path, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid)
-                os.chmod(path, mode)
-                listener.listen(backlog)
-            except BaseException:
-                os.unlink(path)  # nobody else's: nobody else takes the path meanwhile
-                raise
+                os.chown(path, -1, int(group) if group.isdecimal() else grp.getgrnam(group).gr_gid)
+            os.chmod(path, mode)
+            listener.listen(backlog)
     except BaseException:
+        remove_own(path, own)
         listener.close()
         raise
     return listener
