@@ -28,7 +28,6 @@ from gmemd.changes.threads import close_copies
 from gmemd.commands.charging import charge_again
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
-from gmemd.commands.returning import adopt_restored
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.syscalls import share_one_heap
@@ -257,8 +256,11 @@ class Daemon:
         restored = self._manager.restore(gmemd.custody, gmemd.kernel.identify)
         for words in restored.words:
             log.warning("restore", words=words)
-        adopt_restored(gmemd, restored)
-        charge_again(gmemd)
+        if restored.objects or restored.lost or restored.unclaimed:
+            from gmemd.commands.returning import adopt_restored
+
+            adopt_restored(gmemd, restored)
+            charge_again(gmemd)
         return [socket.socket(fileno=fd) for _, fd in restored.sockets]
 
     async def _open_rooms(self) -> None:

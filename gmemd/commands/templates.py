@@ -6,13 +6,15 @@ A clone has the file of its template: device and inode say so, because another o
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.commands.context import Gmemd
-from gmemd.commands.holders import holders_now
 from gmemd.errors import QmpError, os_errors
 from gmemd.objects.names import IN_THE_HOUSE
-from gmemd.processes.holders import Holder
+
+if TYPE_CHECKING:
+    from gmemd.processes.holders import Holder
 
 _FEW = 5  # named in a refusal
 
@@ -55,6 +57,8 @@ def check_no_clones(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
 
 async def check_unused(backend: HostMemoryBackend) -> None:
     """Refuse to delete a template that a process has mapped, as the holders of deleted clones have."""
+    from gmemd.commands.holders import holders_now  # loaded with the rest
+
     users = [holder for holder in await holders_now(backend) if holder.mapped]
     if users:
         raise QmpError(f"object '{backend.id}' is a template and mapped by {named(users)}: "

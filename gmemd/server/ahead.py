@@ -16,7 +16,9 @@ from types import ModuleType, TracebackType
 import gmemd
 
 _BY_FD = "/proc/self/fd/"
-_SWITCH_SECONDS = 100e-6  # seconds after which a thread yields to the event loop
+# Seconds after which the thread yields to the event loop. It has the loop's priority: one of lower priority that holds
+# the interpreter's lock would not even run to yield it (findings/python-low-priority-thread-stalls-others.sh).
+_SWITCH_SECONDS = 100e-6
 
 
 class HeldDirectories:
