@@ -144,7 +144,10 @@ class Selector(BaseSelector):
         self.readers: dict[int, Callable[[], object]] = {}  # of registered descriptors: `select` calls them
 
     def register(self, fileobj: int, events: int, data: Any = None) -> SelectorKey:  # type: ignore[override]
-        self._epoll.register(fileobj, _mask(events))
+        try:
+            self._epoll.register(fileobj, _mask(events))
+        except FileExistsError:  # `unregister` could not remove it
+            self._epoll.modify(fileobj, _mask(events))
         key = self._keys[fileobj] = SelectorKey(fileobj, fileobj, events, data)
         return key
 

@@ -103,6 +103,18 @@ def test_closed_here_but_held_elsewhere(selector: BaseSelector, pair: tuple[sock
     held.close()
 
 
+def test_what_could_not_be_unregistered_is_registered_again(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    fd = ours.fileno()
+    with contextlib.closing(Selector()) as selector:
+        selector.register(fd, EVENT_WRITE, "before")
+        del selector._keys[fd]  # as after an epoll_ctl(2) that failed
+        selector.register(fd, EVENT_READ, "after")
+        assert happened(selector) == []
+        theirs.send(b"x")
+        assert happened(selector) == [(fd, EVENT_READ, "after")]
+
+
 def test_what_cannot_be_watched(selector: BaseSelector) -> None:
     """A regular file is refused and leaves nothing behind."""
     with open(__file__, "rb") as file:
