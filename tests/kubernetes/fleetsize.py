@@ -153,20 +153,21 @@ def node(_: RealApi) -> None:
     with ApiServer() as stand_in, Node(stand_in, "--memory", "64Gi") as one:
         driver = one.start()
         one.wait_published()
-        one.kubelet.prepare(one.claim("first"))  # what is loaded once
         claims = [one.claim(f"c{number}") for number in range(ON_ONE_NODE)]
-        ours = [_timed(lambda claim=claim: one.kubelet.prepare(claim)) for claim in claims]
-        say(f"prepare, {ON_ONE_NODE} claims one after another: {_figures(ours)}; driver {_rss(driver.pid)} MiB")
-        again = [_timed(lambda claim=claim: one.kubelet.prepare(claim)) for claim in claims[:100]]
-        say(f"prepared already: {_figures(again)}")
-        gone = [_timed(lambda claim=claim: one.kubelet.unprepare(claim)) for claim in claims]
-        say(f"unprepare: {_figures(gone)}")
+        one.kubelet.prepare(one.claim("first"))  # what is loaded once
+        with one.kubelet.calling() as call:
+            ours = [_timed(lambda claim=claim: call("NodePrepareResources", claim)) for claim in claims]
+            say(f"prepare, {ON_ONE_NODE} claims one after another: {_figures(ours)}; driver {_rss(driver.pid)} MiB")
+            again = [_timed(lambda claim=claim: call("NodePrepareResources", claim)) for claim in claims]
+            say(f"prepared already: {_figures(again)}")
+            gone = [_timed(lambda claim=claim: call("NodeUnprepareResources", claim)) for claim in claims]
+            say(f"unprepare: {_figures(gone)}")
     for what, mount in (("mount(8), as a CSI driver", _by_program), ("mount(2)", _by_call)):
         with _directory() as directory:
             theirs = [_timed(lambda number=number, mount=mount: _publish(directory, number, mount))
                       for number in range(ON_ONE_NODE)]
         say(f"hugetlbfs and its bind mount with {what}: {_figures(theirs)}; "
-            f"{sum(theirs) / sum(ours):.1f} times ours")
+            f"{sum(theirs) / sum(ours):.2f} times ours")
 
 
 def _timed(work: Callable[[], object]) -> float:
