@@ -100,7 +100,10 @@ class Api:
             async with self._session.request(method, self._url + path, params=query, json=body, ssl=self._tls,
                                              headers=self._headers()) as answer:
                 await _check(answer, method, path)
-                return await answer.json(content_type=None)
+                found = await answer.json(content_type=None)
+                if not isinstance(found, dict):
+                    raise ValueError("not an object of the API")
+                return found
         except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
             raise self._silent(exc) from exc
 

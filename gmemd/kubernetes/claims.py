@@ -15,6 +15,7 @@ from gmemd.kubernetes.offer import CAPACITY, Device
 from gmemd.kubernetes.parameters import merged
 from gmemd.kubernetes.quantity import parse, write
 
+_LONGEST: Final = 200  # characters of a snapshot's name
 POD_CLAIM: Final = "resource.kubernetes.io/pod-claim-name"  # says by which name the pod knows a claim of a template
 
 
@@ -76,7 +77,27 @@ def read_claim(body: dict[str, Any], driver: str, pool: str, find: Callable[[str
         parameters = merged(allocated.get("config") or [], driver, request, metadata["namespace"])
         portions.append(_portion(result, _object_id(request) + number, parameters, find))
     pod_claim = (metadata.get("annotations") or {}).get(POD_CLAIM, "")
-    return Claim(metadata["uid"], metadata["namespace"], metadata["name"], pod_claim, portions)
+    claim = Claim(metadata["uid"], metadata["namespace"], metadata["name"], pod_claim, portions)
+    _check_names(claim)
+    return claim
+
+
+def saved_as(namespace: str, claim: str, portion: str) -> str:
+    """The snapshot of an object that is released with the policy `snapshot`."""
+    return f"{namespace}.{claim}.{portion}"
+
+
+def _check_names(claim: Claim) -> None:
+    """Refuse what could not be released later, or would be one object for two results."""
+    for portion in claim.portions:
+        name = saved_as(claim.namespace, claim.name, portion.id)
+        if portion.parameters["onRelease"] == "snapshot" and len(name) > _LONGEST:
+            raise QmpError(f"a snapshot cannot have the name '{name}': its {len(name)} characters are more than "
+                           f"{_LONGEST}")
+    ids = Counter(portion.id for portion in claim.portions)
+    twice = next((one for one, count in ids.items() if count > 1), None)
+    if twice is not None:
+        raise QmpError(f"two results of the claim would be the object '{twice}'")
 
 
 def _portion(result: dict[str, Any], name: str, parameters: dict[str, Any],

@@ -15,7 +15,7 @@ from typing import Any
 
 from gmemd.client.client import Client
 from gmemd.errors import QmpError
-from gmemd.kubernetes.claims import Claim, Portion, creation
+from gmemd.kubernetes.claims import Claim, Portion, creation, saved_as
 from gmemd.kubernetes.house import House, exists, find_room
 from gmemd.kubernetes.parameters import ORIGINS
 from gmemd.kubernetes.places import SOCKET, Places
@@ -115,7 +115,7 @@ class Driver:
         self._places.forget(uid)
         for portion in leaving:
             if portion["onRelease"] == "snapshot":
-                save(client, f"{portion['id']}@{uid}", f"{note['namespace']}.{note['claim']}.{portion['id']}")
+                save(client, f"{portion['id']}@{uid}", saved_as(note["namespace"], note["claim"], portion["id"]))
             client.execute("object-del", {"id": f"{portion['id']}@{uid}"})
         if len(leaving) < len(present):
             return False

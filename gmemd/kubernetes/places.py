@@ -158,7 +158,10 @@ def _attributes(claim: Claim, portion: Portion) -> dict[str, Any]:
 
 
 def _replace(path: Path, text: str) -> None:
+    """Write a file whole. The directory is gmemd's, and we may be root: no link that is there is followed."""
     beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text)
-    beside.chmod(0o644)
+    beside.unlink(missing_ok=True)
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)
+        os.fchmod(file.fileno(), 0o644)
     beside.rename(path)

@@ -45,6 +45,19 @@ def test_ids() -> None:
     assert [one.id for one in found.portions] == ["ram", "many.0", "many.1", "a.b", "r_2nd"]
 
 
+@pytest.mark.parametrize(("results", "config", "words"), [
+    (["ram", "ram", "ram/0"], {}, r"^two results of the claim would be the object 'ram\.0'$"),
+    (["r" * 200], {"onRelease": "snapshot"}, r"^a snapshot cannot have the name 'ns\.c\.r*': its 205 characters are"),
+])
+def test_what_could_not_be_released(results: list[str], config: dict[str, Any], words: str) -> None:
+    """It is refused before there is memory."""
+    claim = body(*({"request": request} for request in results))
+    claim["status"]["allocation"]["devices"]["config"] = [{"source": "FromClaim", "opaque": {
+        "driver": DRIVER, "parameters": {"apiVersion": "gmemd.example/v1", "kind": "MemoryConfig", **config}}}]
+    with pytest.raises(QmpError, match=words):
+        read_claim(claim, DRIVER, NODE, DEVICES.get)
+
+
 def test_sizes() -> None:
     """What is consumed, under either name, or all of the device."""
     found = read_claim(body({"request": "a", "consumedCapacity": {"memory": "3Mi"}},

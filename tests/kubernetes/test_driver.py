@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,72 @@ def test_the_socket_is_removed(node: Node) -> None:
     node.kubelet.prepare(claim)
     node.inside(claim).close()
     node.kubelet.unprepare(claim)
+
+
+def test_no_link_is_followed(node: Node) -> None:
+    """The directory is gmemd's, and the driver may be root."""
+    claim = node.claim("c20")
+    node.kubelet.prepare(claim)
+    target = node.directory / "somebody-elses"
+    target.write_text("as it was")
+    (node.claims / claim[2] / ".ram-metadata.json.new").symlink_to(target)
+    node.kubelet.prepare(claim)
+    assert target.read_text() == "as it was"
+    node.kubelet.unprepare(claim)
+    (node.claims / claim[2]).symlink_to(node.directory)
+    with pytest.raises(Refused, match="Not a directory"):
+        node.kubelet.prepare(claim)
+    (node.claims / claim[2]).unlink()
+
+
+def test_policy(api: ApiServer, tmp_path: Path) -> None:
+    """Limits are the namespace's; a driver that may no longer look at rooms does not say that they are gone."""
+    policy = tmp_path / "policy.toml"
+
+    def write(role: str) -> None:
+        policy.write_text(f"""
+version = 1
+[[rule]]
+name = "driver"
+match = {{ uid = {os.getuid()} }}
+role = "{role}"
+paths = ["/"]
+[[rule]]
+name = "teams"
+match = {{ namespace = "team-*" }}
+role = "member"
+limits = {{ bytes = "3MiB" }}
+""")
+
+    write("operator")
+    with Node(api, daemon=("--policy", str(policy))) as node:
+        node.start()
+        claim = node.claim()
+        node.kubelet.prepare(claim)
+        for namespace, words in (("team-a", "the quota of 'bytes' is 3145728"),
+                                 ("others", "the policy lets namespace 'others' have nothing")):
+            other = node.claim("c2", namespace=namespace)
+            with pytest.raises(Refused, match=words):
+                node.kubelet.prepare(other)
+            node.kubelet.unprepare(other)
+        write("observer")
+        os.kill(node.gmemd.daemon(), signal.SIGHUP)
+        with pytest.raises(Refused, match="disabled by policy"):
+            wait_for(lambda: node.kubelet.unprepare(claim))
+        assert (node.claims / claim[2] / "qmp.sock").is_socket()
+        write("operator")
+        os.kill(node.gmemd.daemon(), signal.SIGHUP)
+        wait_for(lambda: released(node, claim))
+        assert node.leftovers() == []
+
+
+def released(node: Node, claim: Claim) -> bool:
+    """Whether the driver could release a claim."""
+    try:
+        node.kubelet.unprepare(claim)
+    except Refused:
+        return False
+    return True
 
 
 def test_rolling_update(api: ApiServer) -> None:
