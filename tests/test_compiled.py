@@ -42,6 +42,11 @@ def test_a_daemon_is_of_the_same_build() -> None:
     assert done.stdout.endswith(f"({built()})\n")
 
 
+def test_nobody_asks_for_a_coroutine_by_its_type() -> None:
+    """That of a compiled function is not a types.CoroutineType, and would pass for a finished command's result."""
+    assert [path.name for path in (ROOT / "gmemd").rglob("*.py") if "CoroutineType" in path.read_text()] == []
+
+
 def test_a_source_install_is_pure(setup: dict[str, Any]) -> None:
     """Without the variable nothing is compiled, and mypy is not needed; a value that is neither is refused."""
     assert setup["told"] == {}

@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from functools import partial
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from gmemd.authority.ledger import Amounts, Budget
 
 _UNTOLD: Final = "be run: its arguments fit"
+PARTS: Final = ("_claimed", "_done", "_notes", "_reserved", "_undo", "budget", "dry_run", "ending", "error",
+                "operations", "pending", "value")
 
 
 class WithFds:
@@ -123,7 +124,7 @@ class Change(Notes):
 
     def conclude(self, value: Any) -> Any:
         """The command's result from its function's: `value`, this change, or a coroutine."""
-        if type(value) is CoroutineType:
+        if type(value) is not dict and isinstance(value, Coroutine):  # mostly a dict, and that test is faster
             return self._carry(value)
         assert not self._claimed, "the claim would end before the change is durable"
         if self._notes:
@@ -198,7 +199,10 @@ class Change(Notes):
     def hand_over(self) -> Change:
         """Move everything to a new change, for work that goes on after the reply; this one is then empty."""
         other = Change(self._settler)
-        other.__dict__, self.__dict__ = self.__dict__, other.__dict__
+        for name in PARTS:
+            own = getattr(self, name)
+            setattr(self, name, getattr(other, name))
+            setattr(other, name, own)
         return other
 
     def finish(self) -> Ending:
@@ -238,7 +242,7 @@ def changing(settler: Settler, function: Callable[..., Any], kind: type[Change] 
 
 async def completed(result: Any) -> Any:
     """The final, durable value of a command's result, whatever its form; QmpError if it fails."""
-    if type(result) is CoroutineType:
+    if isinstance(result, Coroutine):
         result = await result
     if type(result) is Change:
         await result.settled()

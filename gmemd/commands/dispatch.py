@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
-from types import CoroutineType, ModuleType
+from types import ModuleType
 from typing import Any
 
 from gmemd.authority.rights import ALL, OBSERVER, Rights
@@ -77,7 +77,7 @@ class Dispatcher:
         """The same once everything is loaded; nothing has happened so far."""
         await self.load()
         result = self.run(request, session, caller)
-        return await result if isinstance(result, CoroutineType) else result
+        return await result if isinstance(result, Coroutine) else result
 
     async def load(self) -> None:
         """Load in a thread what the start has left out, once; QmpError if no thread can be started."""
@@ -117,7 +117,7 @@ class Dispatcher:
         except NotLoaded:
             await self.load()
             result = function(caller.room, caller, arguments)
-        return await result if isinstance(result, CoroutineType) else result
+        return await result if isinstance(result, Coroutine) else result
 
     def _judge(self, request: Request, session: Session, caller: Caller) -> tuple[Command, Function]:
         """The command and function of a request, or what is wrong with it, in QEMU's order of checks."""
@@ -143,7 +143,7 @@ class Dispatcher:
         if not self.loaded.is_set():
             await self.load()
         result = function(self.gmemd, AtStart(self.gmemd, OBSERVER), command.check(arguments))
-        if isinstance(result, CoroutineType):
+        if isinstance(result, Coroutine):
             result = await result
         return b"".join(result) if type(result) is Pieces else result
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import CoroutineType
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from gmemd.changes.change import Change, Judged
@@ -49,7 +48,7 @@ async def judge(function: Function, gmemd: Gmemd, caller: Caller, complete: dict
     change.dry_run = True
     try:
         result = function(gmemd, caller, complete, change)
-        if isinstance(result, CoroutineType):  # its checks have to wait
+        if isinstance(result, Coroutine):  # its checks have to wait
             await result
         raise AssertionError("a changing command without change.judged()")
     except Judged as exc:

@@ -6,7 +6,6 @@ import os
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from itertools import islice
-from types import CoroutineType
 from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
@@ -140,7 +139,7 @@ def memdev_delete(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chang
             await _wipe(backend, job)
         change.release(backend)
         deleted = delete(gmemd, backend.id, change, force=force)
-        return await deleted if isinstance(deleted, CoroutineType) else deleted
+        return await deleted if isinstance(deleted, Coroutine) else deleted
 
     return _run(gmemd, arguments, "delete", backend, "it is being wiped", wipe, change)
 

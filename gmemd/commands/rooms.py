@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from types import CoroutineType
 from typing import Any, Final
 
 from gmemd.commands.context import Caller, Function, Gmemd
@@ -22,7 +21,7 @@ def reaching_rooms(function: Function) -> Function:
             return function(gmemd, caller, arguments)
         with said_outside(room, complete):
             result = function(room, caller, complete)
-        return _waited(room, complete, result) if type(result) is CoroutineType else result
+        return _waited(room, complete, result) if isinstance(result, Coroutine) else result
 
     return run
 

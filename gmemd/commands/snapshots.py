@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from types import CoroutineType
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
@@ -235,7 +235,7 @@ async def begun(gmemd: Gmemd, arguments: dict[str, Any], kind: str, total: int, 
                 reply: dict[str, Any]) -> Any:
     """Do work on what is checked, or start its job: the reply."""
     started = begin(gmemd, arguments, kind, total, work, change, reply)
-    return await started if isinstance(started, CoroutineType) else started
+    return await started if isinstance(started, Coroutine) else started
 
 
 async def work_on(verb: str, shelf: Shelf, name: str, job: Job | None) -> None:

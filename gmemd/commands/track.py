@@ -10,7 +10,6 @@ import asyncio
 import os
 from collections.abc import Coroutine
 from functools import partial
-from types import CoroutineType
 from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
@@ -140,7 +139,7 @@ def query_memdev_dirty(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any]) 
         mark, runs = await dirty_since(gmemd, backend, since)
         found = listed(({"offset": offset, "size": size} for offset, size in runs), len(runs), mark=mark,
                        bytes=sum(size for _, size in runs), ranges=...)
-        return await found if isinstance(found, CoroutineType) else found
+        return await found if isinstance(found, Coroutine) else found
 
     return work()
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import CoroutineType
 from typing import Any, Final, NamedTuple
 
 from gmemd.authority.ledger import Budget, Trials
@@ -64,7 +63,7 @@ def carry_out(commands: Mapping[str, tuple[Command, Function]], gmemd: Gmemd, ca
         action = unplaced.placed()
         with action.told():
             result = _begun(caller, action, change)
-        if type(result) is CoroutineType:
+        if isinstance(result, Coroutine):
             change.undo(result.close)
             change.hold()
             return _go_on(gmemd, caller, actions, result, done, change)
@@ -94,7 +93,7 @@ def _begun(caller: Caller, action: _Action, change: Grouped) -> Any:
     """Carry out an action, as far as it does not wait: its result, or a coroutine."""
     taken = action.room.objects.is_taken(action.object_id)
     result = action.function(action.room, caller, action.arguments, change)
-    if type(result) is not CoroutineType:
+    if not isinstance(result, Coroutine):
         _ended(action, change, taken=taken)
     return result
 
@@ -113,7 +112,7 @@ async def _go_on(gmemd: Gmemd, caller: Caller, actions: Sequence[_Action], begun
         with action.told():
             result = begun or _begun(caller, action, change)
             begun = None
-            if type(result) is CoroutineType:
+            if isinstance(result, Coroutine):
                 change.undo(result.close)
                 result = await _waited(gmemd, action, result, change)
         done.append({"type": action.name, "return": result})

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from gmemd.changes.change import Change, Judged, WithFds, changing, completed
+from gmemd.changes.change import PARTS, Change, Judged, WithFds, changing, completed
+from gmemd.changes.notes import Notes
 from gmemd.commands.memdev import added, delete
 from gmemd.errors import QmpError
 from gmemd.persist.custody import Custody
@@ -394,6 +395,12 @@ async def test_a_claim_goes_on_with_the_job(live: LiveMachine) -> None:
     own.revert()
     own.unclaim()
     assert (said, backend.busy) == (["undo one"], "")
+
+
+def test_all_of_a_change_is_handed_over() -> None:
+    """Whatever it consists of, but for the settler that both have."""
+    parts = {name for kind in (Notes, Change) for name, value in vars(kind).items() if not callable(value)}
+    assert {name for name in parts if not name.startswith("__")} - {"_settler"} == set(PARTS)
 
 
 def test_a_trial_ends_where_it_would_act() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import CoroutineType
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gmemd.changes.change import Change, changing
@@ -112,7 +111,7 @@ def _as_qmp(command: Callable[[Gmemd, Caller, dict[str, Any], Change], Any]) -> 
     """A command without arguments and output, as over QMP."""
     def run(gmemd: Gmemd, caller: Caller) -> list[str]:
         result = changing(gmemd.settler, command)(gmemd, caller, {})
-        if isinstance(result, CoroutineType):
+        if isinstance(result, Coroutine):
             gmemd.spawn(result)
         return []
 
