@@ -21,15 +21,17 @@ SLICES: Final = f"{RESOURCE}/resourceslices"
 NOT_FOUND, CONFLICT, GONE = 404, 409, 410
 
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_LONGEST_WAIT: Final = 60  # seconds
 _PATIENCE: Final = aiohttp.ClientTimeout(total=30)
 
 
 class ApiError(QmpError):
-    """The API server has refused; `code` is the HTTP status."""
+    """The API server has refused; `code` is the HTTP status, `after` how many seconds it wants to be left alone."""
 
-    def __init__(self, code: int, desc: str) -> None:
+    def __init__(self, code: int, desc: str, after: int = 0) -> None:
         super().__init__(desc)
         self.code = code
+        self.after = after
 
 
 class Api:
@@ -126,4 +128,6 @@ async def _check(answer: aiohttp.ClientResponse, method: str, path: str) -> None
         words = json.loads(text)["message"]
     except (ValueError, KeyError, TypeError):
         words = text[:200]
-    raise ApiError(answer.status, f"{method} {path}: {words or answer.reason} ({answer.status})")
+    after = answer.headers.get("Retry-After", "")  # seconds; the API server sends no dates
+    raise ApiError(answer.status, f"{method} {path}: {words or answer.reason} ({answer.status})",
+                   min(int(after), _LONGEST_WAIT) if after.isdecimal() else 0)

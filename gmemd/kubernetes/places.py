@@ -61,6 +61,8 @@ class Places:
         if not _UID.fullmatch(uid):
             raise QmpError(f"'{uid}' is not the uid of a claim")
         path = self._claims / uid
+        if not self._claims.exists():  # it is in gmemd's directory, which somebody may have emptied
+            self.open(self._owner)
         with os_errors(f"cannot use '{path}'"):
             fd = self._lock(path)
             self._hand_over(fd)

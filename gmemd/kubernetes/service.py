@@ -55,28 +55,32 @@ class Service:
 
     async def look_after(self) -> None:
         """Release what belongs to claims that are gone: at start all, then what is kept until they are."""
-        everything = True
+        everything, late = True, set[str]()  # those that could not be released
         while True:
             try:
                 for uid, note in await self._off_the_loop(self._driver.rooms):
-                    if everything or any(one["onRelease"] == "keep" for one in note["portions"]):
-                        await self._release_if_gone(uid, note)
+                    if everything or uid in late or any(one["onRelease"] == "keep" for one in note["portions"]):
+                        late.discard(uid)
+                        if not await self._release_if_gone(uid, note):
+                            late.add(uid)
                         await asyncio.sleep(_PAUSE)
                 everything = False
             except QmpError as exc:
                 self._say(f"claims that are gone: {exc.desc}")
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _release_if_gone(self, uid: str, note: dict[str, Any]) -> None:
-        """A claim cannot go while a pod has it, so nothing of the kubelet's comes after."""
+    async def _release_if_gone(self, uid: str, note: dict[str, Any]) -> bool:
+        """A claim cannot go while a pod has it, so nothing of the kubelet's comes after; False: it is still in use."""
         if await self._find_claim(note["namespace"], note["claim"], uid) is not None:
-            return
+            return True
         what = f"claim '{note['namespace']}/{note['claim']}' ({uid}), which is gone"
         try:
             await self._off_the_loop(lambda: self._driver.release(uid, deleted=True))
             self._say(f"released {what}")
         except QmpError as exc:
             self._say(f"cannot release {what}: {exc.desc}")
+            return False
+        return True
 
     async def _find_claim(self, namespace: str, name: str, uid: str) -> dict[str, Any] | None:
         """The ResourceClaim, if it still is the one with this uid."""

@@ -48,20 +48,20 @@ class Slices:
         while True:
             try:
                 await self.publish()
-                failures = 0
                 while True:
                     await self._follow()
+                    failures = 0
                     await asyncio.sleep(_PAUSES[0])  # should the server end every watch at once
             except QmpError as exc:
-                if getattr(exc, "code", None) not in (CONFLICT, GONE):
+                if failures or getattr(exc, "code", None) not in (CONFLICT, GONE):
                     self._say(f"the node's ResourceSlices: {exc.desc}")
-                    await asyncio.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)] * random.uniform(0.8, 1.2))
-                    failures += 1
+                    pause = max(_PAUSES[min(failures, len(_PAUSES) - 1)], getattr(exc, "after", 0))
+                    await asyncio.sleep(pause * random.uniform(1.0, 1.4))
+                failures += 1
 
     async def publish(self) -> None:
         """Read the slices and put them right once."""
-        if not self._owner:
-            self._owner = await self._find_node()
+        self._owner = await self._find_node()
         if self._shares is None:
             self._shares = await self._ask_whether_shared()
         listed = await self._api.get(SLICES, **self._selected)
@@ -76,19 +76,20 @@ class Slices:
             self._version = item["metadata"]["resourceVersion"]
             if event["type"] == "DELETED":
                 self._known.pop(item["metadata"]["name"], None)
+                self._owner = await self._find_node()  # it may be another one, under the same name
             elif event["type"] != "BOOKMARK":
                 self._known[item["metadata"]["name"]] = item
-            if event["type"] != "BOOKMARK":
-                await self._put_right()
+            if event["type"] != "BOOKMARK" and await self._put_right():
+                await asyncio.sleep(_PAUSES[0])  # should somebody else put it right in another way
         await self._put_right()
 
-    async def _put_right(self) -> None:
-        """Write what differs from the offer, and delete what is not part of it."""
+    async def _put_right(self) -> bool:
+        """Write what differs from the offer, and delete what is not part of it; whether anything was."""
         wanted = self._wanted(await asyncio.to_thread(self._offer, bool(self._shares)))
         current = {name: body["spec"] for name, body in self._known.items()}
         if set(wanted) == set(current) and len({spec["pool"]["generation"] for spec in current.values()}) == 1 and all(
                 _comparable(current[name]) == _comparable(spec) for name, spec in wanted.items()):
-            return
+            return False
         generation = max((spec["pool"]["generation"] for spec in current.values()), default=0) + 1
         for name, spec in wanted.items():
             spec["pool"]["generation"] = generation
@@ -98,6 +99,7 @@ class Slices:
             del self._known[name]
         self._say(f"published {sum(len(spec['devices']) for spec in wanted.values())} devices in {len(wanted)} "
                   f"ResourceSlices, generation {generation}")
+        return True
 
     async def _write(self, name: str, spec: Body) -> Body:
         body = self._body(name, spec)

@@ -6,8 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+from aiohttp import web
+
 from gmemd.kubernetes.offer import devices
 from tests.kubernetes.apiserver import ApiServer
+from tests.kubernetes.kubelet import Refused
 from tests.kubernetes.node import DRIVER, NODE, PAGES, Node
 from tests.patience import wait_for
 
@@ -104,13 +108,52 @@ def test_published_and_put_right(api: ApiServer) -> None:
         wait_for(lambda: own() == {name: 1})
 
 
+def test_an_api_server_in_trouble(api: ApiServer) -> None:
+    """It is left alone as long as it wants, a slice's name that is taken too; the kubelet is told; then all is well."""
+    name = f"{NODE}-{DRIVER}-0"
+    answers: list[type[web.HTTPException]] = []
+    asked: list[float] = []
+
+    def trouble(method: str, path: str) -> None:
+        asked.append(time.monotonic())
+        if answers:
+            raise answers[0](headers={"Retry-After": "2"}, text="not now")
+
+    with Node(api) as node:
+        api.put("resourceslices", {"apiVersion": "resource.k8s.io/v1", "kind": "ResourceSlice", "metadata": {
+            "name": name}, "spec": {"driver": DRIVER, "nodeName": "other", "pool": {
+                "name": "other", "generation": 1, "resourceSliceCount": 1}}})
+        api.before = trouble
+        claim = node.claim()
+        answers.append(web.HTTPTooManyRequests)
+        node.start()
+        wait_for(lambda: "nodes/node1: not now (429)" in node.log())
+        asked.clear()
+        time.sleep(1.5)
+        assert asked == []
+        for answer in (web.HTTPUnauthorized, web.HTTPInternalServerError):
+            answers[:] = [answer]
+            with pytest.raises(Refused, match=rf"resourceclaims/c1: not now \({answer.status_code}\)"):
+                node.kubelet.prepare(claim)
+        answers.clear()
+        wait_for(lambda: "already exists" in node.log())
+        asked.clear()
+        time.sleep(1)
+        assert asked == []
+        api.remove("resourceslices", name)
+        node.wait_published()
+        node.kubelet.prepare(claim)
+        node.kubelet.unprepare(claim)
+        assert node.leftovers() == []
+
+
 def test_a_cluster_that_does_not_share_devices(api: ApiServer) -> None:
     """It is asked in a dry run, so nothing wrong is ever published."""
     api.sharing = False
     with Node(api, "--piece", "512Mi") as node:
         node.start()
         found = node.wait_published()
-    assert {name: one["capacity"]["memory"] for name, one in found.items()} == {
+    assert {name: one["capacity"]["memory"] for name, one in found.items() if name.startswith(PAGES)} == {
         f"{PAGES}-0": {"value": "512Mi"}, f"{PAGES}-1": {"value": "512Mi"}}
 
 
@@ -119,9 +162,9 @@ def test_more_devices_than_a_slice_takes(api: ApiServer) -> None:
     api.sharing = False
     with Node(api, "--piece", "4Mi") as node:
         node.start()
-        wait_for(lambda: len(node.slices()) == 2)
-        assert [len(spec["devices"]) for spec in node.slices()] == [128, 128]
-        assert {pool(spec) for spec in node.slices()} == {(NODE, 1, 2)}
+        wait_for(lambda: node.slices() and len(node.slices()) == node.slices()[0]["pool"]["resourceSliceCount"])
+        assert [len(spec["devices"]) for spec in node.slices()][:2] == [128, 128]  # this machine may have huge pages
+        assert {pool(spec) for spec in node.slices()} == {(NODE, 1, len(node.slices()))}
 
 
 def pool(spec: dict[str, Any]) -> tuple[str, int, int]:
