@@ -72,6 +72,17 @@ def test_in_a_directory_of_ours(saved: Gmemctl, tmp_path: Path) -> None:
     assert saved("snapshot", "ls", "--dir", str(tmp_path / "no")).status == 1
 
 
+def test_of_what_is_in_a_room(saved: Gmemctl, client: Client) -> None:
+    """As of any object: the job that does it is in the room, too."""
+    assert saved("room", "add", "r").status == 0
+    for words in (("snapshot", "restore", "clean", "--id", "ram@r"), ("snapshot", "save", "ram@r", "again"),
+                  ("verify", "ram@r"), ("clone", "ram@r", "copy@r", "--copy"), ("clone", "ram0", "other@r", "--copy")):
+        answer = saved(*words)
+        assert (answer.status, answer.err) == (0, ""), words
+    assert {one["id"] for one in client.execute("query-memdev")} == {"ram0", "ram@r", "copy@r", "other@r"}
+    assert client.execute("query-jobs") == []
+
+
 def entry(name: str, owner: str, *children: str, problem: str = "") -> dict[str, object]:
     if problem:
         return {"name": name, "bytes": 0, "problem": problem}

@@ -74,7 +74,8 @@ def run_job(connection: Connection, command: str, arguments: dict[str, Any],
 
     `result` is made of the command's value and the job's id when the job has ended well, by default the value.
     """
-    job = f"{command.removeprefix('memdev-')}-{time.time_ns():x}"
+    _, at, room = arguments.get("id", "").partition("@")  # where the job is, too
+    job = f"{command.removeprefix('memdev-')}-{time.time_ns():x}{at}{room}"
     value = connection.execute(command, {**arguments, "job-id": job})
     try:
         [state] = _follow(connection, job)
