@@ -36,7 +36,10 @@ class Piece:
         """Whether it is sealed against writing. The descriptor itself tells, also after a restart."""
         if self.kind != "memfd" or self.fd < 0:  # the latter: of a trial
             return False
-        return bool((seals(self.fd) or 0) & F_SEAL_WRITE)  # of a memfd they are always there to be read
+        try:
+            return bool((seals(self.fd) or 0) & F_SEAL_WRITE)
+        except OSError as exc:  # not by os_errors: many rows of a list ask
+            raise QmpError(f"cannot examine '{self.id}': {os.strerror(exc.errno or 0)}") from exc
 
     def check_writable(self) -> None:
         """Refuse what would write to frozen memory."""
