@@ -26,6 +26,8 @@ _ELSEWHERE = {
     "memdev-import": "needs a stream: tests/e2e/test_moving.py",
     "memdev-move": "needs another gmemd, and tests/robustness/moves.py has all its states",
     "memdev-move-resolve": "the same",
+    "memdev-room-add": "concerns no object: tests/commands/test_made_rooms.py",
+    "memdev-room-del": "the same",
     "memdev-snapshot-import": "needs a file of QEMU's, and no object: tests/snapshots/test_mapped_ram.py",
 }
 
