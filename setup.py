@@ -16,11 +16,6 @@ MYPY = "mypy>=2.4"
 
 # What requests and replies pass through.
 COMPILED = (
-    "gmemd/changes/change.py",
-    "gmemd/changes/grouped.py",
-    "gmemd/changes/notes.py",
-    "gmemd/changes/settling.py",
-    "gmemd/changes/steps.py",
     "gmemd/commands/dispatch.py",
     "gmemd/observe/counters.py",
     "gmemd/observe/log.py",
