@@ -140,14 +140,15 @@ class HostMemoryBackend(Piece):
         if properties["prealloc"] and not properties["reserve"]:
             raise QmpError("'prealloc=on' and 'reserve=off' are incompatible")
         nodes = properties["host-nodes"]
-        if properties.get("hugetlbsize") == 0:
+        if "hugetlbsize" in properties and not properties["hugetlbsize"]:
             self.check_value("hugetlbsize", 0)
         if nodes:
             self.check_value("host-nodes", nodes)
             properties["host-nodes"] = sorted(set(nodes))
-        for name in ("prealloc-threads", "size"):
-            if not properties[name]:
-                self.check_value(name, 0)
+        if not properties["prealloc-threads"]:
+            self.check_value("prealloc-threads", 0)
+        if not properties["size"]:
+            self.check_value("size", 0)
 
     def check_value(self, name: str, value: Any) -> None:
         """Raise for a value that has the right type but is not allowed."""
@@ -268,9 +269,10 @@ class HostMemoryBackend(Piece):
             self.tracking.close()
             self.tracking = None
         fds = [self.fd] if self.fd >= 0 else []
+        self.fd = -1
         if self.aside is not None:
             fds.append(self.aside.fd)
-        self.fd, self.aside = -1, None
+            self.aside = None
         return fds
 
     def close(self) -> None:

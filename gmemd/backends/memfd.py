@@ -11,6 +11,7 @@ from gmemd.errors import QmpError
 from gmemd.kernel.kernel import Kernel
 from gmemd.kernel.uapi import MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_HUGE_SHIFT, MFD_HUGETLB, SEALS_OF_SIZE
 
+_SEALABLE = MFD_CLOEXEC | MFD_ALLOW_SEALING
 _SURELY_MAPPABLE = 1 << 40  # bytes, shared; above this, and for private memory and huge pages, mmap(2) is tried
 
 
@@ -59,10 +60,12 @@ class MemfdBackend(HostMemoryBackend):
     def _creation_flags(self) -> int:
         """The memfd_create(2) flags for the properties."""
         properties = self.properties
+        if not properties["hugetlb"] and "hugetlbsize" not in properties:
+            return _SEALABLE if properties["seal"] else MFD_CLOEXEC
         hugetlbsize = properties.get("hugetlbsize", 0)
         if hugetlbsize and not hugetlbsize & 1 and hugetlbsize & (hugetlbsize - 1):
             raise QmpError("Hugepage size must be a power of 2")
-        flags = MFD_CLOEXEC | (MFD_ALLOW_SEALING if properties["seal"] else 0)
+        flags = _SEALABLE if properties["seal"] else MFD_CLOEXEC
         if not properties["hugetlb"]:
             return flags
         if hugetlbsize and not hugetlbsize & 1:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
@@ -58,14 +57,21 @@ class Judged(Exception):
 class Change(Notes):
     """One change. As a command's result: its `value` is acknowledged once it is durable (`settled`)."""
 
-    # Defaults of what few changes need are on the class.
-    _claimed: tuple[tuple[HostMemoryBackend, str], ...] = ()
-    _done: tuple[Step, ...] = ()
+    # Defaults of what few changes need are on the class, from where reading takes longer.
     value: Any = None
     error: QmpError | None = None  # why it could not be made durable, and was undone
     ending: Ending = None  # what the last step still waits for
-    dry_run = False  # it only finds out what it would do
-    budget: Budget | None = None  # what the client may have; None: it is not limited
+
+    def __init__(self, settler: Settler, budget: Budget | None = None) -> None:
+        self._settler = settler
+        self.budget = budget  # what the client may have; None: it is not limited
+        self.dry_run = False  # it only finds out what it would do
+        self.pending = False
+        self._claimed: tuple[tuple[HostMemoryBackend, str], ...] = ()
+        self._undo: tuple[Step, ...] = ()
+        self._done: tuple[Step, ...] = ()
+        self._notes = ()
+        self._reserved = 0
 
     # -- deciding --------------------------------------------------------------------------------
 
@@ -108,16 +114,15 @@ class Change(Notes):
         budget = budget or self.budget
         if budget is not None:
             budget.reserve(amounts)
-            give_back = partial(budget.account.subtract, amounts)
-            self.undo(give_back)
+            self.undo(budget.account.subtract, amounts)
             if meanwhile:
-                self.done(give_back)
+                self.done(budget.account.subtract, amounts)
 
     # -- acting ----------------------------------------------------------------------------------
 
-    def done(self, step: Step) -> None:
+    def done(self, function: Callable[..., object], *arguments: object) -> None:
         """Register what to do once everything is durable."""
-        self._done += (step,)
+        self._done += ((function, arguments),)
         self.pending = True
 
     # -- ending ----------------------------------------------------------------------------------
@@ -228,9 +233,7 @@ class Change(Notes):
 def changing(settler: Settler, function: Callable[..., Any], kind: type[Change] = Change) -> Callable[..., Any]:
     """Wrap a command that takes a change as its last argument; the result is that of Change.conclude."""
     def run(gmemd: Any, caller: Any, arguments: dict[str, Any]) -> Any:
-        change = kind(settler)
-        if caller is not None and caller.budget is not None:
-            change.budget = caller.budget
+        change = kind(settler, None if caller is None else caller.budget)
         try:
             value = function(gmemd, caller, arguments, change)
             return value if type(value) is dict and not change.pending else change.conclude(value)

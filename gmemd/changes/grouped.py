@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
+from gmemd.changes.steps import in_order
 from gmemd.errors import QmpError
 from gmemd.objects.records import updated
 
@@ -32,8 +33,8 @@ _DOING = "a transaction is changing it"
 class Grouped(Change):
     """A change of several commands."""
 
-    def __init__(self, settler: Settler) -> None:
-        super().__init__(settler)
+    def __init__(self, settler: Settler, budget: Budget | None = None) -> None:
+        super().__init__(settler, budget)
         self._touched: dict[HostMemoryBackend, None] = {}
         self._freed: set[tuple[Objects, str]] = set()  # ids, where they were
         self._bars: list[Callable[[], None]] = []  # each ends one
@@ -105,9 +106,9 @@ class Grouped(Change):
         self._unbar()
         for backend, _ in self._claimed:
             self.release(backend)
-        for give_back in self._meanwhile:
-            give_back()
-        self._undo = tuple(step for step in self._undo if step not in self._meanwhile)
+        in_order(self._meanwhile)
+        ended = {id(step) for step in self._meanwhile}
+        self._undo = tuple(step for step in self._undo if id(step) not in ended)
         self._meanwhile.clear()
 
     # -- ending ----------------------------------------------------------------------------------

@@ -27,19 +27,16 @@ if TYPE_CHECKING:
 class Notes:
     """The part of a change that is for custody, and how it is undone."""
 
-    # Defaults of what few changes need are on the class.
-    pending = False  # something is to be done when it is concluded
-    _undo: tuple[Step, ...] = ()
-    _notes: tuple[Callable[[], Operation], ...] = ()  # operations for custody
-    _reserved = 0  # reserved places in custody
+    _settler: Settler
+    pending: bool  # something is to be done when it is concluded
+    _undo: tuple[Step, ...]
+    _notes: tuple[Callable[[], Operation], ...]  # operations for custody
+    _reserved: int  # reserved places in custody
     operations: Sequence[Operation] = ()  # operations that custody has
 
-    def __init__(self, settler: Settler) -> None:
-        self._settler = settler
-
-    def undo(self, step: Step) -> None:
+    def undo(self, function: Callable[..., object], *arguments: object) -> None:
         """Register how to undo what comes next, or was just done."""
-        self._undo += (step,)
+        self._undo += ((function, arguments),)
 
     def reserve(self) -> None:
         """Reserve room in custody for one more piece until `keep`; QmpError if there is none."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from gmemd.observe.log import log
 
-Step = Callable[[], object]
+Step = tuple[Callable[..., object], tuple[object, ...]]  # a function with its arguments
 Ending = asyncio.Future[None] | None  # what to wait for; None: nothing
 
 
@@ -15,16 +15,16 @@ def after(endings: Iterable[Ending], then: Callable[[], None]) -> None:
     """Call back when the last of these has ended; at once if there is none."""
     waiting = [ending for ending in endings if ending is not None]
     if waiting:
-        asyncio.gather(*waiting).add_done_callback(lambda _: in_order((then,)))
+        asyncio.gather(*waiting).add_done_callback(lambda _: in_order(((then, ()),)))
     else:
-        in_order((then,))
+        in_order(((then, ()),))
 
 
 def in_order(steps: Sequence[Step]) -> Ending:
     """Take steps, each after the one before has ended."""
-    for number, step in enumerate(steps, 1):
+    for number, (function, arguments) in enumerate(steps, 1):
         try:
-            ending = step()
+            ending = function(*arguments)
         except Exception as exc:  # is not the others' concern
             log.error("internal error", exc_info=exc)
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
@@ -140,7 +139,7 @@ class Arrival:
             forget_tombstone(gmemd, object_id, change)
         self._caller.rights.check_type(complete["qom-type"])
         backend = gmemd.objects.begin(complete, (self._caller.uid, self._caller.pid), lambda name: "")
-        change.undo(partial(gmemd.objects.cancel, backend))
+        change.undo(gmemd.objects.cancel, backend)
         return backend
 
     async def _copy(self, backend: HostMemoryBackend) -> None:
@@ -224,7 +223,7 @@ class Arrival:
         for piece in backend.pieces():
             self._change.keep(piece)
         self._gmemd.objects.commit(backend)
-        self._change.undo(partial(self._gmemd.objects.uncommit, backend))
+        self._change.undo(self._gmemd.objects.uncommit, backend)
 
     def _arrived(self, backend: HostMemoryBackend) -> None:
         more = {name: value for name, value in (("checkpoint", self._checkpoint),

@@ -34,7 +34,7 @@ def charge(gmemd: Gmemd, backend: HostMemoryBackend, change: Change, *, aside: b
             backend, _memory_of(kernel, backend),
             _besides(kernel, backend, aside=aside) if aside or backend.aside is not None else NO_LIMITS,
             _charged(account, fd) if fd >= 0 else None)
-        change.undo(partial(release, backend))
+        change.undo(release, backend)
 
 
 def budget_of(gmemd: Gmemd, account: str, limits: Amounts, user: Source) -> Budget | None:

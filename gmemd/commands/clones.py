@@ -60,7 +60,7 @@ async def _freeze(kernel: Kernel, backend: HostMemoryBackend, origin: str, chang
         writers = [holder for holder in await holders_now(backend) if holder.shares]
         raise QmpError(_why_busy(backend, writers)) from exc
     if origin != backend.origin:
-        change.undo(partial(setattr, backend, "origin", backend.origin))
+        change.undo(setattr, backend, "origin", backend.origin)
         backend.origin = origin
         change.rewrite(backend)
     return {}

@@ -48,7 +48,7 @@ def _share(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Chan
                                           "size": template.memory_size})
     caller.rights.check_type(complete["qom-type"])
     backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "", dry_run=change.dry_run)
-    change.undo(partial(gmemd.objects.cancel, backend))
+    change.undo(gmemd.objects.cancel, backend)
     backend.memory_size, backend.template = template.memory_size, _template_of(gmemd, template)
     charge(gmemd, backend, change, fd=template.fd)
     change.reserve()
@@ -99,7 +99,7 @@ def _begin_copy(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change:
     caller.rights.check_type(complete["qom-type"])
     backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "",
                                   dry_run=change.dry_run)
-    change.undo(partial(gmemd.objects.cancel, backend))
+    change.undo(gmemd.objects.cancel, backend)
     charge(gmemd, backend, change)
     change.reserve()
     if change.dry_run:

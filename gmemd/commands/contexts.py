@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
-from functools import partial
 from typing import Any, Final
 
 from gmemd.changes.change import Change
@@ -48,7 +47,7 @@ def change_cpus(schema: Schema, context: ThreadContext, name: str, value: Any,
 
     async def work() -> dict[str, Any]:
         cpus = await usable_cpus(chosen)
-        change.undo(partial(setattr, context, "cpus", context.cpus))
+        change.undo(setattr, context, "cpus", context.cpus)
         context.cpus = cpus
         return {}
 

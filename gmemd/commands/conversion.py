@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -42,7 +41,7 @@ def memdev_convert(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], chan
         content = "keep their content" if arguments["preserve"] else "read as zero"
         change.judged(f"make {changed} of {size} bytes of '{backend.id}' {to}; they would {content}", whole=False)
     backend.wrote(offset, size)
-    change.undo(partial(backend.wrote, offset, size))
+    change.undo(backend.wrote, offset, size)
     begins_store = preserves and backend.record is not None and backend.aside is None
     if size > _AT_ONCE or begins_store:
         change.claim(backend, "a part of it is being converted")

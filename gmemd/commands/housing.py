@@ -37,7 +37,7 @@ def memdev_room_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], cha
     connected = f", whose clients connect to '{made.socket}'" if made.socket else ""
     change.judged(f"make the room '{made.id}'{connected}", whole=not connected, then=partial(make_room, gmemd, made))
     gmemd.rooms_coming.add(made.id)
-    change.undo(partial(gmemd.rooms_coming.discard, made.id))
+    change.undo(gmemd.rooms_coming.discard, made.id)
     return _bind(gmemd, caller, made, change) if made.socket else _make(gmemd, caller, made, None, change)
 
 
@@ -63,7 +63,7 @@ def _open_again(gmemd: Gmemd, room: Gmemd, there: MadeRoom, made: MadeRoom, chan
 
     async def work() -> dict[str, Any]:
         gmemd.host.open_room(room, await in_thread(listener_of, there))
-        change.undo(partial(gmemd.host.close_room, room))
+        change.undo(gmemd.host.close_room, room)
         return {}
 
     return work()
@@ -76,11 +76,11 @@ async def _bind(gmemd: Gmemd, caller: Caller, made: MadeRoom, change: Change) ->
 def _make(gmemd: Gmemd, caller: Caller, made: MadeRoom, listener: socket.socket | None,
           change: Change) -> dict[str, Any]:
     room = make_room(gmemd, made)
-    change.undo(partial(remove_room, gmemd, room))
+    change.undo(remove_room, gmemd, room)
     gmemd.rooms_coming.discard(made.id)
     gmemd.host.open_room(room, listener)
-    change.undo(partial(gmemd.host.close_room, room))
-    change.undo(partial(gmemd.host.clear_room, room))
+    change.undo(gmemd.host.close_room, room)
+    change.undo(gmemd.host.clear_room, room)
     if gmemd.custody.keeps:
         made.record = made.recorded((caller.uid, caller.pid))
         change.enter(made.record)
@@ -142,8 +142,8 @@ def memdev_room_del(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], cha
     if made.record is not None and gmemd.custody.keeps:
         change.drop(made.record)
     remove_room(gmemd, room)
-    change.undo(partial(add_room, gmemd, room))
-    change.done(partial(_end, gmemd, room))
+    change.undo(add_room, gmemd, room)
+    change.done(_end, gmemd, room)
     return {}
 
 

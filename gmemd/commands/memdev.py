@@ -40,7 +40,10 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
     if paths is not None and isinstance(backend, FileBackend):
         backend.paths = paths
     slow = backend.blocks and not change.dry_run
-    change.undo(partial(gmemd.objects.cancel, backend) if slow else partial(_unmake, gmemd, backend))
+    if slow:
+        change.undo(gmemd.objects.cancel, backend)
+    else:
+        change.undo(_unmake, gmemd, backend)
     if change.budget is not None or gmemd.account is not None:
         charge(gmemd, backend, change)
     change.reserve()
@@ -67,7 +70,7 @@ def _add_context(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
     check_cpus(arguments)
     gmemd.objects.check_owner(caller.uid)
     gmemd.objects.reserve(object_id)
-    change.undo(partial(gmemd.objects.release, object_id))
+    change.undo(gmemd.objects.release, object_id)
     if change.dry_run:
         change.judged(f"create the thread context '{object_id}', which ends with gmemd", whole=False,
                       then=partial(gmemd.objects.add_context, ThreadContext(object_id, [])))
@@ -76,7 +79,7 @@ def _add_context(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
         cpus = await usable_cpus(arguments)
         await gmemd.settler.durable()  # the deletion of what had the id before
         gmemd.objects.add_context(ThreadContext(object_id, cpus))
-        change.undo(partial(gmemd.objects.remove_context, object_id))
+        change.undo(gmemd.objects.remove_context, object_id)
         return {}
 
     return work()
@@ -122,7 +125,7 @@ async def _add_blocking(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend
     if backend.properties["prealloc"]:
         await check_resident(gmemd, change, backend.size)
     making = asyncio.ensure_future(in_thread(make, gmemd, backend))
-    change.undo(partial(_give_up, backend, making))
+    change.undo(_give_up, backend, making)
     while not (await asyncio.wait([making], timeout=_LOOK_SECONDS))[0]:
         if backend.waits and caller.is_gone():
             raise QmpError("the client disconnected before its file was open")
@@ -155,7 +158,7 @@ def added(gmemd: Gmemd, backend: HostMemoryBackend, change: Change, *, again: Ag
     """Make an object visible and have it kept; `again` as for Custody.add."""
     change.keep(backend, again=again)
     gmemd.objects.commit(backend)
-    change.undo(partial(gmemd.objects.uncommit, backend))
+    change.undo(gmemd.objects.uncommit, backend)
     return {}
 
 
@@ -175,7 +178,8 @@ def delete(gmemd: Gmemd, object_id: str, change: Change, *, force: bool = False)
         return {}
     backend.check_idle()
     if not force:
-        check_runner(backend, but="deleting it with memdev-delete needs 'force'")
+        if backend.runner is not None:
+            check_runner(backend, but="deleting it with memdev-delete needs 'force'")
         if is_template(backend):
             check_no_clones(gmemd, backend)
             change.claim(backend, "it is being deleted")
@@ -196,7 +200,7 @@ def _delete_other(gmemd: Gmemd, object_id: str, change: Change) -> None:
             change.judged(f"delete the thread context '{object_id}'", then=partial(objects.remove_context, object_id))
         context = objects.contexts[object_id]
         users = objects.remove_context(object_id)
-        change.undo(partial(objects.restore_context, context, users))
+        change.undo(objects.restore_context, context, users)
     else:
         objects.find(object_id)
 
@@ -219,11 +223,12 @@ def _delete(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
 
 def remove(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
     """Remove an object, and free its memory when that is durable."""
-    for piece in backend.pieces():
-        change.forget(piece)
+    if gmemd.custody.keeps:
+        for piece in backend.pieces():
+            change.forget(piece)
     gmemd.objects.remove(backend.id)
-    change.undo(partial(gmemd.objects.restore, [backend]))
-    change.done(partial(_let_go, gmemd, backend))
+    change.undo(gmemd.objects.restore, [backend])
+    change.done(_let_go, gmemd, backend)
 
 
 def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gmemd.backends.base import HostMemoryBackend
@@ -110,7 +109,7 @@ def _adopted(gmemd: Gmemd, caller: Caller, fd: int, object_id: str, judged: Judg
     complete = gmemd.schema.check_object(properties)
     caller.rights.check_type(complete["qom-type"])
     backend = gmemd.objects.begin(complete, (caller.uid, caller.pid), lambda name: "", dry_run=change.dry_run)
-    change.undo(partial(gmemd.objects.cancel, backend))
+    change.undo(gmemd.objects.cancel, backend)
     backend.memory_size, backend.foreign = size, True
     if kind == "file":
         backend.huge_page = page if page > gmemd.kernel.page_size else 0
@@ -172,7 +171,7 @@ def memdev_claim(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
     change.undo(lambda: unclaimed.extend((name, fd) for fd in _taken_back(backend)))
     change.keep_stored(backend, name)
     gmemd.objects.commit(backend)
-    change.undo(partial(gmemd.objects.uncommit, backend))
+    change.undo(gmemd.objects.uncommit, backend)
     return {}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
@@ -145,5 +144,5 @@ async def bury(gmemd: Gmemd, backend: HostMemoryBackend, move: Move, change: Cha
     change.release(backend)
     remove(gmemd, backend, change)
     tombstones.bury(gmemd, record)
-    change.undo(partial(tombstones.unbury, gmemd, backend.id))
+    change.undo(tombstones.unbury, gmemd, backend.id)
     await change.settle()

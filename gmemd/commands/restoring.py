@@ -5,7 +5,6 @@ Over an existing object the new one takes its place in one change: whatever fail
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
@@ -55,7 +54,7 @@ async def _begin(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
         change.claim(former, "a snapshot is being restored over it")
     else:
         gmemd.objects.begin_as(backend, dry_run=change.dry_run)
-    change.undo(partial(gmemd.objects.cancel, backend))
+    change.undo(gmemd.objects.cancel, backend)
     charge(gmemd, backend, change, aside="private" in entry.manifest["parts"])
     for _ in entry.manifest["parts"]:
         change.reserve()
@@ -123,7 +122,7 @@ class _Restore:
         added(gmemd, backend, change)
         if backend.aside is not None:
             change.keep(backend.aside)
-        change.done(partial(gmemd.emit, "MEMDEV_RESTORED", {"id": backend.id, "name": self.entry.name}))
+        change.done(gmemd.emit, "MEMDEV_RESTORED", {"id": backend.id, "name": self.entry.name})
         return {"id": backend.id}
 
     def _make(self) -> None:

@@ -35,4 +35,4 @@ def forget_tombstone(gmemd: Gmemd, object_id: str, change: Change) -> None:
     if gmemd.custody.keeps:
         change.drop(record)
     unbury(gmemd, object_id)
-    change.undo(partial(bury, gmemd, record))
+    change.undo(bury, gmemd, record)

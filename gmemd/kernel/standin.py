@@ -20,6 +20,7 @@ from gmemd.kernel import uapi
 MODE = 0o600  # as for a guest_memfd; keeps other users from reopening it through /proc/PID/fd/N
 CARRIED = "/ (deleted)"  # the link of a memfd that a live update has brought back
 
+_EXECUTABLE = uapi.MFD_CLOEXEC | uapi.MFD_EXEC
 _SEALS = uapi.F_SEAL_SEAL | uapi.SEALS_OF_SIZE  # a guest_memfd takes no others
 _NAME = "gmemd-guest-memfd:"
 _LINK = f"/memfd:{_NAME}"
@@ -33,13 +34,12 @@ def memfd_create(name: str, flags: int) -> int:
 
     EINVAL: unknown flags. ENODEV: no such huge page size.
     """
-    flags |= uapi.MFD_CLOEXEC
     try:
-        return os.memfd_create(name, flags | uapi.MFD_EXEC)
+        return os.memfd_create(name, flags | _EXECUTABLE)
     except OSError as exc:
         if exc.errno not in (errno.EINVAL, errno.EACCES):  # before Linux 6.3; vm.memfd_noexec=2
             raise
-    return os.memfd_create(name, flags)
+    return os.memfd_create(name, flags | uapi.MFD_CLOEXEC)
 
 
 def create(size: int, flags: int) -> int:

@@ -48,7 +48,7 @@ class GHashSet:
             return
         hashes = self._hashes
         mask = len(hashes) - 1
-        hash_ = _hash(name)
+        hash_ = _remembered_hash(name) if len(name) <= _REMEMBERED_LENGTH else _compute_hash(name)
         slot = (hash_ * 11 & 0xFFFFFFFF) % self._modulus
         step = 0
         while hashes[slot] > _TOMBSTONE:
@@ -119,12 +119,8 @@ def first_unexpected(given: Iterable[str], declared: Collection[str]) -> str | N
     return next(iter(left), None)
 
 
-def _hash(name: str) -> int:
-    """Hash as g_str_hash does: signed bytes of the name as a C string (NUL as C0 80), 32 bits."""
-    return _remembered_hash(name) if len(name) <= _REMEMBERED_LENGTH else _compute_hash(name)
-
-
 def _compute_hash(name: str) -> int:
+    """Hash as g_str_hash does: signed bytes of the name as a C string (NUL as C0 80), 32 bits."""
     value = 5381
     for byte in name.encode("utf-8", "surrogatepass").replace(b"\0", b"\xc0\x80"):
         value = (value * 33 + byte - (byte >> 7 << 8)) & 0xFFFFFFFF

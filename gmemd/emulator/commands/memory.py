@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
@@ -34,7 +33,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
     if machine.domain is None:
         return memdev.object_add(gmemd, caller, arguments, change)
     backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, dry_run=change.dry_run)
-    change.undo(partial(gmemd.objects.cancel, backend))
+    change.undo(gmemd.objects.cancel, backend)
     change.judged_alone()
     return _add_lasting(gmemd, machine.domain, backend, arguments)
 
@@ -45,7 +44,7 @@ def _keep(gmemd: Gmemd, arguments: dict[str, Any], change: Change) -> dict[str, 
         raise QmpError("'file' and 'data' are mutually exclusive" if "data" in arguments
                        else "Either 'file' or 'data' must be provided")
     gmemd.objects.reserve(arguments["id"])
-    change.undo(partial(gmemd.objects.release, arguments["id"]))
+    change.undo(gmemd.objects.release, arguments["id"])
     change.judged_alone()
     gmemd.tree.others[arguments["id"]] = kept_node(gmemd.schema, arguments)
     return {}
