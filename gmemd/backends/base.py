@@ -257,9 +257,12 @@ class HostMemoryBackend(Piece):
 
     def detach(self) -> list[int]:
         """Give the descriptors away, to be closed; none while it is claimed: then `unclaim` returns them."""
-        for watched in (self.lease, self.runner, self.handover):
-            if watched is not None:
-                watched.end()
+        if self.lease is not None:
+            self.lease.end()
+        if self.runner is not None:
+            self.runner.end()
+        if self.handover is not None:
+            self.handover.end()
         if self.claims:
             self._leaving = True
             return []

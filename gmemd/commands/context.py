@@ -204,7 +204,7 @@ class Gmemd:
         """Number and bytes of the same, by type."""
         every = [room.objects.sums for room in (self, *self.rooms.values())]
         return {kind: (sum([sums[kind][0] for sums in every]), sum([sums[kind][1] for sums in every]))
-                for kind in self.objects.sums}
+                for kind in every[0]}
 
     def look_up(self, name: str) -> HostMemoryBackend | None:
         """The one that is called that here."""

@@ -184,7 +184,9 @@ def delete(gmemd: Gmemd, object_id: str, change: Change, *, force: bool = False)
             check_no_clones(gmemd, backend)
             change.claim(backend, "it is being deleted")
             return _delete_template(gmemd, backend, change)
-    _delete(gmemd, backend, change)
+    if change.dry_run:
+        _judge_deletion(gmemd, backend, change)
+    remove(gmemd, backend, change)
     return {}
 
 
@@ -208,17 +210,17 @@ def _delete_other(gmemd: Gmemd, object_id: str, change: Change) -> None:
 async def _delete_template(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> dict[str, Any]:
     await check_unused(backend)
     change.release(backend)
-    _delete(gmemd, backend, change)
+    if change.dry_run:
+        _judge_deletion(gmemd, backend, change)
+    remove(gmemd, backend, change)
     return {}
 
 
-def _delete(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
-    if change.dry_run:
-        change.judged(with_resident(gmemd, backend, 0, backend.memory_size, (
-            f"delete '{backend.id}' with {{}} bytes in memory; its descriptor was handed out "
-            f"{backend.handed_out} times, and processes that still have it keep the memory")),
-            then=partial(gmemd.objects.remove, backend.id))
-    remove(gmemd, backend, change)
+def _judge_deletion(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
+    change.judged(with_resident(gmemd, backend, 0, backend.memory_size, (
+        f"delete '{backend.id}' with {{}} bytes in memory; its descriptor was handed out "
+        f"{backend.handed_out} times, and processes that still have it keep the memory")),
+        then=partial(gmemd.objects.remove, backend.id))
 
 
 def remove(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:

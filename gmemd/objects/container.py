@@ -62,7 +62,6 @@ class Objects:
         self._slots.add(_MONITOR)
         self.closed = False  # of a room that was removed: nothing is created any more
         self.version = 0  # changes with the set of live objects
-        self.sums = {qom_type: [0, 0] for qom_type in BACKENDS}  # number and bytes of the live objects of a type
         self._adding: set[str] = set()  # ids that are taken without a live object
         self._barred: dict[str, str] = {}  # those of them that are taken by what is left of an object: the refusal
 
@@ -78,6 +77,14 @@ class Objects:
         """All objects in QOM's listing order, memory or not."""
         every: dict[str, Any] = self.contexts | self._live
         return iter([every[name] for name in reversed(list(self._slots)) if name in every])
+
+    @property
+    def sums(self) -> dict[str, list[int]]:
+        """Number and bytes of the live objects of each type."""
+        sizes: dict[str, list[int]] = {qom_type: [] for qom_type in BACKENDS}
+        for backend in self._live.values():
+            sizes[backend.qom_type].append(backend.memory_size)
+        return {qom_type: [len(each), sum(each)] for qom_type, each in sizes.items()}
 
     def in_creation_order(self) -> list[HostMemoryBackend]:
         """Live objects, the oldest first."""
@@ -219,13 +226,13 @@ class Objects:
         if object_id in self._live or object_id in self._barred:
             self._check_free(object_id)
         self._live[object_id] = backend
-        self._count(backend, 1)
+        self.version += 1
 
     def uncommit(self, backend: HostMemoryBackend) -> None:
         """Undo `commit`: the object is invisible, and its id taken until `cancel`."""
         del self._live[backend.id]
         self._adding.add(backend.id)
-        self._count(backend, -1)
+        self.version += 1
 
     def cancel(self, backend: HostMemoryBackend) -> None:
         """Undo `begin`, and `commit`: free the id. The memory, if there is any, is left to the caller."""
@@ -238,7 +245,7 @@ class Objects:
     def remove(self, object_id: str) -> HostMemoryBackend:
         """Remove an existing object; its memory goes to the caller, which closes it or calls `restore`."""
         backend = self._live.pop(object_id)
-        self._count(backend, -1)
+        self.version += 1
         self._slots.discard(object_id, rebuild=False)
         return backend
 
@@ -248,10 +255,4 @@ class Objects:
             backend.home = self
             self._slots.add(backend.id)
             self._live[backend.id] = backend
-            self._count(backend, 1)
-
-    def _count(self, backend: HostMemoryBackend, number: int) -> None:
-        self.version += 1
-        sums = self.sums[backend.qom_type]
-        sums[0] += number
-        sums[1] += number * backend.memory_size
+            self.version += 1

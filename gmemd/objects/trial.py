@@ -19,7 +19,6 @@ class Trial(Objects):
         self.contexts = {name: copy(context) for name, context in real.contexts.items()}
         for name in real._slots:
             self._slots.add(name)
-        self.sums = {qom_type: list(sums) for qom_type, sums in real.sums.items()}
         self._adding = set(real._adding)
         self._barred = dict(real._barred)
         self._real = real

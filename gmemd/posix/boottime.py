@@ -6,6 +6,7 @@ They serve across restarts of the daemon. Memory that a live update carries into
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Final
 
 _STEP: Final = 2.0  # seconds by which the wall clock must have been set for a moment to be converted again
@@ -20,9 +21,7 @@ def boot_id() -> str:
         return ""
 
 
-def now() -> float:
-    """Seconds since boot, suspended ones included."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+now: Final = partial(time.clock_gettime, time.CLOCK_BOOTTIME)  # seconds since boot, suspended ones included
 
 
 _booted = float("-inf")  # seconds since 1970; stays the same while the wall clock is only adjusted
