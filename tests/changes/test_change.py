@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from gmemd.authority.ledger import Ledger
 from gmemd.changes.change import PARTS, Change, Judged, WithFds, changing, completed
+from gmemd.changes.grouped import Grouped
 from gmemd.changes.notes import Notes
 from gmemd.commands.memdev import added, delete
 from gmemd.errors import QmpError
@@ -399,7 +401,10 @@ async def test_a_claim_goes_on_with_the_job(live: LiveMachine) -> None:
 
 def test_all_of_a_change_is_handed_over() -> None:
     """Whatever it consists of, but for the settler that both have."""
+    machine = LiveMachine()
     parts = {name for kind in (Notes, Change) for name, value in vars(kind).items() if not callable(value)}
+    parts |= getattr(Change(machine.gmemd.settler), "__dict__", {}).keys()  # a compiled one has none
+    machine.gmemd.close()
     assert {name for name in parts if not name.startswith("__")} - {"_settler"} == set(PARTS)
 
 
@@ -411,4 +416,19 @@ def test_a_trial_ends_where_it_would_act() -> None:
         change.judged("do it")
     assert (caught.value.effect, caught.value.whole) == ("do it", True)
     Change(machine.gmemd.settler).judged("do it")
+    machine.gmemd.close()
+
+
+def test_equal_charges_are_each_given_back_once() -> None:
+    """What was charged for the time of a command of a transaction is told apart from what stays charged."""
+    machine, ledger = LiveMachine(), Ledger()
+    change = Grouped(machine.gmemd.settler, ledger.budget("uid:0", {"objects": 3}))
+    change.charge({"objects": 1})
+    change.charge({"objects": 1}, meanwhile=True)
+    [account] = ledger
+    assert account.used("objects") == 2
+    change.unclaim_own()
+    assert account.used("objects") == 1
+    change.revert()
+    assert account.used("objects") == 0
     machine.gmemd.close()
