@@ -107,8 +107,8 @@ class Grouped(Change):
         for backend, _ in self._claimed:
             self.release(backend)
         in_order(self._meanwhile)
-        ended = {id(step) for step in self._meanwhile}
-        self._undo = tuple(step for step in self._undo if id(step) not in ended)
+        ended = {id(arguments) for _, arguments in self._meanwhile}  # a compiled step itself is no object that stays
+        self._undo = tuple(step for step in self._undo if id(step[1]) not in ended)
         self._meanwhile.clear()
 
     # -- ending ----------------------------------------------------------------------------------
