@@ -219,10 +219,10 @@ class Daemon:
                 if self._options.warm:
                     await asyncio.sleep(_GREETINGS)
                     with contextlib.suppress(QmpError):  # there is no thread: it is tried again when it is needed
-                        await dispatcher.load()
+                        await dispatcher.loader.load()
                 else:
                     gc.enable()
-                await dispatcher.loaded.wait()
+                await dispatcher.loader.loaded.wait()
             log.debug("loaded ahead")
         except Exception as exc:
             log.error("internal error", exc_info=exc)
@@ -341,8 +341,8 @@ class Daemon:
         if self._gmemd.audit is not None:
             self._gmemd.audit.close()
         # A thread inside a library when the interpreter ends would abort the process.
-        if self._dispatcher is not None and self._dispatcher.loading is not None:
-            await asyncio.wait([self._dispatcher.loading])
+        if self._dispatcher is not None and self._dispatcher.loader.loading is not None:
+            await asyncio.wait([self._dispatcher.loader.loading])
         self._gmemd.close()
         log.call_later = None
         wait_written()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import runpy
 import subprocess
@@ -45,6 +46,12 @@ def test_a_daemon_is_of_the_same_build() -> None:
 def test_nobody_asks_for_a_coroutine_by_its_type() -> None:
     """That of a compiled function is not a types.CoroutineType, and would pass for a finished command's result."""
     assert [path.name for path in (ROOT / "gmemd").rglob("*.py") if "CoroutineType" in path.read_text()] == []
+
+
+def test_no_coroutine_is_compiled(setup: dict[str, Any]) -> None:
+    """With some that were, a request got another's error, or the process ended."""
+    trees = [ast.parse((ROOT / path).read_text()) for path in setup["COMPILED"]]
+    assert [node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef)] == []
 
 
 def test_a_source_install_is_pure(setup: dict[str, Any]) -> None:

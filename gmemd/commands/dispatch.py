@@ -1,29 +1,20 @@
-"""From a request to its command: the one table of schema commands and their functions.
-
-What most clients do not need is loaded after the start (`Dispatcher.load`): the rest of the commands, and what explains
-refusals. Who needs it sooner waits, without holding up others.
-"""
+"""From a request to its command: the one table of schema commands and their functions."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from types import ModuleType
 from typing import Any
 
-from gmemd.authority.rights import ALL, OBSERVER, Rights
-from gmemd.changes.change import Change, changing, completed
+from gmemd.authority.rights import Rights
+from gmemd.changes.change import Change, changing
 from gmemd.changes.grouped import Grouped
-from gmemd.changes.threads import in_thread
 from gmemd.commands import control, fds, lease, memdev, properties, qom, status
 from gmemd.commands.context import Caller, Function, Gmemd
+from gmemd.commands.loading import Loader
 from gmemd.commands.rooms import reaching_rooms
 from gmemd.errors import COMMAND_NOT_FOUND, NotLoaded, QmpError
-from gmemd.kernel.program import worker_program
-from gmemd.objects.fds import NamedFds
-from gmemd.qmp.rows import Pieces
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Command
 
@@ -47,8 +38,7 @@ class Dispatcher:
             name: (command, function if command.reads_only else
                    changing(gmemd.settler, function, Grouped if name == "memdev-transaction" else Change))
             for name, (command, function) in self._functions.items()}
-        self.loading: asyncio.Future[None] | None = None
-        self.loaded = asyncio.Event()  # nothing more is to be loaded
+        self.loader = Loader(gmemd)
         self._usable: dict[tuple[frozenset[str] | None, bool], Entries] = {}
 
     def usable(self, rights: Rights) -> Entries:
@@ -71,32 +61,7 @@ class Dispatcher:
         try:
             return function(caller.room, caller, command.check(request.arguments))
         except NotLoaded:
-            return self._run_loaded(request, session, caller)
-
-    async def _run_loaded(self, request: Request, session: Session, caller: Caller) -> Any:
-        """The same once everything is loaded; nothing has happened so far."""
-        await self.load()
-        result = self.run(request, session, caller)
-        return await result if isinstance(result, Coroutine) else result
-
-    async def load(self) -> None:
-        """Load in a thread what the start has left out, once; QmpError if no thread can be started."""
-        if self.loading is None or (self.loading.done() and not self.loaded.is_set()):
-            self.loading = asyncio.ensure_future(in_thread(self._load))
-        await asyncio.shield(self.loading)
-        self.loaded.set()
-
-    def _load(self) -> None:
-        self._check_wanted()
-        from gmemd.commands import rest  # noqa: F401  # with all that it imports
-
-        self._check_wanted()
-        worker_program()
-        self.gmemd.schema.prepare()
-
-    def _check_wanted(self) -> None:
-        if self.gmemd.stopping:
-            raise QmpError("gmemd is about to end")
+            return self.loader.run(partial(self.run, request, session, caller))
 
     def _rest(self, name: str, *arguments: Any) -> Any:
         """Run a command of the rest; NotLoaded where that would hold up others."""
@@ -108,16 +73,9 @@ class Dispatcher:
             function = self._found[name] = function_of(name, self._functions)
         return function(*arguments)
 
-    async def run_beside(self, request: Request, session: Session, caller: Caller) -> Any:
+    def run_beside(self, request: Request, session: Session, caller: Caller) -> Coroutine[Any, Any, Any]:
         """The same for a long request, whose arguments are checked in a thread."""
-        command, function = self._judge(request, session, caller)
-        arguments = await in_thread(command.check, request.arguments)
-        try:
-            result = function(caller.room, caller, arguments)
-        except NotLoaded:
-            await self.load()
-            result = function(caller.room, caller, arguments)
-        return await result if isinstance(result, Coroutine) else result
+        return self.loader.run_beside(partial(self._judge, request, session, caller), request.arguments, caller)
 
     def _judge(self, request: Request, session: Session, caller: Caller) -> tuple[Command, Function]:
         """The command and function of a request, or what is wrong with it, in QEMU's order of checks."""
@@ -136,44 +94,16 @@ class Dispatcher:
             raise QmpError(f"The command {request.execute} does not support OOB")
         return caller.usable.get(request.execute, found)
 
-    async def query(self, name: str, arguments: dict[str, Any]) -> Any:
+    def query(self, name: str, arguments: dict[str, Any]) -> Coroutine[Any, Any, Any]:
         """The answer of a command that only reads, for HTTP: a value, or `bytes` that are JSON; or QmpError."""
-        command, function = self._commands[name]
-        assert command.reads_only
-        if not self.loaded.is_set():
-            await self.load()
-        result = function(self.gmemd, AtStart(self.gmemd, OBSERVER), command.check(arguments))
-        if isinstance(result, Coroutine):
-            result = await result
-        return b"".join(result) if type(result) is Pieces else result
+        return self.loader.query(self._commands[name], arguments)
 
-    async def at_start(self, name: str, arguments: dict[str, Any]) -> None:
+    def at_start(self, name: str, arguments: dict[str, Any]) -> Coroutine[Any, Any, None]:
         """Run a command of the command line, before there are clients; QmpError when it is refused."""
-        command, function = self._commands[name]
-        await completed(function(self.gmemd, AtStart(self.gmemd), command.check(arguments)))
+        return self.loader.at_start(self._commands[name], arguments)
 
 
 def _function_in(modules: Sequence[ModuleType], name: str) -> Function | None:
     """The function of a command in these modules, of which later ones override earlier ones."""
     wanted = name.replace("-", "_")
     return next((vars(module)[wanted] for module in reversed(modules) if wanted in vars(module)), None)
-
-
-class AtStart:
-    """The caller of the command line's commands and of the web's queries: gmemd itself."""
-
-    def __init__(self, gmemd: Gmemd, rights: Rights = ALL) -> None:
-        self.session: Any = None
-        self.rights = rights
-        self.usable: Entries = {}
-        self.room = gmemd
-        self.uid = os.getuid()
-        self.pid = os.getpid()
-        self.budget = None if gmemd.ledger is None else gmemd.ledger.budget(f"uid:{self.uid}", {})
-        self.named_fds = NamedFds()
-
-    def is_gone(self) -> bool:
-        return False
-
-    def take_fd(self) -> int:
-        raise QmpError("No file descriptor supplied via SCM_RIGHTS")

@@ -1,6 +1,6 @@
 """The commands that few clients use: a third of the start's time, so they are loaded after it.
 
-`Dispatcher.load` imports this module in a thread, and with it everything that those commands need.
+`Loader.load` imports this module in a thread, and with it everything that those commands need.
 """
 
 from __future__ import annotations

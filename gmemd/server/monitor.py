@@ -23,7 +23,6 @@ from typing import Any
 from gmemd.authority.peer import Peer
 from gmemd.authority.rights import ALL, Rights
 from gmemd.changes.change import Change, WithFds
-from gmemd.changes.pace import Pace
 from gmemd.commands.charging import budget_of
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
@@ -31,9 +30,9 @@ from gmemd.errors import QmpError
 from gmemd.objects.fds import NamedFds
 from gmemd.observe.counters import clock
 from gmemd.observe.log import log
-from gmemd.qmp.encode import Indented, indented
 from gmemd.qmp.rows import Pieces
 from gmemd.qmp.session import Postponed, Request, Session
+from gmemd.server import long
 from gmemd.server.inbox import Inbox
 from gmemd.server.ledger import Ledger
 from gmemd.server.outgoing import Outgoing
@@ -298,20 +297,13 @@ class Monitor:
         """Run a long command; the monitor is busy until it is done."""
         self._busy, gone_before = True, self._hung_up()
 
-        async def run() -> None:
-            try:
-                async with self._user.long:
-                    result = await work
-                if self.session.pretty and type(result) in (bytes, Pieces):
-                    result = await _indent(b"".join(result) if type(result) is Pieces else result)
-            except Exception as exc:
-                result = exc
+        def ended(result: Any) -> None:
             if not gone_before and self._hung_up():
                 self._drop_input()
             self._deferred = (request, result)
             self._continue()
 
-        self._gmemd.spawn(run())
+        self._gmemd.spawn(long.run(work, self._user.long, pretty=self.session.pretty, ended=ended))
 
     def _continue(self) -> None:
         """Continue after what made the monitor busy."""
@@ -362,15 +354,6 @@ class Monitor:
 
     def _give_names(self) -> list[int]:
         return self.named_fds.take_all() if self._own_names else []
-
-
-async def _indent(text: bytes) -> Indented:
-    """Format a long answer for a client with pretty=on, with turns for others in between."""
-    pace, made = Pace(), bytearray()
-    for piece in indented(text):
-        made += piece
-        await pace.keep()
-    return Indented(bytes(made))
 
 
 def _events(fd: int, wanted: int) -> int:
