@@ -145,10 +145,10 @@ def words_of(verb: str) -> list[str]:
     return [*verb.split(), *extra.get(verb, given)]
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("doctor", "help")])
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("doctor", "help", "nodes")])
 def test_every_verb_ends(verb: str, full: str, serve: Callable[[Say], str], capfd: pytest.CaptureFixture[str],
                          monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """No verb waits longer than it is told, for the connection or for an answer."""
+    """No verb waits longer than it is told, for the connection or for an answer; nodes asks a cluster."""
     monkeypatch.setattr("sys.stdin", io.StringIO())
     monkeypatch.chdir(tmp_path)
     Path("x").write_text('{"version": 1, "objects": [{"qom-type": "memory-backend-ram", "id": "x", "size": "1M"}]}')

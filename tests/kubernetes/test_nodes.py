@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -135,19 +136,24 @@ class _Api(BaseHTTPRequestHandler):
         pass
 
 
+def user_of(port: int, directory: Path) -> dict[str, str]:
+    """The environment of a user whose kubectl is set up for the API at a port; `directory` is for its settings."""
+    kubeconfig = directory / "config"
+    kubeconfig.write_text(json.dumps({
+        "apiVersion": "v1", "kind": "Config", "current-context": "c", "contexts": [
+            {"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}],
+        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}]}))
+    return {**os.environ, "KUBECONFIG": str(kubeconfig), "PATH": f"{KUBECTL.parent}:{os.environ['PATH']}"}
+
+
 @contextmanager
 def cluster(directory: Path, **lists: list[dict[str, Any]]) -> Iterator[dict[str, str]]:
     """The environment of a user whose kubectl is set up for a cluster with these lists."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Api", (_Api,), {"lists": lists}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    kubeconfig = directory / "config"
-    kubeconfig.write_text(json.dumps({
-        "apiVersion": "v1", "kind": "Config", "current-context": "c", "contexts": [
-            {"name": "c", "context": {"cluster": "c", "user": "u"}}], "users": [{"name": "u", "user": {}}],
-        "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}]}))
     try:
-        yield {**os.environ, "KUBECONFIG": str(kubeconfig), "PATH": f"{KUBECTL.parent}:{os.environ['PATH']}"}
+        yield user_of(server.server_port, directory)
     finally:
         server.shutdown()
         thread.join()
@@ -194,3 +200,12 @@ def test_what_the_cluster_refuses_is_said(tmp_path: Path) -> None:
     assert "refused" in text
     status, text = said({**environment, "PATH": str(tmp_path)})
     assert (status, text) == (3, "gmemctl: kubectl is not installed: gmemctl asks the cluster through it\n")
+
+
+@needs_renderers
+def test_a_cluster_that_is_silent(tmp_path: Path) -> None:
+    """Nobody waits longer than was said."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        done = subprocess.run(gmemctl("--timeout", "0.2", "nodes"), env=user_of(silent.getsockname()[1], tmp_path),
+                              capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (4, "gmemctl: no answer in time\n")
