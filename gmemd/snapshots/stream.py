@@ -36,6 +36,7 @@ import select
 from collections.abc import Callable, Iterator, Sequence
 from struct import Struct
 from typing import Any, Final, NamedTuple
+from weakref import finalize
 
 from gmemd.errors import QmpError
 from gmemd.kernel.worker import heard
@@ -262,6 +263,7 @@ class Table:
         """size: bytes of the part."""
         self._length = (size + BLOCK - 1) // BLOCK * _DIGEST
         self._fd = os.memfd_create("digests", os.MFD_CLOEXEC)
+        finalize(self, os.close, self._fd)
         os.ftruncate(self._fd, self._length)
 
     def piece(self, window: int) -> bytearray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -205,10 +206,11 @@ def test_options_with_commas() -> None:
     assert path_of(written("/t/a,,b,.sock")) == "/t/a,,b,.sock"
 
 
-def test_programs_in_a_directory_with_a_comma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_in_a_directory_with_a_comma(monkeypatch: pytest.MonkeyPatch,
+                                              request: pytest.FixtureRequest) -> None:
     """The demo and the fixture for other people's tests work wherever temporary files are."""
-    directory = tmp_path / "a,b"
-    directory.mkdir()
+    directory = tempfile.mkdtemp(prefix="a,b", dir="/tmp")  # pytest's own path may be too long for sockets below it
+    request.addfinalizer(lambda: shutil.rmtree(directory))
     monkeypatch.setenv("TMPDIR", str(directory))
     monkeypatch.setattr(tempfile, "tempdir", None)
     with RunningGmemd() as gmemd, gmemd.client() as client:
