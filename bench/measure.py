@@ -89,6 +89,7 @@ def crowded(clients: int, *, share: bool = False) -> Measure:
     def measure(name: str, scale: float) -> Sample:
         command = [BINARIES / "client", "-n", "100000000", "-t", str(max(0.5, 3 * scale))]
         with Server(name) as server:
+            server.wait_idle()
             with on_cpus({CLIENT_CPU}):
                 running = [subprocess.Popen([*command, server.socket, _PING], stdout=subprocess.PIPE, text=True)
                            for _ in range(clients)]
@@ -105,6 +106,7 @@ def connecting(*, rounds: int) -> Measure:
     def measure(name: str, scale: float) -> Sample:
         count = max(20, int(rounds * scale))
         with Server(name) as server:
+            server.wait_idle()
             result = run_client(server, ["-c", "-n", str(count), "-w", str(count // 10)], cpus={CLIENT_CPU})
         return Sample(result["p50"], result["cpu"] / result["wall"])
 
@@ -174,6 +176,7 @@ def disturbed_ping(*, preallocates: bool = False, floods: bool = False) -> Measu
 
     def measure(name: str, scale: float) -> Sample:
         with Server(name, pinned=False) as server:
+            server.wait_idle()
             flood, allocator = None, None
             if floods:
                 with on_cpus({CLIENT_CPU}):
