@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -78,7 +79,10 @@ class LiveMachine(Machine):
         """What query-jobs says of a job once it has concluded."""
         async with asyncio.timeout(PATIENCE):
             while True:
-                job: dict[str, Any] = next(job for job in await self.do("query-jobs") if job["id"] == job_id)
+                jobs = await self.do("query-jobs")
+                if isinstance(jobs, bytes):  # there are many
+                    jobs = json.loads(jobs)
+                job: dict[str, Any] = next(job for job in jobs if job["id"] == job_id)
                 if job["status"] == "concluded":
                     return job
                 self._changed.clear()
