@@ -33,7 +33,6 @@ class Rule(NamedTuple):
             return False
         return all(_HOLDS[key](peer, wanted) for key, wanted in self.match.items())
 
-
     def is_of(self, namespace: str) -> bool:
         """Whether it is about the clients of the made rooms of a namespace."""
         return namespace != "" and any(fnmatchcase(namespace, pattern) for pattern in self.match.get("namespace", ()))
