@@ -32,6 +32,7 @@ COMPILED = (
     "gmemd/server/ledger.py",
     "gmemd/server/monitor.py",
     "gmemd/server/outgoing.py",
+    "gmemd/server/turns.py",
 )
 
 

@@ -117,6 +117,13 @@ class Loop(asyncio.SelectorEventLoop):
         self._descriptors.readers.pop(fd, None)
         return super().remove_reader(fd)
 
+    def call_after_readers(self, callback: Callable[[], object]) -> None:
+        """Call it when the readers of all descriptors that are ready by then have been called, one such a time."""
+        if self._calls_readers:
+            self._descriptors.after.append(callback)
+        else:
+            self.call_soon(self.call_soon, callback)
+
     def awaited(self, fd: int) -> bool:
         """Whether there is something to do at any descriptor but `fd`; callbacks that are due do not count."""
         return self._descriptors.any_ready_but(fd)
@@ -142,6 +149,7 @@ class Selector(BaseSelector):
         self._idle_for = idle_for
         self._failed = failed
         self.readers: dict[int, Callable[[], object]] = {}  # of registered descriptors: `select` calls them
+        self.after: deque[Callable[[], object]] = deque()  # one is called each time after them
 
     def register(self, fileobj: int, events: int, data: Any = None) -> SelectorKey:  # type: ignore[override]
         try:
@@ -162,12 +170,12 @@ class Selector(BaseSelector):
             self._epoll.unregister(fileobj)
         return key
 
-    def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
+    def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:  # noqa: C901  # calls cost
         """Wait for what is not for a reader here."""
-        keys, readers = self._keys, self.readers
+        keys, readers, after = self._keys, self.readers, self.after
         ready: list[tuple[SelectorKey, int]] = []
         for _ in range(_ROUNDS):
-            if timeout is not None and timeout < 0:
+            if after or (timeout is not None and timeout < 0):
                 timeout = 0
             for fd, events in self._epoll.poll(timeout, len(keys) or 1):
                 happened = EVENT_READ if events == select.EPOLLIN else _happened(events)
@@ -181,12 +189,20 @@ class Selector(BaseSelector):
                     key = keys[fd]
                     if happened & key.events:
                         ready.append((key, happened & key.events))
+            if after:
+                self._call(after.popleft())
             if ready:
                 break
             timeout = self._idle_for()
             if timeout is not None and timeout <= 0:
                 break
         return ready
+
+    def _call(self, callback: Callable[[], object]) -> None:
+        try:
+            callback()
+        except Exception as exc:
+            self._failed(exc)
 
     def any_ready_but(self, fd: int) -> bool:
         """Whether there is any event now at another descriptor."""

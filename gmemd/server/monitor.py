@@ -18,6 +18,7 @@ import os
 import select
 import socket
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from gmemd.authority.peer import Peer
@@ -36,14 +37,12 @@ from gmemd.server import long
 from gmemd.server.inbox import Inbox
 from gmemd.server.ledger import Ledger
 from gmemd.server.outgoing import Outgoing
+from gmemd.server.turns import CHANGES_SECONDS, LONGEST_TURN_SECONDS
 from gmemd.server.users import FDS_MAX, Users
 
 READ_SIZE = 16 * 1024  # bytes at a time
 _READ_LITTLE = 2 * 1024  # when what was read weighed more than _MUCH: that many short tokens take milliseconds
 _MUCH = 4 * READ_SIZE
-TURN_SECONDS = 50e-6  # after that it is the turn of others, if any wait; a change waits for the ones after it
-LONGEST_TURN_SECONDS = 500e-6  # and after that in any case
-CHANGES_SECONDS = 5e-3  # for changes that are made durable together; a large batch is many of these
 QUEUE_MAX = 8  # QMP_REQ_QUEUE_LEN_MAX
 HALF_SECONDS = 600.0  # from the first byte of a message to its last
 _ANCILLARY_SIZE = socket.CMSG_SPACE(FDS_MAX * 4)
@@ -76,7 +75,7 @@ class Monitor:
         self._sock = sock
         self._fd = sock.fileno()
         self._receive = sock.recvmsg
-        self._awaited: Callable[[int], bool] = getattr(loop, "awaited", lambda fd: True)
+        self._turns = users.turns
         self._dispatcher = dispatcher
         self._dispatch = dispatcher.run
         self._run_beside = dispatcher.run_beside
@@ -201,12 +200,15 @@ class Monitor:
 
     # -- requests --------------------------------------------------------------------------------
 
-    def _run(self) -> None:  # noqa: C901  # every call would cost each command
-        """Answer what can be answered now, within a turn's time, then send and resume reading."""
-        gmemd, session, dispatch, outgoing, user = (
-            self._gmemd, self.session, self._dispatch, self._outgoing, self._user)
+    def _run(self, last_end: float = 0.0) -> None:  # noqa: C901  # every call would cost each command
+        """Answer what can be answered now, within a turn's time, then send and resume reading.
+
+        `last_end`: when the replies of an earlier turn, which were not sent yet, must be.
+        """
+        gmemd, session, dispatch, outgoing, user, turns = (
+            self._gmemd, self.session, self._dispatch, self._outgoing, self._user, self._turns)
         success, lines = session.success, outgoing.lines
-        self._more, turn_ends, last_end = False, 0.0, 0.0
+        self._more, turn_ends = False, 0.0
         while self._open and outgoing.weight <= user.high_water and not gmemd.stopping:
             request = self._next() if self._busy or self._queue else session.next_request()
             if request is None:
@@ -224,15 +226,19 @@ class Monitor:
                 self._deliver(request, result)
             if began > turn_ends:
                 if not turn_ends:
-                    last_end = began + LONGEST_TURN_SECONDS
+                    last_end = last_end or began + LONGEST_TURN_SECONDS
                 elif outgoing.changes:
                     if began > last_end + CHANGES_SECONDS:  # it goes on once they are settled
                         break
-                elif began > last_end or self._awaited(self._fd):
+                elif began > last_end:
                     self._more = True
-                    self._loop.call_soon(self._loop.call_soon, self._run)  # after clients that are readable by then
+                    turns.go_on(self._run)
                     break
-                turn_ends = began + TURN_SECONDS
+                elif turns.is_over(self._fd):
+                    self._more = True
+                    turns.go_on(partial(self._run, last_end))
+                    return
+                turn_ends = began + turns.seconds
         if outgoing.changes and not self._busy:
             self._busy = True
             outgoing.settle(gmemd.settle, self._answered, self._continue)

@@ -230,7 +230,9 @@ class Outgoing:
             self._stall = None
 
     def close(self) -> list[int]:
-        """Send no more; the unsent descriptors, given away."""
+        """Send what was gathered, if there is room, and no more; the unsent descriptors, given away."""
+        if not self.changes:
+            self.flush()
         self._lost = True
         if self._retry is not None:
             self._retry.cancel()

@@ -30,6 +30,7 @@ from gmemd.kernel.syscalls import return_free_memory
 from gmemd.objects.shares import Pool, Share, of_descriptors
 from gmemd.posix.sockets import unread
 from gmemd.server.room import LARGE, Room
+from gmemd.server.turns import Turns
 
 FDS_MAX: Final = 253  # that come at once: SCM_MAX_FD of the kernel; QEMU accepts 16
 HIGH_WATER: Final = 1 << 20  # weight of a client's unread output from which its requests wait
@@ -250,6 +251,7 @@ class Users:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.turns = Turns(loop)
         self.clients = Pool(of_descriptors(2))
         self.unread = Pool(UNREAD_MAX, 2 * HIGH_WATER)
         self.closing = Pool(of_descriptors(8), FDS_MAX)

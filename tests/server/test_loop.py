@@ -305,6 +305,31 @@ def test_the_end_comes_in_the_order_of_events(loop: Loop, pair: tuple[socket.soc
     assert seen == ["first", "next"]
 
 
+def test_what_is_called_after_readers(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
+    """Each time, whoever has become readable comes first; an error is told and stops nobody."""
+    seen: list[str] = []
+    told: list[object] = []
+    loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+    loop.add_reader(pair[0].fileno(), lambda: seen.append(pair[0].recv(1).decode()))
+
+    def later(name: str) -> None:
+        seen.append(name)
+        pair[1].send(name.upper().encode())
+        if name == "b":
+            loop.call_soon(loop.call_soon, loop.stop)
+
+    pair[1].send(b"0")
+    loop.call_after_readers(partial(later, "a"))
+    if not loop._calls_readers:
+        run_once(loop)
+        run_once(loop)
+    loop.call_after_readers(partial(int, "not a number"))
+    loop.call_after_readers(partial(later, "b"))
+    loop.run_forever()
+    assert seen == ["0", "a", "A", "b", "B"]
+    assert [type(error) for error in told] == [ValueError]
+
+
 def test_an_error_of_a_reader_is_told(loop: Loop, pair: tuple[socket.socket, socket.socket]) -> None:
     """To the loop's handler of exceptions, and the loop goes on."""
     told: list[BaseException] = []
