@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 
 from gmemd import __version__
 from gmemd.errors import QmpError, os_errors
@@ -15,6 +16,7 @@ from gmemd.posix.streams import open_standard_streams, say
 TYPE_CHECKING = False  # typing and argparse are not imported for the keeper, which should be small
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
     from gmemd.web.address import Address
 
@@ -32,6 +34,36 @@ def runtime_directory() -> str:
     return os.path.join(base, "gmemd")
 
 
+# The options, as argparse's add_argument takes them.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--qmp": {"action": "append", "metavar": "unix:PATH[,pretty=on]",
+              "help": "listen for QMP there (repeatable); a comma in PATH is doubled"},
+    "--object": {"action": "append", "metavar": "SPEC", "default": [],
+                 "help": "create an object at start, as QEMU's -object; 'help' lists types, 'TYPE,help' properties"},
+    "--kernel": {"default": "auto", "metavar": "auto|kvm|simulated[:PROFILE]", "help": "what provides guest_memfd"},
+    "--state-dir": {"metavar": "DIR", "help": "where the registry lives (default: the runtime directory)"},
+    "--snapshots": {"metavar": "DIR", "help": "where snapshots are kept (default: /var/lib/gmemd/snapshots as root,"
+                    " else below $XDG_STATE_HOME; below systemd's state directory if there is one)"},
+    "--persist": {"choices": ("auto", "on", "off"), "default": "auto", "help": "keep objects across restarts"},
+    "--name": {"help": "the name that query-name answers"},
+    "--uuid": {"help": "the UUID that query-uuid answers"},
+    "--http": {"default": "off", "metavar": "off|unix:PATH|tcp:127.0.0.1:PORT",
+               "help": "serve a status page, metrics and a JSON API there, read-only"},
+    "--lab": {"action": "store_true", "help": "offer the fault lab: x-memdev-inject and related commands"},
+    "--compat": {"metavar": "unstable-input=accept|reject", "help": "policy for unstable members and commands"},
+    "--audit": {"metavar": "FILE|-", "default": "", "help": "append a JSON line for each change there, reopened on"
+                " SIGHUP; -: standard error, or the journal"},
+    "--policy": {"metavar": "FILE", "default": "",
+                 "help": "who may do what, and how much (TOML, read again on SIGHUP); without it root, gmemd's own user"
+                 " and the group of its socket may do everything"},
+    "--check-policy": {"action": "store_true", "help": "say whether that file is right, and exit"},
+    "--warm": {"choices": ("on", "off"), "default": "on", "help": "load what refusals and rare commands need right"
+               " after the start, not at its first use: 12 MiB"},
+    "--log-level": {"default": "info", "choices": ("debug", "info", "warning", "error"), "help": "lowest level to log"},
+    "--version": {"action": "store_true", "help": "print the version, and whether gmemd is compiled, and exit"},
+}
+
+
 def make_parser() -> argparse.ArgumentParser:
     import argparse
 
@@ -41,32 +73,35 @@ def make_parser() -> argparse.ArgumentParser:
     # To a group, because a parser would look up the terminal's size for each, importing shutil (5 ms in total).
     add = parser.add_argument_group("options").add_argument
     add("-h", "--help", action="help", help="show this help message and exit")
-    add("--qmp", action="append", metavar="unix:PATH[,pretty=on]",
-        help="listen for QMP there (repeatable); a comma in PATH is doubled")
-    add("--object", action="append", metavar="SPEC", default=[],
-        help="create an object at start, as QEMU's -object; 'help' lists types, 'TYPE,help' properties")
-    add("--kernel", default="auto", metavar="auto|kvm|simulated[:PROFILE]", help="what provides guest_memfd")
-    add("--state-dir", metavar="DIR", help="where the registry lives (default: the runtime directory)")
-    add("--snapshots", metavar="DIR", help="where snapshots are kept (default: /var/lib/gmemd/snapshots as root, else"
-        " below $XDG_STATE_HOME; below systemd's state directory if there is one)")
-    add("--persist", choices=("auto", "on", "off"), default="auto", help="keep objects across restarts")
-    add("--name", help="the name that query-name answers")
-    add("--uuid", help="the UUID that query-uuid answers")
-    add("--http", default="off", metavar="off|unix:PATH|tcp:127.0.0.1:PORT",
-        help="serve a status page, metrics and a JSON API there, read-only")
-    add("--lab", action="store_true", help="offer the fault lab: x-memdev-inject and related commands")
-    add("--compat", metavar="unstable-input=accept|reject", help="policy for unstable members and commands")
-    add("--audit", metavar="FILE|-", default="",
-        help="append a JSON line for each change there, reopened on SIGHUP; -: standard error, or the journal")
-    add("--policy", metavar="FILE", default="",
-        help="who may do what, and how much (TOML, read again on SIGHUP); without it root, gmemd's own user and the"
-        " group of its socket may do everything")
-    add("--check-policy", action="store_true", help="say whether that file is right, and exit")
-    add("--warm", choices=("on", "off"), default="on",
-        help="load what refusals and rare commands need right after the start, not at its first use: 12 MiB")
-    add("--log-level", default="info", choices=("debug", "info", "warning", "error"), help="lowest level to log")
-    add("--version", action="store_true", help="print the version, and whether gmemd is compiled, and exit")
+    for name, option in _OPTIONS.items():
+        add(name, **option)
     return parser
+
+
+def plain_options(arguments: Sequence[str]) -> SimpleNamespace | None:
+    """The options of a command line that is right; None: argparse, whose import takes 6 ms, decides and explains."""
+    found = {name: option.get("default", False if option.get("action") == "store_true" else None)
+             for name, option in _OPTIONS.items()}
+    words = iter(arguments)
+    for word in words:
+        name, given, value = word.partition("=")
+        option = _OPTIONS.get(name)
+        if option is None:
+            return None
+        action = option.get("action", "store")
+        if action == "store_true":
+            if given:
+                return None
+            found[name] = True
+            continue
+        if not given:
+            value = next(words, "-")
+            if value.startswith("-"):
+                return None
+        if value not in option.get("choices", (value,)):
+            return None
+        found[name] = [*(found[name] or ()), value] if action == "append" else value
+    return SimpleNamespace(**{name.lstrip("-").replace("-", "_"): value for name, value in found.items()})
 
 
 def parse_qmp(text: str) -> tuple[str, bool]:
@@ -103,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return run_keeper(keeper_arguments(arguments))
         gc.disable()  # until the daemon serves: imports produce no garbage
-        return _run(make_parser().parse_args(arguments))
+        return _run(plain_options(arguments) or make_parser().parse_args(arguments))
     except QmpError as exc:
         say(f"gmemd: {exc.desc}")
         return 1
@@ -112,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace | SimpleNamespace) -> int:
     if options.version:
         print(f"gmemd {__version__} ({built()})")
         return 0
@@ -161,7 +196,7 @@ def built() -> str:
     return "pure Python" if str(lexer.__file__).endswith(".py") else "compiled"
 
 
-def _check_policy(options: argparse.Namespace) -> int:
+def _check_policy(options: argparse.Namespace | SimpleNamespace) -> int:
     if not options.policy:
         raise QmpError("--check-policy needs --policy FILE")
     from gmemd.authority.reading import read_policy

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import traceback  # noqa: F401  # for the log of an error
 from functools import partial
 from types import ModuleType
 from typing import Any, Final
@@ -42,6 +44,7 @@ from gmemd.commands.transaction import carry_out
 MODULES: Final[tuple[ModuleType, ...]] = (
     accounting, arriving, clones, cloning, conversion, enforce, handovers, holders, housing, importing, jobs, ownership,
     owning, prepared, quota, restoring, rights, runners, saving, sending, snapshots, track)
+_ = asyncio.__all__  # all of it is imported now (server/later.py)
 _OUTER: Final[dict[str, Any]] = {"query-command-effect": foretell, "memdev-transaction": carry_out}  # run others
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from json.encoder import encode_basestring_ascii
 from typing import Any, Final
@@ -112,6 +111,8 @@ class Log:
         """The finished line of an event."""
         error = members.pop("exc_info", None)
         if error is not None:
+            import traceback  # not at start
+
             members["exception"] = "".join(traceback.format_exception(error)).rstrip()
         members.update(event=event, level=level, timestamp=_timestamp())
         return f"{self._priorities.get(level, '')}{self._render(members)}\n".encode("utf-8", "backslashreplace")

@@ -7,7 +7,6 @@ there is no answer.
 from __future__ import annotations
 
 import os
-import subprocess
 from typing import Final
 
 from gmemd.persist.keeping import UNLIMITED, Unit
@@ -77,6 +76,8 @@ def version_of(text: str) -> int:
 def _show(who: tuple[str, ...], properties: tuple[str, ...], names: tuple[str, ...],
           timeout: float) -> list[dict[str, str]]:
     """The properties of each unit, or without units of the manager; [] without an answer."""
+    import subprocess  # not at start: few daemons ask
+
     words = ["systemctl", *who, "show", f"--property={','.join(properties)}", *names]
     try:
         said = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

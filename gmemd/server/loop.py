@@ -1,10 +1,8 @@
 """The event loop: asyncio's, imported without what it rarely needs, on a selector that costs less and calls readers.
 
-asyncio imports the module ssl if it exists: 12 ms and 4.5 MiB, and nothing here uses TLS. It imports inspect and
-logging, 20 ms and 2 MiB, for debugging and errors: here they are imported when something of them is used. The
-selectors of the standard library also take objects with a fileno(), and raise costly exceptions for what they do not
-know; asyncio looks up each descriptor before it adds it. Here a descriptor is a number: adding and removing one takes
-6 us instead of 14, once for every client.
+The selectors of the standard library also take objects with a fileno(), and raise costly exceptions for what they do
+not know; asyncio looks up each descriptor before it adds it. Here a descriptor is a number: adding and removing one
+takes 6 us instead of 14, once for every client.
 
 asyncio queues the reader of a descriptor that is ready and takes a turn to run it, which costs 2 us a time. Here the
 selector calls it, and goes on waiting as long as asyncio has nothing to do. To know that it looks at three attributes
@@ -14,73 +12,13 @@ that are asyncio's own (`Loop.private`); where they are gone, asyncio calls the 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import select
-import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, SelectorKey
-from types import ModuleType
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
-CO_COROUTINE: Final = 0x80  # inspect.CO_COROUTINE
-
-
-class _Later(ModuleType):
-    """Stands for a module until something of it is used, which it then takes from the real one."""
-
-    def __getattr__(self, name: str) -> Any:
-        if sys.modules.get(self.__name__) is self:  # this asyncio needs it at import
-            del sys.modules[self.__name__]
-        return getattr(importlib.import_module(self.__name__), name)
-
-
-class _LaterInspect(_Later):
-    """The same for inspect, which asyncio asks whether somebody has mistaken a coroutine for a callback."""
-
-    @staticmethod
-    def iscoroutinefunction(function: Any) -> bool:
-        return bool(getattr(getattr(function, "__code__", None), "co_flags", 0) & CO_COROUTINE)
-
-
-class _LaterLogging(_Later):
-    """The same for logging, whose loggers are asked for, and given handlers, at import."""
-
-    DEBUG = 10
-
-    def getLogger(self, name: str) -> _LaterLogger:  # noqa: N802
-        return _LaterLogger(name)
-
-    def StreamHandler(self) -> None:  # noqa: N802  # the real module has one for those that have none
-        pass
-
-
-class _LaterLogger:
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def addHandler(self, handler: None) -> None:  # noqa: N802
-        pass
-
-    def debug(self, *words: Any) -> None:
-        """Say what nobody can have asked for as long as the module is not loaded."""
-        if "logging" in sys.modules:
-            self.__getattr__("debug")(*words)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(importlib.import_module("logging").getLogger(self._name), name)
-
-
-_INSTEAD: Final[dict[str, Any]] = {
-    "ssl": None, "inspect": _LaterInspect("inspect"), "logging": _LaterLogging("logging")}
-_missing = [name for name in _INSTEAD if name not in sys.modules]
-sys.modules.update({name: _INSTEAD[name] for name in _missing})  # None to the import system: there is none
-import asyncio  # noqa: E402  # under these conditions
-import dataclasses  # noqa: E402, F401  # it, too, imports inspect
-
-for _name in _missing:
-    if sys.modules.get(_name) is _INSTEAD[_name]:
-        del sys.modules[_name]
+from gmemd.server.later import asyncio
 
 _READABLE = ~select.EPOLLOUT  # hang-ups and errors too: reading or writing shows what they are
 _WRITABLE = ~select.EPOLLIN
@@ -89,9 +27,12 @@ _DAY = 86400.0
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run a program to its end."""
+    """Run a program to its end.
+
+    `Runner.run` would handle SIGINT until the program does; replacing that handler loads inspect, 6 ms, for its repr.
+    """
     with asyncio.Runner(loop_factory=Loop) as runner:
-        runner.run(main)
+        runner.get_loop().run_until_complete(main)
 
 
 class Loop(asyncio.SelectorEventLoop):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import socket
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gmemd import __version__
-from gmemd.cli.gmemd import built, keeper_arguments, main, parse_qmp, runtime_directory
+from gmemd.cli.gmemd import built, keeper_arguments, main, make_parser, parse_qmp, plain_options, runtime_directory
 from gmemd.errors import QmpError
 from gmemd.posix.sockets import bind_unix
 
@@ -33,8 +37,8 @@ def test_wrong_qmp_option(text: str) -> None:
 def test_keeper_listens_for_the_daemon(tmp_path: Path) -> None:
     """The keeper makes the sockets that the daemon's arguments name, and passes the arguments on."""
     path = str(tmp_path / "q")
-    for given in (["--qmp", f"unix:{path},pretty=on"], [f"--qmp=unix:{path},pretty=on"]):
-        assert keeper_arguments(["--keeper", *given]) == ["--listen", f"qmp={path}", *given]
+    for words in (["--qmp", f"unix:{path},pretty=on"], [f"--qmp=unix:{path},pretty=on"]):
+        assert keeper_arguments(["--keeper", *words]) == ["--listen", f"qmp={path}", *words]
     own = ["--listen", "x", "--", "--name", "n"]
     assert keeper_arguments(["--keeper", *own]) == own
 
@@ -49,6 +53,34 @@ def test_runtime_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 7)
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
     assert runtime_directory() == "/run/user/7/gmemd"
+
+
+WORDS = st.sampled_from(["--qmp", "--object", "--kernel", "--state-dir", "--persist", "--lab", "--warm", "--audit",
+                         "--check-policy", "--version", "--log-level", "-h", "--help", "--", "-", "--no", "--vers",
+                         "", "x", "on", "off", "debug", "-x", "a b", "x=y"])
+
+
+@given(st.lists(st.one_of(WORDS, st.tuples(WORDS, WORDS).map("=".join)), max_size=6))
+def test_plain_options_are_those_of_argparse(arguments: list[str]) -> None:
+    """What is accepted without argparse, argparse reads the same way."""
+    plain = plain_options(arguments)
+    if plain is not None:
+        assert vars(plain) == vars(make_parser().parse_args(arguments))
+
+
+@given(st.lists(st.sampled_from([("--qmp", "unix:a"), ("--qmp=b",), ("--object", "x"), ("--lab",), ("--persist=on",),
+                                 ("--warm", "off"), ("--log-level", "debug"), ("--name=",)]), max_size=8))
+def test_right_options_need_no_argparse(groups: list[tuple[str, ...]]) -> None:
+    assert plain_options([word for group in groups for word in group]) is not None
+
+
+def test_wrong_options_are_for_argparse() -> None:
+    """What it refuses or explains is not accepted before."""
+    for wrong in (["--persist", "x"], ["--nam", "x"], ["x"], ["--lab=x"], ["--qmp"], ["--name", "--lab"], ["--help"]):
+        assert plain_options(wrong) is None
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()), \
+                pytest.raises(SystemExit):
+            make_parser().parse_args(wrong)
 
 
 @pytest.mark.parametrize(("arguments", "text"), [

@@ -374,7 +374,7 @@ def test_asyncio_without_what_it_rarely_needs() -> None:
     code = """
 import os, signal, sys
 from gmemd.server.loop import asyncio, run
-rare = {"ssl", "inspect", "logging"}
+rare = {"ssl", "inspect", "logging", "subprocess", "traceback", "concurrent.futures", "asyncio.streams"}
 
 async def main():
     loop = asyncio.get_running_loop()
