@@ -31,7 +31,7 @@ from gmemd.errors import QmpError
 from gmemd.objects.fds import NamedFds
 from gmemd.observe.counters import clock
 from gmemd.observe.log import log
-from gmemd.qmp.rows import Pieces
+from gmemd.qmp.rows import PIECE, Pieces
 from gmemd.qmp.session import Postponed, Request, Session
 from gmemd.server import long
 from gmemd.server.inbox import Inbox
@@ -236,8 +236,11 @@ class Monitor:
                     break
                 elif turns.is_over(self._fd):
                     self._more = True
-                    turns.go_on(partial(self._run, last_end))
-                    return
+                    if sum(map(len, lines)) < PIECE:
+                        turns.go_on(partial(self._run, last_end))
+                        return
+                    turns.go_on(self._run)
+                    break
                 turn_ends = began + turns.seconds
         if outgoing.changes and not self._busy:
             self._busy = True
