@@ -200,7 +200,7 @@ class Daemon:
             self._manager.serve(self._loop, gmemd.describe)
             gmemd.outlook.start()
             self._program.ready()
-            gmemd.schema.loads_nothing = get_ident()
+            dispatcher.loader.loads_nothing = get_ident()
             self.spawn(self._load_ahead(dispatcher, directories))
             gmemd.settler.catch_up()
             await self._stopped.wait()

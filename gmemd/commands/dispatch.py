@@ -67,7 +67,7 @@ class Dispatcher:
         """Run a command of the rest; NotLoaded where that would hold up others."""
         function = self._found.get(name)
         if function is None:
-            self.gmemd.schema.check_prepared()
+            self.loader.check_loaded()
             from gmemd.commands.rest import function_of
 
             function = self._found[name] = function_of(name, self._functions)

@@ -1,13 +1,14 @@
 """What the dispatcher does in coroutines: it waits for what the start has left out, and for work of its own.
 
-What most clients do not need is loaded after the start (`Loader.load`): the rest of the commands, and what explains
-refusals. Who needs it sooner waits, without holding up others.
+What most clients do not need is loaded after the start (`Loader.load`): the rest of the commands. Who needs it sooner
+waits, without holding up others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from _thread import get_ident
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ class Loader:
         self._gmemd = gmemd
         self.loading: asyncio.Future[None] | None = None
         self.loaded = asyncio.Event()  # nothing more is to be loaded
+        self._has_loaded = False  # the same, as soon as the thread is done
+        self.loads_nothing: int | None = None  # the thread of an event loop that serves
 
     async def load(self) -> None:
         """Load in a thread what the start has left out, once; QmpError if no thread can be started."""
@@ -45,7 +48,12 @@ class Loader:
 
         self._check_wanted()
         worker_program()
-        self._gmemd.schema.prepare()
+        self._has_loaded = True
+
+    def check_loaded(self) -> None:
+        """Raise NotLoaded in the thread that may not load anything, until `load` has done so."""
+        if not self._has_loaded and get_ident() == self.loads_nothing:
+            raise NotLoaded
 
     def _check_wanted(self) -> None:
         if self._gmemd.stopping:

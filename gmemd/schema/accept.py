@@ -1,6 +1,6 @@
 """The fast path of validate.py: what certainly is right, and needs no completion, by closures made from qom.json.
 
-A closure says of one value whether jsonschema and QEMU accept it and it is stored as it is. False means only that
+A closure says of one value whether JSON Schema and QEMU accept it and it is stored as it is. False means only that
 explain.py must decide: the value is wrong, or is stored differently (a negative size, a boolean for on and off).
 """
 
@@ -49,6 +49,19 @@ class Shape:
             if name not in given:
                 return False
         return True
+
+    def in_doubt(self, given: Json) -> list[str]:
+        """The declared members that are missing or not certainly right, in the order of the schema."""
+        plain, checks, properties = self._plain, self._checks, self.properties
+        names = [name for name in self.required if name not in given]
+        for name, value in given.items():
+            if type(value) is not plain.get(name) and name in properties:
+                check = checks.get(name)
+                if check is None or not check(value):
+                    names.append(name)
+        if len(names) > 1:
+            names.sort(key=list(properties).index)
+        return names
 
     def accepts_member(self, name: str, value: Any) -> bool:
         """Whether a value is certainly right for one member, and there is one with that name."""

@@ -1,35 +1,27 @@
-"""The slow path of validate.py: walk the arguments in QEMU's order and say what is wrong first.
+"""The slow path of validate.py: look at what accept.py leaves in doubt, in QEMU's order, and say what is wrong first.
 
 QEMU visits members in schema order, each with everything in it, then the unexpected members, and stops at the first
-fault (reference qmp.md section 7). So does this walk; `jsonschema` checks each value against its own part of qom.json,
-and the keyword that fails becomes QEMU's sentence. The closures of accept.py run before it, and may only accept.
+fault (reference qmp.md section 7). So does this: members that the closures accept need no second look, and of any other
+one the keyword of qom.json that its value fails becomes QEMU's sentence. The keywords are read here as `jsonschema`
+reads them, which a property test compares; what gmemd's own schema does not have, `jsonschema` decides itself.
 """
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
-
-import jsonschema
 
 from gmemd.errors import QmpError
 from gmemd.qmp.encode import member_order
 from gmemd.qmp.ghashtable import first_unexpected
-from gmemd.schema.accept import WRAPPED, Check, Shapes
+from gmemd.schema.accept import WRAPPED, Shape, Shapes
 
 _WRAP: Final = 1 << 64
-_KEYWORDS: Final = ("type", "enum", "minimum", "maximum", "anyOf")  # of a value, in the order of checking
 _ELEMENT: Final = "null"  # QEMU's name for an element without a path
+_KINDS: Final[dict[str, tuple[type, ...]]] = {  # what a value of a type is; JSON's 1.0 is not an integer
+    "array": (list,), "boolean": (bool,), "integer": (int,), "null": (type(None),), "number": (int, float),
+    "object": (dict,), "string": (str,)}
 
 Json = dict[str, Any]
-
-
-_extend: Final[Any] = jsonschema.validators.extend
-_BASE: Final[Any] = jsonschema.Draft202012Validator
-_Validator: Final = _extend(_BASE, type_checker=_BASE.TYPE_CHECKER.redefine_many({
-    "integer": lambda checker, value: type(value) is int,  # in JSON Schema 1.0 is one too
-    "number": lambda checker, value: type(value) in (int, float),
-}))
 
 
 class Judge:
@@ -38,58 +30,40 @@ class Judge:
     def __init__(self, shapes: Shapes) -> None:
         self._shapes = shapes
         self._defs = shapes.definitions
-        self._reject_unstable = shapes.reject_unstable
-        # What accepts and what explains, by the identity of their schema, which is part of the document; and what
-        # explains by the part of it that it checks, which is the same for many.
-        self._judges: dict[int, tuple[Check, Any]] = {}
-        self._made: dict[str, Any] = {}
 
-    def prepare(self) -> None:
-        """Build the validators of all values and use each once, so that no first use has to load anything."""
-        for definition in list(self._defs.values()):
-            for schema in (definition, *definition.get("properties", {}).values()):
-                while schema is not None:
-                    if "properties" not in schema and "$ref" not in schema:
-                        _, judge = self._judges_for(schema)
-                        next(judge.iter_errors(self), None)
-                    schema = schema.get("items")
+    def check(self, key: str, arguments: Json, shape: Shape | None = None) -> Json:
+        """The arguments completed according to `key` of $defs; QmpError if they are wrong.
 
-    def check(self, key: str, arguments: Json) -> Json:
-        """The arguments completed according to `key` of $defs; QmpError if they are wrong."""
-        return self._members(self._case(self._defs[key], key, arguments), arguments, "")
+        `shape` is that of the key and, for a union, the tag, if the caller knows it.
+        """
+        return self._members(shape or self._case(key, arguments), arguments, "")
 
     def property(self, key: str, name: str, value: Any) -> Any:
         """Check one member of `key` of $defs and return it normalized; raise QmpError."""
         return self._value(self._defs[key]["properties"][name], value, name, name)
 
-    def _case(self, schema: Json, key: str, value: Json) -> Json:
-        """The branch of a union that the tag selects; if it selects none, any: its tag will fail."""
+    def _case(self, key: str, value: Json) -> Shape:
+        """The shape of an object, of a union the branch that the tag selects; if it selects none, any: it will fail."""
+        schema = self._defs[key]
         tag = schema.get("x-tag")
-        if tag is None:
-            return schema
-        cases: list[str] = self._defs[schema["properties"][tag]["$ref"].rpartition("/")[2]]["enum"]
-        case = value.get(tag)
-        return self._defs[f"{key}:{case if case in cases else cases[0]}"]
+        if tag is not None:
+            cases: list[str] = self._defs[schema["properties"][tag]["$ref"].rpartition("/")[2]]["enum"]
+            case = value.get(tag)
+            key = f"{key}:{case if case in cases else cases[0]}"
+        return self._shapes.shape(key)
 
-    def _members(self, schema: Json, given: Json, prefix: str) -> Json:
+    def _members(self, shape: Shape, given: Json, prefix: str) -> Json:
         """Visit the members of an object whose path is `prefix` (with a trailing dot, or empty)."""
-        properties: dict[str, Json] = schema["properties"]
-        required = schema.get("required", ())
-        completed = {}
-        visited = 0
-        for name, member in properties.items():
-            if name in given:
-                visited += 1
-                if self._reject_unstable and "unstable" in member.get("x-features", ()):
-                    raise QmpError(f"Unstable parameter {name} disabled by policy")
-                completed[name] = self._value(member, given[name], prefix + name, name)
-            elif name in required:
+        properties = shape.properties
+        completed = {**shape.defaults, **given}
+        for name in shape.in_doubt(given):
+            if name not in given:
                 raise QmpError(f"Parameter '{prefix}{name}' is missing")
-            elif "default" in member:
-                completed[name] = member["default"]
-        if visited < len(given):
-            if schema["additionalProperties"]:
-                return given | completed
+            member = properties[name]
+            if self._shapes.reject_unstable and "unstable" in member.get("x-features", ()):
+                raise QmpError(f"Unstable parameter {name} disabled by policy")
+            completed[name] = self._value(member, given[name], prefix + name, name)
+        if not given.keys() <= properties.keys() and not self._defs[shape.key]["additionalProperties"]:
             raise QmpError(f"Parameter '{prefix}{_unexpected(given, properties)}' is unexpected")
         return completed
 
@@ -99,33 +73,56 @@ class Judge:
             key = schema["$ref"].rpartition("/")[2]
             schema = self._defs[key]
             if "properties" in schema and isinstance(value, dict):
-                return self._members(self._case(schema, key, value), value, f"{path}.")
-        accepts, judge = self._judges_for(schema)
-        if accepts(value):
-            return value
-        error = next(judge.iter_errors(value), None)
-        if error is not None:
-            raise QmpError(_sentence(schema, error.validator, value, path, name))
+                return self._members(self._case(key, value), value, f"{path}.")
+        keyword = failed(schema, value, self._defs)
+        if keyword:
+            raise QmpError(_sentence(schema, keyword, value, path, name))
         if "items" in schema:
             items = schema["items"]
-            return [self._value(items, item, f"{path}[{i}]", _ELEMENT) for i, item in enumerate(value)]
+            accepts = self._shapes.check(items)
+            return [item if accepts(item) else self._value(items, item, f"{path}[{i}]", _ELEMENT)
+                    for i, item in enumerate(value)]
         return _normal(schema, value)
 
-    def _judges_for(self, schema: Json) -> tuple[Check, Any]:
-        judges = self._judges.get(id(schema))
-        if judges is None:
-            judges = self._judges[id(schema)] = self._shapes.check(schema), self._validator(schema)
-        return judges
 
-    def _validator(self, schema: Json) -> Any:
-        judged: Json = {keyword: schema[keyword] for keyword in _KEYWORDS if keyword in schema}
-        text = json.dumps(judged)
-        validator = self._made.get(text)
-        if validator is None:
-            if "anyOf" in judged:
-                judged["$defs"] = self._defs
-            validator = self._made[text] = _Validator(judged)
-        return validator
+def failed(schema: Json, value: Any, definitions: Json) -> str:
+    """The first keyword of a value's own schema that the value fails; "" if it fails none.
+
+    What is inside the value does not matter, except for an alternate.
+    """
+    if "anyOf" in schema:
+        return "" if _fits_one(schema, value, definitions) else "anyOf"
+    expected = schema.get("type")
+    if expected is not None and not _is(value, expected):
+        return "type"
+    if "enum" in schema and value not in schema["enum"]:
+        return "enum"
+    if "minimum" in schema and not schema["minimum"] <= value <= schema["maximum"]:
+        return "minimum" if value < schema["minimum"] else "maximum"
+    return ""
+
+
+def _is(value: Any, expected: str | list[str]) -> bool:
+    """Whether a value is of a type, or one of some types, of JSON Schema."""
+    if isinstance(expected, list):
+        return any(_is(value, one) for one in expected)
+    if type(value) is bool:  # to Python an integer
+        return expected == "boolean"
+    return isinstance(value, _KINDS[expected])
+
+
+def _fits_one(schema: Json, value: Any, definitions: Json) -> bool:
+    """Whether a value fits a branch of an alternate."""
+    import jsonschema
+
+    base: Any = jsonschema.Draft202012Validator
+    extend: Any = jsonschema.validators.extend
+    strict = extend(base, type_checker=base.TYPE_CHECKER.redefine_many({
+        "integer": lambda checker, value: _is(value, "integer"),
+        "number": lambda checker, value: _is(value, "number"),
+    }))
+    fits: bool = strict({"anyOf": schema["anyOf"], "$defs": definitions}).is_valid(value)
+    return fits
 
 
 def _unexpected(given: Json, declared: Json) -> str | None:

@@ -1,8 +1,8 @@
 """Check and complete the arguments of commands by qom.json, in QEMU's words.
 
 "Accept fast, explain slowly": arguments go to closures made from qom.json (accept.py), one shape for each command and,
-for object-add, one for each qom-type; what they do not accept goes to explain.py, where `jsonschema` judges and its
-error becomes QEMU's sentence.
+for object-add, one for each qom-type; what they do not accept goes to explain.py, which judges it and has QEMU's
+sentences.
 Nothing but qom.json is read at start; reference qmp.md sections 6 to 8.
 """
 
@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-from _thread import get_ident
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from gmemd.errors import COMMAND_NOT_FOUND, NotLoaded, QmpError
+from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.schema.accept import Shape, Shapes
-
-if TYPE_CHECKING:
-    from gmemd.schema.explain import Judge
+from gmemd.schema.explain import Judge
 
 _HERE: Final = os.path.dirname(__file__)
 OBJECT_ADD: Final = "object-add"
@@ -57,9 +54,7 @@ class Schema:
         self.object_types: tuple[str, ...] = tuple(self._resolve(tag)["enum"])
         self._properties: dict[str, Mapping[str, Property]] = {}
         self._object_add = self.commands[OBJECT_ADD]
-        self._judge: Judge | None = None
-        self._prepared = False
-        self.loads_nothing: int | None = None  # the thread of an event loop that serves
+        self.judge = Judge(self.shapes)  # the slow path
 
     @classmethod
     def load(cls, document: str = "qom.json", *, unstable_input: str = "accept", lab: bool = False) -> Schema:
@@ -107,29 +102,6 @@ class Schema:
         """The answer of query-qmp-schema."""
         answer: list[dict[str, Any]] = self.document["x-introspection"]
         return [entity for entity in answer if entity["meta-type"] != "command" or entity["name"] in self.commands]
-
-    def prepare(self) -> None:
-        """Load and build all that the first refusal would load or build; takes some 150 ms, in any thread."""
-        from gmemd.schema.explain import Judge
-
-        judge = Judge(self.shapes)
-        judge.prepare()
-        self._judge, self._prepared = judge, True
-
-    def check_prepared(self) -> None:
-        """Raise NotLoaded in the thread that may not load anything, until `prepare` has done so."""
-        if not self._prepared and get_ident() == self.loads_nothing:
-            raise NotLoaded
-
-    @property
-    def judge(self) -> Judge:
-        """The slow path; the first use imports `jsonschema`, unless `prepare` has done so, or raises NotLoaded."""
-        if self._judge is None:
-            self.check_prepared()
-            from gmemd.schema.explain import Judge
-
-            self._judge = Judge(self.shapes)
-        return self._judge
 
     def _shape_of_type(self, qom_type: str) -> Shape:
         return self.shapes.shape(f"{self._object_add.arguments}:{qom_type}")
@@ -201,7 +173,7 @@ class Command:
             shape = self._find_shape(arguments)
         if shape is not None and shape.accepts(arguments):
             return {**shape.defaults, **arguments} if shape.defaults else dict(arguments)
-        return self._schema.judge.check(self.arguments, arguments)
+        return self._schema.judge.check(self.arguments, arguments, shape)
 
     def _find_shape(self, arguments: dict[str, Any]) -> Shape | None:
         """The shape to check against: the only one, or the one that the tag selects; None: no such case."""

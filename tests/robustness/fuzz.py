@@ -81,7 +81,6 @@ class Target:
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         self.messages = 0
         self._schema = Schema.load()
-        self._schema.prepare()
         self._host = Host(self._schema)
         self._left = _INPUTS
 

@@ -65,7 +65,7 @@ async def _loaded(self: gmemd.daemon.Daemon, dispatcher: Dispatcher, directories
     """Everything is loaded already."""
     with directories:
         gc.enable()
-    self._gmemd.schema.loads_nothing = None
+    dispatcher.loader.loads_nothing = None
 
 
 def main() -> int:

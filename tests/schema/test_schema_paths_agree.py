@@ -15,6 +15,7 @@ import gmemd.schema.validate
 from gmemd.errors import QmpError
 from gmemd.qapi.entities import Array, Builtin, Entities, Enum, Object
 from gmemd.qapi.load import load
+from gmemd.schema.explain import failed
 from gmemd.schema.validate import Schema
 from tests.schema.reference_visitor import Fault, Visitor
 
@@ -101,9 +102,10 @@ def whole_document_validator(command: str) -> Any:
 
 
 def strict_validator(schema: dict[str, Any]) -> Any:
-    """jsonschema, but 1.0 is not an integer."""
+    """jsonschema, but 1.0 is not an integer, and true is not a number."""
     base: Any = jsonschema.Draft202012Validator
-    types = base.TYPE_CHECKER.redefine("integer", lambda checker, value: type(value) is int)
+    types = base.TYPE_CHECKER.redefine_many({"integer": lambda checker, value: type(value) is int,
+                                             "number": lambda checker, value: type(value) in (int, float)})
     strict: Any = jsonschema.validators.extend(base, type_checker=types)  # type: ignore[no-untyped-call]
     return strict(schema)
 
@@ -173,6 +175,27 @@ def test_closures_accept_what_is_right_and_stored_as_it_is(document: str) -> Non
                 stored = outcome(schema.judge.property, key, name, value)
                 assert (accepts(value), name, value) == (is_valid(value) and same(stored[0], value), name, value)
     assert len(seen) > 50
+
+
+def kinds_of_values() -> list[dict[str, Any]]:
+    """What qom.json, emulator.json and other people's QAPI may ask of one value, without what is inside."""
+    found: dict[str, dict[str, Any]] = {}
+    schemas: list[Any] = [{"type": kind} for kind in ("number", "null", "object")]
+    for document in ("qom.json", "emulator.json"):
+        for definition in Schema.load(document, lab=True).document["$defs"].values():
+            schemas += [definition, *definition.get("properties", {}).values()]
+    for schema in schemas:
+        asked = {keyword: schema[keyword] for keyword in ("type", "enum", "minimum", "maximum") if keyword in schema}
+        found[json.dumps(asked)] = asked
+    return list(found.values())
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+@given(schema=st.sampled_from(kinds_of_values()), value=anything | st.sampled_from(VALUES) | st.sampled_from(EDGES))
+def test_keywords_are_read_as_jsonschema_reads_them(schema: dict[str, Any], value: Any) -> None:
+    """The keyword that gmemd says a value fails is the first one that jsonschema says it fails."""
+    error = next(strict_validator(schema).iter_errors(value), None)
+    assert failed(schema, value, {}) == ("" if error is None else error.validator)
 
 
 @examples
