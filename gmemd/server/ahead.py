@@ -18,7 +18,7 @@ import gmemd
 _BY_FD = "/proc/self/fd/"
 # Seconds after which the thread yields to the event loop. It has the loop's priority: one of lower priority that holds
 # the interpreter's lock would not even run to yield it (findings/python-low-priority-thread-stalls-others.sh).
-_SWITCH_SECONDS = 100e-6
+_SWITCH_SECONDS = 10e-6
 
 
 class HeldDirectories:
