@@ -16,10 +16,12 @@ import select
 from collections import deque
 from collections.abc import Callable, Coroutine
 from selectors import EVENT_READ, EVENT_WRITE, BaseSelector, SelectorKey
+from time import monotonic
 from typing import Any, ClassVar
 
 from gmemd.server.later import asyncio
 
+_INPUT = int(select.EPOLLIN)
 _READABLE = ~select.EPOLLOUT  # hang-ups and errors too: reading or writing shows what they are
 _WRITABLE = ~select.EPOLLIN
 _ROUNDS = 64  # of readers until it is asyncio's turn in any case, if only to forget the timers that were cancelled
@@ -73,7 +75,10 @@ class Loop(asyncio.SelectorEventLoop):
         """For how long asyncio has nothing to do (seconds); None: until something happens at a descriptor."""
         if self._ready or self._stopping:
             return 0
-        return min(self._scheduled[0].when() - self.time(), _DAY) if self._scheduled else None
+        if not self._scheduled:
+            return None
+        left = self._scheduled[0].when() - monotonic()
+        return left if left < _DAY else _DAY
 
     def _failed(self, error: Exception) -> None:
         self.call_exception_handler({"message": "Exception in a reader", "exception": error})
@@ -111,25 +116,21 @@ class Selector(BaseSelector):
             self._epoll.unregister(fileobj)
         return key
 
-    def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:  # noqa: C901  # calls cost
+    def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
         """Wait for what is not for a reader here."""
-        keys, readers, after = self._keys, self.readers, self.after
+        keys, readers, after, poll = self._keys, self.readers, self.after, self._epoll.poll
         ready: list[tuple[SelectorKey, int]] = []
         for _ in range(_ROUNDS):
             if after or (timeout is not None and timeout < 0):
                 timeout = 0
-            for fd, events in self._epoll.poll(timeout, len(keys) or 1):
-                happened = EVENT_READ if events == select.EPOLLIN else _happened(events)
-                if happened & EVENT_READ and fd in readers:
-                    happened ^= EVENT_READ
-                    try:
+            for fd, events in poll(timeout, len(keys) or 1):
+                if events == _INPUT and fd in readers:
+                    try:  # `_call` would cost each request
                         readers[fd]()
                     except Exception as exc:
                         self._failed(exc)
-                if happened and fd in keys:  # otherwise another process holds what was closed here
-                    key = keys[fd]
-                    if happened & key.events:
-                        ready.append((key, happened & key.events))
+                else:
+                    self._sort(fd, events, ready)
             if after:
                 self._call(after.popleft())
             if ready:
@@ -138,6 +139,17 @@ class Selector(BaseSelector):
             if timeout is not None and timeout <= 0:
                 break
         return ready
+
+    def _sort(self, fd: int, events: int, ready: list[tuple[SelectorKey, int]]) -> None:
+        """Call the reader, if there is one, and list what else has happened and is waited for."""
+        happened = (EVENT_READ if events & _READABLE else 0) | (EVENT_WRITE if events & _WRITABLE else 0)
+        if happened & EVENT_READ and fd in self.readers:
+            happened ^= EVENT_READ
+            self._call(self.readers[fd])
+        if happened and fd in self._keys:  # otherwise another process holds what was closed here
+            key = self._keys[fd]
+            if happened & key.events:
+                ready.append((key, happened & key.events))
 
     def _call(self, callback: Callable[[], object]) -> None:
         try:
@@ -161,10 +173,6 @@ class Selector(BaseSelector):
     def close(self) -> None:
         self._epoll.close()
         self._keys.clear()
-
-
-def _happened(events: int) -> int:
-    return (EVENT_READ if events & _READABLE else 0) | (EVENT_WRITE if events & _WRITABLE else 0)
 
 
 def _mask(events: int) -> int:

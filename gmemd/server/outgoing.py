@@ -45,6 +45,7 @@ class Outgoing:
         self._telling = False  # events in `lines` will be sent in this turn
         self._loop = loop
         self._sock = sock
+        self._send = sock.send
         self._fd = sock.fileno()
         self._session = session
         self._counters = counters
@@ -95,7 +96,16 @@ class Outgoing:
         if lines:
             data = lines[0] if len(lines) == 1 else b"".join(lines)
             lines.clear()
-            self.send(data)
+            if self._waiting or self._lost:
+                self.send(data)
+                return
+            try:  # as `send`, a call of which would cost each reply
+                sent = self._send(data)
+            except OSError:
+                self.send(data)
+                return
+            if sent != len(data):
+                self._begin_queue(memoryview(data)[sent:], None)
 
     def send(self, data: bytes | bytearray, fds: list[int] | None = None) -> None:
         """Send or queue `data`; `fds` belong to the message and are closed after it."""
@@ -119,7 +129,10 @@ class Outgoing:
             if sent == len(data):
                 return
             fds = None
-        self._keep(memoryview(data)[sent:], fds)
+        self._begin_queue(memoryview(data)[sent:], fds)
+
+    def _begin_queue(self, data: memoryview, fds: list[int] | None) -> None:
+        self._keep(data, fds)
         if self._retry is None:
             self._loop.add_writer(self._fd, self._writable)
         self._watch_stall()
