@@ -16,7 +16,23 @@ MYPY = "mypy>=2.4"
 
 # What requests and replies pass through.
 COMPILED = (
+    "gmemd/backends/base.py",
+    "gmemd/backends/file.py",
+    "gmemd/backends/guest_memfd.py",
+    "gmemd/backends/memfd.py",
+    "gmemd/backends/ram.py",
+    "gmemd/backends/sealed.py",
+    "gmemd/backends/shm.py",
+    "gmemd/changes/change.py",
+    "gmemd/changes/grouped.py",
+    "gmemd/changes/notes.py",
+    "gmemd/changes/steps.py",
     "gmemd/commands/dispatch.py",
+    "gmemd/commands/memdev.py",
+    "gmemd/memory/piece.py",
+    "gmemd/objects/container.py",
+    "gmemd/objects/names.py",
+    "gmemd/objects/trial.py",
     "gmemd/observe/counters.py",
     "gmemd/observe/log.py",
     "gmemd/qmp/encode.py",

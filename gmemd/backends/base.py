@@ -126,6 +126,14 @@ class HostMemoryBackend(Piece):
         """Seconds since it was created."""
         return int(boottime.now() - self.made)
 
+    def copy(self) -> HostMemoryBackend:
+        """Another one in the same state, with properties of its own, that borrows the descriptors."""
+        other = type(self)(self.id, dict(self.properties))
+        for name in getattr(self, "__mypyc_attrs__", None) or vars(self):  # compiled, it has no __dict__
+            if name != "properties" and hasattr(self, name):
+                setattr(other, name, getattr(self, name))
+        return other
+
     def pieces(self) -> tuple[Piece, ...]:
         """Itself, and what is set aside for it."""
         return (self,) if self.aside is None else (self, self.aside)

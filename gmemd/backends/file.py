@@ -8,7 +8,7 @@ import os
 import select
 import stat
 import time
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError, close_fd, os_errors
@@ -37,8 +37,11 @@ class FileBackend(HostMemoryBackend):
         "pmem": "cannot change property '{name}' of {type}.",
     }
     unseen = HostMemoryBackend.unseen | {"align", "offset", "rom"}
-    paths = ANYWHERE  # how its file is found
     _made = False  # the file did not exist before
+
+    def __init__(self, object_id: str, properties: dict[str, Any]) -> None:
+        super().__init__(object_id, properties)
+        self.paths = ANYWHERE  # how its file is found
 
     def get(self, name: str) -> object:
         if name == "rom" and self.properties["rom"] == "auto":
@@ -229,11 +232,11 @@ def _is_directory(fd: int) -> bool:
 
 
 def _open_unlinked(directory: str, paths: Paths) -> int:
-    while True:
+    fd = -1
+    while fd < 0:
         path = os.path.join(directory, f"gmemd-memory.{os.urandom(8).hex()}")
         with contextlib.suppress(FileExistsError):
             fd = paths.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            break
     try:
         paths.unlink(path)
     except OSError:

@@ -17,14 +17,15 @@ before is durable, and may settle what it has done so far before it goes on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.notes import Notes
 from gmemd.changes.settling import Settler
 from gmemd.changes.steps import Ending, Step, after, in_order
-from gmemd.changes.threads import close_beside, close_copies
+from gmemd.changes.threads import close_beside
+from gmemd.changes.waiting import after_ending, carry, raise_after, reply
 from gmemd.errors import QmpError
 
 if TYPE_CHECKING:
@@ -98,6 +99,15 @@ class Change(Notes):
         self._claimed += ((backend, doing),)
         self.pending = True
 
+    def claims_any(self) -> bool:
+        """Whether it has claimed anything."""
+        return bool(self._claimed)
+
+    def check_live(self) -> None:
+        """Raise QmpError if what it has claimed no longer exists: another change could not be made durable."""
+        for backend, _ in self._claimed:
+            self._settler.check_live(backend)
+
     def release(self, backend: HostMemoryBackend) -> None:
         """End the claim on an object early."""
         for _, doing in [claim for claim in self._claimed if claim[0] is backend]:
@@ -130,18 +140,18 @@ class Change(Notes):
     def conclude(self, value: Any) -> Any:
         """The command's result from its function's: `value`, this change, or a coroutine."""
         if type(value) is not dict and isinstance(value, Coroutine):  # mostly a dict, and that test is faster
-            return self._carry(value)
+            return carry(self, self._settler, value)
         assert not self._claimed, "the claim would end before the change is durable"
         if self._notes:
             self._give()
             if type(value) is WithFds:
-                return self._reply(value, self.settled())
+                return reply(value, self.settled(), value.fds)
             self.value = value
             return self
         if self._reserved:
             self._give_back()
         ending = in_order(self._done)
-        return value if ending is None else _after(ending, value)
+        return value if ending is None else after_ending(ending, value)
 
     def refuse(self, error: BaseException) -> Coroutine[Any, Any, None]:
         """Undo everything after an error: raise it, now or, if undoing takes long, from the returned coroutine."""
@@ -149,12 +159,12 @@ class Change(Notes):
         self.unclaim()
         if ending is None:
             raise error
-        return _raise_after(ending, error)
+        return raise_after(ending, error)
 
-    async def settle(self) -> None:
+    def settle(self) -> Awaitable[None]:
         """Make everything so far durable, after which it is no longer undone; QmpError if that failed."""
         self._give()
-        await self.settled()
+        return self.settled()
 
     def settled(self) -> asyncio.Future[None]:
         """A future, to be awaited, for what was noted, which goes with the next flush.
@@ -173,33 +183,6 @@ class Change(Notes):
         else:
             after([self.finish()], tell)
         return done
-
-    async def _carry(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Do long work, and settle it. If the daemon ends meanwhile, everything is left as after a crash."""
-        try:
-            if self._claimed:
-                await self._settler.durable()
-                for backend, _ in self._claimed:
-                    self._settler.check_live(backend)
-            value = await work
-            await self.settle()
-            return value
-        except Exception:
-            ending = self.revert()
-            if ending is not None:
-                await ending
-            raise
-        finally:
-            work.close()
-            self.unclaim()
-
-    async def _reply(self, value: WithFds, settled: asyncio.Future[None]) -> WithFds:
-        try:
-            await settled
-        except asyncio.CancelledError:
-            close_copies(value.fds)
-            raise
-        return value
 
     def hand_over(self) -> Change:
         """Move everything to a new change, for work that goes on after the reply; this one is then empty."""
@@ -241,23 +224,3 @@ def changing(settler: Settler, function: Callable[..., Any], kind: type[Change] 
             return change.refuse(exc)
 
     return run
-
-
-async def completed(result: Any) -> Any:
-    """The final, durable value of a command's result, whatever its form; QmpError if it fails."""
-    if isinstance(result, Coroutine):
-        result = await result
-    if type(result) is Change:
-        await result.settled()
-        return result.value
-    return result
-
-
-async def _after(ending: asyncio.Future[None], value: Any) -> Any:
-    await ending
-    return value
-
-
-async def _raise_after(ending: asyncio.Future[None], error: BaseException) -> None:
-    await ending
-    raise error

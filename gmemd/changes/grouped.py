@@ -96,11 +96,6 @@ class Grouped(Change):
                 objects.bar(object_id, f"object '{object_id}' is being deleted by a transaction")
                 self._bars.append(partial(objects.unbar, object_id))
 
-    def check_live(self) -> None:
-        """Raise QmpError if what it has claimed no longer exists: another change could not be made durable."""
-        for backend, _ in self._claimed:
-            self._settler.check_live(backend)
-
     def unclaim_own(self) -> None:
         """A command is done: the next one may change the same."""
         self._unbar()

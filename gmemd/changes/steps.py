@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
+from gmemd.changes.waiting import go_on
 from gmemd.observe.log import log
 
 Step = tuple[Callable[..., object], tuple[object, ...]]  # a function with its arguments
@@ -29,12 +31,6 @@ def in_order(steps: Sequence[Step]) -> Ending:
             log.error("internal error", exc_info=exc)
             continue
         if ending is not None and isinstance(ending, asyncio.Future):
-            return asyncio.ensure_future(_go_on(ending, steps[number:])) if steps[number:] else ending
+            rest = steps[number:]
+            return asyncio.ensure_future(go_on(ending, partial(in_order, rest))) if rest else ending
     return None
-
-
-async def _go_on(ending: asyncio.Future[None], steps: Sequence[Step]) -> None:
-    await ending
-    rest = in_order(steps)
-    if rest is not None:
-        await rest

@@ -7,7 +7,8 @@ from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.sealed import new_memfd
-from gmemd.changes.change import Change, changing, completed
+from gmemd.changes.change import Change, changing
+from gmemd.changes.completed import completed
 from gmemd.changes.jobs import Job
 from gmemd.changes.threads import beside, close_beside, in_thread
 from gmemd.changes.workers import Worker, on_lines, run_worker, working

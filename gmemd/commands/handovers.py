@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.changes.change import Change, changing, completed
+from gmemd.changes.change import Change, changing
+from gmemd.changes.completed import completed
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.runners import check_runner, exchange, own_runner, runner_of

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.changes.change import Change, WithFds, changing, completed
+from gmemd.changes.change import Change, WithFds, changing
+from gmemd.changes.completed import completed
 from gmemd.changes.threads import close_copies
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.commands.listing import listed

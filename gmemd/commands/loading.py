@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from gmemd.authority.rights import ALL, OBSERVER, Rights
-from gmemd.changes.change import completed
+from gmemd.changes.completed import completed
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Caller, Function, Gmemd
 from gmemd.errors import NotLoaded, QmpError

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.backends.file import FileBackend
 from gmemd.changes.change import Change
-from gmemd.changes.threads import beside, close_beside, closed_at_once, in_thread
-from gmemd.commands.charging import charge, check_resident, grow, huge_page_of, release
+from gmemd.changes.threads import close_beside, closed_at_once
+from gmemd.commands.blocking import add_blocking, add_context, delete_template
+from gmemd.commands.charging import charge, release
 from gmemd.commands.context import Caller, Gmemd
-from gmemd.commands.contexts import check_cpus, usable_cpus
+from gmemd.commands.contexts import check_cpus
 from gmemd.commands.measure import with_resident
 from gmemd.commands.properties import populate
 from gmemd.commands.runners import check_runner
-from gmemd.commands.templates import check_no_clones, check_unused, is_template
+from gmemd.commands.templates import check_no_clones, is_template
 from gmemd.commands.tombstones import forget_tombstone
 from gmemd.errors import QmpError, close_fd
 from gmemd.kernel.beneath import Paths
@@ -26,9 +27,6 @@ from gmemd.objects.container import ThreadContext
 if TYPE_CHECKING:
     from gmemd.authority.rights import Rights
     from gmemd.persist.fdstore import Again
-
-_LOOK_SECONDS = 0.2  # between two checks whether the client waiting for a file to open is still connected
-
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
     rights = caller.rights
@@ -48,7 +46,8 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
         charge(gmemd, backend, change)
     change.reserve()
     if slow:
-        return _add_blocking(gmemd, caller, backend, change)
+        return add_blocking(gmemd, caller, backend, change, partial(make, gmemd, backend),
+                            partial(added, gmemd, backend, change))
     if change.dry_run:
         _try(gmemd, backend, change)
     make(gmemd, backend)
@@ -75,14 +74,7 @@ def _add_context(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change
         change.judged(f"create the thread context '{object_id}', which ends with gmemd", whole=False,
                       then=partial(gmemd.objects.add_context, ThreadContext(object_id, [])))
 
-    async def work() -> dict[str, Any]:
-        cpus = await usable_cpus(arguments)
-        await gmemd.settler.durable()  # the deletion of what had the id before
-        gmemd.objects.add_context(ThreadContext(object_id, cpus))
-        change.undo(gmemd.objects.remove_context, object_id)
-        return {}
-
-    return work()
+    return add_context(gmemd, arguments, change)
 
 
 def _try(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> None:
@@ -117,43 +109,6 @@ def make(gmemd: Gmemd, backend: HostMemoryBackend) -> None:
         populate(gmemd, backend)
 
 
-async def _add_blocking(gmemd: Gmemd, caller: Caller, backend: HostMemoryBackend, change: Change) -> Any:
-    """The same in a worker thread; meanwhile the id is taken and the object not yet visible.
-
-    Nobody waits for a file to open when the client has disconnected.
-    """
-    if backend.properties["prealloc"]:
-        await check_resident(gmemd, change, backend.size)
-    making = asyncio.ensure_future(in_thread(make, gmemd, backend))
-    change.undo(_give_up, backend, making)
-    while not (await asyncio.wait([making], timeout=_LOOK_SECONDS))[0]:
-        if backend.waits and caller.is_gone():
-            raise QmpError("the client disconnected before its file was open")
-    making.result()
-    if backend.on_file and backend.charge is not None:
-        backend.huge_page = await in_thread(huge_page_of, gmemd.kernel, backend.fd)
-        grow(gmemd, backend, change)
-    return added(gmemd, backend, change)
-
-
-def _give_up(backend: HostMemoryBackend, making: asyncio.Future[None]) -> asyncio.Future[None] | None:
-    """Discard what a thread has created, or is still creating; the future ends when that is done."""
-    if making.done():
-        if backend.busy:  # it closes when the claim ends
-            backend.abandon()
-            return None
-        return beside(backend.abandon)
-    backend.unwanted = True
-
-    def in_vain(making: asyncio.Future[None]) -> None:
-        if not making.cancelled():
-            making.exception()
-        beside(backend.abandon)
-
-    making.add_done_callback(in_vain)
-    return None
-
-
 def added(gmemd: Gmemd, backend: HostMemoryBackend, change: Change, *, again: Again | None = None) -> dict[str, Any]:
     """Make an object visible and have it kept; `again` as for Custody.add."""
     change.keep(backend, again=again)
@@ -183,11 +138,8 @@ def delete(gmemd: Gmemd, object_id: str, change: Change, *, force: bool = False)
         if is_template(backend):
             check_no_clones(gmemd, backend)
             change.claim(backend, "it is being deleted")
-            return _delete_template(gmemd, backend, change)
-    if change.dry_run:
-        _judge_deletion(gmemd, backend, change)
-    remove(gmemd, backend, change)
-    return {}
+            return delete_template(backend, change, partial(_delete_idle, gmemd, backend, change))
+    return _delete_idle(gmemd, backend, change)
 
 
 def _delete_other(gmemd: Gmemd, object_id: str, change: Change) -> None:
@@ -207,9 +159,7 @@ def _delete_other(gmemd: Gmemd, object_id: str, change: Change) -> None:
         objects.find(object_id)
 
 
-async def _delete_template(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> dict[str, Any]:
-    await check_unused(backend)
-    change.release(backend)
+def _delete_idle(gmemd: Gmemd, backend: HostMemoryBackend, change: Change) -> dict[str, Any]:
     if change.dry_run:
         _judge_deletion(gmemd, backend, change)
     remove(gmemd, backend, change)

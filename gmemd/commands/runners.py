@@ -12,7 +12,8 @@ from functools import partial
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
-from gmemd.changes.change import Change, changing, completed
+from gmemd.changes.change import Change, changing
+from gmemd.changes.completed import completed
 from gmemd.commands.context import Caller, Gmemd
 from gmemd.errors import QmpError, os_errors
 from gmemd.memory.runner import Runner

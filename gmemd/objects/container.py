@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gmemd.backends.base import HostMemoryBackend
@@ -23,13 +22,14 @@ from gmemd.objects.names import is_uid
 from gmemd.qmp.ghashtable import GHashSet
 
 
-@dataclass(eq=False)
 class ThreadContext:
     """The host CPUs for threads that preallocate memory: an object that is not memory, and is not kept."""
 
-    qom_type: ClassVar = "thread-context"
-    id: str
-    cpus: list[int]
+    qom_type: ClassVar[str] = "thread-context"
+
+    def __init__(self, object_id: str, cpus: list[int]) -> None:
+        self.id = object_id
+        self.cpus = cpus
 
     @property
     def path(self) -> str:

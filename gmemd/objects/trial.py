@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import copy
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.errors import QmpError
@@ -16,16 +15,16 @@ class Trial(Objects):
     def __init__(self, real: Objects) -> None:
         super().__init__(real.tenant)
         self._live = dict(real._live)
-        self.contexts = {name: copy(context) for name, context in real.contexts.items()}
+        self.contexts = {name: ThreadContext(name, context.cpus) for name, context in real.contexts.items()}
         for name in real._slots:
             self._slots.add(name)
         self._adding = set(real._adding)
         self._barred = dict(real._barred)
-        self._real = real
+        self._actual = real
         self._originals: dict[HostMemoryBackend, HostMemoryBackend] = {}  # by their copies
 
     def get(self, object_id: str) -> HostMemoryBackend | None:
-        backend, real = self._live.get(object_id), self._real.get(object_id)
+        backend, real = self._live.get(object_id), self._actual.get(object_id)
         if backend is not None and backend is real:
             backend = self._live[object_id] = self._copied(backend)
             self._originals[backend] = real
@@ -48,6 +47,6 @@ class Trial(Objects):
         raise AssertionError("a trial is not undone")
 
     def _copied(self, backend: HostMemoryBackend) -> HostMemoryBackend:
-        other = copy(backend)
-        other.home, other.properties = self, dict(backend.properties)
+        other = backend.copy()
+        other.home = self
         return other

@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from gmemd.authority.ledger import Ledger
-from gmemd.changes.change import PARTS, Change, Judged, WithFds, changing, completed
+from gmemd.changes.change import PARTS, Change, Judged, WithFds, changing
+from gmemd.changes.completed import completed
 from gmemd.changes.grouped import Grouped
 from gmemd.changes.notes import Notes
 from gmemd.commands.memdev import added, delete

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gmemd.changes.change import completed
+from gmemd.changes.completed import completed
 from gmemd.errors import QmpError
 from gmemd.qmp.session import Request
 from tests.commands.live import LiveMachine

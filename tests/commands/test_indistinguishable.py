@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from gmemd.authority.gate import of_a_member
-from gmemd.changes.change import WithFds, completed
+from gmemd.changes.change import WithFds
+from gmemd.changes.completed import completed
 from gmemd.commands.returning import adopt_restored
 from gmemd.errors import QmpError
 from gmemd.objects.fds import NamedFds

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from gmemd.changes.change import WithFds, completed
+from gmemd.changes.change import WithFds
+from gmemd.changes.completed import completed
 from gmemd.commands.fences import choose
 from gmemd.commands.fencing import Fence
 from gmemd.commands.lease import watch_leases

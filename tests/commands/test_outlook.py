@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gmemd.changes.change import completed
+from gmemd.changes.completed import completed
 from gmemd.commands import outlook
 from gmemd.commands.outlook import Outlook
 from gmemd.persist.carried import newest

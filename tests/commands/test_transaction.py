@@ -13,7 +13,8 @@ import pytest
 
 from gmemd.authority.ledger import Ledger
 from gmemd.authority.rights import Rights, Role
-from gmemd.changes.change import WithFds, completed
+from gmemd.changes.change import WithFds
+from gmemd.changes.completed import completed
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 from gmemd.schema.validate import Schema
 from tests.commands.conftest import Machine

@@ -25,7 +25,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from gmemd.authority.ledger import Budget, Ledger
 from gmemd.authority.rights import ALL
-from gmemd.changes.change import WithFds, completed
+from gmemd.changes.change import WithFds
+from gmemd.changes.completed import completed
 from gmemd.commands.charging import charge_again
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
