@@ -20,8 +20,8 @@ TOKEN_SIZE_LIMIT: Final = 64 << 20  # bytes of one token before it is given up
 
 # Kinds of tokens. Punctuation is its own byte; the others are numbers that are not such a byte.
 LEFT_BRACE, RIGHT_BRACE, LEFT_BRACKET, RIGHT_BRACKET, COLON, COMMA = b"{}[]:,"
-INTEGER: Final = 0
-FLOAT: Final = 1
+FLOAT: Final = 0
+INTEGER: Final = 1
 WORD: Final = 2  # up to here: ended by the next byte, which is not part of it
 STRING: Final = 3
 STRAY: Final = 4  # a lexical error: the token so far and the offending byte
@@ -34,7 +34,7 @@ class Lexer:
 
     def __init__(self) -> None:
         self.data = b""  # the chunk being read
-        self.text: str | None = ""  # the same as str, if it is ASCII without \u escapes
+        self._text: str | None = None  # what plain_text() has found
         self.at = 0  # index in `data` of the next byte to be read
         self.trial_from = 0  # index from which on the fast path is to be tried
         self.single_to = 0  # index up to which it is tried for a single message only
@@ -57,32 +57,40 @@ class Lexer:
         waiting = self.waiting
         if not waiting:
             return False
+        if self.data:
+            self._forget()
+        self.data = waiting.pop() if len(waiting) == 1 else b"".join(waiting)
+        waiting.clear()
+        return len(self.data) > 0
+
+    def _forget(self) -> None:
+        """Go on without the chunk, which must be used up."""
         used = len(self.data)
-        if self._state is not _START and not self._state.is_between:
+        if not self._state.is_between:
             self._parts.append(self.data[max(self._start, 0) :])
             self.pending += len(self._parts[-1])
-        if self._counted < used:
-            self._count_lines(used)
+        self._count_lines(used)
         self.line_start -= used
         self._start -= used
         self._cut -= used
         self._counted = self.at = self.trial_from = self.single_to = 0
-        self.data = data = waiting.pop() if len(waiting) == 1 else b"".join(waiting)
-        waiting.clear()
-        self.text = None
-        if data.isascii():
-            text = data.decode("ascii")
-            if "\\u" not in text:
-                self.text = text
-        return len(data) > 0
-
-    def forget(self) -> None:
-        """At rest, the chunk used up: go on without it."""
-        used = len(self.data)
-        self._count_lines(used)
-        self.line_start -= used
         self.data = b""
-        self._counted = self.at = self.trial_from = self.single_to = 0
+        self._text = None
+
+    def skip_line(self) -> None:
+        """At rest, the chunk used up: the only one that waits is a line that was read by another."""
+        if self.data:
+            self._forget()
+        self.waiting.clear()
+        self.line += 1
+        self.line_start = 0
+
+    def plain_text(self) -> str:
+        """The chunk as str if it is ASCII without \\u escapes, else an empty one."""
+        if self._text is None:
+            text = self.data.decode("ascii") if self.data.isascii() else ""
+            self._text = "" if "\\u" in text else text
+        return self._text
 
     @property
     def at_rest(self) -> bool:
@@ -105,13 +113,19 @@ class Lexer:
 
     def next_token(self) -> int:
         """Return the kind of the next token, whose bytes are then in `token`, or NO_TOKEN."""
-        if self._state is _START and not self._seen:
-            found = _plain_token(self.data, self.at)
-            if found is not None and found.end() - self.at <= _PLAIN_SIZE:
-                self.token = token = found[1]
-                self.at = at = found.end()
-                self._start, self._start_seen = at - len(token), False
-                return STRING if token[0] == _QUOTE else token[0]
+        if self._state is _START:
+            at = self.at
+            found = _plain_token(self.data, at)
+            if found is not None:
+                kind, end = found.lastindex, found.end()
+                if end - at <= _PLAIN_SIZE:
+                    assert kind is not None
+                    self.token = token = found[kind]
+                    self._start = start = end - len(token)
+                    self._start_seen = self._seen and start == at
+                    self._seen = kind <= WORD
+                    self.at = end
+                    return kind if kind <= STRING else token[0]
         return self._any_token()
 
     def _any_token(self) -> int:
@@ -187,10 +201,12 @@ class _State:
                 self.table[byte] = to
 
 
-# The usual token, taken at once: punctuation or a complete string, after white space.
-_plain_token = re.compile(rb'[ \t\r\n]*+([{}\[\]:,]|"(?:[ !#-\[\]-\xfd]++|\\[ -\xfd])*+")').match
+# The usual token, taken at once, after white space: an integer or a word that another byte ends, a complete string, or
+# punctuation. The number of the group is its kind, but for punctuation.
+_plain_token = re.compile(
+    rb'[ \t\r\n]*+(?:(-?(?:0(?=[^.0-9])|[1-9][0-9]*+(?=[^.eE0-9])))|([a-z]++(?=[^a-z]))|'
+    rb'("(?:[ !#-\[\]-\xfd]++|\\[ -\xfd])*+")|([{}\[\]:,]))').match
 _PLAIN_SIZE: Final = 1 << 16  # bytes, including white space: far below the limit of a token
-_QUOTE: Final = ord('"')
 _BLANK: Final = ord(" ")  # no lower byte begins a token
 _LINE_FEED: Final = ord("\n")
 

@@ -9,7 +9,7 @@ lexical error count as balance.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from gmemd.errors import QmpError
 from gmemd.qmp.lexer import (
@@ -37,9 +37,11 @@ SIZE_LIMIT: Final = TOKEN_SIZE_LIMIT  # bytes of all tokens: less than this
 COUNT_LIMIT: Final = 2 << 20  # tokens: up to this
 NESTING_LIMIT: Final = 1024  # braces and brackets open at once: up to this
 
+_SURELY_LEGAL: Final = min(SIZE_LIMIT, COUNT_LIMIT) // 2  # bytes of tokens that exceed neither limit
+
 INT64_MIN: Final = -(1 << 63)
 UINT64_MAX: Final = (1 << 64) - 1
-_INTEGER_DIGITS: Final = 20  # of the longest literal that can be a 64-bit integer, "-" included
+INTEGER_DIGITS: Final = 20  # of the longest literal that can be a 64-bit integer, "-" included
 
 _TOKEN_WEIGHT: Final = 32  # bytes of memory, estimated
 
@@ -75,7 +77,7 @@ class Parser:
         lexer = self._lexer
         next_token = lexer.next_token
         while (kind := next_token()) != NO_TOKEN:
-            if kind in _BALANCING:
+            if kind > COLON or kind == STRAY:  # a brace or bracket, or what counts as one
                 self._balance(kind)
             if self._is_skipping:
                 self._is_skipping = self._braces + self._brackets > 0
@@ -83,9 +85,8 @@ class Parser:
             self._size += len(lexer.token)
             self._count += 1
             try:
-                if kind == STRAY or self._size >= SIZE_LIMIT or self._count > COUNT_LIMIT or (
-                        self._braces + self._brackets > NESTING_LIMIT):
-                    self._refuse(kind)
+                if kind == STRAY or self._size > _SURELY_LEGAL or self._braces + self._brackets > NESTING_LIMIT:
+                    self._check(kind)
                 value = self._expect(self, kind)
             except (ParseFault, QmpError) as fault:
                 self._give_up()
@@ -122,7 +123,7 @@ class Parser:
         line, column = self._lexer.position()
         return QmpError(f"{line}:{column}: JSON parse error, {fault.text}")
 
-    def _refuse(self, kind: int) -> NoReturn:
+    def _check(self, kind: int) -> None:
         """Raise for a token that is wrong anywhere."""
         if kind == STRAY:
             raise ParseFault(b"stray '" + self._lexer.token.partition(b"\0")[0] + b"'")
@@ -130,7 +131,8 @@ class Parser:
             raise QmpError("JSON token size limit exceeded")
         if self._count > COUNT_LIMIT:
             raise QmpError("JSON token count limit exceeded")
-        raise QmpError("JSON nesting depth limit exceeded")
+        if self._braces + self._brackets > NESTING_LIMIT:
+            raise QmpError("JSON nesting depth limit exceeded")
 
     # The expectations: what may come next, and what it does. Each returns the message's value if the token
     # completes it, else _MORE, or raises when it is wrong.
@@ -211,11 +213,10 @@ def _keyword(token: bytes) -> bool | None:
 
 def _integer(token: bytes) -> int | float:
     """Read as signed, else unsigned 64 bit integer, else as double."""
-    if len(token) <= _INTEGER_DIGITS and INT64_MIN <= (value := int(token)) <= UINT64_MAX:
+    if len(token) <= INTEGER_DIGITS and INT64_MIN <= (value := int(token)) <= UINT64_MAX:
         return value
     return float(token)
 
 
-_BALANCING: Final = frozenset((LEFT_BRACE, LEFT_BRACKET, RIGHT_BRACE, RIGHT_BRACKET, STRAY))
 _KEYWORDS: Final = {b"true": True, b"false": False, b"null": None}
 _SCALARS: Final[dict[int, Callable[[bytes], Any]]] = {INTEGER: _integer, FLOAT: float, WORD: _keyword}

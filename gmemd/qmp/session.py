@@ -74,7 +74,7 @@ class Session:
         self.pretty = pretty
         stream = Stream(weigh)
         self.feed = stream.feed
-        self._next = stream.next
+        self._stream = stream
 
     def greeting(self) -> bytes:
         """The first message of a connection."""
@@ -86,16 +86,18 @@ class Session:
 
     def next_request(self) -> Request | None:
         """Take the next complete message out of what was fed; None when more bytes are needed."""
-        value = self._next()
+        value = self._stream.next()
         if value is NEED_DATA:
             return None
         if type(value) is dict:
             execute = value.get("execute")
             arguments = value.get("arguments", _NO_ARGUMENTS)
-            request_id = value.get("id", NO_ID)
-            known = 1 + (arguments is not _NO_ARGUMENTS) + (request_id is not NO_ID)
-            if type(execute) is str and type(arguments) is dict and len(value) == known:
-                return Request(execute, arguments, request_id)
+            if type(execute) is str and type(arguments) is dict:
+                others = len(value) - (1 if arguments is _NO_ARGUMENTS else 2)
+                if not others:
+                    return Request(execute, arguments, NO_ID)
+                if others == 1 and "id" in value:
+                    return Request(execute, arguments, value["id"])
             return self._judge_envelope(value)
         if type(value) is LongMessage:
             request = self._judge_envelope(value)
@@ -136,7 +138,7 @@ class Session:
 
     def forget_input(self) -> None:
         """Return no more requests."""
-        self._next = lambda: NEED_DATA
+        self._stream = Stream()  # which nobody feeds
 
     def refuse_mode(self, request: Request) -> QmpError | None:
         """The error for a command that does not exist in the session's state, else None."""

@@ -13,7 +13,7 @@ from json.scanner import make_scanner
 from typing import Any, Final, NoReturn
 
 from gmemd.qmp.lexer import LEFT_BRACE, Lexer
-from gmemd.qmp.parser import COUNT_LIMIT, INT64_MIN, NEED_DATA, NESTING_LIMIT, UINT64_MAX, Parser
+from gmemd.qmp.parser import COUNT_LIMIT, INT64_MIN, INTEGER_DIGITS, NEED_DATA, NESTING_LIMIT, UINT64_MAX, Parser
 
 __all__ = ["NEED_DATA", "Stream"]
 
@@ -32,44 +32,43 @@ class Stream:
         """`weigh` is called with the weight of an incomplete message, and with 0 when it is complete."""
         self._weigh = weigh
         self._lexer = Lexer()
+        self._waiting = self._lexer.waiting  # chunks not yet begun
         self.feed = self._lexer.feed  # stores bytes as they arrived
         self._parser = Parser(self._lexer)
         self._is_at_rest = True  # nothing read so far affects the next byte
+        self._is_used_up = True  # and nothing that was begun is left
         self._held = 0  # weight of the incomplete message
         self._ahead: list[dict[str, Any]] = []  # messages that were read with the one before, the last one first
 
-    def next(self) -> Any:  # noqa: C901  # every call would cost each message
+    def next(self) -> Any:
         """Return the next message's value, a QmpError that says why it has none, or NEED_DATA.
 
         A JSON object is a dict in the order of the text; an integer within -2^63 ... 2^64-1 is an int, any
         other number a float.
         """
-        value: Any
         if self._ahead:
             return self._ahead.pop()
-        if self._is_at_rest:
-            lexer = self._lexer
-            if lexer.at == len(lexer.data):
-                waiting = lexer.waiting
-                if not waiting:
-                    return NEED_DATA
-                if lexer.data:
-                    lexer.forget()
-                value = _scan_line(waiting[0]) if len(waiting) == 1 else None
+        if self._is_used_up:
+            waiting = self._waiting
+            if not waiting:
+                return NEED_DATA
+            if len(waiting) == 1:
+                value = _scan_line(waiting[0])
                 if value:
-                    waiting.clear()
-                    lexer.line += 1
-                    lexer.line_start = 0
+                    self._lexer.skip_line()
                     return value
-                if not lexer.load():
-                    return NEED_DATA
-                if value is not None:
-                    lexer.trial_from = len(lexer.data)
-            first = lexer.data[lexer.at]
-            if first != LEFT_BRACE:
-                first = lexer.skip_blanks()
-                if first < 0:
-                    return NEED_DATA
+                if value is not None and self._lexer.load():
+                    self._lexer.trial_from = len(self._lexer.data)
+        value = self._next()
+        self._is_used_up = self._is_at_rest and self._lexer.at == len(self._lexer.data)
+        return value
+
+    def _next(self) -> Any:
+        """The same for what is not one line."""
+        if self._is_at_rest:
+            first = self._lexer.skip_blanks()
+            if first < 0:
+                return NEED_DATA
             if first == LEFT_BRACE:
                 value = self._scan()
                 if value is not None:
@@ -77,15 +76,18 @@ class Stream:
         value = self._parser.next()
         self._is_at_rest = self._parser.at_rest
         before, self._held = self._held, 0 if self._is_at_rest else self._parser.weight
-        self._weigh(self._held)
+        if before or self._held:
+            self._weigh(self._held)
         return LongMessage(value) if before > LONG and type(value) is dict else value
 
     def _scan(self) -> dict[str, Any] | None:
         """Return the object that begins here if the C scanner may check it and accepts it."""
         lexer = self._lexer
         start = lexer.at
-        text = lexer.text
-        if text is None or start < lexer.trial_from:
+        if start < lexer.trial_from:
+            return None
+        text = lexer.plain_text()
+        if not text:
             return None
         if start >= lexer.single_to:
             end = text.rfind("\n", start, start + _TOGETHER) + 1
@@ -129,11 +131,20 @@ def _refuse(literal: str) -> NoReturn:
     raise _Refusal(literal)
 
 
-def _integer(literal: str) -> int:
-    value = int(literal)
-    if INT64_MIN <= value <= UINT64_MAX:
+class _Integers(dict[str, int]):
+    """What integer literals are worth. Most are read again and again, and a look-up takes half the time of a call."""
+
+    ROOM: Final = 1024
+
+    def __missing__(self, literal: str) -> int:
+        value = int(literal)
+        if not INT64_MIN <= value <= UINT64_MAX:
+            raise _Refusal(literal)
+        if len(self) >= self.ROOM:
+            self.clear()
+        if len(literal) <= INTEGER_DIGITS:
+            self[literal] = value
         return value
-    raise _Refusal(literal)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -145,7 +156,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _scanner(**hooks: Any) -> Any:
     decoder: Any = json.JSONDecoder(
-        parse_int=_integer, parse_float=_refuse, parse_constant=_refuse, **hooks
+        parse_int=_Integers().__getitem__, parse_float=_refuse, parse_constant=_refuse, **hooks
     )
     return make_scanner(decoder)
 

@@ -26,6 +26,8 @@ _BACKSLASH: Final = ord("\\")
 
 def decode_string(token: bytes) -> str:
     """Read a string token, quotes included; raise ParseFault for the first fault in it."""
+    if token.isascii() and _BACKSLASH not in token:
+        return token[1:-1].decode("ascii")
     end = len(token) - 1
     good_to = _end_of_good_escapes(token, end) if _BACKSLASH in token else end
     text = _decode_utf8(token[1:good_to])
