@@ -341,8 +341,8 @@ class Daemon:
         if self._gmemd.audit is not None:
             self._gmemd.audit.close()
         # A thread inside a library when the interpreter ends would abort the process.
-        if self._dispatcher is not None and self._dispatcher.loader.loading is not None:
-            await asyncio.wait([self._dispatcher.loader.loading])
+        if self._dispatcher is not None and self._dispatcher.loader.loading:
+            await asyncio.wait(self._dispatcher.loader.loading.values())
         self._gmemd.close()
         log.call_later = None
         wait_written()

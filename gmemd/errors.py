@@ -21,7 +21,7 @@ class QmpError(Exception):
 
 
 class NotLoaded(Exception):
-    """What is asked for needs something to be loaded first, off the event loop; nothing has happened yet."""
+    """What is asked for needs this to be loaded first, off the event loop; nothing has happened yet."""
 
 
 class os_errors:  # noqa: N801  # reads as the function that contextlib would make of it, at a third of the cost

@@ -155,7 +155,12 @@ def _run(options: argparse.Namespace | SimpleNamespace) -> int:
     if options.check_policy:
         return _check_policy(options)
 
-    from gmemd.server.loop import run  # before anything imports asyncio
+    from gmemd.server.later import little_typing  # before anything imports asyncio
+
+    with little_typing():
+        from gmemd.daemon import Daemon, Options, QmpSocket
+        from gmemd.observe.log import configure_log
+        from gmemd.server.loop import run
 
     objects: tuple[dict[str, object], ...] = ()
     if options.object:
@@ -168,8 +173,6 @@ def _run(options: argparse.Namespace | SimpleNamespace) -> int:
                 print(text)
                 return 0
         objects = tuple(map(parse_object, options.object))
-    from gmemd.daemon import Daemon, Options, QmpSocket
-    from gmemd.observe.log import configure_log
 
     configure_log(options.log_level)
 

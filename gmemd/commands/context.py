@@ -11,8 +11,9 @@ It raises QmpError to refuse.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from copy import copy
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gmemd.changes.jobs import Jobs
@@ -48,6 +49,12 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]  # of a command
 
 EVENTS_KEPT = 200  # the latest, for later viewers
+
+
+def function_in(modules: Sequence[ModuleType], name: str) -> Function | None:
+    """The function of a command in these modules, of which later ones override earlier ones."""
+    wanted = name.replace("-", "_")
+    return next((vars(module)[wanted] for module in reversed(modules) if wanted in vars(module)), None)
 
 
 class Caller(Protocol):

@@ -10,8 +10,8 @@ from typing import Any
 from gmemd.authority.rights import Rights
 from gmemd.changes.change import Change, changing
 from gmemd.changes.grouped import Grouped
-from gmemd.commands import control, fds, lease, memdev, properties, qom, status
-from gmemd.commands.context import Caller, Function, Gmemd
+from gmemd.commands import control
+from gmemd.commands.context import Caller, Function, Gmemd, function_in
 from gmemd.commands.loading import Loader
 from gmemd.commands.rooms import reaching_rooms
 from gmemd.errors import COMMAND_NOT_FOUND, NotLoaded, QmpError
@@ -20,7 +20,7 @@ from gmemd.schema.validate import Command
 
 Entries = Mapping[str, tuple[Command, Function]]  # by name
 
-MODULES: tuple[ModuleType, ...] = (control, fds, lease, memdev, properties, qom, status)  # the others: rest.py
+MODULES: tuple[ModuleType, ...] = (control,)  # what the start loads; the others: usual.py and rest.py
 
 
 class Dispatcher:
@@ -30,16 +30,11 @@ class Dispatcher:
         self.gmemd = gmemd
         # Without a change, as others run them.
         self._functions: dict[str, tuple[Command, Function]] = {
-            name: (command, _function_in(modules, name) or partial(self._rest, name))
+            name: (command, function_in(modules, name) or partial(self._later, name))
             for name, command in gmemd.schema.commands.items()}
-        self._found: dict[str, Function] = {}  # of the rest
-        # Commands that change something are given a change.
-        self._commands = {
-            name: (command, function if command.reads_only else
-                   changing(gmemd.settler, function, Grouped if name == "memdev-transaction" else Change))
-            for name, (command, function) in self._functions.items()}
+        self._commands = {name: self._complete(*found) for name, found in self._functions.items()}
         self.loader = Loader(gmemd)
-        self._usable: dict[tuple[frozenset[str] | None, bool], Entries] = {}
+        self._usable: dict[tuple[frozenset[str] | None, bool], dict[str, tuple[Command, Function]]] = {}
 
     def usable(self, rights: Rights) -> Entries:
         """The commands that neither policy forbids: for these a plain request needs no further check."""
@@ -60,17 +55,25 @@ class Dispatcher:
         command, function = found
         try:
             return function(caller.room, caller, command.check(request.arguments))
-        except NotLoaded:
-            return self.loader.run(partial(self.run, request, session, caller))
+        except NotLoaded as wanted:
+            return self.loader.run(wanted, partial(self.run, request, session, caller))
 
-    def _rest(self, name: str, *arguments: Any) -> Any:
-        """Run a command of the rest; NotLoaded where that would hold up others."""
-        function = self._found.get(name)
-        if function is None:
-            self.loader.check_loaded()
-            from gmemd.commands.rest import function_of
+    def _complete(self, command: Command, function: Function) -> tuple[Command, Function]:
+        """As clients run it: a command that changes something is given a change."""
+        if command.reads_only:
+            return command, function
+        return command, changing(self.gmemd.settler, function,
+                                 Grouped if command.name == "memdev-transaction" else Change)
 
-            function = self._found[name] = function_of(name, self._functions)
+    def _later(self, name: str, *arguments: Any) -> Any:
+        """Run a command that the start has left out, which takes its place; NotLoaded where that holds up others."""
+        command = self._functions[name][0]
+        function = self.loader.function_of(name, self._functions)
+        self._functions[name] = command, function
+        found = self._commands[name] = self._complete(command, function)
+        for (_, reaching), entries in self._usable.items():
+            if name in entries:
+                entries[name] = (command, reaching_rooms(found[1])) if reaching else found
         return function(*arguments)
 
     def run_beside(self, request: Request, session: Session, caller: Caller) -> Coroutine[Any, Any, Any]:
@@ -101,9 +104,3 @@ class Dispatcher:
     def at_start(self, name: str, arguments: dict[str, Any]) -> Coroutine[Any, Any, None]:
         """Run a command of the command line, before there are clients; QmpError when it is refused."""
         return self.loader.at_start(self._commands[name], arguments)
-
-
-def _function_in(modules: Sequence[ModuleType], name: str) -> Function | None:
-    """The function of a command in these modules, of which later ones override earlier ones."""
-    wanted = name.replace("-", "_")
-    return next((vars(module)[wanted] for module in reversed(modules) if wanted in vars(module)), None)

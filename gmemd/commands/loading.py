@@ -15,14 +15,16 @@ from typing import Any
 from gmemd.authority.rights import ALL, OBSERVER, Rights
 from gmemd.changes.completed import completed
 from gmemd.changes.threads import in_thread
-from gmemd.commands.context import Caller, Function, Gmemd
+from gmemd.commands.context import Caller, Function, Gmemd, function_in
 from gmemd.errors import NotLoaded, QmpError
-from gmemd.kernel.program import worker_program
 from gmemd.objects.fds import NamedFds
 from gmemd.qmp.rows import Pieces
 from gmemd.schema.validate import Command
 
 Found = tuple[Command, Function]
+
+_USUAL = "usual"
+_REST = "rest"
 
 
 class Loader:
@@ -30,38 +32,69 @@ class Loader:
 
     def __init__(self, gmemd: Gmemd) -> None:
         self._gmemd = gmemd
-        self.loading: asyncio.Future[None] | None = None
+        self.loading: dict[str, asyncio.Future[None]] = {}  # by what is loaded
         self.loaded = asyncio.Event()  # nothing more is to be loaded
-        self._has_loaded = False  # the same, as soon as the thread is done
+        self._has: set[str] = set()  # the same, as soon as the thread is done
         self.loads_nothing: int | None = None  # the thread of an event loop that serves
 
     async def load(self) -> None:
         """Load in a thread what the start has left out, once; QmpError if no thread can be started."""
-        if self.loading is None or (self.loading.done() and not self.loaded.is_set()):
-            self.loading = asyncio.ensure_future(in_thread(self._load))
-        await asyncio.shield(self.loading)
+        await self.load_usual()
+        await self._once(_REST, self._load_rest)
         self.loaded.set()
 
-    def _load(self) -> None:
+    async def load_usual(self) -> None:
+        """The same for the commands that most clients use."""
+        await self._once(_USUAL, self._load_usual)
+
+    async def _once(self, name: str, load: Callable[[], None]) -> None:
+        before = self.loading.get(name)
+        if before is None or (before.done() and (before.cancelled() or before.exception() is not None)):
+            self.loading[name] = asyncio.ensure_future(in_thread(load))
+        await asyncio.shield(self.loading[name])
+
+    def _load_usual(self) -> None:
+        self._check_wanted()
+        from gmemd.commands import usual  # noqa: F401  # with all that it imports
+
+        self._has.add(_USUAL)
+
+    def _load_rest(self) -> None:
         self._check_wanted()
         from gmemd.commands import rest  # noqa: F401  # with all that it imports
+        from gmemd.kernel.program import worker_program
 
         self._check_wanted()
         worker_program()
-        self._has_loaded = True
-
-    def check_loaded(self) -> None:
-        """Raise NotLoaded in the thread that may not load anything, until `load` has done so."""
-        if not self._has_loaded and get_ident() == self.loads_nothing:
-            raise NotLoaded
+        self._has.add(_REST)
 
     def _check_wanted(self) -> None:
         if self._gmemd.stopping:
             raise QmpError("gmemd is about to end")
 
-    async def run(self, run: Callable[[], Any]) -> Any:
-        """The result of a request once everything is loaded; nothing has happened so far."""
-        await self.load()
+    def function_of(self, name: str, functions: dict[str, Any]) -> Function:
+        """The function of a command; NotLoaded in the thread that may load nothing, until that is done.
+
+        `functions`: what commands that run others run, by name.
+        """
+        self._check(_USUAL)
+        from gmemd.commands import usual
+
+        found = function_in(usual.MODULES, name)
+        if found is None:
+            self._check(_REST)
+            from gmemd.commands.rest import function_of
+
+            found = function_of(name, functions)
+        return found
+
+    def _check(self, name: str) -> None:
+        if name not in self._has and get_ident() == self.loads_nothing:
+            raise NotLoaded(name)
+
+    async def run(self, wanted: NotLoaded, run: Callable[[], Any]) -> Any:
+        """The result of a request once what it wants is loaded; nothing has happened so far."""
+        await (self.load_usual() if wanted.args == (_USUAL,) else self.load())
         return await _waited(run())
 
     async def run_beside(self, judge: Callable[[], Found], arguments: dict[str, Any], caller: Caller) -> Any:

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from contextlib import suppress
 from functools import partial
 from time import monotonic, sleep
-from typing import Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from gmemd.backends.base import HostMemoryBackend
@@ -40,7 +40,10 @@ PAUSE: Final = 500e-6  # seconds that it then sleeps
 REST: Final = 20  # a sweep is not repeated before this many times its own duration
 FRESH: Final = 1.0  # seconds that a sweep is valid, at least
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 
 async def measured(gmemd: Gmemd, backends: Iterable[HostMemoryBackend], measure: Callable[[Item], T], *,

@@ -35,7 +35,7 @@ from gmemd.commands import (
     snapshots,
     track,
 )
-from gmemd.commands.context import Function, Gmemd
+from gmemd.commands.context import Function, Gmemd, function_in
 from gmemd.commands.effect import foretell
 from gmemd.commands.fences import recover
 from gmemd.commands.lease import watch_leases
@@ -52,8 +52,8 @@ def function_of(name: str, functions: dict[str, Any]) -> Function:
     """The function of a command; `functions`: what those that run others run, by name."""
     if name in _OUTER:
         return partial(_OUTER[name], functions)
-    wanted = name.replace("-", "_")
-    found: Function = next(vars(module)[wanted] for module in MODULES if wanted in vars(module))
+    found = function_in(MODULES, name)
+    assert found is not None
     return found
 
 

@@ -7,7 +7,7 @@ import json
 import os
 
 from gmemd.backends.base import BASE_ORDER
-from gmemd.commands import dispatch, rest
+from gmemd.commands import dispatch, rest, usual
 from gmemd.objects.container import BACKENDS, ThreadContext
 from gmemd.schema.validate import Schema
 from tests.commands.conftest import Machine
@@ -15,7 +15,7 @@ from tests.commands.conftest import Machine
 
 def test_every_schema_command_has_its_function() -> None:
     """Those that change something are given a change; no function looks like a command and is none."""
-    commands, modules = Schema.load().commands, (*dispatch.MODULES, *rest.MODULES)
+    commands, modules = Schema.load().commands, (*dispatch.MODULES, *usual.MODULES, *rest.MODULES)
     own = [(name, found) for module in modules for name, found in vars(module).items()
            if inspect.isfunction(found) and found.__module__ == module.__name__]
     taken = {name: [list(inspect.signature(found).parameters) for own_name, found in own
