@@ -11,48 +11,40 @@ from pathlib import Path
 
 import pytest
 
-from gmemd.daemon import Daemon, Options, Plain, QmpSocket
+from gmemd.daemon import Daemon, Options, QmpSocket
 from gmemd.errors import QmpError
 from gmemd.observe.log import log
 from gmemd.persist.manager import Manager
-from gmemd.schema.validate import Schema
 from tests.daemon import Daemon as Process
 from tests.patience import PATIENCE, wait_for
 from tests.persist.manager import StandIn
 
 
-class Loading(Schema):
-    """A schema that is being loaded until that is not wanted any more."""
-
-    def prepare(self) -> None:
-        self.began.set()
-        self.ending.wait(PATIENCE)
-        time.sleep(0.05)  # what cannot be interrupted
-        self.ended = True
-
-    began: threading.Event
-    ending: threading.Event
-    ended = False
-
-
 async def test_end_waits_for_what_is_loaded(tmp_path: Path) -> None:
     """A thread that loads ahead has ended when the daemon has: inside a library it would abort the process."""
-    schema = Loading.load()
-    assert isinstance(schema, Loading)
-    schema.began, schema.ending = threading.Event(), threading.Event()
+    began, ending, ended = threading.Event(), threading.Event(), []
 
-    options = Options(qmp=(QmpSocket(str(tmp_path / "q")),), kernel="simulated", persist="off")
-    program = Plain(options)
-    program.schema = schema
-    daemon = Daemon(options, Manager({}), program)
+    def load() -> None:
+        began.set()
+        ending.wait(PATIENCE)
+        time.sleep(0.05)  # what cannot be interrupted
+        ended.append(True)
+
+    path = tmp_path / "q"
+    daemon = Daemon(Options(qmp=(QmpSocket(str(path)),), kernel="simulated", persist="off"), Manager({}))
     running = asyncio.create_task(daemon.run())
     async with asyncio.timeout(PATIENCE):
-        while not schema.began.is_set():
+        while not path.exists():
+            await asyncio.sleep(0.001)
+        assert daemon._dispatcher is not None
+        loading = asyncio.create_task(daemon._dispatcher.loader.once("more", load))
+        while not began.is_set():
             await asyncio.sleep(0.001)
         signal.raise_signal(signal.SIGTERM)
-        schema.ending.set()
+        ending.set()
         await running
-    assert schema.ended
+        await loading
+    assert ended
 
 
 def test_work_that_never_begins_says_nothing(tmp_path: Path) -> None:

@@ -40,14 +40,15 @@ class Loader:
     async def load(self) -> None:
         """Load in a thread what the start has left out, once; QmpError if no thread can be started."""
         await self.load_usual()
-        await self._once(_REST, self._load_rest)
+        await self.once(_REST, self._load_rest)
         self.loaded.set()
 
     async def load_usual(self) -> None:
         """The same for the commands that most clients use."""
-        await self._once(_USUAL, self._load_usual)
+        await self.once(_USUAL, self._load_usual)
 
-    async def _once(self, name: str, load: Callable[[], None]) -> None:
+    async def once(self, name: str, load: Callable[[], None]) -> None:
+        """Load something in a thread, for which the daemon's end waits."""
         before = self.loading.get(name)
         if before is None or (before.done() and (before.cancelled() or before.exception() is not None)):
             self.loading[name] = asyncio.ensure_future(in_thread(load))
