@@ -175,11 +175,6 @@ class HostMemoryBackend(Piece):
         """Create the memory; `fd`, `kind` and `memory_size` are set afterwards."""
         raise NotImplementedError
 
-    @property
-    def blocks(self) -> bool:
-        """Whether steps 2 to 4 can take too long for the event loop."""
-        return self.on_file or bool(self.properties["prealloc"])
-
     # -- steps 3 and 4 ---------------------------------------------------------------------------
 
     def finish(self, kernel: Kernel) -> None:

@@ -31,13 +31,11 @@ class MemfdBackend(HostMemoryBackend):
     def allocate(self, kernel: Kernel) -> None:
         properties = self.properties
         if properties["guest-memfd"] == "on":
-            if not properties["share"]:
-                raise QmpError("guest-memfd=on must be used with share=on")
-            if properties["hugetlb"]:
-                raise QmpError("guest-memfd=on doesn't support hugetlb=on")
-            make_guest_memfd(self, kernel)
+            self._allocate_guest_memfd(kernel)
             return
-        flags = self._creation_flags()
+        flags = _SEALABLE if properties["seal"] else MFD_CLOEXEC
+        if properties["hugetlb"] or "hugetlbsize" in properties:
+            flags |= self._huge_flags()
         try:
             self.fd = kernel.memfd_create(self.id[:200], flags)
         except OSError as exc:
@@ -57,17 +55,19 @@ class MemfdBackend(HostMemoryBackend):
         if flags & MFD_HUGETLB or not properties["share"] or self.size > _SURELY_MAPPABLE:
             self.check_mappable(kernel, shared=properties["share"])
 
-    def _creation_flags(self) -> int:
-        """The memfd_create(2) flags for the properties."""
-        properties = self.properties
-        if not properties["hugetlb"] and "hugetlbsize" not in properties:
-            return _SEALABLE if properties["seal"] else MFD_CLOEXEC
-        hugetlbsize = properties.get("hugetlbsize", 0)
-        if hugetlbsize and not hugetlbsize & 1 and hugetlbsize & (hugetlbsize - 1):
+    def _allocate_guest_memfd(self, kernel: Kernel) -> None:
+        if not self.properties["share"]:
+            raise QmpError("guest-memfd=on must be used with share=on")
+        if self.properties["hugetlb"]:
+            raise QmpError("guest-memfd=on doesn't support hugetlb=on")
+        make_guest_memfd(self, kernel)
+
+    def _huge_flags(self) -> int:
+        """The memfd_create(2) flags for huge pages, if there are to be any."""
+        hugetlbsize = self.properties.get("hugetlbsize", 0)
+        given = hugetlbsize if not hugetlbsize & 1 else 0
+        if given & (given - 1):
             raise QmpError("Hugepage size must be a power of 2")
-        flags = _SEALABLE if properties["seal"] else MFD_CLOEXEC
-        if not properties["hugetlb"]:
-            return flags
-        if hugetlbsize and not hugetlbsize & 1:
-            flags |= (hugetlbsize.bit_length() - 1) << MFD_HUGE_SHIFT
-        return flags | MFD_HUGETLB
+        if not self.properties["hugetlb"]:
+            return 0
+        return MFD_HUGETLB | ((given.bit_length() - 1) << MFD_HUGE_SHIFT if given else 0)

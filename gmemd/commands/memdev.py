@@ -29,15 +29,13 @@ if TYPE_CHECKING:
     from gmemd.persist.fdstore import Again
 
 def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: Change) -> Any:
-    rights = caller.rights
-    limited = not rights.all and (rights.types is not None or "mem-path" in arguments)
-    paths = _paths(rights, arguments) if limited else None
+    paths = None if caller.rights.all else _paths(caller.rights, arguments)
     if arguments["qom-type"] == ThreadContext.qom_type:
         return _add_context(gmemd, caller, arguments, change)
     backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, dry_run=change.dry_run)
     if paths is not None and isinstance(backend, FileBackend):
         backend.paths = paths
-    slow = backend.blocks and not change.dry_run
+    slow = (backend.on_file or backend.properties["prealloc"]) and not change.dry_run
     if slow:
         change.undo(gmemd.objects.cancel, backend)
     else:
@@ -50,7 +48,8 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
                             partial(added, gmemd, backend, change))
     if change.dry_run:
         _try(gmemd, backend, change)
-    make(gmemd, backend)
+    backend.allocate(gmemd.kernel)
+    backend.finish(gmemd.kernel)
     change.keep(backend)
     gmemd.objects.commit(backend)
     backend.blank = True
@@ -190,7 +189,7 @@ def _let_go(gmemd: Gmemd, backend: HostMemoryBackend) -> asyncio.Future[None] | 
         release(backend)
     if backend.on_file:
         return close_beside(fds, first=lambda: backend.discard(gmemd.kernel, fd))
-    if backend.kind == "memfd" and fds == [fd]:
+    if backend.kind == "memfd" and len(fds) == 1 and fd >= 0:
         if backend.blank:
             close_fd(fd)
             return None

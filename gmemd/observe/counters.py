@@ -1,7 +1,7 @@
 """Plain counts of what the core has done; web/prometheus.py makes metrics of them on request.
 
-Counting a command costs one dictionary look-up and a few additions; nothing is imported or allocated for it. Only the
-schema's names are counted separately, so no client can make the tables grow.
+Counting a command (server/ledger.py) costs one dictionary look-up and a few additions; nothing is imported or allocated
+for it. Only the schema's names are counted separately, so no client can make the tables grow.
 """
 
 from __future__ import annotations
@@ -14,17 +14,28 @@ from typing import Final
 
 clock: Final = perf_counter  # seconds; the clock for durations
 BOUNDS: Final = (50e-6, 200e-6, 1e-3, 5e-3, 25e-3, 100e-3, 500e-3, 2.5, 10.0)  # seconds, upper bounds of buckets
+QUICK: Final = BOUNDS[0]
 OTHER: Final = "other"  # what is not a command of the schema, or not a well-formed message
 
 
 class Durations:
     """How long commands of one kind took, as a histogram."""
 
-    __slots__ = ("counts", "seconds")
+    __slots__ = ("quick", "seconds", "slow")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)  # by bucket, not cumulative; the last has no bound
+        self.quick = 0  # in the first bucket: nearly all
+        self.slow = [0] * len(BOUNDS)  # in the others; the last has no bound
         self.seconds = 0.0  # sum
+
+    def add_slow(self, seconds: float) -> None:
+        """Count one that took longer than QUICK."""
+        self.slow[bisect_left(BOUNDS, seconds) - 1] += 1
+
+    @property
+    def counts(self) -> list[int]:
+        """How many by bucket, not cumulative."""
+        return [self.quick, *self.slow]
 
 
 @dataclass(slots=True, eq=False)
@@ -37,7 +48,7 @@ class Tally:
 
 
 class Counters:
-    """Everything that is counted; commands and durations change through `count` only, the rest is incremented."""
+    """Everything that is counted."""
 
     def __init__(self, commands: Iterable[str], reading: Container[str]) -> None:
         """`reading`: those of the commands that only read."""
@@ -51,17 +62,3 @@ class Counters:
         self.converted_bytes = {"private": 0, "shared": 0}
         self.restored = 0  # objects restored at start
         self.events: dict[str, int] = {}
-
-    def count(self, command: str, began: float, ok: bool) -> float:
-        """Count an answered command that began at `clock()` time `began`; the time now."""
-        tally = self.commands.get(command) or self.other
-        if ok:
-            tally.succeeded += 1
-        else:
-            tally.failed += 1
-        now = clock()
-        seconds = now - began
-        durations = tally.durations
-        durations.seconds += seconds
-        durations.counts[bisect_left(BOUNDS, seconds) if seconds > BOUNDS[0] else 0] += 1
-        return now

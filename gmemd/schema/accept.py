@@ -19,36 +19,46 @@ Json = dict[str, Any]
 class Shape:
     """One closed object type: its members, what is mandatory, the defaults, and which objects it accepts."""
 
-    __slots__ = ("_checks", "_plain", "defaults", "key", "properties", "required")
+    __slots__ = ("_checks", "_integers", "_plain", "_required", "defaults", "key", "properties", "required")
 
     def __init__(self, key: str, shapes: Shapes) -> None:
         schema = shapes.definitions[key]
         self.key = key
         self.properties: Json = schema["properties"]
         self.required: tuple[str, ...] = tuple(schema.get("required", ()))
+        self._required = frozenset(self.required)
         self.defaults = {name: member["default"] for name, member in self.properties.items() if "default" in member}
         self._plain: dict[str, type] = {}
+        self._integers: dict[str, tuple[int, int]] = {}  # the least and the most
         self._checks: dict[str, Check] = {}
         for name, member in self.properties.items():
             if shapes.reject_unstable and "unstable" in member.get("x-features", ()):
                 continue
-            if "enum" not in member and member.get("type") in ("string", "boolean"):
+            if "enum" not in member and member.get("type") in _PLAIN:
                 self._plain[name] = _PLAIN[member["type"]]
+            elif "enum" not in member and member.get("type") == "integer":
+                self._integers[name] = _bounds(member)
             else:
                 self._checks[name] = shapes.check(member)
+        union, case, _ = key.partition(":")
+        if case:  # it was chosen by the word of this member
+            self._plain[shapes.definitions[union]["x-tag"]] = str
 
     def accepts(self, given: Json) -> bool:
         """Whether `given` is certainly right; absent members with a default are left to the caller."""
-        plain = self._plain
+        plain, integers = self._plain, self._integers
         for name, value in given.items():
-            if type(value) is not plain.get(name):
+            kind = type(value)
+            if kind is not plain.get(name):
+                if kind is int and name in integers:
+                    least, most = integers[name]
+                    if least <= value <= most:
+                        continue
+                    return False
                 check = self._checks.get(name)
                 if check is None or not check(value):
                     return False
-        for name in self.required:  # noqa: SIM110  # a generator would cost each command
-            if name not in given:
-                return False
-        return True
+        return given.keys() >= self._required
 
     def in_doubt(self, given: Json) -> list[str]:
         """The declared members that are missing or not certainly right, in the order of the schema."""
@@ -65,7 +75,12 @@ class Shape:
 
     def accepts_member(self, name: str, value: Any) -> bool:
         """Whether a value is certainly right for one member, and there is one with that name."""
-        return type(value) is self._plain.get(name) or (name in self._checks and self._checks[name](value))
+        if type(value) is self._plain.get(name):
+            return True
+        if type(value) is int and name in self._integers:
+            least, most = self._integers[name]
+            return least <= value <= most
+        return name in self._checks and self._checks[name](value)
 
     def accepts_whole(self, given: Any) -> bool:
         """The same for a value within another, where nobody fills in defaults."""
@@ -98,7 +113,7 @@ class Shapes:
             return _word(frozenset(word for word in schema["enum"] if type(word) is str))
         kind = schema.get("type")
         if kind == "integer":
-            return _integer(0 if schema["x-qapi"] in WRAPPED else schema["minimum"], schema["maximum"])
+            return _integer(*_bounds(schema))
         if kind == "array":
             return _list(self.check(schema["items"]))
         if kind in _PLAIN:
@@ -124,6 +139,11 @@ class Shapes:
             return branch in self.definitions and self.shape(branch).accepts_whole(value)
 
         return accepts
+
+
+def _bounds(schema: Json) -> tuple[int, int]:
+    """The least and the most integer that is stored as it is."""
+    return 0 if schema["x-qapi"] in WRAPPED else schema["minimum"], schema["maximum"]
 
 
 def _anything(value: Any) -> bool:

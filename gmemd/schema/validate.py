@@ -166,17 +166,23 @@ class Command:
         """
         if not arguments and self._needs_nothing:
             return {}
-        if self._takes_all:
-            return dict(arguments)
         shape = self._shape
         if shape is None:
-            shape = self._find_shape(arguments)
+            try:
+                shape = self._cases[arguments[self._tag]]  # type: ignore[index]  # without a tag it is not found
+            except (KeyError, TypeError):
+                shape = self._find_shape(arguments)
         if shape is not None and shape.accepts(arguments):
-            return {**shape.defaults, **arguments} if shape.defaults else dict(arguments)
+            defaults = shape.defaults
+            return {**defaults, **arguments} if defaults else arguments.copy()
+        if self._takes_all:
+            return arguments.copy()
         return self._schema.judge.check(self.arguments, arguments, shape)
 
     def _find_shape(self, arguments: dict[str, Any]) -> Shape | None:
-        """The shape to check against: the only one, or the one that the tag selects; None: no such case."""
+        """The shape to check against: the only one, or the one that the tag selects; None: there is none."""
+        if self._takes_all:
+            return None
         if self._tag is None:
             self._shape = shape = self._schema.shapes.shape(self.arguments)
             self._needs_nothing = not (shape.required or shape.defaults)

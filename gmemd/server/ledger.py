@@ -5,6 +5,7 @@ from __future__ import annotations
 from gmemd.authority.rights import Rights
 from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError
+from gmemd.observe.counters import QUICK, clock
 from gmemd.observe.log import ClientLog, log
 from gmemd.qmp.session import NO_ID, Request, Session
 
@@ -15,7 +16,7 @@ class Ledger:
     def __init__(self, gmemd: Gmemd, session: Session, uid: int, pid: int) -> None:
         counters = gmemd.counters
         counters.connections += 1
-        self._count = counters.count
+        self._tallies, self._other = counters.commands, counters.other
         self._id_json = session.id_json
         self._who = {"monitor": counters.connections, "uid": uid, "pid": pid}
         self._log = ClientLog(log, self._who)
@@ -33,11 +34,24 @@ class Ledger:
         if self._audit is not None:
             self._audit.use(by)
 
-    def answered(self, request: Request, error: QmpError | None = None) -> None:
-        """Record a command that is about to be answered."""
+    def answered(self, request: Request, error: QmpError | None = None) -> float:
+        """Record a command that is about to be answered; the time now."""
+        ended = clock()
         command, began = request.execute, request.began
-        ended = self._count(command, began, error is None)
+        seconds = ended - began
+        tally = self._tallies.get(command) or self._other
+        if error is None:
+            tally.succeeded += 1
+        else:
+            tally.failed += 1
+        durations = tally.durations
+        durations.seconds += seconds
+        if seconds <= QUICK:
+            durations.quick += 1
+        else:
+            durations.add_slow(seconds)
         request_id = b"" if request.id is NO_ID else self._id_json(request)
         self._log.answered(command, began, ended, request_id, error)
         if self._audit is not None:
             self._audit.answered(command, request.arguments, request_id=request_id, error=error)
+        return ended

@@ -207,27 +207,34 @@ class Monitor:
         """
         gmemd, session, dispatch, outgoing, user, turns = (
             self._gmemd, self.session, self._dispatch, self._outgoing, self._user, self._turns)
-        success, lines = session.success, outgoing.lines
-        self._more, turn_ends = False, 0.0
-        while self._open and outgoing.weight <= user.high_water and not gmemd.stopping:
-            request = self._next() if self._busy or self._queue else session.next_request()
+        success, answered, lines = session.success, self._answered, outgoing.lines
+        next_request, now = session.next_request, clock()
+        turn_ends, last_end = now + turns.seconds, last_end or now + LONGEST_TURN_SECONDS
+        self._more = simple = False
+        while True:
+            if not simple:
+                if not self._open or outgoing.weight > user.high_water or gmemd.stopping:
+                    break
+                simple = not (self._busy or self._queue)
+            request = next_request() if simple else self._next()
             if request is None:
                 break
-            request.began = began = clock()
+            request.began = began = now
             try:
                 result = dispatch(request, session, self)
             except Exception as exc:
                 result = exc
             kind = type(result)
-            if kind is bytes or kind is dict:
+            if kind is dict or kind is bytes:
                 lines.append(success(request, result))
-                self._answered(request)
+                now = answered(request)
+                if gmemd.stopping:
+                    break
             else:
                 self._deliver(request, result)
+                now, simple = clock(), False
             if began > turn_ends:
-                if not turn_ends:
-                    last_end = last_end or began + LONGEST_TURN_SECONDS
-                elif outgoing.changes:
+                if outgoing.changes:
                     if began > last_end + CHANGES_SECONDS:  # it goes on once they are settled
                         break
                 elif began > last_end:

@@ -72,7 +72,7 @@ class Outgoing:
                 self._cut()
 
     def settle(self, settle: Callable[[list[Change], Callable[[], None]], None],
-               answered: Callable[[Request, QmpError | None], None], then: Callable[[], None]) -> None:
+               answered: Callable[[Request, QmpError | None], object], then: Callable[[], None]) -> None:
         """Hold the gathered output until `settle` has made the changes durable, or undone them; then call back.
 
         Each change is `answered` then. Events are sent meanwhile.
