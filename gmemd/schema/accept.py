@@ -19,7 +19,7 @@ Json = dict[str, Any]
 class Shape:
     """One closed object type: its members, what is mandatory, the defaults, and which objects it accepts."""
 
-    __slots__ = ("_checks", "_integers", "_plain", "_required", "defaults", "key", "properties", "required")
+    __slots__ = ("_checks", "_integers", "_plain", "_required", "_tag", "defaults", "key", "properties", "required")
 
     def __init__(self, key: str, shapes: Shapes) -> None:
         schema = shapes.definitions[key]
@@ -40,9 +40,10 @@ class Shape:
                 self._integers[name] = _bounds(member)
             else:
                 self._checks[name] = shapes.check(member)
-        union, case, _ = key.partition(":")
-        if case:  # it was chosen by the word of this member
-            self._plain[shapes.definitions[union]["x-tag"]] = str
+        union, _, case = key.partition(":")
+        self._tag: str | None = shapes.definitions[union].get("x-tag") if case else None
+        if self._tag is not None:  # the shape was chosen by its word
+            self._plain[self._tag] = str
 
     def accepts(self, given: Json) -> bool:
         """Whether `given` is certainly right; absent members with a default are left to the caller."""
@@ -62,13 +63,11 @@ class Shape:
 
     def in_doubt(self, given: Json) -> list[str]:
         """The declared members that are missing or not certainly right, in the order of the schema."""
-        plain, checks, properties = self._plain, self._checks, self.properties
+        properties = self.properties
         names = [name for name in self.required if name not in given]
         for name, value in given.items():
-            if type(value) is not plain.get(name) and name in properties:
-                check = checks.get(name)
-                if check is None or not check(value):
-                    names.append(name)
+            if name in properties and (name == self._tag or not self.accepts_member(name, value)):
+                names.append(name)
         if len(names) > 1:
             names.sort(key=list(properties).index)
         return names
