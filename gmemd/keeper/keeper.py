@@ -8,7 +8,8 @@ protocol (sd_notify(3), sd_listen_fds(3)): the daemon cannot tell the difference
 
 In addition, a barrier reports success: it delivers a byte before its end if everything sent is held. A message of
 FDSTORE or FDSTOREREMOVE may have FDNAMES=A:B:C instead of FDNAME=A, each for one descriptor, and may end with ANSWER=1:
-then a byte, "1" or "0", goes into the pipe whose end ANSWERS=1 has brought.
+then a byte, "1" or "0", goes into the pipe whose end ANSWERS=1 has brought. In one brought by ANSWERS=2, "2" says that
+all is held, and that as many more fds of memory as SURE says will be: the daemon need not wait to hear it.
 
 A daemon that ends by `quit` is thus restarted with its memory, and processes that a dead one leaves are killed. SIGTERM
 or SIGINT to the keeper ends daemon and keeper, and with them the memory, as does the keeper's own death. SIGHUP,
@@ -32,8 +33,8 @@ import time
 from array import array
 from time import monotonic
 
-from gmemd.keeper import BARRIER_ANSWERS, SEVERAL
-from gmemd.keeper.kept import KeptFds, valid_name
+from gmemd.keeper import BARRIER_ANSWERS, SEVERAL, SURE
+from gmemd.keeper.kept import PROMISED, KeptFds, valid_name
 from gmemd.keeper.launch import become, fit_limit, kill_group, log, wait_logged
 from gmemd.keeper.listening import Listening
 from gmemd.keeper.mailbox import Mailbox, fields_of
@@ -126,7 +127,8 @@ class Keeper:
     def _environ(self, names: list[str]) -> dict[str, str]:
         environ = os.environ | {
             "NOTIFY_SOCKET": self.mailbox.address, "FDSTORE": str(self.kept.limit), BARRIER_ANSWERS: "1",
-            SEVERAL: str(_SEVERAL), "LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names),
+            SEVERAL: str(_SEVERAL), SURE: str(PROMISED),
+            "LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names),
         }
         if self._options.watchdog:
             environ["WATCHDOG_USEC"] = str(int(self._options.watchdog * 1e6))
@@ -251,8 +253,8 @@ class Keeper:
             self.kept.store(names * len(fds), fds)
         elif fields.get(b"FDSTOREREMOVE") == b"1":
             self.kept.drop(names)
-        elif fields.get(b"ANSWERS") == b"1":
-            self.kept.answer_at(fds)
+        elif fields.get(b"ANSWERS") in (b"1", b"2"):
+            self.kept.answer_at(fds, promises=fields[b"ANSWERS"] == b"2")
         if fields.get(b"READY") == b"1":
             self.was_ready = self._ever_ready = True
             self._due.pop("start", None)

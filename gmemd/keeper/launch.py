@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FIRST_FD = 3  # SD_LISTEN_FDS_START
 EXIT_EXEC = 203  # systemd's status for "could not be executed"
-_SPARE_FDS = 64  # for the keeper's own
+SPARE_FDS = 64  # for the keeper's own
 
 
 def _lines() -> Lines:
@@ -80,7 +80,7 @@ def fit_limit(wanted: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard == resource.RLIM_INFINITY:
         return wanted
-    room = (hard - _SPARE_FDS) // 2
+    room = (hard - SPARE_FDS) // 2
     if room < 1:
         raise OSError(f"a limit of {hard} open files leaves no room for memory: raise it (ulimit -n)")
     return min(wanted, room)

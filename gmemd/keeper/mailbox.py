@@ -23,6 +23,7 @@ _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _FLAGS = int(socket.MSG_CMSG_CLOEXEC)
 _SCM_RIGHTS, _SCM_CREDENTIALS = int(socket.SCM_RIGHTS), int(socket.SCM_CREDENTIALS)
 
+Message = tuple[int, bytes, "array[int]", bool]  # the sender's pid, the text, the fds, and whether all of it arrived
 Act = Callable[[int, bytes, "array[int]", bool], bool]
 
 
@@ -34,6 +35,7 @@ class Mailbox:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._path = path
         self._own: Identity | None = None
+        self._left: Message | None = None  # there was no memory to act on it
         try:
             with taking(path) if path else contextlib.nullcontext():
                 bind(self._socket, path, 0o600)
@@ -54,26 +56,43 @@ class Mailbox:
 
         `act` gets the sender's pid, the text, the fds, and whether all of it arrived. It takes out of the fds what it
         keeps; the rest is closed, which answers a barrier, whoever sent it. If it answers True, the sender has waited
-        for that, so nothing is likely to follow.
+        for that, so nothing is likely to follow. If it raises MemoryError, it gets the same again with the next call.
         """
         for _ in range(ROUND):
-            try:
-                data, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_MAX, _ANCILLARY, _FLAGS)
-            except BlockingIOError:
+            message = self._left or self._next()
+            if message is None:
                 return False
-            fds, pid = array("i"), 0
-            for _, kind, value in ancillary:
-                if kind == _SCM_RIGHTS:
-                    fds.frombytes(value[: len(value) & ~3])
-                elif kind == _SCM_CREDENTIALS:
-                    pid = _CREDENTIALS.unpack(value)[0]
+            self._left = message
             try:
-                if act(pid, data, fds, flags == _FLAGS or _whole(flags)):
-                    return True
-            finally:
-                for fd in fds:
-                    close_fd(fd)
+                waited = act(*message)
+            except MemoryError:
+                raise
+            except BaseException:
+                self._drop(message)
+                raise
+            self._drop(message)
+            if waited:
+                return True
         return True
+
+    def _next(self) -> Message | None:
+        try:
+            data, ancillary, flags, _ = self._socket.recvmsg(MESSAGE_MAX, _ANCILLARY, _FLAGS)
+        except BlockingIOError:
+            return None
+        fds, pid = array("i"), 0
+        for _, kind, value in ancillary:
+            if kind == _SCM_RIGHTS:
+                fds.frombytes(value[: len(value) & ~3])
+            elif kind == _SCM_CREDENTIALS:
+                pid = _CREDENTIALS.unpack(value)[0]
+        return pid, data, fds, flags == _FLAGS or _whole(flags)
+
+    def _drop(self, message: Message) -> None:
+        """It is over; what was not kept of it is closed."""
+        self._left = None
+        for fd in message[2]:
+            close_fd(fd)
 
     def close(self) -> None:
         remove_own(self._path, self._own)

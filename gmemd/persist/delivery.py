@@ -9,7 +9,8 @@ The order, and what a restart does about a crash after each step:
            barrier passed          replies leave; the name leaves state.removing with a later transaction
 
 A batch without removes sends its barrier before the transaction: they are independent, and by the time the transaction
-is written the barrier has mostly passed. A message to the keeper has many names, and the last one is the barrier. If
+is written the barrier has mostly passed. It needs none if the keeper has promised to take that much: a daemon may end
+then, the keeper reads what is in its queue. A message to the keeper has many names, and the last one is the barrier. If
 the store is too full for the adds, or has one of their open files under a leaving name, the removes go first. What
 cannot be removed or undone at once is owed, and done with the next batch.
 """
@@ -29,6 +30,8 @@ from gmemd.persist.record import Record, Row, row_of
 from gmemd.persist.registry import NotWritten, Registry
 from gmemd.persist.waits import Flush, Wait
 
+_MEMORY = frozenset(("memfd", "hugetlb-memfd", "guest-memfd"))  # fstat(2) of these neither fails nor takes long
+
 
 class Delivery:
     """Delivers one batch after the other, and remembers what is owed between them."""
@@ -47,7 +50,7 @@ class Delivery:
         if batch.unsent and self._store.leaving and self._must_wait(batch):
             yield from self._make_room(batch)
         removals_follow = bool(self.owed) or bool(batch.removes)
-        ask = batch.grouped or not removals_follow
+        ask = batch.grouped or not (removals_follow or self._is_promised(batch))
         if batch.unsent:
             yield from self._send_adds(batch, ask=ask)
         if ask and batch.sent and batch.barrier < 0:
@@ -65,6 +68,11 @@ class Delivery:
         if batch.removals:
             self.owed = self.owed.difference(batch.removals)  # a new set: an old one stays as large as it was once
             self._store.forget(batch.removals)
+
+    def _is_promised(self, batch: Batch) -> bool:
+        """Will all adds be held once they are sent? The keeper promises that of memory, which it can always examine."""
+        return not batch.sent and len(batch.unsent) <= self._notifier.promised and all(
+            [op.record.kind in _MEMORY for op in batch.unsent])
 
     def _make_room(self, batch: Batch) -> Flush:
         """Remove first what may be."""

@@ -4,7 +4,8 @@ sd_notify(3), sd_listen_fds(3): one datagram per message, "KEY=VALUE" lines, fds
 --keeper` speak the same protocol; BARRIER=1 says that everything sent before was processed, not that it succeeded:
 fdstore.py counts. The keeper understands more, and says so in the environment: a message may have several names
 (FDNAMES=), each for one descriptor, and with ANSWER=1 it is answered by a byte in a pipe that lasts (ANSWERS=1 has
-brought its end).
+brought its end). An answer may also promise that so many more descriptors of memory will be held, whatever becomes of
+the daemon: what its queue has accepted, the keeper reads before it notices the daemon's end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from array import array
 from collections.abc import Iterable, MutableMapping, Sequence
 
 from gmemd.errors import QmpError, close_fd
-from gmemd.keeper import BARRIER_ANSWERS, SEVERAL
+from gmemd.keeper import BARRIER_ANSWERS, SEVERAL, SURE
 from gmemd.persist.keeping import UNLIMITED
 
 DEFAULT_LIMIT = 1024  # FileDescriptorStoreMax= of the shipped unit; systemd < 254 does not announce it
@@ -35,16 +36,19 @@ _SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 class Notifier:
     """A connection to the manager's notify socket. Nothing here waits."""
 
-    def __init__(self, path: str, *, answers: bool = False, several: int = 1) -> None:
+    def __init__(self, path: str, *, answers: bool = False, several: int = 1, sure: int = 0) -> None:
         """Connect to `path` ("@name" is an abstract socket).
 
         OSError when nobody listens there. answers: this manager's barriers report success. several: how many names one
-        message may have; if more than one, it may also ask for an answer.
+        message may have; if more than one, it may also ask for an answer. sure: how many fds an answer may promise to
+        take.
         """
         if not path.startswith(("/", "@")):
             raise QmpError(f"NOTIFY_SOCKET '{path}' is neither a path nor an abstract socket")
         self._address = "\0" + path[1:] if path[0] == "@" else path
         self.several = several
+        self.promised = 0  # so many more fds of memory will be held once they are sent
+        self._sure = sure
         self._reports = answers
         self._answers = -1  # the pipe of answers; -1: the manager has no end of one yet
         self._feed_due = False  # WATCHDOG=1 goes ahead of the next message
@@ -54,8 +58,8 @@ class Notifier:
     def from_environ(cls, environ: MutableMapping[str, str]) -> Notifier | None:
         """The manager named by $NOTIFY_SOCKET, or None; the variable is removed, because children must not use it."""
         path, answers = environ.pop("NOTIFY_SOCKET", ""), environ.pop(BARRIER_ANSWERS, "")
-        several = environ.pop(SEVERAL, "")
-        return cls(path, answers=answers == "1", several=int(several or 1)) if path else None
+        several, sure = environ.pop(SEVERAL, ""), environ.pop(SURE, "")
+        return cls(path, answers=answers == "1", several=int(several or 1), sure=int(sure or 0)) if path else None
 
     def fileno(self) -> int:
         """The socket to wait on for writability after BlockingIOError."""
@@ -91,7 +95,9 @@ class Notifier:
 
         The barrier, as of `barrier`; -1: the message is not one.
         """
-        return self._send_names("FDSTORE=1", names, fds, ask)
+        barrier = self._send_names("FDSTORE=1", names, fds, ask)
+        self.promised -= len(fds)
+        return barrier
 
     def remove(self, names: Sequence[str], ask: bool = False) -> int:
         """Ask the manager to close everything it keeps under these names; as `store` does."""
@@ -126,7 +132,7 @@ class Notifier:
     def _pipe_of_answers(self) -> int:
         """Where messages are answered that ask for it, one at a time."""
         if self._answers < 0:
-            self._answers = self._pipe("ANSWERS=1")
+            self._answers = self._pipe("ANSWERS=2" if self._sure else "ANSWERS=1")
         return self._answers
 
     def passed(self, barrier: int) -> None:
@@ -139,12 +145,14 @@ class Notifier:
             answer = os.read(barrier, 1)
         if barrier != self._answers or not answer:
             self.abandon(barrier)
-        if answer != b"1":
+        self.promised = self._sure if answer == b"2" else 0
+        if answer not in (b"1", b"2"):
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def abandon(self, barrier: int) -> None:
         """Wait for it no more: a late answer must not be taken for the next one's."""
         close_fd(barrier)
+        self.promised = 0
         if barrier == self._answers:
             self._answers = -1
 

@@ -14,6 +14,7 @@ from array import array
 from pathlib import Path
 
 from gmemd.keeper.keeper import Keeper
+from gmemd.keeper.kept import PROMISED
 from gmemd.keeper.options import Options
 
 _KCMP = {"x86_64": 312, "aarch64": 272}[platform.machine()]
@@ -23,7 +24,7 @@ _libc = ctypes.CDLL(None)
 class StandIn:
     """The fd store of one unit."""
 
-    several = 1
+    several, sure = 1, 0
 
     def __init__(self, directory: Path, limit: int = 1024) -> None:
         self.limit = limit
@@ -97,10 +98,11 @@ class KeeperAsManager(Keeper):
 
     several = 64
 
-    def __init__(self, limit: int = 1024) -> None:
+    def __init__(self, limit: int = 1024, sure: int = PROMISED) -> None:
         super().__init__(Options(["none"], fdstore_max=limit))
         self.pid = os.getpid()
         self.limit = limit
+        self.sure = self.kept.promised = sure
 
     @property
     def address(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import sqlite3
 from collections.abc import Iterator
@@ -148,7 +149,7 @@ class TestBatch:
         world.start()
         records = [world.add(f"m{number}").record for number in range(100)]
         assert self.steps(world) == [
-            "before FDSTORE=1", "before ANSWERS=1", "before FDSTORE=1", "before transaction", "waits until readable"
+            "before FDSTORE=1", "before ANSWERS=2", "before FDSTORE=1", "before transaction", "waits until readable"
         ]  # fmt: skip
         for record in records[:70]:
             world.custody.remove(record)
@@ -159,6 +160,56 @@ class TestBatch:
         world.restart()
         assert sorted(ids(world)) == sorted(["m0", *(f"m{number}" for number in range(70, 100))])
         assert len(world.manager.names()) == 31
+        world.close()
+
+    def test_what_the_keeper_has_promised_to_take_need_not_be_answered(self, no_fd_is_left: None,
+                                                                       tmp_path: Path) -> None:
+        """A daemon that ends then finds all of it; more than was promised, and files, are answered."""
+        world = World(tmp_path / "world", manager=KeeperAsManager(sure=3))
+        world.start()
+        ids_ = iter("abcdefghijkl")
+        asked = ["before FDSTORE=1", "before transaction", "waits until readable"]
+        unasked = asked[:2]
+        assert [self.added(world, ids_, count)[-3:] for count in (1, 2, 1, 1, 3)] == [
+            asked, unasked, unasked, asked, unasked]
+        record = world.record(next(ids_))
+        record.kind = "file"
+        world.custody.reserve()
+        world.custody.add(record, world.memory[0], again=opened_again)
+        assert self.steps(world) == asked
+        self.added(world, ids_, 2)
+        world.restart()
+        assert sorted(ids(world)) == list("abcdefghijk")
+        world.close()
+
+    def added(self, world: World, ids_: Iterator[str], count: int) -> list[str]:
+        for _ in range(count):
+            world.add(next(ids_))
+        return self.steps(world)
+
+    @pytest.mark.parametrize(("limit", "kept"), [(10, 6), (10, 7)])
+    def test_nothing_is_promised_where_the_store_could_be_full(self, no_fd_is_left: None, tmp_path: Path, limit: int,
+                                                               kept: int) -> None:
+        world = World(tmp_path / "world", manager=KeeperAsManager(limit, sure=4))
+        world.start()
+        for number in range(kept):
+            world.add(f"m{number}")
+        world.flush()
+        world.add("late")
+        assert ("waits until readable" in self.steps(world)) == (kept + 4 > limit)
+        world.close()
+
+    def test_nothing_is_promised_where_descriptors_could_be_short(self, no_fd_is_left: None, tmp_path: Path) -> None:
+        """A lower limit of open files, and a table of them that cannot grow."""
+        world = World(tmp_path / "world", manager=KeeperAsManager())
+        world.start()
+        world.add("a")
+        world.flush()
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (128, limits[1]))
+        assert not world.manager.kept.has_room()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert world.manager.kept.has_room()
         world.close()
 
     def test_long_names_leave_the_keeper_too(self, no_fd_is_left: None, tmp_path: Path) -> None:
@@ -174,7 +225,7 @@ class TestBatch:
         for name, _ in world.restored.unclaimed:
             world.custody.give_up(name)
         assert self.steps(world) == [
-            "before transaction", "before FDSTOREREMOVE=1", "before ANSWERS=1", "before FDSTOREREMOVE=1",
+            "before transaction", "before FDSTOREREMOVE=1", "before ANSWERS=2", "before FDSTOREREMOVE=1",
             "waits until readable",
         ]  # fmt: skip
         assert world.manager.names() == []

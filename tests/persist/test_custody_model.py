@@ -34,7 +34,7 @@ class CustodyModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.mkdtemp()
-        manager = KeeperAsManager(LIMIT) if self.keeper else None
+        manager = KeeperAsManager(LIMIT, sure=1) if self.keeper else None
         self.world = World(Path(self.directory) / "world", LIMIT, manager=manager)
         self.world.start()
         self.objects: Objects = {}

@@ -8,11 +8,14 @@ import resource
 import select
 import socket
 from collections.abc import Iterator
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from gmemd.errors import QmpError
+from gmemd.keeper.kept import KeptFds
 from gmemd.persist import notify
 from gmemd.persist.keeping import UNLIMITED
 from gmemd.persist.notify import (
@@ -124,6 +127,69 @@ class TestAnswers:
         reader = notifier.barrier()
         keeper.receive()
         notifier.passed(reader)
+
+
+class TestPromises:
+    """The keeper says that it will take so much more, to a daemon that understands it."""
+
+    def answered(self, keeper: KeeperAsManager, sure: int, memory: list[int]) -> list[int]:
+        """What is promised after each of some messages."""
+        notifier = Notifier(keeper.address, several=64, sure=sure)
+        promised = [notifier.promised]
+        for step in (notifier.barrier, partial(notifier.store, "a", memory[:1]),
+                     partial(notifier.store, "b", memory[1:2], ask=True), partial(notifier.store, "c", memory[2:3]),
+                     partial(notifier.remove, "b", ask=True)):
+            barrier = step()
+            keeper.receive()
+            if barrier >= 0:
+                notifier.passed(barrier)
+            promised.append(notifier.promised)
+        notifier.abandon(notifier.barrier())
+        promised.append(notifier.promised)
+        notifier.close()
+        return promised
+
+    @pytest.mark.parametrize(("sure", "promised"), [(2, [0, 2, 1, 2, 1, 2, 0]), (0, [0, 0, -1, 0, -1, 0, 0])])
+    def test_promised(self, no_fd_is_left: None, memory: list[int], sure: int, promised: list[int]) -> None:
+        keeper = KeeperAsManager(4, sure=2)
+        assert self.answered(keeper, sure, memory) == promised
+        keeper.close()
+
+    def test_nothing_is_promised_when_something_is_not_held(self, no_fd_is_left: None, memory: list[int]) -> None:
+        keeper = KeeperAsManager(4, sure=2)
+        notifier = Notifier(keeper.address, several=64, sure=2)
+        barrier = notifier.store("ab", memory[:1], ask=True)
+        keeper.receive()
+        with pytest.raises(OSError, match="Too many open files"):
+            notifier.passed(barrier)
+        assert notifier.promised == 0
+        notifier.close()
+        keeper.close()
+
+
+def test_a_message_for_which_there_is_no_memory_comes_again(no_fd_is_left: None, memory: list[int],
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of its descriptors is lost, whatever the keeper had done with it."""
+    keeper, really = KeeperAsManager(8), KeptFds.take
+    notifier = Notifier(keeper.address, several=64)
+    notifier.store("abcd", memory)
+    for fails in (2, 0, 3):  # of the calls that follow, the one that fails
+        calls = count()
+
+        def take(kept: KeptFds, name: str, fd: int, calls: Iterator[int] = calls, fails: int = fails) -> bool:
+            if next(calls) == fails:
+                raise MemoryError
+            return really(kept, name, fd)
+
+        monkeypatch.setattr(KeptFds, "take", take)
+        with contextlib.suppress(MemoryError):
+            keeper.receive()
+    monkeypatch.undo()
+    keeper.receive()
+    assert keeper.names() == ["d", "c", "b", "a"]
+    assert not keeper.kept.lost
+    notifier.close()
+    keeper.close()
 
 
 class TestManagers:

@@ -71,7 +71,8 @@ class World:
     def start(self) -> Custody:
         """A new daemon."""
         self.manager.begin()
-        self.notifier = WatchedNotifier(self.manager.address, several=self.manager.several)
+        self.notifier = WatchedNotifier(self.manager.address, several=self.manager.several,
+                                        sure=self.manager.sure)
         fds = self.manager.hand_down()
         copy = newest(fds)
         self.put_back = put_back(copy, self.path)

@@ -1,7 +1,8 @@
 """Kill the daemon while its replies leave: what was answered stands, what was not has happened or has not.
 
-Clients send bursts of object-add and object-del, so one flush carries many; some while the keeper stands still, so that
-its queue is full. The daemon is killed when a random number of replies is there, and replies that arrive later count.
+Clients send bursts of object-add and object-del, so one flush carries many; some while the keeper stands still, which
+answers nothing then: until its queue is full, additions that it has promised to take are acknowledged nevertheless. The
+daemon is killed when a random number of replies is there, and replies that arrive later count.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ IDS: Final = [f"r{number}" for number in range(80)]
 _CLIENTS = 3
 _LONGEST = 90  # requests of a burst, more than fit into a message to the keeper
 _STILL = 8  # every so many kills the keeper stands still
+_FEW = 15  # additions of a client then, every other time: the keeper has promised to take them all
 
 State = str  # of an object: its inode, "" if there is none, "new" if it is to be another one
 
@@ -101,19 +103,25 @@ def plan(rng: random.Random, ids: list[str], before: dict[str, State]) -> list[R
 
 
 def strike(world: World, before: dict[str, State], plans: list[list[Request]], answers: int,
-           *, still: float = 0.0) -> tuple[dict[str, State], int]:
+           *, still: float = 0.0, promised: bool = False) -> tuple[dict[str, State], int]:
     """Carry out bursts, kill the daemon after so many answers to the first; the objects then, and what was answered.
 
-    still: for how long (seconds) the keeper stands still before the kill; nothing is answered then.
+    still: for how long (seconds) the keeper stands still before the kill. promised: it has promised all of this, so
+    everything is answered while it stands still.
     """
     keeper, daemon = world.process.pid, world.daemon()
     bursts = [Burst(world, requests) for requests in plans]
     if still:
+        if promised:
+            get_promise(world)
         os.kill(keeper, signal.SIGSTOP)
         wait_for(lambda: state(keeper) == "T")
     for burst in bursts:
         burst.send()
-    if still:
+    if promised:
+        for burst in bursts:
+            burst.wait(_LONGEST)
+    elif still:
         time.sleep(still)
     else:
         bursts[0].wait(answers)
@@ -122,6 +130,12 @@ def strike(world: World, before: dict[str, State], plans: list[list[Request]], a
     for burst in bursts:
         burst.end()
     now = objects(world)
+    compare(bursts, before, now)
+    return now, sum(burst.answered for burst in bursts)
+
+
+def compare(bursts: list[Burst], before: dict[str, State], now: dict[str, State]) -> None:
+    """What was answered has happened."""
     for burst in bursts:
         for object_id, allowed in burst.states(before).items():
             is_now = now.get(object_id, "")
@@ -129,7 +143,13 @@ def strike(world: World, before: dict[str, State], plans: list[list[Request]], a
             if seen not in allowed:
                 raise Wrong(f"'{object_id}' is '{seen}' and not one of {allowed}: {burst.answered} answers to "
                             f"{burst.requests}")
-    return now, sum(burst.answered for burst in bursts)
+
+
+def get_promise(world: World) -> None:
+    """Have the keeper answer something: it says then what it will take."""
+    with world.client() as client:
+        client.execute(*add("first"))
+        client.execute("object-del", {"id": "first"})
 
 
 def run(world: World, kills: int, seed: int = 1) -> Counter[str]:
@@ -139,6 +159,11 @@ def run(world: World, kills: int, seed: int = 1) -> Counter[str]:
         parts = [IDS[client::_CLIENTS] for client in range(_CLIENTS)]
         plans = [plan(rng, ids, {object_id: now[object_id] for object_id in ids if object_id in now}) for ids in parts]
         still = rng.uniform(0.001, 0.03) if number % _STILL == 0 else 0.0
-        now, answered = strike(world, now, plans, rng.randint(0, len(plans[0])), still=still)
+        promised = number % (2 * _STILL) == _STILL
+        if promised:
+            plans = [[add(object_id) for object_id in ids if object_id not in now][:_FEW] for ids in parts]
+        now, answered = strike(world, now, plans, rng.randint(0, len(plans[0])), still=still, promised=promised)
         done += Counter(kills=1, requests=sum(map(len, plans)), answered=answered, still=int(still > 0))
+        if promised:
+            done["answered while the keeper stood still"] += answered
     return done

@@ -15,6 +15,7 @@ KILLS = 24
 def test_what_was_answered_stands(world: World, record_property: Callable[[str, object], None]) -> None:
     done = run(world, KILLS)
     assert done["answered"] > KILLS
+    assert done["answered while the keeper stood still"] > 0
     record_property("figure", f"killed after replies: {dict(done)}")
 
 
