@@ -220,7 +220,7 @@ class Keeper:
         return self.mailbox.receive(self._message)
 
     def _message(self, pid: int, data: bytes, fds: array[int], whole: bool) -> bool:
-        """Act on one message of the daemon; fds that are kept are taken out of `fds`. True: the daemon has waited."""
+        """Act on one message of the daemon; fds that are kept are taken out of `fds`. True: mostly no other follows."""
         if pid == 0 or pid != self.pid:
             if data != b"BARRIER=1":
                 log(f"a message from process {pid}, which is not the daemon, is ignored")
@@ -230,12 +230,13 @@ class Keeper:
             kept.answer_once(fds)
             return False
         lines = data.split(b"\n")
-        asks = lines[-1] == b"ANSWER=1"
+        last = asks = lines[-1] == b"ANSWER=1"
         if asks:
             lines.pop()
         if not whole:
             kept.lost = True
         elif len(lines) == 2 and lines[1].startswith(b"FDNAMES="):
+            last = True
             names = [valid_name(name) for name in lines[1][8:].split(b":")]
             if lines[0] == b"FDSTORE=1":
                 kept.store(names, fds)
@@ -245,7 +246,7 @@ class Keeper:
             self._act(fields_of(lines), fds)
         if asks:
             kept.answer()
-        return asks
+        return last
 
     def _act(self, fields: dict[bytes, bytes], fds: array[int]) -> None:
         names = [valid_name(fields.get(b"FDNAME", b"stored"))]

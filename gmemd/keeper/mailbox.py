@@ -55,8 +55,8 @@ class Mailbox:
         """Work through the messages in the queue; True: there may be more.
 
         `act` gets the sender's pid, the text, the fds, and whether all of it arrived. It takes out of the fds what it
-        keeps; the rest is closed, which answers a barrier, whoever sent it. If it answers True, the sender has waited
-        for that, so nothing is likely to follow. If it raises MemoryError, it gets the same again with the next call.
+        keeps; the rest is closed, which answers a barrier, whoever sent it. If it answers True, nothing is likely to
+        follow. If it raises MemoryError, it gets the same again with the next call.
         """
         for _ in range(ROUND):
             message = self._left or self._next()
@@ -64,14 +64,14 @@ class Mailbox:
                 return False
             self._left = message
             try:
-                waited = act(*message)
+                last = act(*message)
             except MemoryError:
                 raise
             except BaseException:
                 self._drop(message)
                 raise
             self._drop(message)
-            if waited:
+            if last:
                 return True
         return True
 
