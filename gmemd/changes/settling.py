@@ -98,7 +98,7 @@ class Settler:
             self._flushing = False
             return
         flush = self.custody.flush()
-        self._drive(flush, partial(next, flush), waiting)
+        self._drive(flush, flush.__next__, waiting)
 
     def _drive(self, flush: Flush, advance: Callable[[], Wait], waiting: Waiting) -> None:
         """Advance a flush to the next longer wait, or to its end."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,11 +31,8 @@ class Pending:
     """Operations that no flush has taken yet. An add that is removed again in here never happened."""
 
     def __init__(self) -> None:
-        self._operations: dict[int, Operation] = {}  # by id(), in their order
+        self.operations: dict[int, Operation] = {}  # by id(), in their order
         self._fresh: dict[str, list[Operation]] = {}  # object id: its add here, and the operations after it
-
-    def __len__(self) -> int:
-        return len(self._operations)
 
     def note(self, operation: Operation) -> Operation | None:
         """Take an operation; an add that it cancels out is returned."""
@@ -48,11 +45,11 @@ class Pending:
                 chain.append(operation)
             elif operation.kind == "remove":
                 for cancelled in self._fresh.pop(id_):
-                    del self._operations[id(cancelled)]
+                    del self.operations[id(cancelled)]
                 return chain[0]
             else:
                 chain.append(operation)
-        self._operations[id(operation)] = operation
+        self.operations[id(operation)] = operation
         return None
 
     def withdraw(self, operation: Operation) -> bool:
@@ -60,12 +57,12 @@ class Pending:
         chain = self._fresh.get(operation.record.id, [])
         if operation in chain:
             chain.remove(operation)
-        return self._operations.pop(id(operation), None) is not None
+        return self.operations.pop(id(operation), None) is not None
 
     def take(self) -> Batch:
         """All noted operations; nothing is pending afterwards."""
-        batch = Batch([*self._operations.values()])
-        self._operations = {}
+        batch = Batch([*self.operations.values()])
+        self.operations = {}
         self._fresh = {}
         return batch
 
@@ -73,16 +70,21 @@ class Pending:
 class Batch:
     """Decides what is written and, after a failure, what does not stand; knows neither files nor sockets."""
 
+    grouped = False  # some stand only together: all are done before the commit, which cannot be undone then
+    writing = False  # the transaction last tried was that of everything
+    trying: Sequence[Record] = ()  # its removes
+    committed = False  # everything is
+    barrier = -1  # fd
+
     def __init__(self, operations: list[Operation]) -> None:
         adds: list[Operation] = []
         removes: list[Record] = []
         early: list[Record] = []
         records: dict[str, Record] = {}
-        grouped = False
         for operation in operations:
             record, kind = operation.record, operation.kind
             if operation.grouped:
-                grouped = True
+                self.grouped = True
             if kind == "remove":
                 removes.append(record)
                 if not operation.grouped:
@@ -95,19 +97,14 @@ class Batch:
         self.operations = operations
         self.adds = adds
         self.removes = removes  # not committed yet
-        self.grouped = grouped  # some stand only together: all are done before the commit, which cannot be undone then
         self.records = [*records.values()]  # the last version of each object; to be written after the deletions
         self.last_seq = adds[-1].record.seq if adds else 0  # ascending
         self.unsent = [operation for operation in reversed(adds) if operation.fd >= 0] if adds else []
         self.sent: list[str] = []  # names whose FDSTORE was sent
         self.early = early  # the removes that may be committed before the adds
-        self.writing = False  # the transaction last tried was that of everything
-        self.trying: list[Record] = []  # its removes
-        self.committed = False  # everything is
         self.removals: list[str] = []  # names whose FDSTOREREMOVE the barrier will confirm
-        self.barrier = -1  # fd
 
-    def written(self, removes: list[Record]) -> None:
+    def written(self, removes: Sequence[Record]) -> None:
         """These removes are committed."""
         if removes is self.removes:
             self.removes = []

@@ -96,7 +96,7 @@ class Custody:
     @property
     def dirty(self) -> bool:
         """Is there anything for flush to do?"""
-        return len(self._pending) > 0 or self._due or self._again is not None or self.copies.asked is not None
+        return bool(self._pending.operations) or self._due or self._again is not None or self.copies.asked is not None
 
     def reserve(self) -> None:
         """Reserve room for one object until add(), which uses it up. QmpError: no room."""

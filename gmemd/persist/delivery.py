@@ -194,8 +194,12 @@ class Delivery:
                 batch.sent.append(name)
                 names.append(name)
                 fds.append(operation.fd)
+            last = ask and not unsent
             try:
-                batch.barrier = yield from self._send(self._notifier.store, names, fds, ask and not unsent)
+                batch.barrier = self._notifier.store(names, fds, last)
+            except BlockingIOError:
+                yield from self._wait("writable", self._notifier.fileno())
+                batch.barrier = yield from self._send(self._notifier.store, names, fds, last)
             finally:
                 for operation in operations:
                     if operation.close_own is not None:
@@ -207,7 +211,12 @@ class Delivery:
         while names:
             step = self._notifier.fitting(names) if len(names) > 1 else 1
             some, names = names[:step], names[step:]
-            batch.barrier = yield from self._send(self._notifier.remove, some, ask and not names)
+            last = ask and not names
+            try:
+                batch.barrier = self._notifier.remove(some, last)
+            except BlockingIOError:
+                yield from self._wait("writable", self._notifier.fileno())
+                batch.barrier = yield from self._send(self._notifier.remove, some, last)
             batch.removals += some
 
     def _send(self, message: Callable[..., Any], *arguments: Any) -> Generator[Wait, bool, Any]:

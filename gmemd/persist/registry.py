@@ -59,6 +59,7 @@ class Registry:
         self.records: list[Record] = []
         self._migrations = migrations
         self._db: sqlite3.Connection | None = None
+        self._cursor: sqlite3.Cursor  # of it, for all transactions
         self._tried: tuple[State, Sequence[Row]] | None = None
         self._inode = 0  # of the open file
         try:
@@ -84,9 +85,9 @@ class Registry:
         self._tried = (state, put)
         try:
             if len(put) == 1 and not removes:
-                db.execute(_PUT, put[0])  # a statement alone is a transaction, too
+                self._cursor.execute(_PUT, put[0])  # a statement alone is a transaction, too
             else:
-                _write(db, put, delete, state_row(state) if removes else None)
+                _write(self._cursor, put, delete, state_row(state) if removes else None)
         except (sqlite3.Error, MemoryError) as exc:
             roll_back(db)
             raise NotWritten(reason(exc)) from exc
@@ -134,6 +135,7 @@ class Registry:
 
     def close(self) -> None:
         if self._db is not None:
+            self._cursor.close()  # or the file would stay locked
             self._db.close()
             self._db = None
 
@@ -176,6 +178,7 @@ class Registry:
             raise QmpError(f"registry '{self.path}' cannot be used: {exc}") from exc
         try:
             self._db = db = _connect(self.path)
+            self._cursor = db.cursor()
         except sqlite3.OperationalError as exc:
             if os.path.exists(self.path):
                 raise QmpError(f"registry '{self.path}' cannot be read: {reason(exc)}") from exc
@@ -246,9 +249,11 @@ class Registry:
         self.records = sound
 
 
-def _write(db: sqlite3.Connection, put: Sequence[Row], delete: Collection[str], state: Row | None) -> None:
+def _write(db: sqlite3.Cursor, put: Sequence[Row], delete: Collection[str], state: Row | None) -> None:
     db.execute("BEGIN IMMEDIATE")
-    if delete:
+    if len(delete) == 1:
+        db.execute(_DELETE, (*delete,))
+    elif delete:
         db.executemany(_DELETE, [(id_,) for id_ in delete])
     if put:
         db.executemany(_PUT, put)
