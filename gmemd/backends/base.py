@@ -28,6 +28,7 @@ from gmemd.qmp.encode import encode
 
 if TYPE_CHECKING:
     from gmemd.authority.ledger import Charge
+    from gmemd.memory.usage import Usage
 
 MAX_NODES = 128  # MAX_NODES of QEMU's include/sysemu/numa.h
 
@@ -95,6 +96,8 @@ class HostMemoryBackend(Piece):
     visibility: RangeMap | None = None  # what is private and what shared; None: it is not a guest_memfd
     aside: Aside | None = None  # the preserved private bytes; None: there are none
     move: Move | None = None  # the latest to or from another gmemd
+    measured: tuple[float, Usage] | None = None  # the last measurement, and when it was (monotonic seconds)
+    marks: dict[str, int] | None = None  # of the moments at which it was saved while tracked, by snapshot
     claims: tuple[str, ...] = ()  # what the changes that have claimed it do
     shared = False  # the claims are shared: they only read
     waits = False  # its file is being opened and examined, which can take forever

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.steps import Ending, after
+from gmemd.changes.waiting import at_once, until
 from gmemd.errors import QmpError
 from gmemd.kernel.kernel import Kernel
 from gmemd.observe.log import log
@@ -64,21 +65,19 @@ class Settler:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
 
-    async def durable(self) -> None:
+    def durable(self) -> Awaitable[None]:
         """Wait until everything changed so far is durable or undone."""
-        if self._flushing:
-            await self.flush()
+        return self.flush() if self._flushing else at_once()
 
-    async def flush(self) -> None:
+    def flush(self) -> Awaitable[None]:
         """Wait for the end of the next flush."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.settle([], lambda: None if done.done() else done.set_result(None))
-        await done
+        return done
 
-    async def idle(self) -> None:
+    def idle(self) -> Awaitable[None]:
         """Wait until there is nothing to settle."""
-        while self._flushing:
-            await asyncio.sleep(0.001)
+        return until(lambda: not self._flushing)
 
     def catch_up(self) -> None:
         """Do what earlier flushes could not, now and, as long as the loop runs, periodically."""

@@ -28,7 +28,17 @@ class Carried(Protocol):
 class Others(Protocol):
     """What settles the changes of others."""
 
-    async def durable(self) -> None: ...
+    def durable(self) -> Awaitable[None]: ...
+
+
+async def at_once() -> None:
+    """Wait for nothing."""
+
+
+async def until(there: Callable[[], bool]) -> None:
+    """Wait for a condition that few ask for."""
+    while not there():
+        await asyncio.sleep(0.001)
 
 
 async def carry(change: Carried, others: Others, work: Coroutine[Any, Any, _T]) -> _T:

@@ -20,7 +20,6 @@ from contextlib import suppress
 from functools import partial
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Final, NamedTuple
-from weakref import WeakKeyDictionary
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.pace import Pace
@@ -105,19 +104,18 @@ class Measurer:
 
     def __init__(self, gmemd: Gmemd) -> None:
         self._gmemd = gmemd
-        self._known: WeakKeyDictionary[HostMemoryBackend, tuple[float, Usage]] = WeakKeyDictionary()
         self._sweep: asyncio.Task[None] | None = None
         self._swept: Sweep | None = None
 
     def last(self, backend: HostMemoryBackend) -> Usage | None:
         """The last measurement, however old; None if there is none, or the result was unknown."""
-        usage = self._known.get(backend, _NEVER)[1]
+        usage = (backend.measured or _NEVER)[1]
         return None if usage.unknown else usage
 
     async def measure(self, backends: Iterable[HostMemoryBackend], max_age: float) -> None:
         """Measure those (few) whose last measurement is older than `max_age` seconds."""
         oldest = monotonic() - max_age
-        stale = [backend for backend in backends if self._known.get(backend, _NEVER)[0] < oldest]
+        stale = [backend for backend in backends if (backend.measured or _NEVER)[0] < oldest]
         async for found in measured(self._gmemd, stale, partial(measure, self._gmemd.kernel), gently=True):
             self._keep(found)
 
@@ -147,7 +145,7 @@ class Measurer:
     def _keep(self, found: Iterable[tuple[HostMemoryBackend, Usage]]) -> None:
         now = monotonic()
         for backend, usage in found:
-            self._known[backend] = now, usage
+            backend.measured = now, usage
 
     def close(self) -> None:
         """End a running sweep."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
@@ -87,7 +87,6 @@ class Shelves:
         self._counted: dict[str, Entry] = {}  # what the counts are of
         self._counts: Counter[str] = Counter()  # checkpoints by object
         self.rate = 0.0  # bytes that the last job saved in a second; 0: there was none
-        self._marks: WeakKeyDictionary[HostMemoryBackend, dict[str, int]] = WeakKeyDictionary()  # by snapshot
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by object
         self._uses: dict[Use, list[tuple[str, bool]]] = {}
         self._key = (-1, -1)  # of its own directory, once it is known
@@ -164,12 +163,12 @@ class Shelves:
 
     def mark(self, backend: HostMemoryBackend, uuid: str) -> int | None:
         """The mark of the moment at which an object was saved as that snapshot, if it was being tracked."""
-        return self._marks.get(backend, {}).get(uuid)
+        return None if backend.marks is None else backend.marks.get(uuid)
 
     def note_mark(self, backend: HostMemoryBackend, uuid: str, mark: int | None) -> None:
         """Remember it; None: it was not tracked."""
         if mark is not None:
-            self._marks.setdefault(backend, {})[uuid] = mark
+            backend.marks = {**(backend.marks or {}), uuid: mark}
 
     @asynccontextmanager
     async def turn(self, object_id: str) -> AsyncIterator[None]:

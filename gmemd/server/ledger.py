@@ -17,7 +17,7 @@ class Ledger:
         counters = gmemd.counters
         counters.connections += 1
         self._tallies, self._other = counters.commands, counters.other
-        self._id_json = session.id_json
+        self._session = session
         self._who = {"monitor": counters.connections, "uid": uid, "pid": pid}
         self._log = ClientLog(log, self._who)
         self._audit = None if gmemd.audit is None else gmemd.audit.client(uid, pid)
@@ -50,7 +50,7 @@ class Ledger:
             durations.quick += 1
         else:
             durations.add_slow(seconds)
-        request_id = b"" if request.id is NO_ID else self._id_json(request)
+        request_id = b"" if request.id is NO_ID else self._session.id_json(request)
         self._log.answered(command, began, ended, request_id, error)
         if self._audit is not None:
             self._audit.answered(command, request.arguments, request_id=request_id, error=error)
