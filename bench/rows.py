@@ -176,6 +176,10 @@ ROWS = (
         "µs", {"gmemd": ("gmemd-http", _scraped("/metrics")), "page": ("gmemd-http", _scraped("/")),
                "alone": ("gmemd-http", _scraped())},
         (Target(limit=1000),)),  # below what anybody notices
+    Row("p99-loading", "p99 of a ping in the first half second, while gmemd loads ahead", "µs",
+        _same(stalls.while_loading("p99", divisor=1), "gmemd", "gmemd-cold")),
+    Row("stall-loading", "worst ping in the first half second, while gmemd loads ahead", "ms",
+        _same(stalls.while_loading("max", divisor=1e3), "gmemd", "gmemd-cold"), (Target(limit=5),)),
     Row("stall-idle", "worst ping of a client beside nothing", "ms", _worst(stalls.nothing)),
     Row("stall-del", "worst ping of a client during the deletion of 4 GiB by another", "ms", _worst(stalls.deleting),
         _NO_STALL),

@@ -42,6 +42,17 @@ def worst_ping(prepare: Prepare) -> Measure:
     return measure
 
 
+def while_loading(key: str, *, divisor: float) -> Measure:
+    """`key` of what the C client prints of pings in the first half second, over `divisor`. The server is not pinned."""
+
+    def measure(name: str, scale: float) -> Sample:
+        with Server(name, pinned=False) as server:
+            result = run_client(server, ["-n", "1000000", "-t", "0.5"], [_PING], cpus={CLIENT_CPU})
+        return Sample(result[key] / divisor)
+
+    return measure
+
+
 def nothing(server: Server, scale: float) -> Work:
     return lambda: time.sleep(0.5)
 
