@@ -77,13 +77,16 @@ class Lexer:
         self.data = b""
         self._text = None
 
-    def skip_line(self) -> None:
-        """At rest, the chunk used up: the only one that waits is a line that was read by another."""
+    def skip_chunk(self) -> None:
+        """At rest, the chunk used up: the only one that waits was read by another; it has no line feed but its end."""
         if self.data:
             self._forget()
-        self.waiting.clear()
-        self.line += 1
-        self.line_start = 0
+        chunk = self.waiting.pop()
+        if chunk[-1] == _LINE_FEED:
+            self.line += 1
+            self.line_start = 0
+        else:
+            self.line_start -= len(chunk)
 
     def plain_text(self) -> str:
         """The chunk as str if it is ASCII without \\u escapes, else an empty one."""

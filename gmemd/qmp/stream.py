@@ -53,9 +53,9 @@ class Stream:
             if not waiting:
                 return NEED_DATA
             if len(waiting) == 1:
-                value = _scan_line(waiting[0])
+                value = _scan_whole(waiting[0])
                 if value:
-                    self._lexer.skip_line()
+                    self._lexer.skip_chunk()
                     return value
                 if value is not None and self._lexer.load():
                     self._lexer.trial_from = len(self._lexer.data)
@@ -64,7 +64,7 @@ class Stream:
         return value
 
     def _next(self) -> Any:
-        """The same for what is not one line."""
+        """The same for what is not one message of at most a line."""
         if self._is_at_rest:
             first = self._lexer.skip_blanks()
             if first < 0:
@@ -167,24 +167,24 @@ _scan_quickly = _scanner()
 _scan_carefully = _scanner(object_pairs_hook=_object)
 
 
-def _scan_line(line: bytes) -> dict[str, Any] | None:
-    """Return the object that is all of a line, and all of the chunk, if the C scanner accepts it: the usual case.
+def _scan_whole(chunk: bytes) -> dict[str, Any] | None:
+    """Return the object that is all of a chunk, with no line feed but the last byte, if the C scanner accepts it.
 
-    None: it is unusual; empty: it need not be tried again.
+    This is the usual case. None: it is unusual; empty: it need not be tried again.
     """
-    end = len(line) - 1
-    if end >= _SURELY_LEGAL or line.find(_LINE_FEED) != end:
-        return None
-    text = line.decode("latin-1")
-    if "\\" in text or not text.isascii():
+    end = len(chunk) - 1
+    if end >= _SURELY_LEGAL or -1 < chunk.find(_LINE_FEED) < end:
         return None
     value: Any
     try:
+        text = chunk.decode("ascii")
+        if "\\" in text:
+            return None
         value, stop = _scan_quickly(text, 0)
         arguments = value.get("arguments")
     except (ValueError, StopIteration, RecursionError, AttributeError):
         return {}
-    if stop != end and text[stop:] != "\r\n":
+    if text[stop:] not in ("\n", "", "\r\n"):
         return None
     members = len(value) + len(arguments) if type(arguments) is dict else len(value)
     return value if text.count(":") == members else None

@@ -88,6 +88,16 @@ def test_messages_need_no_lines() -> None:
     assert each_way(QUERY + QUERY + b"\r\n\r\n" + QUERY.replace(b":", b"\n:\r\t ") + QUERY) == [VALUE] * 4
 
 
+@pytest.mark.parametrize("after", [b"", b"\n", b"\r\n", b" ", b"}", b"?", b"\n\n", b"\n}", b"\r", b"\x1b", b"\xe9",
+                                   b"1", b"{"])
+def test_what_follows_a_message_is_read(after: bytes) -> None:
+    """A message alone in its chunk, with a line feed or without, and one with more behind it."""
+    got = each_way(QUERY + after + b"\x1b\n" + QUERY)
+    pieces = read(QUERY + after, b"\x1b\n" + QUERY)
+    assert exactly(got) == exactly(pieces) == exactly(read(QUERY + after, b"\x1b\n" + QUERY, make=SlowStream))
+    assert (got[0], got[-1]) == (VALUE, VALUE)
+
+
 @pytest.mark.parametrize("word", [b"12", b"-1", b"1.5", b"1e5", b"0", b"true", b"null"])
 @both
 def test_numbers_and_words_end_with_the_next_byte(word: bytes, make: Maker) -> None:
