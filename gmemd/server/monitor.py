@@ -37,7 +37,7 @@ from gmemd.server import long
 from gmemd.server.inbox import Inbox
 from gmemd.server.ledger import Ledger
 from gmemd.server.outgoing import Outgoing
-from gmemd.server.turns import CHANGES_SECONDS, LONGEST_TURN_SECONDS
+from gmemd.server.turns import CHANGES_SECONDS, LONGEST_TURN_SECONDS, MUCH
 from gmemd.server.users import FDS_MAX, Users
 
 READ_SIZE = 16 * 1024  # bytes at a time
@@ -137,6 +137,10 @@ class Monitor:
                 self.pause()
         if data:
             self._feed(data)
+            if len(data) > MUCH and self._turns.expected:
+                self._more = True
+                self._turns.go_on(self._run)
+                return
         else:
             self._eof = self._ended = True
             if not self._busy and not self._outgoing.weight:  # everything is answered

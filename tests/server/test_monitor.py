@@ -85,6 +85,22 @@ async def test_what_was_answered_is_sent_before_a_client_is_disconnected(connect
     assert early + at_hand(client) > 0
 
 
+@pytest.mark.asyncio
+async def test_who_has_sent_much_begins_after_others(connect: Connect) -> None:
+    """Where others have been seen to wait; who has sent little is answered at once."""
+    monitor, client = connect()
+    client.send(NEGOTIATE)
+    await lines(client, 2)
+    monitor._turns.expected = 1
+    client.send(PING)
+    monitor._readable()
+    assert at_hand(client) == 1
+    client.send(PING * 100)
+    monitor._readable()
+    assert at_hand(client) == 0
+    assert len(await lines(client, 100)) == 100
+
+
 def at_hand(client: socket.socket) -> int:
     """How many lines a client can read now."""
     try:
