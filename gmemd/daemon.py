@@ -22,19 +22,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from gmemd import __version__
 from gmemd.authority.gate import Gate
-from gmemd.authority.ledger import Ledger
 from gmemd.authority.rights import Rights
 from gmemd.changes.threads import close_copies
-from gmemd.commands.charging import charge_again
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import MODULES, Dispatcher
 from gmemd.errors import QmpError
 from gmemd.kernel.choose import choose_kernel
 from gmemd.kernel.syscalls import share_one_heap
-from gmemd.objects.rooms import MadeRoom
 from gmemd.observe.log import log, wait_written
 from gmemd.persist.manager import Manager
-from gmemd.persist.notify import Notifier
 from gmemd.posix.sockets import bind_unix
 from gmemd.qmp.session import Event
 from gmemd.schema.validate import Schema
@@ -44,6 +40,9 @@ from gmemd.server.doors import Doors, Listening
 from gmemd.server.users import Users
 
 if TYPE_CHECKING:
+    from gmemd.commands.shelf import Shelves
+    from gmemd.objects.rooms import MadeRoom
+    from gmemd.persist.notify import Notifier
     from gmemd.web.address import Address
     from gmemd.web.server import HttpServer
 
@@ -185,7 +184,6 @@ class Daemon:
                 self._doors.open(listening)
             for room in (gmemd, *gmemd.rooms.values()):
                 _resume(room)
-                self.spawn(room.snapshots.load())
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, gmemd.shutdown, "host-signal")
             self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
@@ -198,7 +196,8 @@ class Daemon:
                 log.info("serving HTTP", url=self._http.url)
             gc.freeze()  # what exists now stays; collections need not examine it
             self._manager.serve(self._loop, gmemd.describe)
-            gmemd.outlook.start()
+            if gmemd.custody.keeps or self._manager.keeping.manager == "systemd":
+                gmemd.outlook.start()
             self._program.ready()
             dispatcher.loader.loads_nothing = get_ident()
             self.spawn(self._load_ahead(dispatcher, directories))
@@ -222,12 +221,26 @@ class Daemon:
                         await dispatcher.loader.load()
                 else:
                     gc.enable()
+                await self._look_at_snapshots(dispatcher)
                 await dispatcher.loader.loaded.wait()
             log.debug("loaded ahead")
         except Exception as exc:
             log.error("internal error", exc_info=exc)
         gc.freeze()
         gc.enable()
+
+    async def _look_at_snapshots(self, dispatcher: Dispatcher) -> None:
+        """See what is in the directories of snapshots, and free what a predecessor has left there."""
+        rooms = [self._gmemd, *self._gmemd.rooms.values()]
+        found: list[Shelves] = []
+
+        def load() -> None:
+            found.extend(room.snapshots for room in rooms if os.path.isdir(room.snapshots_path))
+
+        with contextlib.suppress(QmpError):  # there is no thread
+            await dispatcher.loader.once("snapshots", load)
+        for shelves in found:
+            self.spawn(shelves.load())
 
     def _make_gmemd(self) -> Gmemd:
         options, manager, schema = self._options, self._manager, self._program.schema
@@ -238,15 +251,19 @@ class Daemon:
 
             faults = lab = Lab()
             kernel = LabKernel(kernel, lab)
-            manager.disturb(lambda notifier: cast(Notifier, LabNotifier(notifier, lab)))
+            manager.disturb(lambda notifier: cast("Notifier", LabNotifier(notifier, lab)))
         if options.audit:
             from gmemd.observe.audit import Audit
 
             audit = Audit(options.audit, schema.commands.keys() - schema.reading)
         custody = manager.custody(options.persist, options.state_dir, lambda fd: close_copies([fd]))
-        limited = self._program.gate is not None and self._program.gate.policy is not None
+        ledger = None
+        if self._program.gate is not None and self._program.gate.policy is not None:
+            from gmemd.authority.ledger import Ledger
+
+            ledger = Ledger()
         return Gmemd(schema=schema, kernel=kernel, name=options.name, uuid=options.uuid, host=self, custody=custody,
-                     ledger=Ledger() if limited else None,
+                     ledger=ledger,
                      manager=manager, lab=faults, audit=audit, snapshots=options.snapshots,
                      version={"qemu": QEMU_VERSION, "package": f"gmemd {package_version()}"})
 
@@ -254,9 +271,12 @@ class Daemon:
         """Take over what a predecessor left; the listening sockets that came with it."""
         gmemd = self._gmemd
         restored = self._manager.restore(gmemd.custody, gmemd.kernel.identify)
+        if restored is None:
+            return []
         for words in restored.words:
             log.warning("restore", words=words)
         if restored.objects or restored.lost or restored.unclaimed:
+            from gmemd.commands.charging import charge_again
             from gmemd.commands.returning import adopt_restored
 
             adopt_restored(gmemd, restored)

@@ -20,7 +20,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
-from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.notes import Notes
 from gmemd.changes.settling import Settler
 from gmemd.changes.steps import Ending, Step, after, in_order
@@ -30,6 +29,7 @@ from gmemd.errors import QmpError
 
 if TYPE_CHECKING:
     from gmemd.authority.ledger import Amounts, Budget
+    from gmemd.backends.base import HostMemoryBackend
 
 _UNTOLD: Final = "be run: its arguments fit"
 PARTS: Final = ("_claimed", "_done", "_notes", "_reserved", "_undo", "budget", "dry_run", "ending", "error",

@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.settling import Settler
 from gmemd.changes.steps import Step
 from gmemd.errors import os_errors
-from gmemd.memory.piece import Piece
-from gmemd.objects.records import record_of, updated
 
 if TYPE_CHECKING:
+    from gmemd.backends.base import HostMemoryBackend
+    from gmemd.memory.piece import Piece
     from gmemd.persist.batch import Operation
     from gmemd.persist.fdstore import Again
     from gmemd.persist.record import Record
@@ -50,6 +49,8 @@ class Notes:
         """Give a piece to custody, using up a reservation; `again` as for Custody.add."""
         custody = self._settler.custody
         if custody.keeps:
+            from gmemd.objects.records import record_of  # not at start
+
             self._record(piece, record_of(piece, self._settler.kernel))
             self._note(partial(self._add, piece, again))
 
@@ -57,6 +58,8 @@ class Notes:
         """The same for a piece that the service manager already has under this name."""
         custody = self._settler.custody
         if custody.keeps:
+            from gmemd.objects.records import record_of
+
             record = record_of(piece, self._settler.kernel)
             with os_errors(f"cannot examine '{name}'"):
                 status = os.fstat(piece.fd)
@@ -69,6 +72,8 @@ class Notes:
         """Update the record of an object, if it is kept, with its properties, visibility and lease."""
         custody = self._settler.custody
         if custody.keeps and backend.record is not None:
+            from gmemd.objects.records import updated
+
             self._record(backend, updated(backend))
             self._note(partial(custody.update, backend.record))
 

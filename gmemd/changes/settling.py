@@ -6,17 +6,19 @@ import asyncio
 import select
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.steps import Ending, after
 from gmemd.changes.waiting import at_once, until
 from gmemd.errors import QmpError
-from gmemd.kernel.kernel import Kernel
 from gmemd.observe.log import log
-from gmemd.persist.batch import Operation
 from gmemd.persist.nobody import AnyCustody
 from gmemd.persist.waits import Flush, NotKept, Wait
+
+if TYPE_CHECKING:
+    from gmemd.backends.base import HostMemoryBackend
+    from gmemd.kernel.kernel import Kernel
+    from gmemd.persist.batch import Operation
 
 
 class Unsettled(Protocol):

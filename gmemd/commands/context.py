@@ -19,17 +19,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gmemd.changes.jobs import Jobs
 from gmemd.changes.settling import Settler
 from gmemd.changes.threads import close_beside
-from gmemd.commands.outlook import Manager, Outlook, Unmanaged
-from gmemd.commands.shelf import Shelves
 from gmemd.errors import close_fd
 from gmemd.objects.container import Objects
 from gmemd.objects.fds import FdSets, NamedFds
 from gmemd.objects.names import IN_THE_HOUSE, at_home, outside
-from gmemd.objects.qom import Tree
-from gmemd.objects.rooms import MadeRoom
 from gmemd.observe.counters import Counters
 from gmemd.persist.nobody import AnyCustody, Nobody
-from gmemd.persist.record import Record
 from gmemd.qmp.encode import encode
 from gmemd.qmp.session import Session
 from gmemd.schema.validate import Command, Schema
@@ -40,15 +35,34 @@ if TYPE_CHECKING:
     from gmemd.authority.ledger import Account, Budget, Ledger
     from gmemd.authority.rights import Rights
     from gmemd.backends.base import HostMemoryBackend
+    from gmemd.commands.outlook import Manager, Outlook
+    from gmemd.commands.shelf import Shelves
     from gmemd.kernel.kernel import Kernel
     from gmemd.lab import Lab
+    from gmemd.objects.qom import Tree
+    from gmemd.objects.rooms import MadeRoom
     from gmemd.observe.audit import Audit
+    from gmemd.persist.record import Record
     from gmemd.snapshots.catalogue import Entry
 
 
 Function = Callable[..., Any]  # of a command
 
 EVENTS_KEPT = 200  # the latest, for later viewers
+
+
+def _nothing() -> None:
+    pass
+
+
+class _Parts:
+    """What a room creates when it is first needed, the same for all its copies."""
+
+    __slots__ = ("snapshots", "tree")
+
+    def __init__(self, tree: Tree | None = None, snapshots: Shelves | None = None) -> None:
+        self.tree = tree
+        self.snapshots = snapshots
 
 
 def function_in(modules: Sequence[ModuleType], name: str) -> Function | None:
@@ -133,7 +147,6 @@ class Gmemd:
 
         `snapshots` is the directory for them; "": clients have to pass one.
         """
-        manager = manager or Unmanaged()
         self.schema = schema
         self.kernel = kernel
         self.version = version
@@ -145,9 +158,10 @@ class Gmemd:
         self.host = host
         self.stop = host.stop
         self.spawn = host.spawn
-        self.settler = Settler(kernel, self.custody, manager.status_changed)
+        self.settler = Settler(kernel, self.custody, _nothing if manager is None else manager.status_changed)
         self.settle = self.settler.settle
-        self.outlook = Outlook(self.settler, manager, host.spawn, self.kept)
+        self._manager = manager
+        self._outlook: Outlook | None = None  # in the house
         self.counters = Counters(schema.commands, schema.reading)
         self.unclaimed: list[tuple[str, int]] = []  # fds that came back without a record, by fd-store name; ours
         self.stopping = False  # said in the house
@@ -165,13 +179,53 @@ class Gmemd:
     def _furnish(self, snapshots: str) -> None:
         """Create what is a room's own."""
         self.objects = Objects(self.tenant)
-        self.tree = Tree(self.schema, self.objects)
+        self._parts = _Parts()
         self.events: deque[tuple[float, str, dict[str, Any]]] = deque(maxlen=EVENTS_KEPT)  # when (seconds), name, data
         self.fd_sets: FdSets = FdSets() if self.tenant is None else FdSets(self.house.fd_sets.share.pool, room=True)
         self.jobs = Jobs(self.emit)
-        self.snapshots = Shelves(snapshots)
+        self.snapshots_path = snapshots
         self.lost: dict[str, Record] = {}  # objects whose record came back, but not their memory
         self.gone: dict[str, Record] = {}  # what is left of objects that were moved to another gmemd
+
+    # -- parts that are created when they are first needed: not at start -------------------------
+
+    @property
+    def outlook(self) -> Outlook:
+        """What is known about the service manager."""
+        house = self.house
+        if house._outlook is None:
+            from gmemd.commands.outlook import Outlook, Unmanaged
+
+            house._outlook = Outlook(house.settler, house._manager or Unmanaged(), house.spawn, house.kept)
+        return house._outlook
+
+    @property
+    def tree(self) -> Tree:
+        """The QOM tree."""
+        parts = self._parts
+        if parts.tree is None:
+            from gmemd.objects.qom import Tree
+
+            parts.tree = Tree(self.schema, self.objects)
+        return parts.tree
+
+    @tree.setter
+    def tree(self, tree: Tree) -> None:
+        self._parts = _Parts(tree, self.snapshots)
+
+    @property
+    def snapshots(self) -> Shelves:
+        """The directories of snapshots."""
+        parts = self._parts
+        if parts.snapshots is None:
+            from gmemd.commands.shelf import Shelves
+
+            parts.snapshots = Shelves(self.snapshots_path)
+        return parts.snapshots
+
+    @snapshots.setter
+    def snapshots(self, snapshots: Shelves) -> None:
+        self._parts = _Parts(self.tree, snapshots)
 
     # -- rooms -----------------------------------------------------------------------------------
 
@@ -182,7 +236,7 @@ class Gmemd:
         if tenant not in self.rooms:
             room = copy(self)
             room.tenant, room.sees_all, room.rooms, room.unclaimed = tenant, False, {}, []
-            room._furnish(f"{self.snapshots.path}/@{tenant}" if self.snapshots.path else "")
+            room._furnish(f"{self.snapshots_path}/@{tenant}" if self.snapshots_path else "")
             self.rooms[tenant], self.tree.rooms[tenant] = room, room.objects
         return self.rooms[tenant]
 

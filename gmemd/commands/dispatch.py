@@ -9,7 +9,6 @@ from typing import Any
 
 from gmemd.authority.rights import Rights
 from gmemd.changes.change import Change, changing
-from gmemd.changes.grouped import Grouped
 from gmemd.commands import control
 from gmemd.commands.context import Caller, Function, Gmemd, function_in
 from gmemd.commands.loading import Loader
@@ -30,9 +29,11 @@ class Dispatcher:
         self.gmemd = gmemd
         # Without a change, as others run them.
         self._functions: dict[str, tuple[Command, Function]] = {
-            name: (command, function_in(modules, name) or partial(self._later, name))
+            name: (command, function_in(modules, name) or partial(self._later, name, False))
             for name, command in gmemd.schema.commands.items()}
-        self._commands = {name: self._complete(*found) for name, found in self._functions.items()}
+        self._commands: dict[str, tuple[Command, Function]] = {
+            name: (command, partial(self._later, name, True)) if type(function) is partial else
+            self._complete(command, function) for name, (command, function) in self._functions.items()}
         self.loader = Loader(gmemd)
         self._usable: dict[tuple[frozenset[str] | None, bool], dict[str, tuple[Command, Function]]] = {}
 
@@ -62,19 +63,22 @@ class Dispatcher:
         """As clients run it: a command that changes something is given a change."""
         if command.reads_only:
             return command, function
-        return command, changing(self.gmemd.settler, function,
-                                 Grouped if command.name == "memdev-transaction" else Change)
+        if command.name == "memdev-transaction":
+            from gmemd.changes.grouped import Grouped
 
-    def _later(self, name: str, *arguments: Any) -> Any:
+            return command, changing(self.gmemd.settler, function, Grouped)
+        return command, changing(self.gmemd.settler, function, Change)
+
+    def _later(self, name: str, complete: bool, *arguments: Any) -> Any:
         """Run a command that the start has left out, which takes its place; NotLoaded where that holds up others."""
         command = self._functions[name][0]
         function = self.loader.function_of(name, self._functions)
         self._functions[name] = command, function
         found = self._commands[name] = self._complete(command, function)
-        for (_, reaching), entries in self._usable.items():
-            if name in entries:
-                entries[name] = (command, reaching_rooms(found[1])) if reaching else found
-        return function(*arguments)
+        for (_, reaching), usable in self._usable.items():
+            if name in usable:
+                usable[name] = (command, reaching_rooms(found[1])) if reaching else found
+        return (found[1] if complete else function)(*arguments)
 
     def run_beside(self, request: Request, session: Session, caller: Caller) -> Coroutine[Any, Any, Any]:
         """The same for a long request, whose arguments are checked in a thread."""

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from gmemd.backends.base import HostMemoryBackend
-from gmemd.backends.file import FileBackend
-from gmemd.backends.guest_memfd import GuestMemfdBackend
-from gmemd.backends.memfd import MemfdBackend
-from gmemd.backends.ram import RamBackend
-from gmemd.backends.shm import ShmBackend
 from gmemd.errors import QmpError
 from gmemd.objects.names import is_uid
 from gmemd.qmp.ghashtable import GHashSet
+
+if TYPE_CHECKING:
+    from gmemd.backends.base import HostMemoryBackend
 
 
 class ThreadContext:
@@ -37,9 +34,6 @@ class ThreadContext:
         return f"/objects/{self.id}"
 
 
-BACKENDS: dict[str, type[HostMemoryBackend]] = {
-    backend.qom_type: backend for backend in (RamBackend, FileBackend, MemfdBackend, ShmBackend, GuestMemfdBackend)
-}
 
 _MONITOR = "compat_monitor0"
 _TAKEN = frozenset({"type", _MONITOR})
@@ -81,6 +75,8 @@ class Objects:
     @property
     def sums(self) -> dict[str, list[int]]:
         """Number and bytes of the live objects of each type."""
+        from gmemd.backends.types import BACKENDS
+
         sizes: dict[str, list[int]] = {qom_type: [] for qom_type in BACKENDS}
         for backend in self._live.values():
             sizes[backend.qom_type].append(backend.memory_size)
@@ -132,6 +128,8 @@ class Objects:
             self.check_owner(owner[0])
         properties = arguments.copy()
         del properties["id"], properties["qom-type"]
+        from gmemd.backends.types import BACKENDS  # not at start
+
         backend = BACKENDS[arguments["qom-type"]](object_id, properties)
         backend.owner = owner
         backend.check(find_context)

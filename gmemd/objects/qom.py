@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from gmemd.backends.base import BASE_ORDER, HostMemoryBackend
+from gmemd.backends.types import BACKENDS
 from gmemd.errors import DEVICE_NOT_FOUND, QmpError
-from gmemd.objects.container import BACKENDS, Objects, ThreadContext
+from gmemd.objects.container import Objects, ThreadContext
 from gmemd.objects.names import at_home
 from gmemd.schema.validate import Schema
 

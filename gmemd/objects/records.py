@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.backends.types import BACKENDS
 from gmemd.errors import QmpError, os_errors
 from gmemd.kernel.kernel import Kernel
 from gmemd.memory.lease import NEVER, Lease
@@ -15,7 +16,6 @@ from gmemd.memory.moves import Move
 from gmemd.memory.piece import Aside, Piece
 from gmemd.memory.ranges import RangeMap
 from gmemd.memory.runner import Handover, Runner
-from gmemd.objects.container import BACKENDS
 from gmemd.objects.names import at_home
 from gmemd.persist.record import Record
 from gmemd.posix.boottime import from_record, on_the_wall

@@ -10,7 +10,6 @@ from collections.abc import Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from gmemd.errors import QmpError, close_fd
-from gmemd.persist.fdstore import FdStore
 from gmemd.persist.keeping import Keeping, Unit
 from gmemd.persist.liveupdate import is_on
 from gmemd.persist.nobody import AnyCustody, Nobody
@@ -23,8 +22,6 @@ from gmemd.persist.notify import (
     store_limit,
     watchdog_seconds,
 )
-from gmemd.persist.record import State
-from gmemd.persist.restore import Identify, Match, Restored, sort_out
 from gmemd.persist.unit import ask, own_unit
 from gmemd.posix.boottime import boot_id
 from gmemd.posix.private import exposed
@@ -33,11 +30,11 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
 
     from gmemd.persist.carried import Copy
+    from gmemd.persist.restore import Identify, Restored
 
 
 REGISTRY = "registry.sqlite"
 SYSTEMD = "/run/systemd/notify"  # the notify socket of the system's systemd, not of a user's
-NO_STATE = State(0, "", 0, 0, 0, ())  # of a registry that does not exist
 _STATUS_DELAY = 1.0  # seconds between two STATUS= lines, at least
 
 
@@ -86,6 +83,7 @@ class Manager:
                            "start gmemd under systemd or --keeper, or use --persist off")
         from gmemd.persist.carried import newest, put_back  # imported only here because SQLite takes long
         from gmemd.persist.custody import Custody
+        from gmemd.persist.fdstore import FdStore
         from gmemd.persist.note import take
         from gmemd.persist.registry import Registry
 
@@ -99,13 +97,18 @@ class Manager:
         return Custody(registry, self._notifier, FdStore(self._limit, min(self._given, self._runner)), close=close,
                        carries=self.keeping.live_update, boot=boot)
 
-    def restore(self, custody: AnyCustody, identify: Identify) -> Restored:
-        """What a predecessor left, sockets among it."""
+    def restore(self, custody: AnyCustody, identify: Identify) -> Restored | None:
+        """What a predecessor left, sockets among it; None: nothing."""
         if custody.keeps:
             restored = custody.restore(self._fds, identify, self._copy)
             restored.words[:0] = [self._put_back] if self._put_back else []
             return restored
-        return sort_out(self._fds, [], NO_STATE, Match(trusted=False))
+        if not self._fds:
+            return None
+        from gmemd.persist.record import State
+        from gmemd.persist.restore import Match, sort_out
+
+        return sort_out(self._fds, [], State(0, "", 0, 0, 0, ()), Match(trusted=False))  # no registry exists
 
     def serve(self, loop: AbstractEventLoop, status: Callable[[], str]) -> None:
         """Say that the daemon serves, feed the watchdog from the loop, and show what is held, as `status` says it."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from gmemd.persist.batch import Operation
-from gmemd.persist.record import Record
 from gmemd.persist.waits import Flush
 
 if TYPE_CHECKING:
+    from gmemd.persist.batch import Operation
     from gmemd.persist.custody import Custody
+    from gmemd.persist.record import Record
 
 AnyCustody: TypeAlias = "Custody | Nobody"
 

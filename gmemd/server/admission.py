@@ -13,11 +13,11 @@ from gmemd.authority.rights import ALL, OBSERVER, Rights
 from gmemd.changes.threads import in_thread
 from gmemd.commands.context import Gmemd
 from gmemd.errors import QmpError
-from gmemd.objects.rooms import MadeRoom
 from gmemd.observe.counters import clock
 from gmemd.observe.log import log
 
 if TYPE_CHECKING:
+    from gmemd.objects.rooms import MadeRoom
     from gmemd.server.monitor import Monitor
 
 _A_SECOND = 10  # lines about refusals; one says how many more there were

@@ -85,10 +85,13 @@ def little_typing() -> Instead:
         def __class_getitem__(cls, words: object) -> type:
             return cls
 
+    def anything(name: str, *bounds: object) -> type:
+        return type(name, (Anything,), {})  # not the same one: dataclasses knows ClassVar
+
     names = ("Any", "ClassVar", "Final", "Literal", "NoReturn", "Protocol", "Self", "TypeAlias", "_GenericAlias")
     return Instead({"typing": _Later(
         "typing", TYPE_CHECKING=False, NamedTuple=_NamedTuple("NamedTuple", (), {}), cast=lambda kind, value: value,
-        **{name: type(name, (Anything,), {}) for name in names})})  # not the same one: dataclasses knows ClassVar
+        TypeVar=anything, **{name: anything(name) for name in names})})
 
 
 class _LaterLogger:

@@ -7,8 +7,9 @@ import json
 import os
 
 from gmemd.backends.base import BASE_ORDER
+from gmemd.backends.types import BACKENDS
 from gmemd.commands import dispatch, rest, usual
-from gmemd.objects.container import BACKENDS, ThreadContext
+from gmemd.objects.container import ThreadContext
 from gmemd.schema.validate import Schema
 from tests.commands.conftest import Machine
 

@@ -68,7 +68,7 @@ async def living(directory: Path, patience: float = PATIENCE, *,
                       carries=live_update)
     machine = LiveMachine(custody=custody, manager=systemd)
     gmemd = machine.gmemd
-    gmemd.outlook = Outlook(gmemd.settler, systemd, machine.spawn, gmemd.kept, tell=told.append,
+    gmemd._outlook = Outlook(gmemd.settler, systemd, machine.spawn, gmemd.kept, tell=told.append,
                             mark=lambda: systemd.mark, patience=patience)
     receiving = asyncio.create_task(receive(systemd))
     try:

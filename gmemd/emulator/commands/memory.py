@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from gmemd.backends.base import HostMemoryBackend
+from gmemd.backends.types import BACKENDS
 from gmemd.changes.change import Change
 from gmemd.changes.threads import in_thread
 from gmemd.commands import jobs, memdev
@@ -19,7 +20,6 @@ from gmemd.emulator.plug import plug, unplug
 from gmemd.emulator.topology import CPU_TYPE
 from gmemd.emulator.tree import kept_node, machine_of
 from gmemd.errors import DEVICE_NOT_ACTIVE, DEVICE_NOT_FOUND, QmpError
-from gmemd.objects.container import BACKENDS
 
 # How long a cooperative guest takes to release a device.  A client may look for the event only after the reply:
 # libvirt 12 waits 5 s in vain when both come at once.
