@@ -157,10 +157,34 @@ def test_simulation_is_known_in_one_place() -> None:
     assert branching == []
 
 
-def test_a_start_loads_little() -> None:
+def test_a_start_loads_little(tmp_path: Path) -> None:
     """What a daemon that keeps nothing needs only later, if ever, does not delay its greeting."""
-    code = "import sys, gmemd.cli.gmemd, gmemd.server.loop, gmemd.daemon; print(*sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          env={**os.environ, "COVERAGE_PROCESS_CONFIG": ""}).stdout  # coverage loads SQLite
-    loaded = set(said.split())
-    assert {"sqlite3", "datetime", "jsonschema", "aiohttp", "structlog", "_ssl"} & loaded == set()
+    path = tmp_path / "q"
+    code = f"""
+import os, signal, socket, sys, time
+from _thread import start_new_thread
+from gmemd.cli.gmemd import main
+
+def look():
+    with socket.socket(socket.AF_UNIX) as client:
+        while client.connect_ex({str(path)!r}):
+            time.sleep(0.001)
+        client.recv(1000)
+    print(*sys.modules, file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+start_new_thread(look, ())
+main(["--qmp", {f"unix:{path}"!r}, "--persist", "off", "--warm", "off", "--log-level=error"])
+"""
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT.parent)})
+    loaded = set(done.stderr.split())
+    rare = {"sqlite3", "datetime", "jsonschema", "aiohttp", "structlog", "_ssl", "_hashlib", "typing", "argparse",
+            "inspect", "logging", "subprocess", "traceback", "concurrent.futures", "asyncio.streams"}
+    assert rare & loaded <= ({"typing"} if "gmemd.kernel.simulated" in loaded else set())
+    own = {name.removeprefix("gmemd.") for name in loaded}
+    assert {layer: words for layer in ("commands", "backends", "memory", "objects", "persist", "snapshots")
+            if (words := sorted(name.partition(".")[2] for name in own if name.startswith(f"{layer}.")))} == {
+        "commands": ["budget", "context", "control", "dispatch", "loading", "rooms"],
+        "objects": ["container", "fds", "names", "shares"],
+        "persist": ["keeping", "liveupdate", "manager", "nobody", "notify", "unit", "waits"]}

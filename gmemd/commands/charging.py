@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from gmemd.authority.ledger import NO_LIMITS, Account, Amounts, Budget, Charge, Memory, Source, refuse_above, total
+from gmemd.authority.ledger import NO_LIMITS, Account, Budget, Charge, Memory, refuse_above, total
 from gmemd.backends.base import HostMemoryBackend
 from gmemd.changes.change import Change
 from gmemd.commands.context import Gmemd
@@ -35,19 +35,6 @@ def charge(gmemd: Gmemd, backend: HostMemoryBackend, change: Change, *, aside: b
             _besides(kernel, backend, aside=aside) if aside or backend.aside is not None else NO_LIMITS,
             _charged(account, fd) if fd >= 0 else None)
         change.undo(release, backend)
-
-
-def budget_of(gmemd: Gmemd, account: str, limits: Amounts, user: Source) -> Budget | None:
-    """What a client may have whose rights name this account; `user`: the connections of its user."""
-    if gmemd.account is not None:
-        budget = Budget(gmemd.account, gmemd.account.limits)
-    elif gmemd.ledger is not None:
-        budget = gmemd.ledger.budget(account, limits)
-    else:
-        return None
-    *_, top = budget.levels
-    top.account.sources |= {user, gmemd.snapshots}
-    return budget
 
 
 def _budget(gmemd: Gmemd, change: Change) -> Budget | None:

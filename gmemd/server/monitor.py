@@ -24,7 +24,7 @@ from typing import Any
 from gmemd.authority.peer import Peer
 from gmemd.authority.rights import ALL, Rights
 from gmemd.changes.change import Change, WithFds
-from gmemd.commands.charging import budget_of
+from gmemd.commands.budget import budget_of
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
 from gmemd.errors import QmpError
