@@ -69,7 +69,7 @@ class HeldDirectories:
         """The same location by its directory's name."""
         for path, fd in self._held.items():
             if place == f"{_BY_FD}{fd}" or place.startswith(f"{_BY_FD}{fd}/"):
-                return path + place[len(f"{_BY_FD}{fd}"):]
+                return (path or os.curdir) + place[len(f"{_BY_FD}{fd}"):]
         return place
 
     def find_spec(self, name: str, path: Sequence[str] | None = None,
@@ -81,6 +81,6 @@ class HeldDirectories:
     def _place(self, path: str) -> str:
         """The same location by the descriptor."""
         for held, fd in self._held.items():
-            if path == held or path.startswith(f"{held}/"):
+            if path == held or (held and path.startswith(f"{held}/")):
                 return f"{_BY_FD}{fd}{path[len(held):]}"
         return path
