@@ -208,11 +208,8 @@ def _scan_lines(text: str) -> list[dict[str, Any]]:
         return []
     if end < len(listed) or len(values) != lines:
         return []
-    members = 0
-    for value in values:
-        arguments = value.get("arguments")
-        members += len(value) + len(arguments) if type(arguments) is dict else len(value)
-    return values[::-1] if text.count(":") == members else []
+    objects = values + [value["arguments"] for value in values if type(value.get("arguments")) is dict]
+    return values[::-1] if text.count(":") == sum(map(len, objects)) else []
 
 
 def _is_within_limits(text: str, start: int, end: int) -> bool:
