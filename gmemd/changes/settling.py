@@ -148,12 +148,12 @@ class Settler:
             waiting += self._unsettled
             self._unsettled = []
             _undo(error, [change for changes, _ in waiting for change in changes])
-        not_kept = "" if error is None else error.desc
         for changes, _ in waiting:
             for change in changes:
-                self.not_kept = not_kept
                 if change.error is None:
                     change.ending = change.finish()
+            if changes:
+                self.not_kept = "" if error is None else error.desc
         for changes, settled in waiting:
             after([change.ending for change in changes if change.ending is not None], settled)
         self._told()

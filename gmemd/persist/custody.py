@@ -141,7 +141,9 @@ class Custody:
         record.st_dev, record.st_ino, record.st_size = status.st_dev, status.st_ino, status.st_size
         record.fd_name = f"{self._prefix}{self._seq}"
         self._store.add_file(record.fd_name, file)
-        return self._note(Operation("add", record, stored, None if stored == fd else self._close, late))
+        operation = Operation("add", record, stored, None if stored == fd else self._close, late)
+        self._pending.note(operation)
+        return operation
 
     def remove(self, record: Record, *, grouped: bool = False) -> Operation:
         """Remove an object. Keep its fd open until the flush has ended: an undo needs it.
