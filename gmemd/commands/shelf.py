@@ -12,15 +12,18 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from gmemd.backends.base import HostMemoryBackend
-from gmemd.changes.change import Change
 from gmemd.changes.threads import beside, in_thread
 from gmemd.errors import QmpError, close_fd, os_errors
 from gmemd.posix.private import exposed
 from gmemd.snapshots import catalogue, folder
 from gmemd.snapshots.catalogue import Entry
+
+if TYPE_CHECKING:
+    from gmemd.backends.base import HostMemoryBackend
+    from gmemd.changes.change import Change
 
 Use = tuple[tuple[int, int], str]  # a directory (device and inode), and a name in it
 
