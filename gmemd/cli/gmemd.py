@@ -57,8 +57,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
                  "help": "who may do what, and how much (TOML, read again on SIGHUP); without it root, gmemd's own user"
                  " and the group of its socket may do everything"},
     "--check-policy": {"action": "store_true", "help": "say whether that file is right, and exit"},
-    "--warm": {"choices": ("on", "off"), "default": "on", "help": "load what refusals and rare commands need right"
-               " after the start, not at its first use: 12 MiB"},
+    "--warm": {"choices": ("on", "off"), "default": "on", "help": "load what rare commands need right after the"
+               " start, not at its first use: a few MiB"},
     "--log-level": {"default": "info", "choices": ("debug", "info", "warning", "error"), "help": "lowest level to log"},
     "--version": {"action": "store_true", "help": "print the version, and whether gmemd is compiled, and exit"},
 }
