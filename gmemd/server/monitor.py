@@ -37,7 +37,7 @@ from gmemd.server import long
 from gmemd.server.inbox import Inbox
 from gmemd.server.ledger import Ledger
 from gmemd.server.outgoing import Outgoing
-from gmemd.server.turns import CHANGES_SECONDS, LONGEST_TURN_SECONDS, MUCH
+from gmemd.server.turns import CHANGES_SECONDS, LONGEST_TURN_SECONDS, MUCH, SHORT
 from gmemd.server.users import FDS_MAX, Users
 
 READ_SIZE = 16 * 1024  # bytes at a time
@@ -240,13 +240,13 @@ class Monitor:
                 if outgoing.changes:
                     if began > last_end + CHANGES_SECONDS:  # it goes on once they are settled
                         break
-                elif began > last_end:
+                elif began > last_end or (lines and len(lines[-1]) > PIECE):  # large ones fill memory
                     self._more = True
                     turns.go_on(self._run)
                     break
                 elif turns.is_over(self._fd):
                     self._more = True
-                    if sum(map(len, lines)) < PIECE:
+                    if not (lines and len(lines[-1]) > SHORT):
                         turns.go_on(partial(self._run, last_end))
                         return
                     turns.go_on(self._run)

@@ -15,6 +15,7 @@ from typing import Final
 TURN_SECONDS: Final = 50e-6  # after that it is the turn of others, if any wait
 SHORT_TURN_SECONDS: Final = 10e-6  # the same while others were seen to wait
 MUCH: Final = 1024  # bytes that are read at once, some 20 us to parse
+SHORT: Final = 4096  # bytes of replies that wait for those of the client's next turn
 _CALM: Final = 32  # looks at which nobody waits until nobody is expected to
 LONGEST_TURN_SECONDS: Final = 2e-3  # after that it is the turn of others in any case, and replies are sent
 CHANGES_SECONDS: Final = 5e-3  # more for changes, which are made durable together; a large batch is many of these
