@@ -13,8 +13,9 @@ from time import perf_counter
 from typing import Final
 
 clock: Final = perf_counter  # seconds; the clock for durations
-BOUNDS: Final = (50e-6, 200e-6, 1e-3, 5e-3, 25e-3, 100e-3, 500e-3, 2.5, 10.0)  # seconds, upper bounds of buckets
-QUICK: Final = BOUNDS[0]
+QUICK: Final = 50e-6  # seconds
+BOUNDS: Final[tuple[float, ...]] = (  # seconds, upper bounds of buckets
+    QUICK, 200e-6, 1e-3, 5e-3, 25e-3, 100e-3, 500e-3, 2.5, 10.0)
 OTHER: Final = "other"  # what is not a command of the schema, or not a well-formed message
 
 
