@@ -37,6 +37,7 @@ from gmemd.schema.validate import Schema
 from gmemd.server.admission import Admission
 from gmemd.server.ahead import HeldDirectories
 from gmemd.server.doors import Doors, Listening
+from gmemd.server.later import import_dataclasses
 from gmemd.server.users import Users
 
 if TYPE_CHECKING:
@@ -200,6 +201,7 @@ class Daemon:
                 gmemd.outlook.start()
             self._program.ready()
             dispatcher.loader.loads_nothing = get_ident()
+            dispatcher.loader.first = import_dataclasses
             self.spawn(self._load_ahead(dispatcher, directories))
             gmemd.settler.catch_up()
             await self._stopped.wait()

@@ -174,13 +174,14 @@ def look():
     os.kill(os.getpid(), signal.SIGTERM)
 
 start_new_thread(look, ())
-main(["--qmp", {f"unix:{path}"!r}, "--persist", "off", "--warm", "off", "--log-level=error"])
+main(["--qmp", {f"unix:{path}"!r}, "--persist", "off", "--warm", "off", "--log-level=error",
+      "--snapshots", {str(tmp_path / "none")!r}])
 """
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True,
                           env={**os.environ, "PYTHONPATH": str(ROOT.parent)})
     loaded = set(done.stderr.split())
     rare = {"sqlite3", "datetime", "jsonschema", "aiohttp", "structlog", "_ssl", "_hashlib", "typing", "argparse",
-            "inspect", "logging", "subprocess", "traceback", "concurrent.futures", "asyncio.streams"}
+            "inspect", "dataclasses", "logging", "subprocess", "traceback", "concurrent.futures", "asyncio.streams"}
     assert rare & loaded <= ({"typing"} if "gmemd.kernel.simulated" in loaded else set())
     own = {name.removeprefix("gmemd.") for name in loaded}
     assert {layer: words for layer in ("commands", "backends", "memory", "objects", "persist", "snapshots")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final, NamedTuple
 
@@ -54,7 +54,7 @@ class Policy:
         if peer is None:
             return rights
         account = f"rule:{rights.rule}" if rule.shared else f"uid:{peer.uid}"
-        return replace(rights, account=account, room=str(peer.uid) if rights.role is Role.TENANT else None)
+        return rights._replace(account=account, room=str(peer.uid) if rights.role is Role.TENANT else None)
 
     def rights_in(self, room: str, namespace: str) -> Rights:
         """The rights of the clients of a made room; QmpError if its namespace has none."""
@@ -62,7 +62,7 @@ class Policy:
         if rule is None or rule.rights.role is Role.NONE:
             raise QmpError(f"the policy lets namespace '{namespace}' have nothing" if namespace else
                            "the policy lets a room without a namespace have nothing")
-        return replace(rule.rights, room=room,
+        return rule.rights._replace(room=room,
                        account=f"rule:{rule.rights.rule}" if rule.shared else f"namespace:{namespace}")
 
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
 
@@ -39,8 +38,7 @@ class Role(IntEnum):
         return cls[word.upper()]
 
 
-@dataclass(frozen=True, slots=True)
-class Rights:
+class Rights(NamedTuple):
     """The rights of one client, or of several that are alike."""
 
     role: Role
@@ -49,7 +47,7 @@ class Rights:
     commands: frozenset[str] | None = None  # None: all
     types: frozenset[str] | None = None  # qom-types of object-add; None: all
     paths: tuple[str, ...] | None = None  # the directories below which it may have files opened; None: anywhere
-    limits: Mapping[str, int] = field(default_factory=lambda: _NONE)  # by the names of policy.json
+    limits: Mapping[str, int] = _NONE  # by the names of policy.json
     room: str | None = None  # whose objects are all that it sees: a uid, or a made room; None: it sees everybody's
     account: str = ""  # what is used is charged to: "uid:UID", "rule:NAME", "namespace:NAME" or "room:ROOM"
 

@@ -35,6 +35,7 @@ class Loader:
         self.loading: dict[str, asyncio.Future[None]] = {}  # by what is loaded
         self.loaded = asyncio.Event()  # nothing more is to be loaded
         self._has: set[str] = set()  # the same, as soon as the thread is done
+        self.first: Callable[[], None] = lambda: None  # is called in the thread before anything is loaded
         self.loads_nothing: int | None = None  # the thread of an event loop that serves
 
     async def load(self) -> None:
@@ -56,6 +57,7 @@ class Loader:
 
     def _load_usual(self) -> None:
         self._check_wanted()
+        self.first()
         from gmemd.commands import usual  # noqa: F401  # with all that it imports
 
         self._has.add(_USUAL)

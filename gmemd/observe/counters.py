@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
@@ -39,13 +38,15 @@ class Durations:
         return [self.quick, *self.slow]
 
 
-@dataclass(slots=True, eq=False)
 class Tally:
     """How often a command was answered, and where its durations go."""
 
-    durations: Durations
-    succeeded: int = 0
-    failed: int = 0
+    __slots__ = ("durations", "failed", "succeeded")
+
+    def __init__(self, durations: Durations) -> None:
+        self.durations = durations
+        self.succeeded = 0
+        self.failed = 0
 
 
 class Counters:

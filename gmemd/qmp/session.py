@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final
 
 from gmemd.errors import COMMAND_NOT_FOUND, QmpError
@@ -32,16 +31,19 @@ class Postponed(Exception):
         self.error = error
 
 
-@dataclass(slots=True, eq=False)
 class Request:
     """One message of a client: a command to run, or the error that it is answered with."""
 
-    execute: str
-    arguments: dict[str, Any]
-    id: Any
-    oob: bool = False
-    error: QmpError | Postponed | None = None
-    began: float = 0.0  # when its command was started, by the monitor's clock
+    __slots__ = ("arguments", "began", "error", "execute", "id", "oob")
+
+    def __init__(self, execute: str, arguments: dict[str, Any], id: Any, oob: bool = False,
+                 error: QmpError | Postponed | None = None) -> None:
+        self.execute = execute
+        self.arguments = arguments
+        self.id = id
+        self.oob = oob
+        self.error = error
+        self.began = 0.0  # when its command was started, by the monitor's clock
 
 
 class Event:

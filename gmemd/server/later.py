@@ -172,7 +172,12 @@ def import_asyncio() -> None:
     with Instead(instead):
         for name in _PLACES:
             getattr(package, name)
-        import dataclasses  # noqa: F401  # it, too, imports inspect
+
+
+def import_dataclasses() -> None:
+    """Import dataclasses without inspect, which takes 6 ms and 0.7 MiB."""
+    with Instead({"inspect": _stand_ins()["inspect"]}):
+        import dataclasses  # noqa: F401
 
 
 import_asyncio()
