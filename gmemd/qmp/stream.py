@@ -46,6 +46,7 @@ class Stream:
         A JSON object is a dict in the order of the text; an integer within -2^63 ... 2^64-1 is an int, any
         other number a float.
         """
+        value: Any
         if self._ahead:
             return self._ahead.pop()
         if self._is_used_up:
@@ -65,6 +66,7 @@ class Stream:
 
     def _next(self) -> Any:
         """The same for what is not one message of at most a line."""
+        value: Any
         if self._is_at_rest:
             first = self._lexer.skip_blanks()
             if first < 0:
