@@ -34,8 +34,8 @@ COMMANDS = {
     "echo": f"{BINARIES}/echo {{socket}}",
 }
 GMEMD_OPTIONS = {
-    "gmemd": "--persist off",
-    "gmemd-cold": "--persist off --warm off",
+    "gmemd": "--persist off --snapshots {directory}/none",  # whatever is in the default directory
+    "gmemd-cold": "--persist off --snapshots {directory}/none --warm off",
     "gmemd-durable": "--persist on --keeper",
     "gmemd-guest": "--persist off --snapshots {directory}/snapshots",
     "gmemd-http": "--persist off --http unix:{directory}/http",
@@ -81,8 +81,9 @@ def set_gmemd(name: str, tree: Path, command: str = "") -> None:
     usage = subprocess.run([*shlex.split(command), "--help"], capture_output=True, text=True,
                            env={**os.environ, "PYTHONPATH": str(tree)}).stdout
     for variant, options in GMEMD_OPTIONS.items():
-        if "--warm" not in usage:  # an older one, which loads nothing ahead
-            options = options.replace("--warm off", "")
+        for option, value in (("--warm", "off"), ("--snapshots", "{directory}/none")):
+            if option not in usage:  # an older one, which loads nothing ahead, and has no snapshots
+                options = options.replace(f"{option} {value}", "")
         variant = variant.replace("gmemd", name, 1)
         COMMANDS[variant] = f"{command} --qmp unix:{{socket}} --state-dir {{directory}} --log-level info {options}"
         _TREES[variant] = tree
