@@ -172,7 +172,7 @@ class TestWhichIsUsed:
         add(world, "c")
         world.crash()
         image = bytearray(Path(world.path).read_bytes())
-        image[image.index(b'{"id": "a"}') + 8] ^= 1
+        image[image.index(b'{"id":"a"}') + 7] ^= 1
         Path(world.path).write_bytes(image)
         world.start()
         assert ids(world) == ["a", "b", "c"]
