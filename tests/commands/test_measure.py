@@ -10,7 +10,6 @@ import json
 import os
 import resource
 import time
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, cast
 import pytest
 import pytest_asyncio
 
+from gmemd.backends.memfd import MemfdBackend
 from gmemd.commands import measure
 from gmemd.commands.measure import Measurer, item_of
 from gmemd.errors import QmpError
@@ -278,10 +278,10 @@ async def test_what_is_deleted_is_forgotten(live: LiveMachine) -> None:
     await add(live, "m")
     measurer = Measurer(live.gmemd)
     await measurer.measure([live.gmemd.objects.find("m")], 0)
-    gone = weakref.ref(live.gmemd.objects.find("m"))
     await live.do("object-del", id="m")
     gc.collect()
-    assert gone() is None
+    objects = live.gmemd.objects
+    assert [one for one in gc.get_objects() if type(one) is MemfdBackend and one.home is objects] == []
     await add(live, "m")
     assert measurer.last(live.gmemd.objects.find("m")) is None
 

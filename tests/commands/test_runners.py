@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +175,7 @@ async def test_a_tenant_names_its_own_processes_only(live: LiveMachine, tmp_path
     own = [subprocess.Popen(["sleep", "600"], user=4242) for _ in range(2)]
     try:
         live.become(4242)
-        live.rights = replace(live.rights, paths=(str(tmp_path),))
+        live.rights = live.rights._replace(paths=(str(tmp_path),))
         await live.do("object-add", qom_type="memory-backend-memfd", id="m", size=PAGE)
         refusal = f"process {other.pid} has ended, or is not visible from here"
         first, second = ({"pid": process.pid, "qmp": f"{tmp_path}/q{process.pid}"} for process in own)

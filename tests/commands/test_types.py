@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 import pytest
 
@@ -24,11 +23,11 @@ def test_no_command_creates_what_is_not_allowed(machine: Machine, command: str) 
                  "memdev-clone": {"template": "m", "copy": True},
                  "memdev-adopt": {"fdname": "given", "require-seals": False}}[command]
     may = machine.rights
-    machine.rights = replace(may, types=frozenset(("memory-backend-ram",)))
+    machine.rights = may._replace(types=frozenset(("memory-backend-ram",)))
     judged = {"command": command, "arguments": {**arguments, "id": "new"}}
     assert machine.refusal("query-command-effect", **judged) == (
         "GenericError", "type 'memory-backend-memfd' is disabled by policy")
-    machine.rights = replace(may, types=frozenset(("memory-backend-memfd",)))
+    machine.rights = may._replace(types=frozenset(("memory-backend-memfd",)))
     machine.run("query-command-effect", **judged)
     os.close(machine.named_fds.take("given"))
     machine.become(None)
