@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 from gmemd.changes.settling import Settler
 from gmemd.changes.steps import Step
@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from gmemd.persist.batch import Operation
     from gmemd.persist.fdstore import Again
     from gmemd.persist.record import Record
+
+
+@cache
+def _records() -> Any:
+    from gmemd.objects import records  # not at start
+
+    return records
 
 
 class Notes:
@@ -49,18 +56,14 @@ class Notes:
         """Give a piece to custody, using up a reservation; `again` as for Custody.add."""
         custody = self._settler.custody
         if custody.keeps:
-            from gmemd.objects.records import record_of  # not at start
-
-            self._record(piece, record_of(piece, self._settler.kernel))
+            self._record(piece, _records().record_of(piece, self._settler.kernel))
             self._note(partial(self._add, piece, again))
 
     def keep_stored(self, piece: Piece, name: str) -> None:
         """The same for a piece that the service manager already has under this name."""
         custody = self._settler.custody
         if custody.keeps:
-            from gmemd.objects.records import record_of
-
-            record = record_of(piece, self._settler.kernel)
+            record = _records().record_of(piece, self._settler.kernel)
             with os_errors(f"cannot examine '{name}'"):
                 status = os.fstat(piece.fd)
             record.fd_name, record.st_size = name, status.st_size
@@ -72,9 +75,7 @@ class Notes:
         """Update the record of an object, if it is kept, with its properties, visibility and lease."""
         custody = self._settler.custody
         if custody.keeps and backend.record is not None:
-            from gmemd.objects.records import updated
-
-            self._record(backend, updated(backend))
+            self._record(backend, _records().updated(backend))
             self._note(partial(custody.update, backend.record))
 
     def forget(self, piece: Piece) -> None:

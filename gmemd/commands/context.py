@@ -213,6 +213,10 @@ class Gmemd:
     def tree(self, tree: Tree) -> None:
         self._parts = _Parts(tree, self.snapshots)
 
+    def find_context(self, path: str) -> str:
+        """The path of the thread context that a prealloc-context names; QmpError if there is none."""
+        return self.tree.find_context(path)
+
     @property
     def snapshots(self) -> Shelves:
         """The directories of snapshots."""

@@ -32,7 +32,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
     paths = None if caller.rights.all else _paths(caller.rights, arguments)
     if arguments["qom-type"] == ThreadContext.qom_type:
         return _add_context(gmemd, caller, arguments, change)
-    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, dry_run=change.dry_run)
+    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.find_context, dry_run=change.dry_run)
     if paths is not None and isinstance(backend, FileBackend):
         backend.paths = paths
     slow = (backend.on_file or backend.properties["prealloc"]) and not change.dry_run

@@ -42,7 +42,7 @@ def judge_value(gmemd: Gmemd, backend: HostMemoryBackend, name: str, value: Any)
     backend.refuse_set(name, seen=False)
     value = gmemd.schema.check_property(backend.qom_type, name, value)
     if name == "prealloc-context" and value:
-        value = gmemd.tree.find_context(value)
+        value = gmemd.find_context(value)
     backend.refuse_set(name, seen=True)
     backend.check_value(name, value)
     return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gmemd.errors import QmpError
@@ -39,6 +40,13 @@ _MONITOR = "compat_monitor0"
 _TAKEN = frozenset({"type", _MONITOR})
 
 _is_identifier = re.compile(r"[A-Za-z][A-Za-z0-9\-._]*").fullmatch
+
+
+@cache
+def _backends() -> dict[str, type[HostMemoryBackend]]:
+    from gmemd.backends.types import BACKENDS  # not at start
+
+    return BACKENDS
 
 
 class Objects:
@@ -75,9 +83,7 @@ class Objects:
     @property
     def sums(self) -> dict[str, list[int]]:
         """Number and bytes of the live objects of each type."""
-        from gmemd.backends.types import BACKENDS
-
-        sizes: dict[str, list[int]] = {qom_type: [] for qom_type in BACKENDS}
+        sizes: dict[str, list[int]] = {qom_type: [] for qom_type in _backends()}
         for backend in self._live.values():
             sizes[backend.qom_type].append(backend.memory_size)
         return {qom_type: [len(each), sum(each)] for qom_type, each in sizes.items()}
@@ -128,9 +134,7 @@ class Objects:
             self.check_owner(owner[0])
         properties = arguments.copy()
         del properties["id"], properties["qom-type"]
-        from gmemd.backends.types import BACKENDS  # not at start
-
-        backend = BACKENDS[arguments["qom-type"]](object_id, properties)
+        backend = _backends()[arguments["qom-type"]](object_id, properties)
         backend.owner = owner
         backend.check(find_context)
         return backend

@@ -32,7 +32,7 @@ def object_add(gmemd: Gmemd, caller: Caller, arguments: dict[str, Any], change: 
         return _keep(gmemd, arguments, change)
     if machine.domain is None:
         return memdev.object_add(gmemd, caller, arguments, change)
-    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.tree.find_context, dry_run=change.dry_run)
+    backend = gmemd.objects.begin(arguments, (caller.uid, caller.pid), gmemd.find_context, dry_run=change.dry_run)
     change.undo(gmemd.objects.cancel, backend)
     change.judged_alone()
     return _add_lasting(gmemd, machine.domain, backend, arguments)
