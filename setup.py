@@ -38,7 +38,10 @@ COMPILED = (
     "gmemd/observe/counters.py",
     "gmemd/observe/log.py",
     "gmemd/persist/batch.py",
+    "gmemd/persist/fdstore.py",
+    "gmemd/persist/notify.py",
     "gmemd/persist/record.py",
+    "gmemd/persist/registry.py",
     "gmemd/qmp/encode.py",
     "gmemd/qmp/ghashtable.py",
     "gmemd/qmp/lexer.py",
@@ -52,6 +55,7 @@ COMPILED = (
     "gmemd/server/ledger.py",
     "gmemd/server/monitor.py",
     "gmemd/server/outgoing.py",
+    "gmemd/server/selector.py",
     "gmemd/server/turns.py",
 )
 

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+
+TYPE_CHECKING = False  # as of typing, which the keeper does without
+if TYPE_CHECKING:
+    from mypy_extensions import mypyc_attr as mypyc_attr
+else:
+    def mypyc_attr(**_: object) -> Callable[[type], type]:
+        """What a compiled build is told about a class (setup.py); nothing is to be done about it here."""
+        return lambda cls: cls
 
 GENERIC_ERROR = "GenericError"
 COMMAND_NOT_FOUND = "CommandNotFound"

@@ -18,7 +18,7 @@ import socket
 from array import array
 from collections.abc import Iterable, MutableMapping, Sequence
 
-from gmemd.errors import QmpError, close_fd
+from gmemd.errors import QmpError, close_fd, mypyc_attr
 from gmemd.keeper import BARRIER_ANSWERS, SEVERAL, SURE
 from gmemd.persist.keeping import UNLIMITED
 
@@ -33,6 +33,7 @@ _HEADING = 64  # bytes of a message besides names, at most
 _SOL_SOCKET, _SCM_RIGHTS = int(socket.SOL_SOCKET), int(socket.SCM_RIGHTS)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Notifier:
     """A connection to the manager's notify socket. Nothing here waits."""
 

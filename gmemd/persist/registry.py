@@ -19,7 +19,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Collection, Sequence, Set
 
-from gmemd.errors import QmpError
+from gmemd.errors import QmpError, mypyc_attr
 from gmemd.persist.reason import reason
 from gmemd.persist.record import COLUMNS, Damaged, Record, Row, State, record_of, row_of, state_row
 from gmemd.persist.salvage import new_file, put_in_place, salvage
@@ -39,6 +39,7 @@ _NOT_WRITABLE = ("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_FULL", "SQLITE_PE
 _BUSY_TIMEOUT = 1  # seconds; a predecessor's lock ends with it
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Registry:
     """An open registry. One connection, one process, one thread at a time."""
 

@@ -16,7 +16,8 @@ from selectors import EVENT_READ, EVENT_WRITE, BaseSelector
 
 import pytest
 
-from gmemd.server.loop import Loop, Selector, run
+from gmemd.server.loop import Loop, run
+from gmemd.server.selector import Selector
 from tests.programs import ROOT
 
 BOTH = EVENT_READ | EVENT_WRITE
@@ -24,7 +25,7 @@ BOTH = EVENT_READ | EVENT_WRITE
 
 @pytest.fixture(params=[Selector, selectors.EpollSelector])
 def selector(request: pytest.FixtureRequest) -> Iterator[BaseSelector]:
-    with request.param() as made:
+    with contextlib.closing(request.param()) as made:
         yield made
 
 
