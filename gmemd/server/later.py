@@ -88,10 +88,12 @@ def little_typing() -> Instead:
     def anything(name: str, *bounds: object) -> type:
         return type(name, (Anything,), {})  # not the same one: dataclasses knows ClassVar
 
+    named = _NamedTuple("NamedTuple", (), {})
     names = ("Any", "ClassVar", "Final", "Literal", "NoReturn", "Protocol", "Self", "TypeAlias", "_GenericAlias")
     return Instead({"typing": _Later(
-        "typing", TYPE_CHECKING=False, NamedTuple=_NamedTuple("NamedTuple", (), {}), cast=lambda kind, value: value,
-        TypeVar=anything, **{name: anything(name) for name in names})})
+        "typing", TYPE_CHECKING=False, NamedTuple=named, cast=lambda kind, value: value, TypeVar=anything,
+        _NamedTuple=named, NamedTupleMeta=_NamedTuple,  # in compiled modules, instead of NamedTuple
+        **{name: anything(name) for name in names})})
 
 
 class _LaterLogger:
