@@ -27,6 +27,13 @@ _USUAL = "usual"
 _REST = "rest"
 
 
+class Loaded:
+    """A request whose command is loaded now, and has not begun: loading is no long command of the client's."""
+
+    def __init__(self, run: Callable[[], Any]) -> None:
+        self.run = run
+
+
 class Loader:
     """Loads once, and runs what waits for that."""
 
@@ -95,10 +102,10 @@ class Loader:
         if name not in self._has and get_ident() == self.loads_nothing:
             raise NotLoaded(name)
 
-    async def run(self, wanted: NotLoaded, run: Callable[[], Any]) -> Any:
-        """The result of a request once what it wants is loaded; nothing has happened so far."""
+    async def run(self, wanted: NotLoaded, run: Callable[[], Any]) -> Loaded:
+        """Load what a request wants; nothing of it has happened so far."""
         await (self.load_usual() if wanted.args == (_USUAL,) else self.load())
-        return await _waited(run())
+        return Loaded(run)
 
     async def run_beside(self, judge: Callable[[], Found], arguments: dict[str, Any], caller: Caller) -> Any:
         """The result of a long request, whose arguments are checked in a thread."""

@@ -27,6 +27,7 @@ from gmemd.changes.change import Change, WithFds
 from gmemd.commands.budget import budget_of
 from gmemd.commands.context import Gmemd
 from gmemd.commands.dispatch import Dispatcher
+from gmemd.commands.loading import Loaded
 from gmemd.errors import QmpError
 from gmemd.objects.fds import NamedFds
 from gmemd.observe.counters import clock
@@ -317,7 +318,12 @@ class Monitor:
         self._busy, gone_before = True, self._hung_up()
 
         def ended(result: Any) -> None:
-            if not gone_before and self._hung_up():
+            if type(result) is Loaded:
+                try:
+                    result = result.run()
+                except Exception as exc:
+                    result = exc
+            elif not gone_before and self._hung_up():
                 self._drop_input()
             self._deferred = (request, result)
             self._continue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from unittest.mock import Mock
 
@@ -120,3 +121,22 @@ async def test_requests_of_one_who_does_not_read_wait(connect: Connect) -> None:
         await asyncio.sleep(0)
     assert monitor._outgoing.weight < HIGH_WATER + (8 << 20)  # and what a turn adds
     assert [json.loads(line)["id"] for line in await lines(client, many)] == list(range(many))
+
+
+@pytest.mark.asyncio
+async def test_what_a_client_has_sent_is_carried_out_if_it_closes_while_commands_are_loaded(connect: Connect) -> None:
+    monitor, client = connect()
+    loader, closed = monitor._dispatcher.loader, threading.Event()
+    loader.loads_nothing, loader.first = threading.get_ident(), lambda: closed.wait(PATIENCE) and None
+    tasks: list[asyncio.Task[None]] = []
+    monitor._gmemd.spawn = lambda work: tasks.append(asyncio.create_task(work))  # type: ignore[method-assign]
+    tally = monitor._gmemd.counters.commands["query-memdev"]
+    client.sendall(NEGOTIATE + b'{"execute": "query-memdev"}\n' * 5)
+    async with asyncio.timeout(PATIENCE):
+        while not loader.loading:
+            await asyncio.sleep(0)
+        client.close()
+        closed.set()
+        while monitor._open:
+            await asyncio.sleep(0.001)
+    assert tally.succeeded == 5
