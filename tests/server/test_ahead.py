@@ -17,8 +17,8 @@ before = sys.getswitchinterval(), list(sys.meta_path)
 here = os.path.dirname(os.__file__)
 held = HeldDirectories()
 with held:
-    import xml.dom.minidom as module
-    import xml.dom as package
+    import wsgiref.headers as module
+    import wsgiref as package
     assert module.__file__.startswith("/proc/self/fd/"), module.__file__
 for place in (module.__file__, module.__spec__.origin, module.__spec__.loader.path, package.__path__[0],
               package.__spec__.submodule_search_locations[0]):
