@@ -16,6 +16,13 @@ _WRITABLE = ~select.EPOLLIN
 _ROUNDS = 64  # of readers until it is asyncio's turn in any case, if only to forget the timers that were cancelled
 _DAY = 86400.0
 
+# A client that waits for each answer busily has its next request there some microseconds after the reply. To sleep and
+# be woken up meanwhile takes longer than to look again, and caches are cold afterwards. So after a request the selector
+# looks some times more before it sleeps, as long as that was worth it lately; else it tries that now and then.
+_LOOKS = 8
+_FAILURES = 4  # in a row, until it is not worth it
+_RARELY = 64  # sleeps until the next try
+
 
 class Selector:
     """epoll(7) of descriptors by number, as asyncio uses it."""
@@ -28,6 +35,7 @@ class Selector:
         self._failed = failed
         self.readers: dict[int, Callable[[], object]] = {}  # of registered descriptors: `select` calls them
         self.after: deque[Callable[[], object]] = deque()  # one is called each time after them
+        self.tries = 1  # so often it still looks again before it sleeps; negative: so often it does not
 
     def register(self, fileobj: int, events: int, data: Any = None) -> SelectorKey:
         try:
@@ -70,7 +78,22 @@ class Selector:
             timeout = self._idle_for()
             if timeout is not None and timeout <= 0:
                 break
+            if not after:
+                self.look()
         return ready
+
+    def look(self) -> None:
+        """Return when something has happened, or it is better to sleep."""
+        tries = self.tries
+        if tries <= 0:
+            self.tries = tries + 1
+            return
+        poll = self._epoll.poll
+        for _ in range(_LOOKS):
+            if poll(0, 1):
+                self.tries = _FAILURES
+                return
+        self.tries = tries - 1 if tries > 1 else -_RARELY
 
     def _idle_for(self) -> float | None:
         """For how long asyncio has nothing to do (seconds); None: until something happens at a descriptor."""

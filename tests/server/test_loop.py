@@ -104,6 +104,20 @@ def test_closed_here_but_held_elsewhere(selector: BaseSelector, pair: tuple[sock
     held.close()
 
 
+def test_it_looks_again_before_it_sleeps_while_that_is_worth_it(pair: tuple[socket.socket, socket.socket]) -> None:
+    """It stops when nothing has come several times, and begins again when a rare try finds something."""
+    ours, theirs = pair
+    with contextlib.closing(Selector()) as selector:
+        selector.register(ours.fileno(), EVENT_READ)
+        for _ in range(100):
+            selector.look()
+        assert selector.tries < 0
+        theirs.send(b"x")
+        for _ in range(100):
+            selector.look()
+        assert selector.tries > 1
+
+
 def test_what_could_not_be_unregistered_is_registered_again(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     fd = ours.fileno()
