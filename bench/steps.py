@@ -29,6 +29,7 @@ from gmemd.persist.record import Record, row_of
 from gmemd.persist.registry import Registry
 from gmemd.qmp.session import Request, Session
 from gmemd.schema.validate import Schema
+from gmemd.server.ledger import Ledger
 
 PING = b'{"execute":"query-version"}\n'
 ADD = (b'{"execute":"object-add","arguments":{"qom-type":"memory-backend-memfd","id":"m0","size":67108864,'
@@ -62,7 +63,8 @@ class Server:
         self.usable = self.dispatcher.usable(ALL)
         self.session = Session(self.gmemd.version)
         self.session.negotiate([])
-        self.log = ClientLog(Log(lambda data: None), {"monitor": 1, "uid": 0, "pid": 1})
+        self.ledger = Ledger(self.gmemd, self.session, self.uid, self.pid)
+        self.ledger._log = ClientLog(Log(lambda data: None), {"monitor": 1, "uid": 0, "pid": 1})
 
     def emit(self, name: str, data: dict[str, Any]) -> None: ...
 
@@ -93,8 +95,7 @@ class Server:
         """Encode, count and log, as a monitor does."""
         error = result if isinstance(result, QmpError) else None
         reply = self.session.success(request, result) if error is None else self.session.failure(request, error)
-        ended = perf_counter()
-        self.log.answered(request.execute, ended, ended, self.session.id_json(request), error)
+        self.ledger.answered(request, error)
         return reply
 
 

@@ -115,13 +115,9 @@ class Objects:
 
     def begin_as(self, backend: HostMemoryBackend, *, dry_run: bool = False) -> None:
         """The same for a checked object."""
-        object_id = backend.id
-        if object_id in self._live or object_id in self._adding or object_id in _TAKEN:
-            self._check_free(object_id)
+        self._check_free(backend.id)
         if not dry_run:
-            backend.home = self
-            self._adding.add(object_id)
-            self._slots.add(object_id)
+            self.take(backend)
 
     def checked(self, arguments: dict[str, Any], owner: tuple[int, int],
                 find_context: Callable[[str], str]) -> HostMemoryBackend:
